@@ -1,0 +1,243 @@
+//! One tick as the text of a few notifications.
+//!
+//! A notification is one part of a tick: a header line `1 <tick> <previous> <part> <parts>`, then for each event a line
+//! `<n> <topic length> <event length> <payload length>` and the three texts, lengths in bytes. A header with zero parts
+//! is a hint: the tick exists, its events are in the log. `previous` names the tick before, so a reader that did not
+//! see that one knows that it has missed something.
+
+use std::fmt::Write;
+
+use crate::segment::Event;
+use crate::topic::check_name;
+
+/// The longest payload Postgres takes in a notification, in bytes.
+pub const MAX_PART: usize = 7999;
+
+/// Room set aside for the header line of a part.
+const HEADER_ROOM: usize = 64;
+
+/// The most parts one tick is spread over; a larger tick becomes a hint.
+pub const MAX_PARTS: u32 = 64;
+
+/// Collects a tick's events into the texts of its notifications.
+#[derive(Debug)]
+pub struct Announcement {
+    tick: u64,
+    previous: u64,
+    bodies: Vec<String>,
+    count: u32,
+    fits: bool,
+}
+
+impl Announcement {
+    /// Starts the announcement of `tick`, whose predecessor is `previous`.
+    pub fn new(tick: u64, previous: u64) -> Self {
+        Self { tick, previous, bodies: Vec::new(), count: 0, fits: true }
+    }
+
+    /// Adds the next event; if it doesn't fit, the announcement becomes a hint.
+    pub fn push(&mut self, event: &Event<'_>) {
+        self.count += 1;
+        if !self.fits {
+            return;
+        }
+        let (topic, name, payload) = (event.topic, event.event, event.payload);
+        let head = format!("{} {} {} {}\n", self.count, topic.len(), name.len(), payload.len());
+        let size = head.len() + topic.len() + name.len() + payload.len();
+        let room = MAX_PART - HEADER_ROOM;
+        if size > room {
+            return self.make_hint();
+        }
+        if self.bodies.last().is_none_or(|body| body.len() + size > room) {
+            if self.bodies.len() == MAX_PARTS as usize {
+                return self.make_hint();
+            }
+            self.bodies.push(String::with_capacity(room.min(size * 4)));
+        }
+        if let Some(body) = self.bodies.last_mut() {
+            for text in [&head, topic, name, payload] {
+                body.push_str(text);
+            }
+        }
+    }
+
+    /// Leaves the events to the log.
+    pub fn make_hint(&mut self) {
+        self.fits = false;
+        self.bodies = Vec::new();
+    }
+
+    /// The notifications, in the order to send them: at least one, each at most [`MAX_PART`] bytes.
+    pub fn finish(mut self) -> Vec<String> {
+        let parts = self.bodies.len();
+        if parts == 0 {
+            return vec![format!("1 {} {} 0 0\n", self.tick, self.previous)];
+        }
+        for (i, body) in self.bodies.iter_mut().enumerate() {
+            let mut header = String::with_capacity(HEADER_ROOM);
+            // Writing to a String can't fail.
+            let _ = writeln!(header, "1 {} {} {} {parts}", self.tick, self.previous, i + 1);
+            body.insert_str(0, &header);
+        }
+        self.bodies
+    }
+}
+
+/// One notification, parsed.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Part<'a> {
+    /// The tick.
+    pub tick: u64,
+    /// The tick before it; 0 if it is the first of all.
+    pub previous: u64,
+    /// Which part this is, from 1; 0 in a hint.
+    pub part: u32,
+    /// How many parts the tick has; 0 in a hint.
+    pub parts: u32,
+    /// The events with their numbers within the tick, from 1 and rising.
+    pub events: Vec<(u32, Event<'a>)>,
+}
+
+/// The text is no notification of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BatchError {
+    /// The header line is not one.
+    #[error("malformed header")]
+    Header,
+    /// The header names a format this build doesn't know.
+    #[error("unknown version")]
+    Version,
+    /// An event is malformed or cut short.
+    #[error("malformed event")]
+    Event,
+}
+
+impl<'a> Part<'a> {
+    /// Parses the payload of a notification.
+    pub fn parse(text: &'a str) -> Result<Self, BatchError> {
+        let (header, mut rest) = text.split_once('\n').ok_or(BatchError::Header)?;
+        let [version, tick, previous, part, parts] = numbers(header).ok_or(BatchError::Header)?;
+        if version != 1 {
+            return Err(BatchError::Version);
+        }
+        let (part, parts) = match (u32::try_from(part), u32::try_from(parts)) {
+            (Ok(part), Ok(parts)) if parts <= MAX_PARTS && part <= parts && (part > 0) == (parts > 0) => (part, parts),
+            _ => return Err(BatchError::Header),
+        };
+        if previous >= tick || (parts == 0) != rest.is_empty() {
+            return Err(BatchError::Header);
+        }
+        let mut events: Vec<(u32, Event<'a>)> = Vec::new();
+        while !rest.is_empty() {
+            let (n, event, after) = event(rest).ok_or(BatchError::Event)?;
+            if n <= events.last().map_or(0, |last| last.0) {
+                return Err(BatchError::Event);
+            }
+            events.push((n, event));
+            rest = after;
+        }
+        Ok(Self { tick, previous, part, parts, events })
+    }
+
+    /// Whether this is a hint: the events are in the log.
+    pub fn is_hint(&self) -> bool {
+        self.parts == 0
+    }
+}
+
+fn event(text: &str) -> Option<(u32, Event<'_>, &str)> {
+    let (head, rest) = text.split_once('\n')?;
+    let [n, topic, event, payload] = numbers(head)?;
+    let (topic, rest) = rest.split_at_checked(usize::try_from(topic).ok()?)?;
+    let (event, rest) = rest.split_at_checked(usize::try_from(event).ok()?)?;
+    let (payload, rest) = rest.split_at_checked(usize::try_from(payload).ok()?)?;
+    check_name(topic).and_then(|()| check_name(event)).ok()?;
+    Some((u32::try_from(n).ok()?, Event { topic, event, payload }, rest))
+}
+
+/// Exactly `N` numbers, one blank between them.
+fn numbers<const N: usize>(line: &str) -> Option<[u64; N]> {
+    let mut out = [0; N];
+    let mut fields = line.split(' ');
+    for slot in &mut out {
+        let field = fields.next().filter(|f| !f.is_empty() && f.bytes().all(|b| b.is_ascii_digit()))?;
+        *slot = field.parse::<i64>().ok()?.unsigned_abs();
+    }
+    fields.next().is_none().then_some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn announce(events: &[(String, String, String)]) -> Vec<String> {
+        let mut announcement = Announcement::new(20, 10);
+        for (topic, event, payload) in events {
+            announcement.push(&Event { topic, event, payload });
+        }
+        announcement.finish()
+    }
+
+    proptest! {
+        #[test]
+        fn parts_hold_the_tick(events in prop::collection::vec(("\\PC{1,40}", "[a-z]{1,9}", "(?s).{0,900}"), 1..40)) {
+            let texts = announce(&events);
+            let mut back = Vec::new();
+            for (i, text) in texts.iter().enumerate() {
+                prop_assert!(text.len() <= MAX_PART);
+                let part = Part::parse(text).unwrap();
+                prop_assert_eq!((part.tick, part.previous, part.part, part.parts), (20, 10, i as u32 + 1, texts.len() as u32));
+                back.extend(part.events);
+            }
+            prop_assert!(back.iter().enumerate().all(|(i, (n, _))| *n == i as u32 + 1));
+            let back: Vec<_> = back.iter().map(|(_, e)| (e.topic.into(), e.event.into(), e.payload.into())).collect();
+            prop_assert_eq!(back, events);
+        }
+
+        #[test]
+        fn no_text_breaks_the_parser(text in "(?s).{0,80}", head in "1 [0-9]{1,3} [0-9]{1,2} [0-9] [0-9]\n([0-9] [0-9] [0-9] [0-9]\n)?") {
+            let _ = Part::parse(&text);
+            let _ = Part::parse(&format!("{head}{text}"));
+        }
+
+        #[test]
+        fn a_mangled_part_is_refused_or_still_whole(at in 0usize..60, byte in any::<u8>()) {
+            let text = announce(&[("topic".into(), "changed".into(), "{\"a\": \"ü\"}".into())]).remove(0);
+            let mut bytes = text.into_bytes();
+            let at = at % bytes.len();
+            bytes[at] = byte;
+            if let Ok(text) = String::from_utf8(bytes) && let Ok(part) = Part::parse(&text) {
+                prop_assert!(part.events.iter().all(|(n, e)| *n > 0 && check_name(e.topic).is_ok() && check_name(e.event).is_ok()));
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_becomes_a_hint() {
+        let large = announce(&[("t".into(), "e".into(), "x".repeat(MAX_PART))]);
+        let many = announce(&vec![("t".into(), "e".into(), "x".repeat(5000)); MAX_PARTS as usize + 1]);
+        for texts in [large, many, announce(&[])] {
+            assert_eq!(texts, ["1 20 10 0 0\n"]);
+            assert!(Part::parse(&texts[0]).unwrap().is_hint());
+        }
+    }
+
+    #[test]
+    fn a_header_must_make_sense() {
+        for text in [
+            "",
+            "1 20 10 0 0",
+            "1 20 10 1 1\n",
+            "1 20 20 0 0\n",
+            "1 20 10 2 1\n1 1 1 0\nte",
+            "1 20 10 1 65\n1 1 1 0\nte",
+        ] {
+            assert_eq!(Part::parse(text), Err(BatchError::Header), "{text:?}");
+        }
+        assert_eq!(Part::parse("2 20 10 0 0\n"), Err(BatchError::Version));
+        for text in ["1 1 1\nte", "1 1 1 5\nte", "0 1 1 0\nte", "1 1 1 0\n\u{1}e", "1 1 1 0\nte1 1 1 0\nte"] {
+            assert_eq!(Part::parse(&format!("1 20 10 1 1\n{text}")), Err(BatchError::Event), "{text:?}");
+        }
+    }
+}

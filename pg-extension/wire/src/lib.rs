@@ -1,0 +1,21 @@
+//! What the extension and the proxy agree on, and nothing else: no Postgres, no network, no unsafe code.
+//!
+//! - [`position`]: a place in the total order of events, as text.
+//! - [`segment`]: the events of one transaction as the bytes of one log row.
+//! - [`batch`]: one tick as the text of a few notifications.
+//! - [`topic`]: the name a client subscribes to.
+//!
+//! Every parser takes bytes it does not trust and answers with an error, never a panic; every length in the input
+//! is checked before memory is set aside for it.
+
+#![forbid(unsafe_code)]
+
+pub mod batch;
+pub mod position;
+pub mod segment;
+pub mod topic;
+
+pub use batch::{Announcement, BatchError, Part};
+pub use position::{Position, PositionError, Seen};
+pub use segment::{Event, SegmentError};
+pub use topic::{Topic, TopicError};
