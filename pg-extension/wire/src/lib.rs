@@ -4,6 +4,7 @@
 //! - [`segment`]: the events of one transaction as the bytes of one log row.
 //! - [`batch`]: one tick as the text of a few notifications.
 //! - [`topic`]: the name a client subscribes to.
+//! - [`template`]: how a topic is made of a row's columns, or taken apart again.
 //!
 //! Every parser takes bytes it does not trust and answers with an error, never a panic; every length in the input
 //! is checked before memory is set aside for it.
@@ -13,9 +14,11 @@
 pub mod batch;
 pub mod position;
 pub mod segment;
+pub mod template;
 pub mod topic;
 
 pub use batch::{Announcement, BatchError, Part};
 pub use position::{Position, PositionError, Seen};
 pub use segment::{Event, SegmentError};
+pub use template::{Piece, Template, TemplateError};
 pub use topic::{Topic, TopicError};

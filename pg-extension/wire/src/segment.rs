@@ -37,15 +37,12 @@ pub enum SegmentError {
     Utf8,
 }
 
-/// Appends one event to a segment; an empty vector becomes a segment first.
+/// Appends one event to the bytes of a segment; whoever stores them puts [`VERSION`] in front.
 ///
 /// The caller has checked topic and event name by [`crate::topic::check_name`]. A payload is shorter than 4 GiB, as
 /// every Postgres value is.
-pub fn push(segment: &mut Vec<u8>, event: &Event<'_>) {
+pub fn append(segment: &mut Vec<u8>, event: &Event<'_>) {
     debug_assert!(event.topic.len() <= MAX_NAME && event.event.len() <= MAX_NAME);
-    if segment.is_empty() {
-        segment.push(VERSION);
-    }
     segment.reserve(EVENT_HEADER + event.topic.len() + event.event.len() + event.payload.len());
     segment.extend_from_slice(&(event.topic.len() as u16).to_le_bytes());
     segment.push(event.event.len() as u8);
@@ -117,9 +114,9 @@ mod tests {
     proptest! {
         #[test]
         fn events_come_out_as_they_went_in(texts in prop::collection::vec(("\\PC{1,40}", "\\PC{1,9}", "(?s).{0,300}"), 1..9)) {
-            let mut segment = Vec::new();
+            let mut segment = vec![VERSION];
             for (topic, event, payload) in &texts {
-                push(&mut segment, &Event { topic, event, payload });
+                append(&mut segment, &Event { topic, event, payload });
             }
             let back: Vec<_> = events(&segment).map(|e| e.unwrap()).map(|e| (e.topic, e.event, e.payload)).collect();
             let sent: Vec<_> = texts.iter().map(|(a, b, c)| (a.as_str(), b.as_str(), c.as_str())).collect();
@@ -137,8 +134,8 @@ mod tests {
 
     #[test]
     fn a_segment_cut_short_ends_with_an_error() {
-        let mut segment = Vec::new();
-        push(&mut segment, &Event { topic: "t", event: "e", payload: "{}" });
+        let mut segment = vec![VERSION];
+        append(&mut segment, &Event { topic: "t", event: "e", payload: "{}" });
         for len in 0..segment.len() {
             let last = events(&segment[..len]).last();
             assert!(len == 1 || last == Some(Err(SegmentError::Short)), "{len}: {last:?}");
