@@ -1,2 +1,55 @@
-//! Stand-in.
-fn main() {}
+//! Takes the command line and the signals; everything else is in the library.
+
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, error::ErrorKind};
+use tidings_proxy::auth::Access;
+use tidings_proxy::cli::{Cli, LogFormat};
+use tidings_proxy::database::Database;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let refuse = |message: String| -> ! { Cli::command().error(ErrorKind::ValueValidation, message).exit() };
+    if !cli.open {
+        refuse("nobody may subscribe yet: --open serves every topic to everyone".into());
+    }
+    let database =
+        Database::parse(&cli.database_url).unwrap_or_else(|error| refuse(format!("--database-url is {error}")));
+    log_to_stderr(cli.log_format);
+    match serve(cli, database) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "cannot start");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[tokio::main]
+async fn serve(cli: Cli, database: Database) -> std::io::Result<()> {
+    let listener = TcpListener::bind(cli.listen).await?;
+    tracing::info!(address = %listener.local_addr()?, "listening");
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let shutdown = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    tidings_proxy::run(cli, Access::Open, database, listener, shutdown).await;
+    Ok(())
+}
+
+fn log_to_stderr(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Json => log.json().init(),
+    }
+}

@@ -1,0 +1,131 @@
+//! The command line. Every flag has an environment variable `TIDINGS_…`.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+
+/// Carries committed Postgres changes to browsers over Server-Sent Events.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "tidings-proxy", version, about, max_term_width = 110)]
+pub struct Cli {
+    /// Where the database is: a URL or a connection string
+    // A string, not parsed here: an error of the parser would show it, password and all.
+    #[arg(long, env = "TIDINGS_DATABASE_URL", hide_env_values = true, value_name = "URL")]
+    pub database_url: String,
+
+    /// Address to listen on
+    #[arg(long, env = "TIDINGS_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDRESS:PORT")]
+    pub listen: SocketAddr,
+
+    /// Serve every topic to everyone
+    #[arg(long, env = "TIDINGS_OPEN")]
+    pub open: bool,
+
+    /// Interval of the comment that keeps an idle stream alive; a client that takes nothing for that long is dropped
+    #[arg(long, env = "TIDINGS_HEARTBEAT", default_value = "20s", value_parser = humantime::parse_duration, value_name = "TIME")]
+    pub heartbeat: Duration,
+
+    /// Recent events kept in memory, all topics together
+    #[arg(long, env = "TIDINGS_HISTORY_BYTES", default_value = "64MiB", value_parser = bytes, value_name = "BYTES")]
+    pub history_bytes: usize,
+
+    /// The most that may wait for one client; with more it is disconnected and resumes
+    #[arg(long, env = "TIDINGS_CLIENT_QUEUE_BYTES", default_value = "1MiB", value_parser = bytes, value_name = "BYTES")]
+    pub client_queue_bytes: usize,
+
+    /// Streams at the same time
+    #[arg(long, env = "TIDINGS_MAX_CLIENTS", default_value_t = 100_000, value_name = "N")]
+    pub max_clients: u64,
+
+    /// Topics of one stream
+    #[arg(long, env = "TIDINGS_MAX_TOPICS", default_value_t = 64, value_name = "N")]
+    pub max_topics: usize,
+
+    /// Reads of the log at the same time, for clients whose position is older than memory
+    #[arg(long, env = "TIDINGS_MAX_REPLAYS", default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub max_replays: u16,
+
+    /// Time in which a request's head must have arrived
+    #[arg(long, env = "TIDINGS_HEADER_TIMEOUT", default_value = "10s", value_parser = humantime::parse_duration, value_name = "TIME")]
+    pub header_timeout: Duration,
+
+    /// The longest request head, all headers together
+    #[arg(long, env = "TIDINGS_MAX_HEADER_BYTES", default_value = "64KiB", value_parser = header_bytes, value_name = "BYTES")]
+    pub max_header_bytes: usize,
+
+    /// How long a browser waits before it reconnects; each is told up to half more or less
+    #[arg(long, env = "TIDINGS_RETRY", default_value = "2s", value_parser = humantime::parse_duration, value_name = "TIME")]
+    pub retry: Duration,
+
+    /// Time over which the streams are ended after SIGTERM
+    #[arg(long, env = "TIDINGS_DRAIN", default_value = "5s", value_parser = humantime::parse_duration, value_name = "TIME")]
+    pub drain: Duration,
+
+    /// Form of the log on standard error; RUST_LOG sets what is in it
+    #[arg(long, env = "TIDINGS_LOG_FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Cli {
+    /// How long the next client is told to wait before it reconnects: jitter keeps clients apart that were cut off together.
+    pub fn next_retry(&self) -> Duration {
+        self.retry.mul_f64(0.5 + fastrand::f64())
+    }
+}
+
+/// A number of bytes, as in `1048576`, `64MiB`, `64MB` or `64k`.
+fn bytes(text: &str) -> Result<usize, String> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit = match text[digits.len()..].trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        "kb" => 1_000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        _ => return Err("expected a number of bytes, as in 64MiB".into()),
+    };
+    let number: usize = digits.parse().map_err(|_| "expected a number of bytes, as in 64MiB".to_string())?;
+    number.checked_mul(unit).ok_or_else(|| "that is too much".into())
+}
+
+/// Below 8 KiB the HTTP parser cannot go.
+fn header_bytes(text: &str) -> Result<usize, String> {
+    bytes(text).and_then(|n| if n >= 8192 { Ok(n) } else { Err("at least 8KiB".into()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent_and_every_flag_has_a_variable() {
+        let command = Cli::command();
+        command.clone().debug_assert();
+        for flag in command.get_arguments().filter(|a| !["help", "version"].contains(&a.get_id().as_str())) {
+            let variable = format!("TIDINGS_{}", flag.get_id().as_str().to_uppercase());
+            assert_eq!(flag.get_env().and_then(|e| e.to_str()), Some(variable.as_str()));
+        }
+    }
+
+    #[test]
+    fn bytes_have_units() {
+        let values = ["0", "1048576", "1MiB", "64 KiB", "2kb", "3k", "1G"].map(|text| bytes(text).unwrap());
+        assert_eq!(values, [0, 1 << 20, 1 << 20, 64 << 10, 2000, 3 << 10, 1 << 30]);
+        for bad in ["", "MiB", "-1", "1.5MiB", "1 XB", "99999999999999999999", "99999999999GiB"] {
+            assert!(bytes(bad).is_err(), "{bad}");
+        }
+    }
+}

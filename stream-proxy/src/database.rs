@@ -1,0 +1,166 @@
+//! Connections to Postgres: how they are made, and what can go wrong with them. What is asked is in `upstream` and `reads`.
+
+use std::future::{Future, poll_fn};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_postgres::config::SslMode;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{AsyncMessage, Client, Config, NoTls, Notification};
+
+use crate::metrics::Metrics;
+
+/// Notifications that may wait to be handled; those beyond are dropped, and their ticks read from the log.
+const NOTIFICATIONS: usize = 1024;
+
+/// The longest a statement may run, in the server.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// The longest to wait for an answer: a connection that gives none is broken.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The longest to wait for a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the proxy could not get from the database.
+#[derive(Debug, thiserror::Error)]
+pub enum DatabaseError {
+    /// The position is older than what is retained.
+    #[error("the position is older than what is retained")]
+    Expired,
+    /// Postgres, or the way to it, says no.
+    #[error("{}", describe(.0))]
+    Postgres(#[source] tokio_postgres::Error),
+    /// No answer came in time.
+    #[error("no answer from the database")]
+    Timeout,
+    /// The connection closed.
+    #[error("the connection to the database closed")]
+    Closed,
+    /// The database answered what an extension of this version does not.
+    #[error("unexpected answer from the extension: {0}")]
+    Contract(&'static str),
+}
+
+impl From<tokio_postgres::Error> for DatabaseError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        match error.code() {
+            Some(code) if code.code() == "TI001" => Self::Expired,
+            _ if error.is_closed() => Self::Closed,
+            _ => Self::Postgres(error),
+        }
+    }
+}
+
+/// An error in words for an operator. Messages of Postgres never contain the password.
+fn describe(error: &tokio_postgres::Error) -> String {
+    match error.as_db_error() {
+        Some(db) if [SqlState::INVALID_SCHEMA_NAME, SqlState::UNDEFINED_FUNCTION].contains(db.code()) => {
+            format!("{} (is the extension tidings created in this database?)", db.message())
+        }
+        Some(db) => db.message().to_string(),
+        None => match std::error::Error::source(error) {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        },
+    }
+}
+
+/// Where the database is.
+#[derive(Clone, Debug)]
+pub struct Database(Config);
+
+/// The text says nothing about where the database is. It is not repeated: there may be a password in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadUrl {
+    /// It doesn't parse.
+    #[error("neither a URL (postgresql://user@host/database) nor a connection string (host=… dbname=…)")]
+    Syntax,
+    /// It asks for TLS.
+    #[error("sslmode=require: connections to Postgres with TLS are not supported")]
+    Tls,
+}
+
+impl Database {
+    /// Takes a URL or a connection string of keys and values.
+    pub fn parse(text: &str) -> Result<Self, BadUrl> {
+        let mut config: Config = text.parse().map_err(|_| BadUrl::Syntax)?;
+        if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
+            return Err(BadUrl::Syntax);
+        }
+        if config.get_ssl_mode() == SslMode::Require {
+            return Err(BadUrl::Tls);
+        }
+        if config.get_application_name().is_none() {
+            config.application_name("tidings-proxy");
+        }
+        // A dead peer is noticed within some 30 seconds instead of hours.
+        config
+            .keepalives_idle(Duration::from_secs(15))
+            .keepalives_interval(Duration::from_secs(5))
+            .keepalives_retries(3);
+        if config.get_tcp_user_timeout().is_none() {
+            config.tcp_user_timeout(Duration::from_secs(30));
+        }
+        Ok(Self(config))
+    }
+
+    /// Connects. Notifications come through the receiver, which closes when the connection does.
+    pub async fn connect(
+        &self,
+        metrics: Arc<Metrics>,
+    ) -> Result<(Client, mpsc::Receiver<Notification>), DatabaseError> {
+        let connected = timeout(CONNECT_TIMEOUT, self.0.connect(NoTls)).await.map_err(|_| DatabaseError::Timeout)?;
+        let (client, mut connection) = connected?;
+        let (sender, receiver) = mpsc::channel(NOTIFICATIONS);
+        tokio::spawn(async move {
+            loop {
+                match poll_fn(|cx| connection.poll_message(cx)).await {
+                    Some(Ok(AsyncMessage::Notification(notification))) => {
+                        if let Err(mpsc::error::TrySendError::Full(_)) = sender.try_send(notification) {
+                            metrics.dropped.add(1);
+                        }
+                    }
+                    Some(Ok(_)) => {}
+                    Some(Err(error)) => {
+                        tracing::debug!(error = describe(&error), "database connection broke");
+                        return;
+                    }
+                    None => return,
+                }
+            }
+        });
+        let settings = format!("SET statement_timeout = {}", STATEMENT_TIMEOUT.as_millis());
+        answer(client.batch_execute(&settings)).await?;
+        Ok((client, receiver))
+    }
+}
+
+/// Waits for an answer, but not for ever.
+pub async fn answer<T>(question: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T, DatabaseError> {
+    timeout(ANSWER_TIMEOUT, question).await.map_err(|_| DatabaseError::Timeout)?.map_err(DatabaseError::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_and_connection_strings_are_taken_and_nothing_of_a_bad_one_is_repeated() {
+        for good in [
+            "postgresql://u:p@localhost:5433/db",
+            "host=/run/postgresql user=u dbname=db",
+            "postgres://u@/db?host=/tmp",
+        ] {
+            assert!(Database::parse(good).is_ok(), "{good}");
+        }
+        for bad in ["", "postgresql://u:secret@host:port/db", "secret", "mysql://u:secret@h/db", "dbname=secret"] {
+            let error = Database::parse(bad).unwrap_err();
+            assert_eq!(error, BadUrl::Syntax, "{bad}");
+            assert!(!error.to_string().contains("secret"));
+        }
+        assert_eq!(Database::parse("host=h sslmode=require").unwrap_err(), BadUrl::Tls);
+    }
+}

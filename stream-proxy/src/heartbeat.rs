@@ -1,0 +1,136 @@
+//! Heartbeats for all streams from one task: the streams sit in slots, one slot is visited at a time, so that an interval's
+//! work is spread over the interval and no stream needs a timer. The same slots spread the end of all streams.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::MissedTickBehavior;
+
+use crate::frame::Frame;
+use crate::hub::{Hub, Place};
+use crate::metrics::Metrics;
+use crate::subscriber::{End, Pulse, Subscriber};
+
+/// Slots of the wheel: enough for a smooth load, few enough to cost nothing when idle.
+const SLOTS: usize = 64;
+
+/// All open streams, in slots.
+#[derive(Debug)]
+pub struct Wheel {
+    slots: Vec<Mutex<Slot>>,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    streams: Vec<Arc<Subscriber>>,
+    /// The hub's place at the last visit.
+    place: Option<Place>,
+}
+
+impl Default for Wheel {
+    fn default() -> Self {
+        Self { slots: (0..SLOTS).map(|_| Mutex::default()).collect() }
+    }
+}
+
+impl Wheel {
+    /// Takes a stream in; it leaves by itself after it has ended.
+    pub fn add(&self, subscriber: Arc<Subscriber>) {
+        self.slots[fastrand::usize(..SLOTS)].lock().streams.push(subscriber);
+    }
+
+    /// Visits every stream once an interval, for ever.
+    pub async fn run(&self, hub: &Hub, metrics: &Metrics, interval: Duration) {
+        let mut clock = tokio::time::interval((interval / SLOTS as u32).max(Duration::from_millis(1)));
+        clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        for slot in self.slots.iter().cycle() {
+            clock.tick().await;
+            slot.lock().visit(hub, metrics);
+        }
+    }
+
+    /// Ends all streams, spread over `time`; each is told to come back after `retry()`.
+    pub async fn finish(&self, time: Duration, retry: impl Fn() -> Duration) {
+        for slot in &self.slots {
+            for stream in slot.lock().streams.drain(..) {
+                stream.push(Frame::goodbye(retry()));
+                stream.close(End::Finished);
+            }
+            tokio::time::sleep(time / SLOTS as u32).await;
+        }
+    }
+}
+
+impl Slot {
+    fn visit(&mut self, hub: &Hub, metrics: &Metrics) {
+        let plain = Frame::heartbeat(None);
+        // Under the hub's lock: the id must not fall behind an event that is queued at the same time.
+        hub.hold(|place| {
+            let at_place = match place {
+                Some(place) if self.place != Some(place) => Frame::heartbeat(Some(place.position())),
+                _ => plain.clone(),
+            };
+            self.place = place;
+            self.streams.retain(|stream| match stream.beat(&plain, &at_place) {
+                Pulse::Alive => true,
+                Pulse::Ended => false,
+                Pulse::Stalled => {
+                    metrics.evicted_stalled.add(1);
+                    false
+                }
+            });
+        });
+        if self.streams.len() < self.streams.capacity() / 4 {
+            self.streams.shrink_to_fit();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::task::{Context, Poll, Waker};
+
+    /// What waits, marked as written.
+    fn take(subscriber: &Subscriber) -> String {
+        let cx = Context::from_waker(Waker::noop());
+        let Poll::Ready(Some(frames)) = subscriber.poll_frames(&cx, 0) else { return String::new() };
+        let text: String = frames.iter().map(|f| String::from_utf8_lossy(f.bytes()).into_owned()).collect();
+        assert!(subscriber.poll_blocked(&cx, text.len()).is_pending());
+        text
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_stream_gets_one_heartbeat_an_interval_and_the_place_when_it_moved() {
+        let (wheel, metrics) = (Wheel::default(), Arc::new(Metrics::default()));
+        let hub = Hub::new(1000, metrics.clone());
+        hub.restart(7);
+        let (live, replaying) = (Subscriber::new(1000), Subscriber::new(1000));
+        hub.join(&live, &["a".into()], |_| Frame::raw("hello"));
+        take(&live);
+        wheel.add(live.clone());
+        wheel.add(replaying.clone());
+        let run = wheel.run(&hub, &metrics, Duration::from_secs(20));
+        tokio::pin!(run);
+        let mut seen = Vec::new();
+        for _ in 0..3 {
+            assert!(tokio::time::timeout(Duration::from_secs(20), &mut run).await.is_err());
+            seen.push((take(&live), take(&replaying)));
+        }
+        let beat = |text: &str| (text.to_string(), ":\n\n".to_string());
+        assert_eq!(seen, [beat(":\nid: 7\n\n"), beat(":\n\n"), beat(":\n\n")]);
+        assert_eq!(metrics.evicted_stalled.get(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_takes_nothing_for_an_interval_is_ended() {
+        let (wheel, metrics) = (Wheel::default(), Arc::new(Metrics::default()));
+        let hub = Hub::new(1000, metrics.clone());
+        let stream = Subscriber::new(1000);
+        wheel.add(stream.clone());
+        let run = wheel.run(&hub, &metrics, Duration::from_secs(20));
+        let _ = tokio::time::timeout(Duration::from_secs(45), run).await;
+        assert_eq!((stream.ended(), metrics.evicted_stalled.get()), (Some(End::Stalled), 1));
+    }
+}

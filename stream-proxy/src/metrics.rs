@@ -1,0 +1,185 @@
+//! What the proxy counts, and how Prometheus reads it. Labels have a fixed set of values: nothing of a client gets in.
+
+use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// A number that only rises.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Relaxed);
+    }
+
+    /// The count.
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// A number that rises and falls.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU64);
+
+impl Gauge {
+    /// Sets the value.
+    pub fn set(&self, n: u64) {
+        self.0.store(n, Relaxed);
+    }
+
+    /// Adds one.
+    pub fn rise(&self) -> u64 {
+        self.0.fetch_add(1, Relaxed) + 1
+    }
+
+    /// Takes one off.
+    pub fn fall(&self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+
+    /// The value.
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// The upper bounds of the delay histogram, in microseconds.
+const BOUNDS: [u64; 14] =
+    [250, 500, 1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 64_000, 128_000, 256_000, 512_000, 1_000_000, 5_000_000];
+
+/// How long something took, in buckets.
+#[derive(Debug, Default)]
+pub struct Histogram {
+    buckets: [AtomicU64; BOUNDS.len()],
+    count: AtomicU64,
+    sum_us: AtomicU64,
+}
+
+impl Histogram {
+    /// Adds one observation.
+    pub fn observe(&self, time: Duration) {
+        let us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        if let Some(bucket) = BOUNDS.iter().position(|bound| us <= *bound) {
+            self.buckets[bucket].fetch_add(1, Relaxed);
+        }
+        self.count.fetch_add(1, Relaxed);
+        self.sum_us.fetch_add(us, Relaxed);
+    }
+
+    fn render(&self, out: &mut String, name: &str) {
+        let mut below = 0;
+        for (bound, bucket) in BOUNDS.iter().zip(&self.buckets) {
+            below += bucket.load(Relaxed);
+            let _ = writeln!(out, "{name}_bucket{{le=\"{}\"}} {below}", *bound as f64 / 1e6);
+        }
+        let count = self.count.load(Relaxed);
+        let _ = writeln!(out, "{name}_bucket{{le=\"+Inf\"}} {count}");
+        let _ = writeln!(out, "{name}_sum {}\n{name}_count {count}", self.sum_us.load(Relaxed) as f64 / 1e6);
+    }
+}
+
+macro_rules! metrics {
+    ($($kind:ident $name:literal $help:literal { $($field:ident $labels:literal)+ })+) => {
+        /// Everything that is counted.
+        #[derive(Debug, Default)]
+        pub struct Metrics {
+            $($(
+                #[doc = $help]
+                pub $field: $kind,
+            )+)+
+            /// From the cut of a tick, which its number tells, to the last of its events being queued to all its subscribers.
+            pub fanout: Histogram,
+        }
+
+        impl Metrics {
+            /// The text that Prometheus reads.
+            pub fn render(&self) -> String {
+                let mut out = String::with_capacity(8192);
+                $(
+                    let kind = if stringify!($kind) == "Counter" { "counter" } else { "gauge" };
+                    let _ = writeln!(out, "# HELP {} {}\n# TYPE {} {kind}", $name, $help, $name);
+                    $(
+                        let _ = writeln!(out, "{}{} {}", $name, $labels, self.$field.get());
+                    )+
+                )+
+                let name = "tidings_fanout_delay_seconds";
+                let help = "From the cut of a tick to its events being queued to all subscribers";
+                let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} histogram");
+                self.fanout.render(&mut out, name);
+                out
+            }
+        }
+    };
+}
+
+metrics! {
+    Gauge "tidings_clients" "Streams open" { clients "" }
+    Gauge "tidings_connections" "Connections open, streams included" { connections "" }
+    Gauge "tidings_topics" "Topics with subscribers or history in memory" { topics "" }
+    Gauge "tidings_history_bytes" "Bytes of history in memory" { history_bytes "" }
+    Gauge "tidings_upstream_connected" "1 while the upstream connection is up and caught up" { upstream_connected "" }
+    Gauge "tidings_replays" "Clients that are being served from the log or wait for it" { replaying "" }
+    Counter "tidings_streams_total" "Streams started" { streams "" }
+    Counter "tidings_requests_refused_total" "Requests answered with an error, by class of status" {
+        refused_4xx "{status=\"4xx\"}"
+        refused_5xx "{status=\"5xx\"}"
+    }
+    Counter "tidings_over_limit_total" "Clients turned away by a limit" {
+        over_clients "{limit=\"clients\"}"
+        over_address "{limit=\"clients_per_address\"}"
+    }
+    Counter "tidings_ticks_total" "Ticks published" { ticks "" }
+    Counter "tidings_events_received_total" "Events received from the database" { events_in "" }
+    Counter "tidings_events_sent_total" "Events queued to subscribers" { events_out "" }
+    Counter "tidings_sent_bytes_total" "Bytes written to clients' streams" { bytes_out "" }
+    Counter "tidings_evictions_total" "Streams ended because the client did not keep up" {
+        evicted_overflow "{cause=\"queue\"}"
+        evicted_stalled "{cause=\"heartbeat\"}"
+    }
+    Counter "tidings_resumes_total" "Streams resumed from a position, by what served it" {
+        resumed_memory "{source=\"memory\"}"
+        resumed_log "{source=\"log\"}"
+    }
+    Counter "tidings_log_events_total" "Events read from the log for resuming clients" { log_events "" }
+    Counter "tidings_resets_total" "Resets sent to clients whose position could not be served" { resets "" }
+    Counter "tidings_upstream_reconnects_total" "Upstream connections lost" { reconnects "" }
+    Counter "tidings_notifications_total" "Notifications by what became of them" {
+        notifications "{result=\"published\"}"
+        hints "{result=\"log\"}"
+        old "{result=\"old\"}"
+        mangled "{result=\"mangled\"}"
+        forged "{result=\"forged\"}"
+        dropped "{result=\"dropped\"}"
+    }
+    Counter "tidings_accept_errors_total" "Connections that could not be accepted" { accept_errors "" }
+}
+
+impl Metrics {
+    /// Notes that everything of `tick` has been queued just now.
+    pub fn fanned_out(&self, tick: u64) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.fanout.observe(now.saturating_sub(Duration::from_micros(tick)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_has_every_family_once_and_buckets_that_rise() {
+        let metrics = Metrics::default();
+        metrics.evicted_stalled.add(2);
+        metrics.fanout.observe(Duration::from_micros(300));
+        metrics.fanout.observe(Duration::from_secs(60));
+        let text = metrics.render();
+        assert_eq!(text.matches("# TYPE tidings_evictions_total counter").count(), 1);
+        assert!(text.contains("\ntidings_evictions_total{cause=\"heartbeat\"} 2\n"));
+        assert!(text.contains("\ntidings_fanout_delay_seconds_bucket{le=\"0.00025\"} 0\n"));
+        assert!(text.contains("\ntidings_fanout_delay_seconds_bucket{le=\"0.0005\"} 1\n"));
+        assert!(text.contains("\ntidings_fanout_delay_seconds_bucket{le=\"+Inf\"} 2\n"));
+    }
+}

@@ -1,0 +1,66 @@
+//! Errors as clients see them: `application/problem+json` with the status chosen here and nowhere else.
+
+use bytes::Bytes;
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use hyper::{Response, StatusCode};
+
+use crate::body::Body;
+
+/// Why a request gets no stream.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Problem {
+    /// The query or a header can't be understood.
+    #[error("{0}")]
+    BadRequest(String),
+    /// There is nothing at this path.
+    #[error("there is nothing at this path")]
+    NotFound,
+    /// The path has no such method.
+    #[error("this path answers {0} only")]
+    MethodNotAllowed(&'static str),
+    /// The client doesn't take event streams.
+    #[error("this path answers text/event-stream, which the request does not accept")]
+    NotAcceptable,
+    /// Not now.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+impl Problem {
+    /// The status.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::BadRequest(_) => StatusCode::BAD_REQUEST,
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
+            Self::NotAcceptable => StatusCode::NOT_ACCEPTABLE,
+            Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    fn header(&self) -> Option<(HeaderName, HeaderValue)> {
+        match self {
+            Self::MethodNotAllowed(methods) => Some((ALLOW, HeaderValue::from_static(methods))),
+            Self::Unavailable(_) => Some((RETRY_AFTER, HeaderValue::from_static("2"))),
+            _ => None,
+        }
+    }
+
+    /// The answer.
+    pub fn response(&self) -> Response<Body> {
+        let status = self.status();
+        let text = serde_json::json!({
+            "type": "about:blank",
+            "title": status.canonical_reason(),
+            "status": status.as_u16(),
+            "detail": self.to_string(),
+        });
+        let mut response = Response::new(Body::whole(Bytes::from(format!("{text}\n"))));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.extend(self.header());
+        response
+    }
+}

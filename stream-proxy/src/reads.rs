@@ -1,0 +1,126 @@
+//! The second connection: what is read for single clients. The upstream's own reads go over the upstream's connection,
+//! so no client's replay stands in the way of live events.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidings_wire::Position;
+use tokio::sync::{Mutex, Semaphore};
+use tokio::time::Instant;
+use tokio_postgres::Client;
+use tokio_postgres::types::Type;
+
+use crate::database::{Database, DatabaseError, answer};
+use crate::frame::Frame;
+use crate::metrics::Metrics;
+
+/// How long a failed attempt to connect answers for those who ask meanwhile.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
+
+/// An event read from the log.
+#[derive(Debug)]
+pub struct Change {
+    /// Its position, which keeps what the reader's snapshot saw as long as that matters.
+    pub position: Position,
+    /// What the client gets.
+    pub frame: Frame,
+}
+
+/// The read connection, made when it is needed.
+#[derive(Debug)]
+pub struct Reads {
+    database: Database,
+    metrics: Arc<Metrics>,
+    slot: Mutex<Slot>,
+    /// Log reads at the same time.
+    permits: Semaphore,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    client: Option<Arc<Client>>,
+    failed: Option<Instant>,
+}
+
+impl Reads {
+    /// Reads from `database`, at most `parallel` pages of the log at the same time.
+    pub fn new(database: Database, parallel: usize, metrics: Arc<Metrics>) -> Self {
+        Self { database, metrics, slot: Mutex::default(), permits: Semaphore::new(parallel) }
+    }
+
+    async fn client(&self) -> Result<Arc<Client>, DatabaseError> {
+        let mut slot = self.slot.lock().await;
+        if let Some(client) = slot.client.as_ref().filter(|client| !client.is_closed()) {
+            return Ok(client.clone());
+        }
+        if slot.failed.is_some_and(|at| at.elapsed() < RETRY_AFTER) {
+            return Err(DatabaseError::Closed);
+        }
+        match self.database.connect(self.metrics.clone()).await {
+            Ok((client, _)) => {
+                let client = Arc::new(client);
+                *slot = Slot { client: Some(client.clone()), failed: None };
+                Ok(client)
+            }
+            Err(error) => {
+                *slot = Slot { client: None, failed: Some(Instant::now()) };
+                Err(error)
+            }
+        }
+    }
+
+    /// A connection that gave no answer is not used again.
+    async fn forget(&self, client: &Arc<Client>) {
+        let mut slot = self.slot.lock().await;
+        if slot.client.as_ref().is_some_and(|current| Arc::ptr_eq(current, client)) {
+            slot.client = None;
+        }
+    }
+
+    async fn query(
+        &self,
+        sql: &str,
+        parameters: &[(&(dyn tokio_postgres::types::ToSql + Sync), Type)],
+    ) -> Result<Vec<tokio_postgres::Row>, DatabaseError> {
+        let client = self.client().await?;
+        let result = answer(client.query_typed(sql, parameters)).await;
+        if matches!(result, Err(DatabaseError::Timeout)) {
+            self.forget(&client).await;
+        }
+        result
+    }
+
+    /// The position to read on from for a client that comes with `after`, `None` if it is too early to say; and the last
+    /// tick that the log had then.
+    pub async fn locate(&self, after: &str) -> Result<(Option<Position>, u64), DatabaseError> {
+        let rows = self.query("SELECT tidings.locate($1), tidings.position()", &[(&after, Type::TEXT)]).await?;
+        let row = rows.first().ok_or(DatabaseError::Contract("no row from locate"))?;
+        let located = row.try_get::<_, Option<&str>>(0)?.map(parse).transpose()?;
+        Ok((located, parse(row.try_get(1)?)?.tick))
+    }
+
+    /// The events of `topics` behind `after`, at most `max_rows`.
+    pub async fn changes(
+        &self,
+        after: &Position,
+        topics: &[Arc<str>],
+        max_rows: i32,
+    ) -> Result<Vec<Change>, DatabaseError> {
+        let (after, topics) = (after.to_string(), topics.iter().map(|topic| &**topic).collect::<Vec<_>>());
+        // The semaphore is never closed.
+        let _permit = self.permits.acquire().await.map_err(|_| DatabaseError::Closed)?;
+        let sql = "SELECT position, event, payload FROM tidings.changes($1, $2, $3)";
+        let rows =
+            self.query(sql, &[(&after, Type::TEXT), (&topics, Type::TEXT_ARRAY), (&max_rows, Type::INT4)]).await?;
+        rows.iter()
+            .map(|row| {
+                let id: &str = row.try_get(0)?;
+                Ok(Change { position: parse(id)?, frame: Frame::event(id, row.try_get(1)?, row.try_get(2)?) })
+            })
+            .collect()
+    }
+}
+
+fn parse(text: &str) -> Result<Position, DatabaseError> {
+    text.parse().map_err(|_| DatabaseError::Contract("a position that is none"))
+}

@@ -1,0 +1,175 @@
+//! Brings one client from its position to the live stream when memory can't do it in one step: from the log, page by
+//! page, or from memory, piece by piece, always at the client's own pace.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidings_wire::Position;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::database::DatabaseError;
+use crate::frame::Frame;
+use crate::hub::{Hub, Joined, Place};
+use crate::metrics::Metrics;
+use crate::reads::Reads;
+use crate::subscriber::Subscriber;
+
+/// Rows of the first page: events may be large, so it starts small.
+const FIRST_PAGE: i32 = 64;
+
+/// Rows of a page at most.
+const MAX_PAGE: i32 = 1000;
+
+/// What a page should hold, in bytes.
+const PAGE_BYTES: usize = 512 * 1024;
+
+/// The longest to wait for a sign of the hub before looking around again.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// One client on its way.
+#[derive(Debug)]
+pub struct Replay {
+    /// Where it is going.
+    pub hub: Arc<Hub>,
+    /// Where the log is read.
+    pub reads: Arc<Reads>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// The client.
+    pub subscriber: Arc<Subscriber>,
+    /// Its topics.
+    pub topics: Vec<Arc<str>>,
+}
+
+/// How far a replay has come.
+struct Cursor {
+    /// Everything up to here has been queued; `None` for the beginning of the log.
+    after: Option<Position>,
+    /// Whether the log has confirmed the position.
+    located: bool,
+    rows: i32,
+    from_log: bool,
+}
+
+type Ticks = watch::Receiver<Option<u64>>;
+
+/// Waits for the hub's next tick; false if none comes soon.
+async fn next(mut ticks: Ticks) -> bool {
+    timeout(PATIENCE, ticks.changed()).await.is_ok()
+}
+
+impl Replay {
+    /// Serves the client from `after`, or all that is retained, until it is live or gone.
+    pub async fn run(self, after: Option<Position>) {
+        self.metrics.replaying.rise();
+        let mut cursor = Cursor { after, located: false, rows: FIRST_PAGE, from_log: false };
+        while self.subscriber.room().await {
+            match self.step(&mut cursor).await {
+                Ok(false) => {}
+                Ok(true) => break,
+                Err(DatabaseError::Expired) => {
+                    if self.reset().await {
+                        break;
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "replay waits for the database");
+                    cursor.located = false;
+                    tokio::time::sleep(PATIENCE.mul_f64(0.2 + 0.8 * fastrand::f64())).await;
+                }
+            }
+        }
+        self.metrics.replaying.fall();
+    }
+
+    /// One step; true when the client is live.
+    async fn step(&self, cursor: &mut Cursor) -> Result<bool, DatabaseError> {
+        // Before anything is looked at, so that no tick slips in between looking and waiting.
+        let ticks = self.hub.ticks();
+        let mut ahead = false;
+        if let Some(after) = cursor.after.as_ref().filter(|after| after.seen.is_none()) {
+            match self.hub.resume(&self.subscriber, &self.topics, after.into()) {
+                Joined::Live => {
+                    let source = if cursor.from_log { &self.metrics.resumed_log } else { &self.metrics.resumed_memory };
+                    source.add(1);
+                    return Ok(true);
+                }
+                Joined::Behind(place) => {
+                    cursor.after = Some(place.position());
+                    return Ok(false);
+                }
+                Joined::TooOld => {}
+                Joined::Ahead => ahead = true,
+            }
+        }
+        if !cursor.located {
+            return self.locate(cursor, ticks).await.map(|()| false);
+        }
+        if ahead {
+            // The log was read beyond what the hub has heard of; it will in a moment.
+            cursor.located = next(ticks).await;
+            return Ok(false);
+        }
+        self.page(cursor).await.map(|()| false)
+    }
+
+    /// Asks the log where to read on, and waits until the hub knows everything that the log knew then.
+    async fn locate(&self, cursor: &mut Cursor, mut ticks: Ticks) -> Result<(), DatabaseError> {
+        let text = cursor.after.as_ref().map_or("earliest".to_string(), Position::to_string);
+        let (located, last) = self.reads.locate(&text).await?;
+        match located {
+            None => {
+                next(ticks).await;
+            }
+            Some(position) => {
+                let reached = timeout(PATIENCE, ticks.wait_for(|tick| tick.is_some_and(|tick| tick >= last))).await;
+                cursor.located = reached.is_ok();
+                cursor.after = Some(position);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads one page of the log.
+    async fn page(&self, cursor: &mut Cursor) -> Result<(), DatabaseError> {
+        let Some(after) = cursor.after.clone() else { return Ok(()) };
+        // Taken before the page is read: a short page then holds everything up to here.
+        let known = *self.hub.ticks().borrow();
+        let page = self.reads.changes(&after, &self.topics, cursor.rows).await?;
+        cursor.from_log = true;
+        let short = page.len() < cursor.rows as usize;
+        let bytes: usize = page.iter().map(|change| change.frame.len()).sum();
+        let fitting = page.len() * PAGE_BYTES / bytes.max(1);
+        for change in page {
+            self.metrics.log_events.add(1);
+            if !self.subscriber.room().await || !self.subscriber.feed(change.frame) {
+                return Ok(());
+            }
+            cursor.after = Some(change.position);
+        }
+        if short {
+            // Everything that the client's snapshot saw is in ticks that the hub knew when the position was located, so
+            // what the snapshot saw matters no more from here on.
+            let reached = cursor.after.as_ref().unwrap_or(&after).into();
+            let known = known.map_or(reached, Place::after_tick);
+            cursor.after = Some(known.max(reached).position());
+        } else {
+            cursor.rows = i32::try_from(fitting).unwrap_or(MAX_PAGE).clamp(1, MAX_PAGE);
+        }
+        Ok(())
+    }
+
+    /// Tells the client that its position is gone, and makes it live; false if the hub doesn't know the present yet.
+    async fn reset(&self) -> bool {
+        let ticks = self.hub.ticks();
+        if self.hub.place().is_none() && !next(ticks).await {
+            return false;
+        }
+        self.hub.join(&self.subscriber, &self.topics, |place| {
+            Frame::reset(place.unwrap_or(Place::after_tick(0)).position())
+        });
+        self.metrics.resets.add(1);
+        true
+    }
+}

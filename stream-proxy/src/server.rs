@@ -1,0 +1,189 @@
+//! Sockets: accepting them, finding out what they speak, and the end of all of them. Over HTTP/1.1 hyper parses the request
+//! and is then left behind: a stream's socket is taken back, so an idle client costs a queue and a small task.
+
+use std::convert::Infallible;
+use std::fmt::Write;
+use std::future::{pending, poll_fn};
+use std::io;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, SystemTime};
+
+use hyper::body::Incoming;
+use hyper::header::{HeaderMap, HeaderName};
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use parking_lot::Mutex;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{sleep, timeout};
+
+use crate::body::Body;
+use crate::frame::Frame;
+use crate::proxy::{Proxy, Subscription};
+use crate::routes::{Answer, answer};
+use crate::subscriber::Stream;
+
+/// How long to wait when there are no file descriptors left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How many headers a request may have.
+const MAX_HEADERS: usize = 64;
+
+/// How a connection over HTTP/2 starts: no method of HTTP/1 does.
+const HTTP2_START: &[u8] = b"PRI";
+
+/// Streams of one HTTP/2 connection at the same time.
+const HTTP2_STREAMS: u32 = 128;
+
+/// Accepts connections for ever.
+pub async fn serve(listener: &TcpListener, proxy: &Arc<Proxy>) -> Infallible {
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                if let Err(error) = prepare(&stream, proxy.cli.heartbeat) {
+                    tracing::debug!(%error, "socket options");
+                }
+                let proxy = proxy.clone();
+                tokio::spawn(async move {
+                    proxy.metrics.connections.rise();
+                    if let Err(error) = connection(stream, &proxy).await {
+                        tracing::debug!(%peer, %error, "connection");
+                    }
+                    proxy.metrics.connections.fall();
+                });
+            }
+            Err(error) => {
+                proxy.metrics.accept_errors.add(1);
+                tracing::warn!(%error, "accept");
+                // Without file descriptors the next attempt fails as well; those who are connected are served on.
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// A peer that is gone without a word is noticed by the kernel within about a heartbeat.
+fn prepare(stream: &TcpStream, heartbeat: Duration) -> io::Result<()> {
+    let patience = heartbeat.max(Duration::from_secs(1));
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(patience).with_interval(patience / 3).with_retries(3))?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(patience))?;
+    Ok(())
+}
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+async fn connection(stream: TcpStream, proxy: &Arc<Proxy>) -> Result<(), BoxError> {
+    if timeout(proxy.cli.header_timeout, speaks_http2(&stream)).await?? {
+        http2(stream, proxy).await
+    } else {
+        http1(stream, proxy).await
+    }
+}
+
+/// Looks at the first bytes without taking them.
+async fn speaks_http2(stream: &TcpStream) -> io::Result<bool> {
+    let mut start = [0; HTTP2_START.len()];
+    loop {
+        let n = stream.peek(&mut start).await?;
+        if n == HTTP2_START.len() || n == 0 || start[..n] != HTTP2_START[..n] {
+            return Ok(start == HTTP2_START);
+        }
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn http2<IO>(io: IO, proxy: &Arc<Proxy>) -> Result<(), BoxError>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = service_fn(|request: Request<Incoming>| {
+        let proxy = proxy.clone();
+        async move {
+            let (parts, _) = request.into_parts();
+            Ok::<_, Infallible>(match answer(&proxy, &parts).await {
+                Answer::Whole(response) => response,
+                Answer::Stream(headers, subscription) => {
+                    let mut response = Response::new(Body::stream(subscription));
+                    *response.headers_mut() = headers;
+                    response
+                }
+            })
+        }
+    });
+    http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(HTTP2_STREAMS)
+        .max_header_list_size(proxy.cli.max_header_bytes as u32)
+        .max_send_buf_size(64 * 1024)
+        .keep_alive_interval(proxy.cli.heartbeat)
+        .keep_alive_timeout(proxy.cli.heartbeat)
+        .serve_connection(TokioIo::new(io), service)
+        .await?;
+    Ok(())
+}
+
+/// One request, then the connection closes or becomes a stream: there is nothing that a client would ask in a row.
+async fn http1<IO>(io: IO, proxy: &Arc<Proxy>) -> Result<(), BoxError>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let taken: Mutex<Option<(HeaderMap, Subscription)>> = Mutex::new(None);
+    let service = service_fn(|request: Request<Incoming>| {
+        Box::pin(async {
+            let (parts, _) = request.into_parts();
+            match answer(proxy, &parts).await {
+                Answer::Whole(response) => Ok::<_, Infallible>(response),
+                Answer::Stream(headers, subscription) => {
+                    *taken.lock() = Some((headers, subscription));
+                    pending().await
+                }
+            }
+        })
+    });
+    let mut connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(proxy.cli.header_timeout)
+        .max_buf_size(proxy.cli.max_header_bytes)
+        .max_headers(MAX_HEADERS)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(io), service);
+    let stream = poll_fn(|cx| {
+        let polled = connection.poll_without_shutdown(cx);
+        match taken.lock().take() {
+            Some(stream) => Poll::Ready(Ok(Some(stream))),
+            None => polled.map_ok(|()| None),
+        }
+    })
+    .await?;
+    // What the client may have sent behind its request is of no interest.
+    let mut io = connection.into_parts().io.into_inner();
+    match stream {
+        Some((headers, subscription)) => {
+            let subscriber = subscription.subscriber();
+            subscriber.prepend(head(&headers));
+            tokio::spawn(Stream::new(io, subscriber, subscription));
+        }
+        None => io.shutdown().await?,
+    }
+    Ok(())
+}
+
+/// The head of a stream's response. It has no length: the stream ends with the connection.
+fn head(headers: &HeaderMap) -> Frame {
+    let date = httpdate::fmt_http_date(SystemTime::now());
+    let mut text = format!("HTTP/1.1 200 OK\r\ndate: {date}\r\nconnection: close\r\n");
+    for (name, value) in headers {
+        let name: &HeaderName = name;
+        // Writing to a String can't fail. Values of ours are ASCII.
+        let _ = write!(text, "{name}: {}\r\n", value.to_str().unwrap_or_default());
+    }
+    text.push_str("\r\n");
+    Frame::raw(text)
+}

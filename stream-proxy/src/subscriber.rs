@@ -1,0 +1,472 @@
+//! One subscriber: the frames that wait for it, bounded in bytes, and the task that writes them to its socket.
+
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::io::IoSlice;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::frame::Frame;
+
+/// Frames that leave in one write at most.
+const WRITE_BATCH: usize = 256;
+
+/// What a client may send after its request, which nobody reads, in bytes.
+const MAX_NOISE: u32 = 64 * 1024;
+
+/// Why a stream ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The client is gone, or its connection broke.
+    Gone,
+    /// More was waiting than the client may have waiting.
+    Overflow,
+    /// Nothing that waited was taken for a whole heartbeat interval.
+    Stalled,
+    /// The proxy ends the stream; what waits is still written.
+    Finished,
+}
+
+/// Where a subscriber is entered in the hub.
+pub type Seat = (Arc<str>, usize);
+
+/// A subscriber's queue, shared by the hub, which fills it, and the client's task, which empties it.
+#[derive(Debug)]
+pub struct Subscriber {
+    /// The most bytes that may wait, unless a single frame is larger.
+    limit: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    frames: VecDeque<Frame>,
+    /// Bytes that wait here or in the writer's hands.
+    bytes: usize,
+    end: Option<End>,
+    /// Whether the writer got rid of anything since the last heartbeat.
+    moving: bool,
+    /// Whether every event of the topics up to the hub's place has been queued.
+    live: bool,
+    /// The seats in the hub, empty until it is live.
+    seats: Box<[Seat]>,
+    /// The client's task, when it waits for frames.
+    writer: Option<Waker>,
+    /// Who waits for room.
+    feeder: Option<Waker>,
+}
+
+impl State {
+    fn wake_writer(&mut self) {
+        if let Some(writer) = self.writer.take() {
+            writer.wake();
+        }
+    }
+
+    fn add(&mut self, frame: Frame) {
+        self.bytes += frame.len();
+        self.frames.push_back(frame);
+        self.wake_writer();
+    }
+
+    fn close(&mut self, end: End) -> bool {
+        if self.end.is_some() {
+            return false;
+        }
+        self.end = Some(end);
+        if end != End::Finished {
+            self.frames = VecDeque::new();
+        }
+        self.wake_writer();
+        if let Some(feeder) = self.feeder.take() {
+            feeder.wake();
+        }
+        true
+    }
+
+    fn wait(&mut self, cx: &Context<'_>) {
+        if !self.writer.as_ref().is_some_and(|writer| writer.will_wake(cx.waker())) {
+            self.writer = Some(cx.waker().clone());
+        }
+    }
+}
+
+/// What became of a frame that was pushed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pushed {
+    /// It waits, and with it that many bytes.
+    Waiting(usize),
+    /// It was the one too many: the stream ends now.
+    Overflow,
+    /// The stream had ended before.
+    Ended,
+}
+
+/// What a heartbeat found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pulse {
+    /// The client takes what it is sent.
+    Alive,
+    /// It took nothing for a whole interval: the stream ends now.
+    Stalled,
+    /// The stream had ended before.
+    Ended,
+}
+
+impl Subscriber {
+    /// A subscriber that may have `limit` bytes waiting.
+    pub fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self { limit, state: Mutex::default() })
+    }
+
+    /// Queues a frame. One that doesn't fit ends the stream: the client comes back with the last id it got.
+    pub fn push(&self, frame: Frame) -> Pushed {
+        let mut state = self.state.lock();
+        if state.end.is_some() {
+            return Pushed::Ended;
+        }
+        if state.bytes > 0 && state.bytes + frame.len() > self.limit {
+            state.close(End::Overflow);
+            return Pushed::Overflow;
+        }
+        state.add(frame);
+        Pushed::Waiting(state.bytes)
+    }
+
+    /// Queues a frame however much waits: for a feeder, which waits for [`Self::room`] by itself. False if the stream has ended.
+    pub fn feed(&self, frame: Frame) -> bool {
+        let mut state = self.state.lock();
+        let open = state.end.is_none();
+        if open {
+            state.add(frame);
+        }
+        open
+    }
+
+    /// Queues bytes ahead of everything else.
+    pub fn prepend(&self, frame: Frame) {
+        let mut state = self.state.lock();
+        state.bytes += frame.len();
+        state.frames.push_front(frame);
+    }
+
+    /// Ends the stream; false if it had ended before. Unless it is [`End::Finished`], what waits is dropped.
+    pub fn close(&self, end: End) -> bool {
+        self.state.lock().close(end)
+    }
+
+    /// Why the stream ended, if it did.
+    pub fn ended(&self) -> Option<End> {
+        self.state.lock().end
+    }
+
+    /// Marks the subscriber as live in these seats; gives them back if the stream has ended meanwhile.
+    pub fn sit(&self, seats: Box<[Seat]>) -> Result<(), Box<[Seat]>> {
+        let mut state = self.state.lock();
+        if state.end.is_some() {
+            return Err(seats);
+        }
+        state.live = true;
+        state.seats = seats;
+        Ok(())
+    }
+
+    /// Gives up the seats and ends the stream, if nobody else did.
+    pub fn leave(&self) -> Box<[Seat]> {
+        let mut state = self.state.lock();
+        state.close(End::Gone);
+        std::mem::take(&mut state.seats)
+    }
+
+    /// Sends a heartbeat if nothing waits: `at_place` to a live subscriber, else `plain`.
+    pub fn beat(&self, plain: &Frame, at_place: &Frame) -> Pulse {
+        let mut state = self.state.lock();
+        if state.end.is_some() {
+            return Pulse::Ended;
+        }
+        let moving = std::mem::take(&mut state.moving);
+        if state.bytes == 0 {
+            let frame = if state.live { at_place } else { plain };
+            state.add(frame.clone());
+        } else if !moving {
+            state.close(End::Stalled);
+            return Pulse::Stalled;
+        }
+        Pulse::Alive
+    }
+
+    /// How many bytes a feeder should have waiting at most, so that live events still find room.
+    pub fn comfortable(&self) -> usize {
+        self.limit / 4
+    }
+
+    /// Waits until the subscriber has no more waiting than is comfortable; false if its stream has ended. One waits at a time.
+    pub async fn room(&self) -> bool {
+        poll_fn(|cx| {
+            let mut state = self.state.lock();
+            if state.end.is_some() {
+                return Poll::Ready(false);
+            }
+            if state.bytes <= self.comfortable() {
+                return Poll::Ready(true);
+            }
+            state.feeder = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Gives the writer, who has written `written` bytes since the last call, all that waits; `None` when the stream is over.
+    pub fn poll_frames(&self, cx: &Context<'_>, written: usize) -> Poll<Option<VecDeque<Frame>>> {
+        let mut state = self.state.lock();
+        self.account(&mut state, written);
+        match state.end {
+            Some(End::Finished) if !state.frames.is_empty() => {}
+            Some(_) => return Poll::Ready(None),
+            None if state.frames.is_empty() => {
+                state.wait(cx);
+                return Poll::Pending;
+            }
+            None => {}
+        }
+        Poll::Ready(Some(std::mem::take(&mut state.frames)))
+    }
+
+    /// Tells that the writer has written `written` bytes and can write no more for now; ready when it need not go on.
+    pub fn poll_blocked(&self, cx: &Context<'_>, written: usize) -> Poll<()> {
+        let mut state = self.state.lock();
+        self.account(&mut state, written);
+        match state.end {
+            None | Some(End::Finished) => {
+                state.wait(cx);
+                Poll::Pending
+            }
+            Some(_) => Poll::Ready(()),
+        }
+    }
+
+    fn account(&self, state: &mut State, written: usize) {
+        if written > 0 {
+            state.moving = true;
+            state.bytes -= written;
+            if state.bytes <= self.comfortable()
+                && let Some(feeder) = state.feeder.take()
+            {
+                feeder.wake();
+            }
+        }
+    }
+}
+
+/// The task of one client: writes what waits for it and notices when it goes. It owns the socket and a `guard` that gives
+/// back what the client held when the task ends.
+#[derive(Debug)]
+pub struct Stream<IO, G> {
+    io: IO,
+    subscriber: Arc<Subscriber>,
+    guard: G,
+    /// Frames taken from the queue and not yet written.
+    batch: VecDeque<Frame>,
+    /// Bytes of the first of them that are written already.
+    offset: usize,
+    noise: u32,
+    closing: bool,
+}
+
+/// Counts what a stream writes.
+pub trait CountBytes {
+    /// That many bytes have been written.
+    fn wrote(&self, bytes: usize);
+}
+
+impl<IO, G> Stream<IO, G> {
+    /// The task that writes `subscriber`'s frames to `io`.
+    pub fn new(io: IO, subscriber: Arc<Subscriber>, guard: G) -> Self {
+        Self { io, subscriber, guard, batch: VecDeque::new(), offset: 0, noise: 0, closing: false }
+    }
+
+    /// Takes `written` bytes off the batch.
+    fn advance(&mut self, written: usize) {
+        let mut done = self.offset + written;
+        while let Some(first) = self.batch.front()
+            && first.len() <= done
+        {
+            done -= first.len();
+            self.batch.pop_front();
+        }
+        self.offset = done;
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin, G: CountBytes> Stream<IO, G> {
+    /// Reads and drops what the client sends; ready when it is gone.
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut space = [0; 512];
+        loop {
+            let mut buffer = ReadBuf::new(&mut space);
+            match Pin::new(&mut self.io).poll_read(cx, &mut buffer) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => self.noise += buffer.filled().len() as u32,
+                Poll::Ready(_) => return Poll::Ready(()),
+            }
+            if self.noise > MAX_NOISE {
+                return Poll::Ready(());
+            }
+        }
+    }
+
+    /// Writes until nothing waits; ready when the stream is over, with whether to close the connection in good order.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        let mut written = 0;
+        loop {
+            if self.batch.is_empty() {
+                match self.subscriber.poll_frames(cx, std::mem::take(&mut written)) {
+                    Poll::Ready(Some(batch)) => self.batch = batch,
+                    Poll::Ready(None) => return Poll::Ready(self.subscriber.ended() == Some(End::Finished)),
+                    Poll::Pending => {
+                        // Frees what the batch had set aside: an idle client keeps nothing.
+                        self.batch = VecDeque::new();
+                        return match Pin::new(&mut self.io).poll_flush(cx) {
+                            Poll::Ready(Err(_)) => Poll::Ready(false),
+                            _ => Poll::Pending,
+                        };
+                    }
+                }
+            }
+            let mut slices = [IoSlice::new(&[]); WRITE_BATCH];
+            let mut count = 0;
+            for (slice, frame) in slices.iter_mut().zip(&self.batch) {
+                *slice = IoSlice::new(&frame.bytes()[if count == 0 { self.offset } else { 0 }..]);
+                count += 1;
+            }
+            match Pin::new(&mut self.io).poll_write_vectored(cx, &slices[..count]) {
+                Poll::Ready(Ok(n)) if n > 0 => {
+                    self.guard.wrote(n);
+                    written += n;
+                    self.advance(n);
+                }
+                Poll::Ready(_) => return Poll::Ready(false),
+                Poll::Pending => return self.subscriber.poll_blocked(cx, written).map(|()| false),
+            }
+        }
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin, G: CountBytes + Unpin> Future for Stream<IO, G> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        if this.poll_gone(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        if !this.closing {
+            match this.poll_write(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(false) => return Poll::Ready(()),
+                Poll::Ready(true) => this.closing = true,
+            }
+        }
+        Pin::new(&mut this.io).poll_shutdown(cx).map(|_| ())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::task::Waker;
+    use tokio::io::AsyncReadExt;
+
+    struct Uncounted;
+    impl CountBytes for Uncounted {
+        fn wrote(&self, _: usize) {}
+    }
+
+    fn frame(text: &str) -> Frame {
+        Frame::raw(text.to_string())
+    }
+
+    fn noop() -> Context<'static> {
+        Context::from_waker(Waker::noop())
+    }
+
+    #[test]
+    fn a_frame_too_many_ends_the_stream_and_frees_what_waits() {
+        let subscriber = Subscriber::new(10);
+        assert_eq!(subscriber.push(frame("a frame larger than the limit")), Pushed::Waiting(29));
+        assert_eq!(subscriber.push(frame("x")), Pushed::Overflow);
+        assert_eq!(subscriber.push(frame("x")), Pushed::Ended);
+        assert_eq!(subscriber.ended(), Some(End::Overflow));
+        assert_eq!(subscriber.poll_frames(&noop(), 0), Poll::Ready(None));
+    }
+
+    #[test]
+    fn written_bytes_make_room_again() {
+        let subscriber = Subscriber::new(10);
+        assert_eq!(subscriber.push(frame("12345678")), Pushed::Waiting(8));
+        assert!(subscriber.poll_frames(&noop(), 0).is_ready());
+        assert!(subscriber.poll_frames(&noop(), 8).is_pending());
+        assert_eq!(subscriber.push(frame("12345678")), Pushed::Waiting(8));
+    }
+
+    #[test]
+    fn a_heartbeat_unsent_for_an_interval_ends_the_stream() {
+        let (plain, at) = (frame("plain"), frame("at"));
+        let subscriber = Subscriber::new(10);
+        assert_eq!(subscriber.beat(&plain, &at), Pulse::Alive);
+        assert_eq!(subscriber.poll_frames(&noop(), 0), Poll::Ready(Some([plain.clone()].into())));
+        assert!(subscriber.poll_frames(&noop(), plain.len()).is_pending());
+        assert_eq!(subscriber.beat(&plain, &at), Pulse::Alive);
+        assert_eq!(subscriber.beat(&plain, &at), Pulse::Stalled);
+        assert_eq!(subscriber.beat(&plain, &at), Pulse::Ended);
+        assert_eq!(subscriber.ended(), Some(End::Stalled));
+    }
+
+    #[test]
+    fn a_slow_client_that_still_takes_something_is_kept() {
+        let (plain, at) = (frame("plain"), frame("at"));
+        let subscriber = Subscriber::new(100);
+        subscriber.push(frame("0123456789"));
+        for _ in 0..5 {
+            assert!(subscriber.poll_blocked(&noop(), 1).is_pending());
+            assert_eq!(subscriber.beat(&plain, &at), Pulse::Alive);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_finished_stream_is_written_to_its_end_and_closed() {
+        let (mut client, server) = tokio::io::duplex(7);
+        let subscriber = Subscriber::new(1000);
+        let task = tokio::spawn(Stream::new(server, subscriber.clone(), Uncounted));
+        for text in ["one\n\n", "two\n\n", "a longer three\n\n"] {
+            subscriber.push(frame(text));
+        }
+        subscriber.close(End::Finished);
+        let mut all = String::new();
+        client.read_to_string(&mut all).await.unwrap();
+        assert_eq!(all, "one\n\ntwo\n\na longer three\n\n");
+        task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_task_ends_when_the_client_goes() {
+        let (client, server) = tokio::io::duplex(64);
+        let task = tokio::spawn(Stream::new(server, Subscriber::new(1000), Uncounted));
+        drop(client);
+        task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_blocked_task_ends_when_its_stream_is_ended() {
+        let (_client, server) = tokio::io::duplex(1);
+        let subscriber = Subscriber::new(1000);
+        let task = tokio::spawn(Stream::new(server, subscriber.clone(), Uncounted));
+        subscriber.push(frame("does not fit"));
+        subscriber.close(End::Stalled);
+        task.await.unwrap();
+    }
+}

@@ -1,0 +1,336 @@
+//! The upstream: one connection that listens to the relay, for all clients. It follows the chain of ticks, reads from the
+//! log what notifications leave out or what was missed, and hands everything to the hub in order.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidings_wire::{Event, Part, Position, segment};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_postgres::{Client, Notification};
+
+use crate::database::{Database, DatabaseError, answer};
+use crate::frame::Frame;
+use crate::hub::{Hub, Outgoing, Place};
+use crate::metrics::Metrics;
+
+/// After this long without a notification the proxy asks whether it missed one.
+const QUIET: Duration = Duration::from_secs(15);
+
+/// A notification of another process than the known relay makes the proxy ask who the relay is, but not more often than this.
+const RELAY_CHECK: Duration = Duration::from_millis(100);
+
+/// What one read of the log brings, in bytes.
+const PAGE_BYTES: i32 = 1024 * 1024;
+
+/// The longest the reading of a large tick waits, after each chunk, for the slowest subscriber that still keeps up.
+const PACE: Duration = Duration::from_millis(20);
+
+/// The longest wait before connecting again.
+const MAX_BACKOFF: Duration = Duration::from_secs(5);
+
+/// Whether the upstream is connected and caught up, and if not, why not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// It is.
+    Ready,
+    /// It is not.
+    Waiting(Arc<str>),
+}
+
+/// The upstream and what it needs.
+#[derive(Debug)]
+pub struct Upstream {
+    database: Database,
+    hub: Arc<Hub>,
+    metrics: Arc<Metrics>,
+    /// The most bytes published at once when the log is read: what a subscriber's queue takes with ease.
+    chunk: usize,
+    readiness: watch::Sender<Readiness>,
+    /// Attempts to connect since the upstream was last ready.
+    attempts: u32,
+}
+
+/// One connection's life.
+struct Session<'a> {
+    upstream: &'a mut Upstream,
+    client: Client,
+    channel: String,
+    relay: Option<i32>,
+    asked: Instant,
+    /// The tick that is arriving in parts, and the part that comes next.
+    arriving: (u64, u32),
+}
+
+impl Upstream {
+    /// An upstream that feeds `hub`, and the receiver that tells how it is. A subscriber may have `queue` bytes waiting.
+    pub fn new(
+        database: Database,
+        hub: Arc<Hub>,
+        metrics: Arc<Metrics>,
+        queue: usize,
+    ) -> (Self, watch::Receiver<Readiness>) {
+        let (readiness, receiver) = watch::channel(Readiness::Waiting("connecting to the database".into()));
+        (Self { database, hub, metrics, chunk: queue / 4, readiness, attempts: 0 }, receiver)
+    }
+
+    /// Follows the database for ever; whatever breaks is tried again.
+    pub async fn run(mut self) -> Infallible {
+        loop {
+            let Err(error) = self.session().await;
+            self.metrics.upstream_connected.set(0);
+            self.metrics.reconnects.add(1);
+            // Full jitter: many proxies that lost the same database don't come back in step.
+            let ceiling = MAX_BACKOFF.min(Duration::from_millis(100) * 2u32.saturating_pow(self.attempts.min(16)));
+            let wait = ceiling.mul_f64(fastrand::f64());
+            tracing::warn!(%error, ?wait, "upstream lost");
+            self.readiness.send_replace(Readiness::Waiting(error.to_string().into()));
+            self.attempts += 1;
+            sleep(wait).await;
+        }
+    }
+
+    async fn session(&mut self) -> Result<Infallible, DatabaseError> {
+        let (client, mut notifications) = self.database.connect(self.metrics.clone()).await?;
+        let (channel, relay, _) = introduce(&client).await?;
+        answer(client.batch_execute(&format!("LISTEN {}", quote(&channel)))).await?;
+        let mut session = Session { upstream: self, client, channel, relay, asked: Instant::now(), arriving: (0, 0) };
+        session.settle().await?;
+        session.catch_up().await?;
+        session.upstream.attempts = 0;
+        session.upstream.metrics.upstream_connected.set(1);
+        session.upstream.readiness.send_replace(Readiness::Ready);
+        tracing::info!(tick = session.place()?.tick, "upstream ready");
+        session.follow(&mut notifications).await
+    }
+}
+
+impl Session<'_> {
+    fn place(&self) -> Result<Place, DatabaseError> {
+        self.upstream.hub.place().ok_or(DatabaseError::Contract("no place before the first tick"))
+    }
+
+    /// Takes notifications as they come, and asks when none come.
+    async fn follow(&mut self, notifications: &mut mpsc::Receiver<Notification>) -> Result<Infallible, DatabaseError> {
+        let mut ask_at = Instant::now() + QUIET;
+        loop {
+            match timeout_at(ask_at, notifications.recv()).await {
+                Ok(None) => return Err(DatabaseError::Closed),
+                Ok(Some(notification)) => {
+                    let trusted = self.notified(&notification).await?;
+                    ask_at = if trusted { Instant::now() + QUIET } else { ask_at.min(self.asked + RELAY_CHECK) };
+                }
+                Err(_) => {
+                    let last = self.ask().await?;
+                    if last > self.place()?.tick {
+                        self.catch_up().await?;
+                    }
+                    ask_at = Instant::now() + QUIET;
+                }
+            }
+        }
+    }
+
+    /// Asks how things are: the relay may have changed, a notification may have been missed. Answers the log's last tick.
+    async fn ask(&mut self) -> Result<u64, DatabaseError> {
+        let (channel, relay, position) = introduce(&self.client).await?;
+        if channel != self.channel {
+            return Err(DatabaseError::Contract("the channel is another one now"));
+        }
+        self.relay = relay;
+        self.asked = Instant::now();
+        Ok(position.tick)
+    }
+
+    /// Handles one notification; false if it is not the relay's.
+    async fn notified(&mut self, notification: &Notification) -> Result<bool, DatabaseError> {
+        if notification.channel() != self.channel {
+            return Ok(true);
+        }
+        if self.relay != Some(notification.process_id()) {
+            if self.asked.elapsed() >= RELAY_CHECK {
+                self.ask().await?;
+            }
+            if self.relay != Some(notification.process_id()) {
+                self.upstream.metrics.forged.add(1);
+                return Ok(false);
+            }
+        }
+        let place = self.place()?;
+        let metrics = &self.upstream.metrics;
+        match Part::parse(notification.payload()) {
+            Ok(part) if Place::after_tick(part.tick) <= place => metrics.old.add(1),
+            Ok(part) if self.is_next(&part, place) => {
+                metrics.notifications.add(1);
+                self.publish_part(&part);
+            }
+            Ok(_) => {
+                metrics.hints.add(1);
+                self.catch_up().await?;
+            }
+            Err(error) => {
+                metrics.mangled.add(1);
+                tracing::warn!(%error, "mangled notification");
+                self.catch_up().await?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether nothing lies between what has been published and this part.
+    fn is_next(&self, part: &Part<'_>, place: Place) -> bool {
+        let first = if part.part == 1 {
+            if Place::after_tick(part.previous) != place {
+                return false;
+            }
+            1
+        } else if self.arriving == (part.tick, part.part) && place.tick == part.tick {
+            place.n + 1
+        } else {
+            return false;
+        };
+        !part.is_hint() && part.events.iter().zip(first..).all(|((n, _), expected)| *n == expected)
+    }
+
+    fn publish_part(&mut self, part: &Part<'_>) {
+        let events = part.events.iter().map(|(n, event)| outgoing(part.tick, *n, event));
+        self.upstream.hub.publish(part.tick, events.collect());
+        self.arriving = (part.tick, part.part + 1);
+        if part.part == part.parts {
+            self.finish(part.tick);
+        }
+    }
+
+    fn finish(&self, tick: u64) {
+        self.upstream.hub.finish(tick);
+        self.upstream.metrics.fanned_out(tick);
+    }
+
+    /// Finds where to go on: at the present at first, later where the last connection ended.
+    async fn settle(&mut self) -> Result<(), DatabaseError> {
+        let Some(place) = self.upstream.hub.place() else {
+            let last = self.ask().await?;
+            self.upstream.hub.restart(last);
+            return Ok(());
+        };
+        let here = place.position();
+        let text = here.to_string();
+        let located = answer(self.client.query_one("SELECT tidings.locate($1)", &[&text])).await;
+        match located.and_then(|row| Ok(row.try_get::<_, Option<String>>(0)?)) {
+            Ok(Some(located)) => {
+                let located = position(&located)?;
+                if located != here {
+                    tracing::warn!(from = %here, to = %located, "the log has lost ticks: going on from the last one it has");
+                    self.upstream.hub.restart(located.tick);
+                }
+                Ok(())
+            }
+            Ok(None) => Err(DatabaseError::Contract("a tick can't be located")),
+            Err(DatabaseError::Expired) => self.reset().await,
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Goes on from the present although events were missed, and tells every subscriber.
+    async fn reset(&mut self) -> Result<(), DatabaseError> {
+        let last = self.ask().await?;
+        tracing::warn!(tick = last, "events were missed: subscribers are told to read their data again");
+        self.upstream.hub.reset(last);
+        Ok(())
+    }
+
+    /// Publishes what the log has and the hub has not.
+    async fn catch_up(&mut self) -> Result<(), DatabaseError> {
+        loop {
+            let before = self.place()?;
+            match self.read_page(before).await {
+                Ok(true) if self.place()? > before => {}
+                Ok(true) => return Err(DatabaseError::Contract("a page of the log that holds nothing new")),
+                Ok(false) => return Ok(()),
+                Err(DatabaseError::Expired) => self.reset().await?,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Publishes one page of the log; false if there was none.
+    async fn read_page(&mut self, after: Place) -> Result<bool, DatabaseError> {
+        let sql = "SELECT tick, first, last, data FROM tidings.segments($1, $2)";
+        let rows = answer(self.client.query(sql, &[&after.position().to_string(), &PAGE_BYTES])).await?;
+        let mut chunk = Chunk::default();
+        for row in &rows {
+            let tick =
+                u64::try_from(row.try_get::<_, i64>("tick")?).map_err(|_| DatabaseError::Contract("a bad tick"))?;
+            if let Some(data) = row.try_get::<_, Option<&[u8]>>("data")? {
+                let first = u32::try_from(row.try_get::<_, i32>("first")?)
+                    .map_err(|_| DatabaseError::Contract("an event below the first"))?;
+                for (event, n) in segment::events(data).zip(first..) {
+                    let Ok(event) = event else {
+                        tracing::error!(tick, n, "the log has a segment that this version can't read");
+                        return Err(DatabaseError::Expired);
+                    };
+                    if (Place { tick, n }) > after {
+                        chunk.push(tick, outgoing(tick, n, &event));
+                    }
+                    if chunk.bytes >= self.upstream.chunk {
+                        self.publish_chunk(&mut chunk).await;
+                    }
+                }
+            }
+            if row.try_get("last")? {
+                self.publish_chunk(&mut chunk).await;
+                self.finish(tick);
+            }
+        }
+        self.publish_chunk(&mut chunk).await;
+        Ok(!rows.is_empty())
+    }
+
+    /// Publishes a chunk of a tick. Subscribers that keep up are given the time for it: a large tick is read faster than
+    /// any client takes it, and a full queue ends a stream.
+    async fn publish_chunk(&mut self, chunk: &mut Chunk<'_>) {
+        let Chunk { tick, events, .. } = std::mem::take(chunk);
+        if let Some((waiting, fullest)) = self.upstream.hub.publish(tick, events)
+            && waiting > fullest.comfortable()
+        {
+            let _ = timeout(PACE, fullest.room()).await;
+        }
+    }
+}
+
+/// Events of one tick that are published at once.
+#[derive(Default)]
+struct Chunk<'a> {
+    tick: u64,
+    events: Vec<Outgoing<'a>>,
+    bytes: usize,
+}
+
+impl<'a> Chunk<'a> {
+    fn push(&mut self, tick: u64, event: Outgoing<'a>) {
+        self.tick = tick;
+        self.bytes += event.frame.len();
+        self.events.push(event);
+    }
+}
+
+/// The channel, the relay's process and the present position.
+async fn introduce(client: &Client) -> Result<(String, Option<i32>, Position), DatabaseError> {
+    let sql = "SELECT tidings.channel(), tidings.relay_pid(), tidings.position()";
+    let row = answer(client.query_one(sql, &[])).await?;
+    Ok((row.try_get(0)?, row.try_get(1)?, position(row.try_get(2)?)?))
+}
+
+fn outgoing<'a>(tick: u64, n: u32, event: &Event<'a>) -> Outgoing<'a> {
+    Outgoing { n, topic: event.topic, frame: Frame::event(Position::at(tick, n), event.event, event.payload) }
+}
+
+fn position(text: &str) -> Result<Position, DatabaseError> {
+    text.parse().map_err(|_| DatabaseError::Contract("a position that is none"))
+}
+
+/// A name as an SQL identifier.
+fn quote(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
