@@ -1,1 +1,28 @@
-//! Stand-in.
+//! What the tests, `make run` and `make bench` are made of: real clusters, real proxies, exact clients.
+//!
+//! - [`wait`]: waiting for a condition, the only place that sleeps.
+//! - [`process`]: child processes that never outlive their owner, and what `/proc` tells of them.
+//! - [`cluster`]: a throw-away Postgres cluster that has the extension preloaded.
+//! - [`database`]: a database with the extension, and sessions in it.
+//! - [`proxy`]: the real proxy binary.
+//! - [`http`]: one plain request, and the body of a response as it comes.
+//! - [`sse`]: the event-stream grammar, and one connection that reads it.
+//! - [`follower`]: a client that reconnects until it has seen what it waits for, as a browser does.
+//! - [`ledger`]: many writers whose every committed write is on record, and the judge of what clients got.
+
+pub mod cluster;
+pub mod database;
+pub mod follower;
+pub mod http;
+pub mod ledger;
+pub mod process;
+pub mod proxy;
+pub mod sse;
+pub mod wait;
+
+pub use cluster::{Cluster, shared};
+pub use database::{Database, Session};
+pub use follower::Follower;
+pub use proxy::Proxy;
+pub use sse::{Frame, Item, Sse};
+pub use wait::{DEADLINE, eventually, until};

@@ -1,0 +1,138 @@
+# Each target calls what it needs and may be called again at any time.
+#
+#   make setup     installs what the build needs: Debian packages (through sudo where you are not root) and crates
+#   make build     builds the extension for PG_CONFIG's Postgres, and the proxy
+#   make install   installs the extension into PG_CONFIG's Postgres
+#   make run       a throw-away cluster, a sample table and a proxy; prints what to type next
+#   make test      lint, unit tests, and the tests with real clusters and real proxies
+#   make bench     measures, beside the targets; ARGS=--long for more rounds
+#   make lint      formatting, clippy and documentation without a warning
+#   make package   the files of an installation as one archive in dist/
+#   make clean     removes what was built
+#
+# Another Postgres: make install PG_CONFIG=/path/to/pg_config. One test: make test ONLY=part_of_a_name.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+.PHONY: help setup build install run test bench lint package clean
+
+PG_CONFIG ?= /usr/lib/postgresql/15/bin/pg_config
+export PG_CONFIG
+export PGRX_PG_CONFIG_PATH = $(PG_CONFIG)
+
+# The major version names the feature and a target directory of its own, so two Postgres versions don't undo each other's build.
+MAJOR = $(shell $(PG_CONFIG) --version 2>/dev/null | sed -E 's/^PostgreSQL ([0-9]+).*/\1/')
+EXT_TARGET = target/pg$(MAJOR)
+LIBRARY = $(EXT_TARGET)/release/libtidings.so
+# The control file is the single source of the extension's version.
+VERSION = $(shell sed -nE "s/^default_version *= *'(.*)'/\1/p" sql/tidings.control)
+
+PACKAGES := postgresql-15 postgresql-server-dev-15 clang libclang-dev pkg-config build-essential
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+setup:
+	@say() { printf '==> %s\n' "$$*"; }
+	missing=()
+	if [ "$(PG_CONFIG)" = /usr/lib/postgresql/15/bin/pg_config ]; then
+	  for package in $(PACKAGES); do
+	    dpkg-query -W -f '$${Status}' "$$package" 2>/dev/null | grep -q ' installed$$' || missing+=("$$package")
+	  done
+	elif [ ! -x "$(PG_CONFIG)" ]; then
+	  echo "setup: there is no $(PG_CONFIG); install that Postgres with its server headers, clang and libclang" >&2
+	  exit 1
+	fi
+	if [ $${#missing[@]} -gt 0 ]; then
+	  as_root=()
+	  if [ "$$(id -u)" != 0 ]; then
+	    if ! command -v sudo >/dev/null; then
+	      echo "setup: these packages are missing and need root (no sudo here): $${missing[*]}" >&2
+	      exit 1
+	    fi
+	    as_root=(sudo)
+	  fi
+	  say "installing $${missing[*]} (Debian may create a cluster named main; nothing here uses it)"
+	  "$${as_root[@]}" apt-get update -q
+	  "$${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$${missing[@]}"
+	fi
+	command -v cargo >/dev/null || { echo "setup: cargo is missing; install Rust (https://rustup.rs)" >&2; exit 1; }
+	say "fetching crates"
+	cargo fetch --locked --quiet
+
+build: setup
+	@printf '==> building the extension for %s\n' "$$($(PG_CONFIG) --version)"
+	cargo build --release --locked -p tidings --no-default-features --features "pg$(MAJOR)" --target-dir "$(EXT_TARGET)"
+	printf '==> building the proxy\n'
+	cargo build --release --locked -p tidings-proxy
+
+# The folder tree of an installation, under the folder that the first argument names.
+define stage
+stage() {
+  local libdir="$$1$$($(PG_CONFIG) --pkglibdir)" extdir="$$1$$($(PG_CONFIG) --sharedir)/extension"
+  mkdir -p "$$libdir" "$$extdir"
+  install -m 755 "$(LIBRARY)" "$$libdir/tidings.so"
+  install -m 644 sql/tidings.control "$$extdir/"
+  cat sql/extension/*.sql > "$$extdir/tidings--$(VERSION).sql"
+  chmod 644 "$$extdir/tidings--$(VERSION).sql"
+  local script
+  for script in sql/upgrade/tidings--*--*.sql sql/releases/tidings--*.sql; do
+    [ -e "$$script" ] || continue
+    case "$${script##*/}" in "tidings--$(VERSION).sql") continue ;; esac
+    install -m 644 "$$script" "$$extdir/"
+  done
+}
+endef
+
+install: build
+	@$(stage)
+	staged="$$(mktemp -d)"
+	trap 'rm -rf "$$staged"' EXIT
+	stage "$$staged"
+	libdir="$$($(PG_CONFIG) --pkglibdir)" extdir="$$($(PG_CONFIG) --sharedir)/extension"
+	printf '==> installing tidings %s into %s and %s\n' "$(VERSION)" "$$libdir" "$$extdir"
+	as_root=()
+	if [ ! -w "$$libdir" ] || [ ! -w "$$extdir" ]; then
+	  command -v sudo >/dev/null || { echo "install: $$libdir needs root, and there is no sudo here" >&2; exit 1; }
+	  as_root=(sudo)
+	fi
+	# The library is replaced, not overwritten: a running server keeps the file it has mapped.
+	"$${as_root[@]}" rm -f "$$libdir/tidings.so"
+	"$${as_root[@]}" install -m 755 "$$staged$$libdir/tidings.so" "$$libdir/"
+	"$${as_root[@]}" install -m 644 "$$staged$$extdir"/* "$$extdir/"
+
+run: install
+	@cargo run --quiet --locked -p tidings-tests --bin tidings-run
+
+test: install lint
+	@printf '==> unit tests\n'
+	cargo test --locked --quiet -p tidings-wire -p tidings-proxy
+	cargo test --locked --quiet -p tidings-tests --lib --bins
+	printf '==> tests with real clusters and real proxies\n'
+	cargo test --locked -p tidings-tests --test main -- --test-threads="$${TEST_THREADS:-3}" $(ONLY)
+
+bench: install
+	@cargo run --release --locked -p tidings-tests --bin tidings-bench -- $(ARGS)
+
+lint: setup
+	@printf '==> lint\n'
+	cargo fmt --all --check
+	cargo clippy --quiet --locked --workspace --all-targets --no-default-features --features "tidings/pg$(MAJOR)" -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --locked --workspace --no-deps --document-private-items \
+	  --no-default-features --features "tidings/pg$(MAJOR)"
+
+package: build
+	@$(stage)
+	name="tidings-$(VERSION)-pg$(MAJOR)-$$(uname -s | tr A-Z a-z)-$$(uname -m)"
+	rm -rf "dist/$$name"
+	stage "dist/$$name"
+	install -D -m 755 target/release/tidings-proxy "dist/$$name/usr/bin/tidings-proxy"
+	install -m 644 README.md LICENSE CHANGELOG.md "dist/$$name/"
+	tar -C dist --owner=0 --group=0 -czf "dist/$$name.tar.gz" "$$name"
+	printf '==> dist/%s.tar.gz\n' "$$name"
+
+clean:
+	@printf '==> removing what was built\n'
+	rm -rf target dist tests/artifacts

@@ -1,0 +1,284 @@
+//! A throw-away Postgres cluster with the extension preloaded, on a free port and in a temporary folder.
+//!
+//! `initdb` runs once for each process; a cluster is a copy of what it made. Started as root, the server runs as the
+//! account `postgres` (it refuses to run as root), else as the caller.
+
+use std::fs::{self, File};
+use std::net::TcpListener;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use nix::unistd::{Gid, Uid, User};
+use postgres::{Client, Config, NoTls};
+
+use crate::database::{Database, Session};
+use crate::process::{Process, Signal, children, fresh_path, send};
+use crate::wait::{eventually, until};
+
+/// The superuser of every cluster.
+pub const SUPERUSER: &str = "postgres";
+
+/// What every cluster is configured with; a cluster's own settings come behind and win.
+const SETTINGS: &[(&str, &str)] = &[
+    ("shared_preload_libraries", "tidings"),
+    ("wal_level", "logical"),
+    ("max_prepared_transactions", "32"),
+    ("max_worker_processes", "64"), // one relay for each database, and tests run beside one another
+    ("max_connections", "200"),
+    ("shared_buffers", "256MB"),
+    ("max_wal_size", "4GB"),
+    ("fsync", "off"), // a killed process loses nothing that it wrote; only a lost machine would
+    ("deadlock_timeout", "20ms"), // random writers lock one another out: don't let them stand there
+    ("log_line_prefix", "%m [%p] %b %d "),
+    ("log_min_messages", "info"),
+];
+
+/// The Postgres installation that `PG_CONFIG` names.
+#[derive(Debug)]
+pub struct Installation {
+    /// Where `postgres`, `initdb`, `psql` and `pgbench` are.
+    pub bin: PathBuf,
+    /// Whom the server runs as, if that is not the caller.
+    account: Option<(Uid, Gid)>,
+}
+
+impl Installation {
+    /// The installation that this process uses.
+    pub fn get() -> &'static Self {
+        static INSTALLATION: OnceLock<Installation> = OnceLock::new();
+        INSTALLATION.get_or_init(|| {
+            let pg_config =
+                std::env::var("PG_CONFIG").unwrap_or_else(|_| "/usr/lib/postgresql/15/bin/pg_config".to_owned());
+            let output = Command::new(&pg_config).arg("--bindir").output();
+            let output = output.unwrap_or_else(|error| panic!("{pg_config} doesn't run ({error}); try `make install`"));
+            let bin = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
+            let account = Uid::effective().is_root().then(|| {
+                let user = |name| User::from_name(name).ok().flatten();
+                let user = user("postgres").or_else(|| user("nobody")).expect("an account to run the server as");
+                (user.uid, user.gid)
+            });
+            Self { bin, account }
+        })
+    }
+
+    /// A command of the installation, to be run as the server's account.
+    fn command(&self, name: &str) -> Command {
+        let mut command = Command::new(self.bin.join(name));
+        if let Some((uid, gid)) = self.account {
+            command.uid(uid.as_raw()).gid(gid.as_raw());
+        }
+        command.current_dir("/").stdin(Stdio::null());
+        command
+    }
+
+    fn give(&self, path: &Path) {
+        if let Some((uid, gid)) = self.account {
+            chown(path, Some(uid.as_raw()), Some(gid.as_raw())).expect("hand the folder to the server's account");
+        }
+    }
+}
+
+/// A running cluster. Dropped, it is gone with all its files.
+#[derive(Debug)]
+pub struct Cluster {
+    dir: PathBuf,
+    port: u16,
+    postmaster: Mutex<Option<Process>>,
+}
+
+impl Cluster {
+    /// Starts a cluster of its own, for a test that breaks it or needs settings of its own.
+    pub fn start(settings: &[(&str, &str)]) -> Self {
+        let installation = Installation::get();
+        let dir = fresh_path("pg");
+        fs::create_dir(&dir).expect("create the cluster's folder");
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).expect("open the cluster's folder");
+        installation.give(&dir);
+        copy(template(), &dir.join("data"));
+        let cluster = Self { port: free_port(), postmaster: Mutex::new(None), dir };
+        cluster.configure(settings);
+        cluster.boot();
+        cluster
+    }
+
+    /// Its port, on 127.0.0.1 and for its socket.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The folder of its socket.
+    pub fn socket_dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The process id of its postmaster.
+    pub fn pid(&self) -> u32 {
+        self.postmaster().as_ref().expect("the cluster is stopped").pid()
+    }
+
+    fn postmaster(&self) -> MutexGuard<'_, Option<Process>> {
+        self.postmaster.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn configure(&self, settings: &[(&str, &str)]) {
+        let mut text = format!(
+            "listen_addresses = '127.0.0.1'\nport = {}\nunix_socket_directories = '{}'\n",
+            self.port,
+            self.dir.display()
+        );
+        for (name, value) in SETTINGS.iter().chain(settings) {
+            text.push_str(&format!("{name} = '{}'\n", value.replace('\'', "''")));
+        }
+        let path = self.dir.join("data/postgresql.auto.conf");
+        fs::write(&path, text).expect("write the cluster's settings");
+        Installation::get().give(&path);
+    }
+
+    /// Starts the server of a stopped cluster and waits until it takes connections.
+    pub fn boot(&self) {
+        // After a kill -9 the old backends may still hold the shared memory: then the server refuses to start.
+        eventually("the server has started", || {
+            let log = File::options().create(true).append(true).open(self.dir.join("log")).expect("open the log");
+            let mut command = Installation::get().command("postgres");
+            command.arg("-D").arg(self.dir.join("data"));
+            command.stdout(log.try_clone().expect("share the log")).stderr(log);
+            let mut server = Process::spawn(&mut command, Signal::SIGQUIT).expect("start postgres");
+            let up = eventually("the server takes connections or ends", || {
+                if server.exited().is_some() { Some(false) } else { self.answers().then_some(true) }
+            });
+            if up {
+                *self.postmaster() = Some(server);
+            } else {
+                let log = self.log_tail();
+                assert!(log.contains("pre-existing shared memory"), "the server doesn't start:\n{log}");
+            }
+            up.then_some(())
+        });
+    }
+
+    fn answers(&self) -> bool {
+        self.config("postgres", SUPERUSER)
+            .connect(NoTls)
+            .is_ok_and(|mut client| client.simple_query("SELECT 1").is_ok())
+    }
+
+    /// Waits until the server takes connections (again).
+    pub fn wait_ready(&self) {
+        until("the server takes connections", || self.answers());
+    }
+
+    /// Stops the server in good order.
+    pub fn stop(&self) {
+        let mut server = self.postmaster().take().expect("the cluster is stopped");
+        server.signal(Signal::SIGINT);
+        server.wait();
+    }
+
+    /// Ends the postmaster and then every other process of the server by SIGKILL, so nobody gets to write anything more.
+    pub fn kill(&self) {
+        let mut server = self.postmaster().take().expect("the cluster is stopped");
+        // Stopped first, it can't start anybody between the look at its children and its end.
+        server.signal(Signal::SIGSTOP);
+        let others = children(server.pid());
+        server.signal(Signal::SIGKILL);
+        for pid in others {
+            send(pid, Signal::SIGKILL);
+        }
+        server.wait();
+    }
+
+    /// Connection settings for a database and a role, over the socket.
+    pub fn config(&self, database: &str, role: &str) -> Config {
+        let mut config = Config::new();
+        config.host_path(&self.dir).port(self.port).dbname(database).user(role);
+        config.connect_timeout(std::time::Duration::from_secs(30));
+        config
+    }
+
+    /// A connection URL for a database and a role, over TCP.
+    pub fn url(&self, database: &str, role: &str) -> String {
+        format!("postgres://{role}@127.0.0.1:{}/{database}", self.port)
+    }
+
+    /// A session as `role`.
+    #[track_caller]
+    pub fn session(&self, database: &str, role: &str) -> Session {
+        let client: Result<Client, _> = self.config(database, role).connect(NoTls);
+        Session::new(client.unwrap_or_else(|error| panic!("connect to {database} as {role}: {error:?}")))
+    }
+
+    /// A fresh database with the extension, whose relay runs.
+    pub fn database(&self) -> Database<'_> {
+        let database = self.empty_database();
+        database.session().run("CREATE EXTENSION tidings");
+        database.wait_relay();
+        database
+    }
+
+    /// A fresh database without the extension.
+    pub fn empty_database(&self) -> Database<'_> {
+        Database::create(self)
+    }
+
+    /// The end of the server's log.
+    pub fn log_tail(&self) -> String {
+        tail(&self.dir.join("log"))
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- the end of the server's log ---\n{}---", self.log_tail());
+        }
+        drop(self.postmaster().take());
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// The cluster that tests share when they don't break it. It ends with the process.
+pub fn shared() -> &'static Cluster {
+    static SHARED: OnceLock<Cluster> = OnceLock::new();
+    SHARED.get_or_init(|| Cluster::start(&[]))
+}
+
+/// A port that nobody listens on.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("find a free port").port()
+}
+
+/// The last lines of a file.
+pub(crate) fn tail(path: &Path) -> String {
+    let text = String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(40)..].iter().flat_map(|line| [line, "\n"]).collect()
+}
+
+/// What `initdb` made, once for each process.
+fn template() -> &'static Path {
+    static TEMPLATE: OnceLock<PathBuf> = OnceLock::new();
+    TEMPLATE.get_or_init(|| {
+        let installation = Installation::get();
+        let home = fresh_path("template");
+        fs::create_dir(&home).expect("create the template's folder");
+        installation.give(&home);
+        let data = home.join("data");
+        let output = installation
+            .command("initdb")
+            .args(["--no-sync", "-U", SUPERUSER, "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "-D"])
+            .arg(&data)
+            .output()
+            .expect("run initdb");
+        assert!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
+        data
+    })
+}
+
+/// Copies a folder with owners and modes.
+fn copy(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg("-a").arg(from).arg(to).status().expect("run cp");
+    assert!(status.success(), "copy the template");
+}

@@ -1,0 +1,216 @@
+//! A database with the extension, and sessions in it.
+
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use postgres::error::SqlState;
+use postgres::types::FromSqlOwned;
+use postgres::{Client, Row};
+
+use crate::cluster::{Cluster, SUPERUSER};
+use crate::process::Signal;
+use crate::proxy::Proxy;
+use crate::wait::{eventually, until};
+
+/// A database of its own for a test. Dropped, it is gone.
+#[derive(Debug)]
+pub struct Database<'c> {
+    cluster: &'c Cluster,
+    name: String,
+    kept: Cell<bool>,
+}
+
+impl<'c> Database<'c> {
+    pub(crate) fn create(cluster: &'c Cluster) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        let name = format!("test_{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let mut session = cluster.session("postgres", SUPERUSER);
+        session.run(&format!("CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8' LOCALE 'C.UTF-8'"));
+        Self { cluster, name, kept: Cell::new(false) }
+    }
+
+    /// The cluster it lies in.
+    pub fn cluster(&self) -> &'c Cluster {
+        self.cluster
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A session as the superuser.
+    #[track_caller]
+    pub fn session(&self) -> Session {
+        self.session_as(SUPERUSER)
+    }
+
+    /// A session as `role`.
+    #[track_caller]
+    pub fn session_as(&self, role: &str) -> Session {
+        self.cluster.session(&self.name, role)
+    }
+
+    /// Creates a role that may log in and nothing else. Roles belong to the cluster, so the name carries the database's.
+    pub fn role(&self, word: &str) -> String {
+        let role = format!("{}_{word}", self.name);
+        self.session().run(&format!("CREATE ROLE {role} LOGIN"));
+        role
+    }
+
+    /// The role that this database's proxies log in with; it has what `tidings.grant_proxy` grants and nothing else.
+    pub fn proxy_role(&self) -> String {
+        let role = format!("{}_proxy", self.name);
+        let mut session = self.session();
+        if session.all("SELECT FROM pg_roles WHERE rolname = $1", &[&role]).is_empty() {
+            session.run(&format!("CREATE ROLE {role} LOGIN; SELECT tidings.grant_proxy('{role}')"));
+        }
+        role
+    }
+
+    /// Starts a proxy of this database, `args` behind the usual ones, and waits until it is ready.
+    pub fn proxy(&self, args: &[&str]) -> Proxy {
+        Proxy::start(&self.cluster.url(&self.name, &self.proxy_role()), args)
+    }
+
+    /// The process id of the relay, if one runs. A server that is just recovering has none.
+    pub fn relay(&self) -> Option<u32> {
+        let mut client = self.cluster.config(&self.name, SUPERUSER).connect(postgres::NoTls).ok()?;
+        let row = client.query_one("SELECT tidings.relay_pid()", &[]).ok()?;
+        row.get::<_, Option<i32>>(0).and_then(|pid| u32::try_from(pid).ok())
+    }
+
+    /// Waits until the relay runs.
+    pub fn wait_relay(&self) -> u32 {
+        eventually("the relay runs", || self.relay())
+    }
+
+    /// Ends the relay by SIGKILL (Postgres then restarts all backends) and waits for its successor.
+    pub fn kill_relay(&self) {
+        let old = self.wait_relay();
+        crate::process::send(old, Signal::SIGKILL);
+        until("a new relay runs", || self.relay().is_some_and(|pid| pid != old));
+    }
+
+    /// Ends all connections of the proxies' role; gives how many there were.
+    pub fn cut_proxies(&self) -> i64 {
+        let role = format!("{}_proxy", self.name);
+        self.session()
+            .one(&format!("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = '{role}'"))
+    }
+
+    /// Leaves the dropping to the test.
+    pub fn keep(&self) {
+        self.kept.set(true);
+    }
+}
+
+impl Drop for Database<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- the end of the server's log ---\n{}---", self.cluster.log_tail());
+        }
+        if self.kept.get() {
+            return;
+        }
+        // A test's verdict must not hang on this: what is left goes with the cluster.
+        if let Ok(mut client) = self.cluster.config("postgres", SUPERUSER).connect(postgres::NoTls) {
+            let _ = client.batch_execute("SET statement_timeout = '20s'");
+            let _ = client.batch_execute(&format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name));
+        }
+    }
+}
+
+/// A session that fails the test on an unexpected error, and names the statement.
+pub struct Session(Client);
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Session")
+    }
+}
+
+/// A parameter of a query.
+pub type Param<'a> = &'a (dyn postgres::types::ToSql + Sync);
+
+impl Session {
+    pub(crate) fn new(client: Client) -> Self {
+        Self(client)
+    }
+
+    /// The client itself, for what is not below.
+    pub fn client(&mut self) -> &mut Client {
+        &mut self.0
+    }
+
+    /// Runs statements; several of them in one string are one transaction unless they say otherwise.
+    #[track_caller]
+    pub fn run(&mut self, sql: &str) {
+        if let Err(error) = self.0.batch_execute(sql) {
+            panic!("{}: {error:?}", shorten(sql));
+        }
+    }
+
+    /// Runs statements that must fail; gives the error.
+    #[track_caller]
+    pub fn refused(&mut self, sql: &str) -> postgres::error::DbError {
+        match self.0.batch_execute(sql) {
+            Ok(()) => panic!("no error from {}", shorten(sql)),
+            Err(error) => match error.as_db_error() {
+                Some(error) => error.clone(),
+                None => panic!("{}: {error:?}", shorten(sql)),
+            },
+        }
+    }
+
+    /// Runs statements that must fail for want of rights.
+    #[track_caller]
+    pub fn forbidden(&mut self, sql: &str) {
+        let error = self.refused(sql);
+        assert_eq!(*error.code(), SqlState::INSUFFICIENT_PRIVILEGE, "{}: {error}", shorten(sql));
+    }
+
+    /// The only column of the only row.
+    #[track_caller]
+    pub fn one<T: FromSqlOwned>(&mut self, sql: &str) -> T {
+        match self.0.query_one(sql, &[]).and_then(|row| row.try_get(0)) {
+            Ok(value) => value,
+            Err(error) => panic!("{}: {error:?}", shorten(sql)),
+        }
+    }
+
+    /// All rows.
+    #[track_caller]
+    pub fn all(&mut self, sql: &str, params: &[Param<'_>]) -> Vec<Row> {
+        match self.0.query(sql, params) {
+            Ok(rows) => rows,
+            Err(error) => panic!("{}: {error:?}", shorten(sql)),
+        }
+    }
+
+    /// Runs one statement with parameters; gives the number of rows.
+    #[track_caller]
+    pub fn with(&mut self, sql: &str, params: &[Param<'_>]) -> u64 {
+        match self.0.execute(sql, params) {
+            Ok(count) => count,
+            Err(error) => panic!("{}: {error:?}", shorten(sql)),
+        }
+    }
+
+    /// `tidings.publish(topic, payload)`.
+    #[track_caller]
+    pub fn publish(&mut self, topic: &str, payload: &str) {
+        self.with("SELECT tidings.publish($1, $2::text::jsonb)", &[&topic, &payload]);
+    }
+
+    /// The process id of its backend.
+    #[track_caller]
+    pub fn backend(&mut self) -> u32 {
+        u32::try_from(self.one::<i32>("SELECT pg_backend_pid()")).expect("a process id")
+    }
+}
+
+fn shorten(sql: &str) -> String {
+    let short: String = sql.chars().take(300).collect();
+    if short.len() < sql.len() { format!("{short}…") } else { short }
+}

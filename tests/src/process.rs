@@ -1,0 +1,195 @@
+//! Child processes that never outlive their owner, and what `/proc` tells of them.
+//!
+//! A dropped [`Process`] is ended and waited for. If this process itself dies, however it dies, a small shell process
+//! (the janitor) sees its standard input close, ends what is left by process id, and removes the temporary folder.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use nix::sys::signal;
+pub use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
+use crate::wait::eventually;
+
+/// Waits for its owner's end; then ends every process that is still on record, each by the signal noted for it, and
+/// removes the folder. The bound keeps it from waiting for a zombie that nobody collects.
+const JANITOR: &str = r#"
+cat >/dev/null
+for f in "$1"/pids/*; do kill -s "$(cat "$f")" "${f##*/}"; kill -s CONT "${f##*/}"; done 2>/dev/null
+for f in "$1"/pids/*; do
+  n=0; while [ $n -lt 100 ] && kill -0 "${f##*/}" 2>/dev/null; do sleep 0.05; n=$((n + 1)); done
+done
+rm -rf "$1"
+"#;
+
+/// The temporary folder of this process. It goes when the process ends.
+pub fn workdir() -> &'static Path {
+    static WORKDIR: OnceLock<(PathBuf, Child)> = OnceLock::new();
+    let (dir, _) = WORKDIR.get_or_init(|| {
+        let dir = std::env::temp_dir().join(format!("tidings-{}", std::process::id()));
+        fs::create_dir_all(dir.join("pids")).expect("create the temporary folder");
+        // The server's own account must reach its folder in here.
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).expect("open the temporary folder");
+        let janitor = Command::new("sh")
+            .args(["-c", JANITOR, "tidings-janitor"])
+            .arg(&dir)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0) // Ctrl-C is not for it
+            .spawn()
+            .expect("start the janitor");
+        (dir, janitor)
+    });
+    dir
+}
+
+/// A fresh path in the temporary folder, `<word>-<number>`.
+pub fn fresh_path(word: &str) -> PathBuf {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    workdir().join(format!("{word}-{}", NEXT.fetch_add(1, Ordering::Relaxed)))
+}
+
+/// A child process that is ended when its owner lets go of it.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    farewell: Signal,
+    record: PathBuf,
+}
+
+impl Process {
+    /// Starts `command` outside of the terminal's process group; `farewell` ends it when nobody waits for it any more.
+    pub fn spawn(command: &mut Command, farewell: Signal) -> io::Result<Self> {
+        let pids = workdir().join("pids");
+        let child = command.process_group(0).spawn()?;
+        let record = pids.join(child.id().to_string());
+        fs::write(&record, farewell.as_str().trim_start_matches("SIG"))?;
+        Ok(Self { child, farewell, record })
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        send(self.pid(), signal);
+    }
+
+    /// Its exit status, if it has ended.
+    pub fn exited(&mut self) -> Option<ExitStatus> {
+        let status = self.child.try_wait().expect("wait for a child");
+        if status.is_some() {
+            let _ = fs::remove_file(&self.record);
+        }
+        status
+    }
+
+    /// Waits for its end.
+    #[track_caller]
+    pub fn wait(&mut self) -> ExitStatus {
+        eventually("the process has ended", || self.exited())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.child.try_wait().is_ok_and(|status| status.is_none()) {
+            self.signal(self.farewell);
+            self.signal(Signal::SIGCONT);
+            let _ = self.child.wait();
+        }
+        let _ = fs::remove_file(&self.record);
+    }
+}
+
+/// Sends `signal` to process `pid`; one that is gone already is no fault.
+pub fn send(pid: u32, signal: Signal) {
+    let pid = i32::try_from(pid).expect("a process id");
+    let _ = signal::kill(Pid::from_raw(pid), signal);
+}
+
+/// The children of process `pid`, as `/proc` lists them.
+pub fn children(pid: u32) -> Vec<u32> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    tasks
+        .filter_map(|task| fs::read_to_string(task.path().join("children")).ok())
+        .flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>())
+        .collect()
+}
+
+/// A memory figure of `/proc/<pid>/status` in bytes, such as `RssAnon` or `VmHWM`; `None` once the process is gone.
+pub fn memory(pid: u32, figure: &str) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(figure)?.strip_prefix(':'))?;
+    let kilobytes: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kilobytes * 1024)
+}
+
+/// The CPU time of process `pid` so far, in seconds; `None` once it is gone.
+pub fn cpu_seconds(pid: u32) -> Option<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = stat.rsplit_once(") ")?.1.split(' ').skip(11);
+    let user: f64 = fields.next()?.parse().ok()?;
+    let system: f64 = fields.next()?.parse().ok()?;
+    // Linux counts in ticks of 10 ms on every architecture that Postgres runs on.
+    Some((user + system) / 100.0)
+}
+
+/// Watches a memory figure of some processes from a thread and keeps the greatest value of each.
+#[derive(Debug)]
+pub struct MemoryWatch {
+    stop: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    thread: std::thread::JoinHandle<Vec<u64>>,
+}
+
+impl MemoryWatch {
+    /// Starts to watch the anonymous memory (`RssAnon`, which leaves out shared buffers) of `pids`.
+    pub fn start(pids: &[u32]) -> Self {
+        let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let (pids, stopped) = (pids.to_vec(), stop.clone());
+        let thread = std::thread::spawn(move || {
+            let mut peaks = vec![0; pids.len()];
+            loop {
+                for (peak, pid) in peaks.iter_mut().zip(&pids) {
+                    *peak = memory(*pid, "RssAnon").unwrap_or(0).max(*peak);
+                }
+                if stopped.load(Ordering::Relaxed) {
+                    return peaks;
+                }
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+        });
+        Self { stop, thread }
+    }
+
+    /// Ends the watch; gives the peaks in bytes, in the order of the process ids.
+    pub fn finish(self) -> Vec<u64> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("the memory watch")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dropped_process_is_gone_even_if_it_was_stopped() {
+        let process = Process::spawn(Command::new("sleep").arg("1000"), Signal::SIGKILL).unwrap();
+        let pid = process.pid();
+        process.signal(Signal::SIGSTOP);
+        assert!(memory(pid, "VmHWM").is_some());
+        drop(process);
+        assert!(!Path::new(&format!("/proc/{pid}")).exists());
+    }
+}

@@ -1,0 +1,162 @@
+//! The real proxy binary.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+
+use crate::cluster::{free_port, tail};
+use crate::http;
+use crate::process::{Process, Signal, fresh_path};
+use crate::sse::{Request, Sse};
+use crate::wait::{eventually, until};
+
+/// A running proxy. Dropped, it is gone.
+#[derive(Debug)]
+pub struct Proxy {
+    process: Process,
+    address: SocketAddr,
+    database_url: String,
+    args: Vec<String>,
+    log: PathBuf,
+}
+
+impl Proxy {
+    /// Starts a proxy that serves everybody, `args` behind the usual ones, and waits until it is ready.
+    #[track_caller]
+    pub fn start(database_url: &str, args: &[&str]) -> Self {
+        let proxy = Self::start_at(free_port(), database_url, args);
+        proxy.wait_ready();
+        proxy
+    }
+
+    /// The same at a certain port, without waiting.
+    pub fn start_at(port: u16, database_url: &str, args: &[&str]) -> Self {
+        let log = fresh_path("proxy.log");
+        File::create(&log).expect("create the proxy's log");
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+        let process = spawn(database_url, address, &args, &log);
+        Self { process, address, database_url: database_url.to_owned(), args, log }
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// Waits until it says that it is connected and caught up.
+    #[track_caller]
+    pub fn wait_ready(&self) {
+        eventually("the proxy is ready", || {
+            let (head, _) = http::get(self.address, "/readyz").ok()?;
+            (head.status == 200).then_some(())
+        });
+    }
+
+    /// Opens a stream; any other answer fails the test.
+    #[track_caller]
+    pub fn open(&self, request: &Request) -> Sse {
+        Sse::connect(self.address, request).unwrap_or_else(|error| panic!("{request:?}: {error}\n{}", self.log_tail()))
+    }
+
+    /// Opens a stream of what comes from now on.
+    #[track_caller]
+    pub fn live(&self, topics: &[&str]) -> Sse {
+        self.open(&Request::live(topics))
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
+    }
+
+    /// Ends it by SIGKILL.
+    pub fn kill(&mut self) {
+        self.process.signal(Signal::SIGKILL);
+        self.process.wait();
+    }
+
+    /// Ends it by SIGTERM and waits for its end.
+    #[track_caller]
+    pub fn terminate(&mut self) -> ExitStatus {
+        self.process.signal(Signal::SIGTERM);
+        self.process.wait()
+    }
+
+    /// Starts it again at the same address after its end, and waits until it is ready.
+    #[track_caller]
+    pub fn restart(&mut self) {
+        self.process = spawn(&self.database_url, self.address, &self.args, &self.log);
+        self.wait_ready();
+    }
+
+    /// Its metrics, each sample under its name with its labels as they stand.
+    #[track_caller]
+    pub fn metrics(&self) -> HashMap<String, f64> {
+        let (head, body) = http::get(self.address, "/metrics").expect("scrape the metrics");
+        assert_eq!(head.status, 200);
+        let samples = body.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
+        samples
+            .map(|line| {
+                let (name, value) = line.rsplit_once(' ').unwrap_or_else(|| panic!("no sample: {line:?}"));
+                (name.to_owned(), value.parse().unwrap_or_else(|_| panic!("no number: {line:?}")))
+            })
+            .collect()
+    }
+
+    /// The sum of a metric over all its labels.
+    #[track_caller]
+    pub fn metric(&self, name: &str) -> f64 {
+        let metrics = self.metrics();
+        let of_name = |key: &str| key.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('{'));
+        let values: Vec<f64> = metrics.iter().filter(|(key, _)| of_name(key)).map(|(_, value)| *value).collect();
+        assert!(!values.is_empty(), "no metric {name} among {:?}", metrics.keys());
+        values.iter().sum()
+    }
+
+    /// Waits until it serves exactly `n` streams.
+    #[track_caller]
+    pub fn wait_clients(&self, n: usize) {
+        until(&format!("the proxy serves {n} clients"), || self.metric("tidings_clients") as usize == n);
+    }
+
+    /// The end of its log.
+    pub fn log_tail(&self) -> String {
+        tail(&self.log)
+    }
+
+    /// All of its log.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).expect("read the proxy's log")
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- the end of the proxy's log ---\n{}---", self.log_tail());
+        }
+    }
+}
+
+/// The proxy's binary: `TIDINGS_PROXY`, or what `make build` made.
+pub fn binary() -> PathBuf {
+    std::env::var_os("TIDINGS_PROXY")
+        .map(PathBuf::from)
+        .unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release/tidings-proxy"))
+}
+
+fn spawn(database_url: &str, address: SocketAddr, args: &[String], log: &Path) -> Process {
+    let log = File::options().append(true).open(log).expect("open the proxy's log");
+    let mut command = Command::new(binary());
+    command.args(["--database-url", database_url, "--listen", &address.to_string(), "--open"]).args(args);
+    command.stdin(Stdio::null()).stdout(log.try_clone().expect("share the log")).stderr(log);
+    Process::spawn(&mut command, Signal::SIGKILL).unwrap_or_else(|error| panic!("start {command:?}: {error}"))
+}

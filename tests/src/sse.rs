@@ -1,0 +1,314 @@
+//! The event-stream grammar of the HTML standard, and one connection that reads it.
+//!
+//! The parser dispatches exactly what a browser would. Beyond that it is strict: a field that the product never
+//! sends, or a text that is not UTF-8, is an error, because a payload that breaks out of its frame looks like that.
+
+use std::io;
+use std::net::SocketAddr;
+
+use crate::http::{self, Head, Response, escape};
+use crate::wait::DEADLINE;
+
+/// One event as a browser would dispatch it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// The `id` field of this very frame.
+    pub id: Option<String>,
+    /// The event name; `message` if the frame names none.
+    pub event: String,
+    /// The data lines, joined by newlines.
+    pub data: String,
+}
+
+impl Frame {
+    /// The data as JSON.
+    #[track_caller]
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.data).unwrap_or_else(|error| panic!("{error} in {self:?}"))
+    }
+
+    /// The id; a frame without one fails the test.
+    #[track_caller]
+    pub fn id(&self) -> &str {
+        self.id.as_deref().unwrap_or_else(|| panic!("a frame without an id: {self:?}"))
+    }
+
+    /// The place that the id names, as tick and number.
+    #[track_caller]
+    pub fn place(&self) -> (u64, u32) {
+        let position: tidings_wire::Position = self.id().parse().unwrap_or_else(|_| panic!("no position: {self:?}"));
+        position.place()
+    }
+}
+
+/// What a stream consists of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Item {
+    /// An event.
+    Frame(Frame),
+    /// A comment line, without its colon.
+    Comment(String),
+    /// The reconnection time, in milliseconds.
+    Retry(u64),
+}
+
+/// Takes bytes as they come and gives the items that are complete.
+#[derive(Debug, Default)]
+pub struct Parser {
+    pending: Vec<u8>,
+    scanned: usize,
+    after_cr: bool,
+    id: Option<String>,
+    event: Option<String>,
+    data: Option<String>,
+}
+
+impl Parser {
+    /// Takes more of the stream.
+    pub fn feed(&mut self, bytes: &[u8], items: &mut impl FnMut(Item)) -> Result<(), String> {
+        self.pending.extend_from_slice(bytes);
+        let mut start = 0;
+        while let Some(at) = self.pending[self.scanned..].iter().position(|b| matches!(b, b'\n' | b'\r')) {
+            let end = self.scanned + at;
+            self.scanned = end + 1;
+            // A line feed right after a carriage return belongs to it.
+            let half = self.after_cr && self.pending[end] == b'\n' && start == end;
+            self.after_cr = self.pending[end] == b'\r';
+            if !half {
+                let line = std::str::from_utf8(&self.pending[start..end]).map_err(|e| e.to_string())?.to_owned();
+                self.line(&line, items)?;
+            }
+            start = end + 1;
+        }
+        self.pending.drain(..start);
+        self.scanned = self.pending.len();
+        Ok(())
+    }
+
+    fn line(&mut self, line: &str, items: &mut impl FnMut(Item)) -> Result<(), String> {
+        if line.is_empty() {
+            let (id, event, data) = (self.id.take(), self.event.take(), self.data.take());
+            match data {
+                Some(data) => items(Item::Frame(Frame { id, event: event.unwrap_or_else(|| "message".into()), data })),
+                None if id.is_some() || event.is_some() => {
+                    return Err(format!("a frame without data: {id:?} {event:?}"));
+                }
+                None => {}
+            }
+            return Ok(());
+        }
+        let (field, value) = line.split_once(':').unwrap_or((line, ""));
+        let value = value.strip_prefix(' ').unwrap_or(value);
+        match field {
+            "" => items(Item::Comment(value.to_owned())),
+            "data" => match &mut self.data {
+                None => self.data = Some(value.to_owned()),
+                Some(data) => {
+                    data.push('\n');
+                    data.push_str(value);
+                }
+            },
+            "id" if self.id.is_none() && !value.contains('\0') => self.id = Some(value.to_owned()),
+            "event" if self.event.is_none() => self.event = Some(value.to_owned()),
+            "retry" => items(Item::Retry(value.parse().map_err(|_| format!("no reconnection time: {line:?}"))?)),
+            _ => return Err(format!("a line that no frame has: {line:?}")),
+        }
+        Ok(())
+    }
+}
+
+/// What a client asks for.
+#[derive(Clone, Debug, Default)]
+pub struct Request {
+    /// The topics.
+    pub topics: Vec<String>,
+    /// Where to begin, as the parameter `since`.
+    pub since: Option<String>,
+    /// Where to begin, as the header `Last-Event-ID`, which wins.
+    pub last_event_id: Option<String>,
+}
+
+impl Request {
+    /// Asks for what comes from now on.
+    pub fn live(topics: &[&str]) -> Self {
+        Self { topics: topics.iter().map(|topic| (*topic).to_owned()).collect(), ..Self::default() }
+    }
+
+    /// Asks for what comes behind a position.
+    pub fn since(topics: &[&str], since: &str) -> Self {
+        Self { since: Some(since.to_owned()), ..Self::live(topics) }
+    }
+
+    /// Goes on behind the last event that was seen.
+    pub fn resume(topics: &[&str], last_event_id: &str) -> Self {
+        Self { last_event_id: Some(last_event_id.to_owned()), ..Self::live(topics) }
+    }
+
+    fn path(&self) -> String {
+        let mut path = String::from("/events");
+        let topics = self.topics.iter().map(|topic| ("topic", topic));
+        for (i, (name, value)) in topics.chain(self.since.iter().map(|since| ("since", since))).enumerate() {
+            path.push_str(&format!("{}{name}={}", if i == 0 { '?' } else { '&' }, escape(value)));
+        }
+        path
+    }
+}
+
+/// One connection to `/events`.
+#[derive(Debug)]
+pub struct Sse {
+    response: Response,
+    parser: Parser,
+    items: std::collections::VecDeque<Item>,
+    last_id: Option<String>,
+}
+
+impl Sse {
+    /// Connects; an answer other than 200 with an event stream is an error.
+    pub fn connect(address: SocketAddr, request: &Request) -> io::Result<Self> {
+        let mut headers = vec![("Accept", "text/event-stream"), ("Cache-Control", "no-cache")];
+        if let Some(id) = &request.last_event_id {
+            headers.push(("Last-Event-ID", id));
+        }
+        let response = http::open(address, &request.path(), &headers)?;
+        let kind = response.head.header("content-type").unwrap_or_default();
+        if response.head.status != 200 || !kind.starts_with("text/event-stream") {
+            return Err(io::Error::other(format!("{:?}", response.head)));
+        }
+        Ok(Self {
+            response,
+            parser: Parser::default(),
+            items: Default::default(),
+            last_id: request.last_event_id.clone(),
+        })
+    }
+
+    /// Status and headers of the response.
+    pub fn head(&self) -> &Head {
+        &self.response.head
+    }
+
+    /// The id of the last frame that was taken from this stream.
+    pub fn last_id(&self) -> Option<&str> {
+        self.last_id.as_deref()
+    }
+
+    /// The next item; `None` when the stream has ended. Silence until the deadline fails the test.
+    #[track_caller]
+    pub fn item(&mut self) -> Option<Item> {
+        let mut bytes = Vec::new();
+        while self.items.is_empty() {
+            bytes.clear();
+            match self.response.read(&mut bytes) {
+                Ok(true) => {}
+                Ok(false) => return None,
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                    panic!("nothing came for {DEADLINE:?}; the last id was {:?}", self.last_id)
+                }
+                // A proxy that was killed, or that gave this client up.
+                Err(_) => return None,
+            }
+            let items = &mut self.items;
+            if let Err(error) = self.parser.feed(&bytes, &mut |item| items.push_back(item)) {
+                panic!("no event stream: {error}");
+            }
+        }
+        let item = self.items.pop_front();
+        if let Some(Item::Frame(Frame { id: Some(id), .. })) = &item {
+            self.last_id = Some(id.clone());
+        }
+        item
+    }
+
+    /// The next event, comments left out; `None` when the stream has ended.
+    #[track_caller]
+    pub fn frame_or_end(&mut self) -> Option<Frame> {
+        let start = std::time::Instant::now();
+        loop {
+            match self.item()? {
+                Item::Frame(frame) => return Some(frame),
+                // Heartbeats alone must not keep a test that waits for an event alive.
+                _ => assert!(
+                    start.elapsed() < DEADLINE,
+                    "only comments for {DEADLINE:?}; the last id was {:?}",
+                    self.last_id
+                ),
+            }
+        }
+    }
+
+    /// The next event.
+    #[track_caller]
+    pub fn frame(&mut self) -> Frame {
+        self.frame_or_end().expect("the stream has ended")
+    }
+
+    /// The next `n` events.
+    #[track_caller]
+    pub fn take(&mut self, n: usize) -> Vec<Frame> {
+        (0..n).map(|_| self.frame()).collect()
+    }
+
+    /// The events before the first one whose data `is_end` accepts.
+    #[track_caller]
+    pub fn before(&mut self, is_end: impl Fn(&Frame) -> bool) -> Vec<Frame> {
+        let mut frames = Vec::new();
+        loop {
+            let frame = self.frame();
+            if is_end(&frame) {
+                return frames;
+            }
+            frames.push(frame);
+        }
+    }
+
+    /// Waits until the proxy ends the stream; gives what came before.
+    #[track_caller]
+    pub fn rest(&mut self) -> Vec<Frame> {
+        std::iter::from_fn(|| self.frame_or_end()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(chunks: &[&str]) -> Result<Vec<Item>, String> {
+        let (mut parser, mut items) = (Parser::default(), Vec::new());
+        for chunk in chunks {
+            parser.feed(chunk.as_bytes(), &mut |item| items.push(item))?;
+        }
+        Ok(items)
+    }
+
+    fn frame(id: &str, event: &str, data: &str) -> Item {
+        Item::Frame(Frame { id: Some(id.into()), event: event.into(), data: data.into() })
+    }
+
+    #[test]
+    fn every_split_of_the_bytes_gives_the_same_items() {
+        for newline in ["\n", "\r\n", "\r"] {
+            let text = ": hi\nretry: 5\n\nid: 1-1\nevent: changed\ndata: a\ndata:  b\ndata\n\nid:2-1\ndata: ü\n\nid: 3"
+                .replace('\n', newline);
+            let expected = [
+                Item::Comment("hi".into()),
+                Item::Retry(5),
+                frame("1-1", "changed", "a\n b\n"),
+                frame("2-1", "message", "ü"),
+            ];
+            assert_eq!(parse(&[&text]).unwrap(), expected);
+            for at in (0..text.len()).filter(|at| text.is_char_boundary(*at)) {
+                assert_eq!(parse(&[&text[..at], &text[at..]]).unwrap(), expected, "{newline:?} {at}");
+            }
+            let bytes: Vec<String> = text.chars().map(String::from).collect();
+            assert_eq!(parse(&bytes.iter().map(String::as_str).collect::<Vec<_>>()).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn what_broke_out_of_a_frame_is_noticed() {
+        for text in ["data: a\nb\n\n", "id: 1\nid: 2\ndata: x\n\n", "id: 1\n\n", "\"x\": 1}\n", "Data: x\n"] {
+            assert!(parse(&[text]).is_err(), "{text:?}");
+        }
+    }
+}
