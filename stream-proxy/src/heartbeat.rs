@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 
 use crate::frame::Frame;
 use crate::hub::{Hub, Place};
@@ -50,14 +50,16 @@ impl Wheel {
         }
     }
 
-    /// Ends all streams, spread over `time`; each is told to come back after `retry()`.
+    /// Ends all streams, spread evenly over `time`; each is told to come back after `retry()`.
     pub async fn finish(&self, time: Duration, retry: impl Fn() -> Duration) {
-        for slot in &self.slots {
-            for stream in slot.lock().streams.drain(..) {
-                stream.push(Frame::goodbye(retry()));
-                stream.close(End::Finished);
-            }
-            tokio::time::sleep(time / SLOTS as u32).await;
+        let mut streams: Vec<_> = self.slots.iter().flat_map(|slot| std::mem::take(&mut slot.lock().streams)).collect();
+        streams.retain(|stream| stream.ended().is_none());
+        fastrand::shuffle(&mut streams);
+        let start = Instant::now();
+        for (i, stream) in streams.iter().enumerate() {
+            sleep_until(start + time.mul_f64(i as f64 / streams.len() as f64)).await;
+            stream.push(Frame::goodbye(retry()));
+            stream.close(End::Finished);
         }
     }
 }
@@ -121,6 +123,23 @@ mod tests {
         let beat = |text: &str| (text.to_string(), ":\n\n".to_string());
         assert_eq!(seen, [beat(":\nid: 7\n\n"), beat(":\n\n"), beat(":\n\n")]);
         assert_eq!(metrics.evicted_stalled.get(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_of_all_streams_is_spread_and_none_ends_without_a_goodbye() {
+        let wheel = Wheel::default();
+        let streams: Vec<_> = (0..100).map(|_| Subscriber::new(1000)).collect();
+        streams.iter().for_each(|stream| wheel.add(stream.clone()));
+        let finish = wheel.finish(Duration::from_secs(5), || Duration::from_millis(1500));
+        tokio::pin!(finish);
+        assert!(tokio::time::timeout(Duration::from_millis(2520), &mut finish).await.is_err());
+        assert_eq!(streams.iter().filter(|stream| stream.ended().is_some()).count(), 51);
+        finish.await;
+        for stream in &streams {
+            let waits = stream.poll_frames(&Context::from_waker(Waker::noop()), 0);
+            assert_eq!(waits, Poll::Ready(Some([Frame::goodbye(Duration::from_millis(1500))].into())));
+            assert_eq!(stream.ended(), Some(End::Finished));
+        }
     }
 
     #[tokio::test(start_paused = true)]
