@@ -1,6 +1,5 @@
 //! A database with the extension, and sessions in it.
 
-use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use postgres::error::SqlState;
@@ -17,7 +16,7 @@ use crate::wait::{eventually, until};
 pub struct Database<'c> {
     cluster: &'c Cluster,
     name: String,
-    kept: Cell<bool>,
+    kept: bool,
 }
 
 impl<'c> Database<'c> {
@@ -26,7 +25,7 @@ impl<'c> Database<'c> {
         let name = format!("test_{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let mut session = cluster.session("postgres", SUPERUSER);
         session.run(&format!("CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8' LOCALE 'C.UTF-8'"));
-        Self { cluster, name, kept: Cell::new(false) }
+        Self { cluster, name, kept: false }
     }
 
     /// The cluster it lies in.
@@ -100,8 +99,8 @@ impl<'c> Database<'c> {
     }
 
     /// Leaves the dropping to the test.
-    pub fn keep(&self) {
-        self.kept.set(true);
+    pub fn keep(&mut self) {
+        self.kept = true;
     }
 }
 
@@ -110,7 +109,7 @@ impl Drop for Database<'_> {
         if std::thread::panicking() {
             eprintln!("--- the end of the server's log ---\n{}---", self.cluster.log_tail());
         }
-        if self.kept.get() {
+        if self.kept {
             return;
         }
         // A test's verdict must not hang on this: what is left goes with the cluster.

@@ -1,1 +1,49 @@
 //! The tests that need a real cluster and a real proxy, by subject.
+
+mod delivery;
+mod faults;
+mod frames;
+mod life;
+mod order;
+mod position;
+mod pruning;
+mod resume;
+mod rights;
+mod size;
+mod transactions;
+
+use tidings_tests::{Database, Frame, Sse, shared};
+
+/// A database of its own with the table `board_items`, watched on `boards_{board_id}`.
+fn boards() -> Database<'static> {
+    let db = shared().database();
+    create_boards(&db);
+    db
+}
+
+fn create_boards(db: &Database<'_>) {
+    db.session().run(
+        "CREATE TABLE board_items (id bigint PRIMARY KEY, board_id bigint NOT NULL, title text);
+         SELECT tidings.watch('board_items', topic => 'boards_{board_id}')",
+    );
+}
+
+/// Publishes an event that stands behind all others, and gives those before it: what has come, and all that will come.
+#[track_caller]
+fn all_until_now(db: &Database<'_>, topic: &str, sse: &mut Sse) -> Vec<Frame> {
+    const MARK: &str = "nothing stands behind this mark";
+    db.session().publish(topic, &format!("\"{MARK}\""));
+    sse.before(|frame| frame.data.contains(MARK))
+}
+
+/// The titles of the rows that the events tell of, in order.
+#[track_caller]
+fn titles(frames: &[Frame]) -> Vec<String> {
+    let title = |frame: &Frame| frame.json()["record"]["title"].as_str().map(str::to_owned);
+    frames.iter().map(|frame| title(frame).unwrap_or_else(|| panic!("no title: {frame:?}"))).collect()
+}
+
+/// The seed of a random test: `TIDINGS_SEED` to repeat one, else a fresh one. The writers print it.
+fn seed() -> u64 {
+    std::env::var("TIDINGS_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| fastrand::u64(..1_000_000))
+}

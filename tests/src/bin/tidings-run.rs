@@ -14,7 +14,7 @@ fn main() {
 
     println!("==> starting a cluster");
     let cluster = Cluster::start(&[]);
-    let database = cluster.database();
+    let mut database = cluster.database();
     database.session().run(
         "CREATE TABLE board_items (id bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY, board_id bigint NOT NULL, title text);
          SELECT tidings.watch('board_items', topic => 'boards_{board_id}')",

@@ -1,0 +1,129 @@
+//! Crashes: nothing committed is missing, nothing comes twice, and nothing was shown that then vanished.
+
+use tidings_tests::follower::Habits;
+use tidings_tests::ledger::{self, Ledger, TOPICS};
+use tidings_tests::sse::Request;
+use tidings_tests::{Cluster, Database, Follower, Frame};
+
+use crate::{all_until_now, create_boards, titles};
+
+/// Lets writers and clients work while `fault` strikes three times, and judges what the clients got.
+fn survive(db: &Database<'_>, setup: &str, fault: impl Fn()) {
+    let ledger = Ledger::create(db);
+    let proxies = [db.proxy(&[]), db.proxy(&[])];
+    let followers: Vec<Follower> = proxies
+        .iter()
+        .map(|proxy| Follower::start(Habits::faithful(proxy.address()), Request::live(&TOPICS), ledger::is_end))
+        .collect();
+    let writers = ledger.start(8, crate::seed(), setup);
+    for _ in 0..3 {
+        let seen = followers[0].seen();
+        writers.wait_for(300);
+        // Clients must be in the middle of it, or there is nothing that could vanish.
+        tidings_tests::until("the clients get on", || followers[0].seen() > seen);
+        fault();
+    }
+    writers.wait_for(300);
+    writers.finish();
+    ledger.close();
+    let connections: Vec<usize> = followers.iter().map(Follower::connections).collect();
+    let got: Vec<Vec<Frame>> = followers.into_iter().map(Follower::finish).collect();
+    ledger.check(&got[0]);
+    assert!(got[0] == got[1], "the same for all");
+    assert_eq!(connections, [1, 1], "clients stay connected while the database is away");
+}
+
+#[test]
+fn a_killed_relay_loses_and_doubles_nothing() {
+    let cluster = Cluster::start(&[]);
+    let db = cluster.database();
+    survive(&db, "", || db.kill_relay());
+}
+
+#[test]
+fn a_killed_server_loses_and_doubles_nothing() {
+    let cluster = Cluster::start(&[]);
+    let db = cluster.database();
+    survive(&db, "", || {
+        cluster.kill();
+        cluster.boot();
+        db.wait_relay();
+    });
+}
+
+#[test]
+fn nothing_was_shown_that_then_vanished_also_with_asynchronous_commits() {
+    // A lazy WAL writer: what a crash takes from the writers is worth the name.
+    let cluster = Cluster::start(&[("wal_writer_delay", "2s"), ("wal_writer_flush_after", "0")]);
+    let db = cluster.database();
+    survive(&db, "SET synchronous_commit = off", || {
+        cluster.kill();
+        cluster.boot();
+        db.wait_relay();
+    });
+}
+
+#[test]
+fn a_restarted_server_loses_and_doubles_nothing() {
+    let cluster = Cluster::start(&[]);
+    let db = cluster.database();
+    survive(&db, "", || {
+        cluster.stop();
+        cluster.boot();
+        db.wait_relay();
+    });
+}
+
+#[test]
+fn a_prepared_transaction_outlives_a_crash() {
+    let cluster = Cluster::start(&[]);
+    let db = cluster.database();
+    create_boards(&db);
+    let proxy = db.proxy(&[]);
+    let mut sse = proxy.live(&["boards_5"]);
+    db.session().run("BEGIN; INSERT INTO board_items VALUES (1, 5, 'prepared'); PREPARE TRANSACTION 'p'");
+    db.session().run("INSERT INTO board_items VALUES (2, 5, 'before the crash')");
+    assert_eq!(titles(&[sse.frame()]), ["before the crash"]);
+    cluster.kill();
+    cluster.boot();
+    db.wait_relay();
+    db.session().run("INSERT INTO board_items VALUES (3, 5, 'after the crash')");
+    assert_eq!(titles(&[sse.frame()]), ["after the crash"]);
+    db.session().run("COMMIT PREPARED 'p'");
+    assert_eq!(titles(&all_until_now(&db, "boards_5", &mut sse)), ["prepared"]);
+}
+
+#[test]
+fn what_was_committed_right_before_a_crash_arrives_after_it() {
+    let cluster = Cluster::start(&[]);
+    let db = cluster.database();
+    create_boards(&db);
+    let proxy = db.proxy(&[]);
+    let mut sse = proxy.live(&["boards_5"]);
+    // Stopped, the relay announces nothing: only the log knows of it when the server dies.
+    tidings_tests::process::send(db.wait_relay(), tidings_tests::process::Signal::SIGSTOP);
+    db.session().run("INSERT INTO board_items VALUES (1, 5, 'unannounced')");
+    cluster.kill();
+    cluster.boot();
+    assert_eq!(titles(&[sse.frame()]), ["unannounced"]);
+    assert_eq!(all_until_now(&db, "boards_5", &mut sse), []);
+}
+
+#[test]
+fn a_proxy_waits_for_a_server_that_is_not_there_yet() {
+    let cluster = Cluster::start(&[]);
+    let db = cluster.database();
+    create_boards(&db);
+    let url = cluster.url(db.name(), &db.proxy_role());
+    cluster.stop();
+    let proxy = tidings_tests::Proxy::start_at(tidings_tests::cluster::free_port(), &url, &[]);
+    tidings_tests::until("it lives, but is not ready", || {
+        let status = |path| tidings_tests::http::get(proxy.address(), path).map(|(head, _)| head.status).ok();
+        status("/healthz") == Some(200) && status("/readyz") == Some(503)
+    });
+    cluster.boot();
+    proxy.wait_ready();
+    let mut sse = proxy.live(&["boards_5"]);
+    db.session().run("INSERT INTO board_items VALUES (1, 5, 'there')");
+    assert_eq!(titles(&[sse.frame()]), ["there"]);
+}

@@ -1,0 +1,186 @@
+//! The relay's life: from CREATE EXTENSION to DROP EXTENSION, one for each database.
+
+use tidings_tests::sse::Request;
+use tidings_tests::{Cluster, Proxy, shared, until};
+
+use crate::{all_until_now, boards, create_boards, titles};
+
+/// The relays of a database, whoever asks; the extension need not be there.
+fn relays(db: &tidings_tests::Database<'_>) -> i64 {
+    let sql = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = '{}' AND backend_type ILIKE '%tidings%'",
+        db.name()
+    );
+    db.cluster().session("postgres", "postgres").one(&sql)
+}
+
+#[test]
+fn create_extension_starts_the_relay_and_drop_extension_ends_it() {
+    let db = shared().empty_database();
+    assert_eq!(relays(&db), 0);
+    let mut session = db.session();
+    session.run("BEGIN; CREATE EXTENSION tidings; ROLLBACK");
+    session.run("CREATE EXTENSION tidings");
+    db.wait_relay();
+    assert_eq!(relays(&db), 1);
+    session.run("DROP EXTENSION tidings");
+    until("the relay is gone", || relays(&db) == 0);
+    let schema: bool = session.one("SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'tidings')");
+    assert!(!schema);
+}
+
+#[test]
+fn a_rolled_back_drop_leaves_the_relay_at_work() {
+    let db = boards();
+    let proxy = db.proxy(&[]);
+    let mut sse = proxy.live(&["boards_5"]);
+    let mut session = db.session();
+    session.run("BEGIN; DROP EXTENSION tidings CASCADE; ROLLBACK");
+    session.run("INSERT INTO board_items VALUES (1, 5, 'a')");
+    assert_eq!(titles(&all_until_now(&db, "boards_5", &mut sse)), ["a"]);
+    assert_eq!(relays(&db), 1);
+}
+
+#[test]
+fn the_extension_can_be_created_again_in_the_same_session() {
+    let db = shared().empty_database();
+    let mut session = db.session();
+    let mut channels = Vec::new();
+    for round in 0..3 {
+        session.run("CREATE EXTENSION tidings");
+        db.wait_relay();
+        session.run("CREATE TABLE board_items (id int, board_id int, title text); SELECT tidings.watch('board_items', topic => 'boards_{board_id}')");
+        session.run(&format!("INSERT INTO board_items VALUES (1, 5, 'round {round}')"));
+        // In the same session, whose caches know the tables of before; the grants of before went with them.
+        let role = db.proxy_role();
+        session.run(&format!("SELECT tidings.grant_proxy('{role}')"));
+        let proxy = Proxy::start(&db.cluster().url(db.name(), &role), &[]);
+        let mut sse = proxy.open(&Request::since(&["boards_5"], "earliest"));
+        assert_eq!(titles(&[sse.frame()]), [format!("round {round}")]);
+        session.run("INSERT INTO board_items VALUES (2, 5, 'live')");
+        assert_eq!(titles(&all_until_now(&db, "boards_5", &mut sse)), ["live"]);
+        channels.push(session.one::<String>("SELECT tidings.channel()"));
+        session.run("DROP EXTENSION tidings CASCADE; DROP TABLE board_items");
+    }
+    assert!(channels[0] != channels[1] && channels[1] != channels[2], "each time a new channel: {channels:?}");
+}
+
+#[test]
+fn a_database_can_be_dropped_while_its_relay_runs() {
+    let mut db = shared().database();
+    db.session().run("CREATE TABLE t (); SELECT tidings.publish('t', '1')");
+    db.keep();
+    let mut session = shared().session("postgres", "postgres");
+    // Without FORCE: nobody but the relay is connected.
+    session.run(&format!("DROP DATABASE {}", db.name()));
+    assert_eq!(relays(&db), 0);
+}
+
+#[test]
+fn two_databases_have_two_relays_and_do_not_hear_one_another() {
+    let (one, two) = (boards(), boards());
+    let (first, second) = (one.wait_relay(), two.wait_relay());
+    assert_ne!(first, second);
+    let channel = |db: &tidings_tests::Database<'_>| db.session().one::<String>("SELECT tidings.channel()");
+    assert_ne!(channel(&one), channel(&two));
+    let proxies = [one.proxy(&[]), two.proxy(&[])];
+    let (mut of_one, mut of_two) = (proxies[0].live(&["boards_5"]), proxies[1].live(&["boards_5"]));
+    one.session().run("INSERT INTO board_items VALUES (1, 5, 'in one')");
+    two.session().run("INSERT INTO board_items VALUES (1, 5, 'in two')");
+    assert_eq!(titles(&all_until_now(&one, "boards_5", &mut of_one)), ["in one"]);
+    assert_eq!(titles(&all_until_now(&two, "boards_5", &mut of_two)), ["in two"]);
+}
+
+#[test]
+fn without_preloading_create_extension_says_what_to_set() {
+    let cluster = Cluster::start(&[("shared_preload_libraries", "")]);
+    let db = cluster.empty_database();
+    let error = db.session().refused("CREATE EXTENSION tidings");
+    let hint = error.hint().unwrap_or_default();
+    assert!(hint.contains("shared_preload_libraries"), "{error}, hint: {hint}");
+    let there: bool = db.session().one("SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'tidings')");
+    assert!(!there);
+}
+
+#[test]
+fn relays_start_by_themselves_with_the_server() {
+    let cluster = Cluster::start(&[]);
+    let (one, two) = (cluster.database(), cluster.database());
+    let without = cluster.empty_database();
+    create_boards(&one);
+    cluster.stop();
+    cluster.boot();
+    one.wait_relay();
+    two.wait_relay();
+    assert_eq!(relays(&without), 0);
+    let proxy = one.proxy(&[]);
+    let mut sse = proxy.live(&["boards_5"]);
+    one.session().run("INSERT INTO board_items VALUES (1, 5, 'after the restart')");
+    assert_eq!(titles(&[sse.frame()]), ["after the restart"]);
+}
+
+#[test]
+fn a_terminated_relay_comes_back() {
+    let db = boards();
+    let proxy = db.proxy(&[]);
+    let mut sse = proxy.live(&["boards_5"]);
+    for id in 1..=3 {
+        let old = db.wait_relay();
+        db.session().run(&format!("SELECT pg_terminate_backend({old}); INSERT INTO board_items VALUES ({id}, 5, 'n')"));
+        until("a new relay runs", || db.relay().is_some_and(|pid| pid != old));
+    }
+    assert_eq!(all_until_now(&db, "boards_5", &mut sse).len(), 3);
+}
+
+#[test]
+fn the_watches_are_read_from_the_triggers() {
+    let db = boards();
+    let mut session = db.session();
+    let count = |session: &mut tidings_tests::Session| session.one::<i64>("SELECT count(*) FROM tidings.watches");
+    assert_eq!(count(&mut session), 1);
+    session.run(
+        "CREATE TABLE hand_made (id int);
+         CREATE TRIGGER tidings_default AFTER INSERT OR UPDATE OR DELETE ON hand_made
+           FOR EACH ROW EXECUTE FUNCTION tidings.capture('topic=hand_{id}', 'event=made')",
+    );
+    assert_eq!(count(&mut session), 2);
+    let proxy = db.proxy(&[]);
+    let mut sse = proxy.live(&["hand_7", "boards_5"]);
+    session.run("INSERT INTO hand_made VALUES (7)");
+    assert_eq!(sse.frame().event, "made");
+    assert!(session.one::<bool>("SELECT tidings.unwatch('board_items')"));
+    assert!(!session.one::<bool>("SELECT tidings.unwatch('board_items')"));
+    assert_eq!(count(&mut session), 1);
+    session.run("INSERT INTO board_items VALUES (1, 5, 'unwatched')");
+    assert_eq!(all_until_now(&db, "hand_7", &mut sse), []);
+}
+
+#[test]
+fn a_wrong_watch_is_an_error_at_once() {
+    let db = boards();
+    let mut session = db.session();
+    for sql in [
+        "SELECT tidings.watch('board_items', topic => 'boards_{no_such_column}')",
+        "SELECT tidings.watch('board_items', topic => 'boards_{board_id')",
+        "SELECT tidings.watch('board_items', topic => '')",
+        "SELECT tidings.watch('board_items', topic => 'x', event => '')",
+        "SELECT tidings.watch('no_such_table', topic => 'x')",
+    ] {
+        session.refused(sql);
+    }
+    // The one that was there still works.
+    let proxy = db.proxy(&[]);
+    let mut sse = proxy.live(&["boards_5"]);
+    session.run("INSERT INTO board_items VALUES (1, 5, 'a')");
+    assert_eq!(titles(&[sse.frame()]), ["a"]);
+}
+
+#[test]
+fn the_status_tells_of_the_relay() {
+    let db = boards();
+    let pid = i32::try_from(db.wait_relay()).expect("a process id");
+    let rows = db.session().all("SELECT to_jsonb(s)::text FROM tidings.status s", &[]);
+    assert_eq!(rows.len(), 1);
+    let status: String = rows[0].get(0);
+    assert!(status.contains(&pid.to_string()), "{status}");
+}

@@ -1,0 +1,108 @@
+//! Data that was read in one snapshot, and the stream that goes on right behind it.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tidings_tests::follower::Habits;
+use tidings_tests::ledger::{self, Ledger, TOPICS, Write};
+use tidings_tests::sse::Request;
+use tidings_tests::{Follower, shared};
+
+use crate::{all_until_now, boards, titles};
+
+#[test]
+fn data_and_stream_together_are_the_table() {
+    const READERS: usize = 4;
+    let db = shared().database();
+    let ledger = Ledger::create(&db);
+    let proxies = [db.proxy(&[]), db.proxy(&[])];
+    let writers = ledger.start(12, crate::seed(), "");
+    let done = AtomicBool::new(false);
+    let readings = std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..READERS)
+            .map(|reader| {
+                let (db, proxies, done) = (&db, &proxies, &done);
+                scope.spawn(move || {
+                    let mut session = db.session();
+                    let mut readings = Vec::new();
+                    while !done.load(Ordering::Relaxed) && readings.len() < 12 {
+                        session.run("BEGIN ISOLATION LEVEL REPEATABLE READ");
+                        // The data first: the position must be that of the snapshot, not that of the call.
+                        let known: Vec<String> =
+                            session.all("SELECT write FROM truth", &[]).iter().map(|row| row.get(0)).collect();
+                        session.run("SELECT pg_sleep(0.02)");
+                        let position: String = session.one("SELECT tidings.position()");
+                        session.run("COMMIT");
+                        let n = reader + readings.len();
+                        // Some go to the stream at once, some cut it off and resume with the long ids.
+                        let habits = Habits {
+                            proxies: vec![proxies[n % 2].address(), proxies[(n + 1) % 2].address()],
+                            leave_after: (n % 3 == 0).then_some(1 + n % 5),
+                            patience: None,
+                        };
+                        let follower = Follower::start(habits, Request::since(&TOPICS, &position), ledger::is_end);
+                        readings.push((known, position, follower));
+                        session.run("SELECT pg_sleep(0.05)");
+                    }
+                    readings
+                })
+            })
+            .collect();
+        writers.wait_for(1500);
+        done.store(true, Ordering::Relaxed);
+        let readings: Vec<_> = readers.into_iter().flat_map(|reader| reader.join().expect("a reader")).collect();
+        writers.finish();
+        ledger.close();
+        readings
+    });
+    assert!(readings.len() >= READERS * 2, "only {} readings", readings.len());
+    let truth: HashSet<String> = ledger.truth().into_iter().map(|write| write.name).collect();
+    for (known, position, follower) in readings {
+        let streamed: Vec<Write> = follower.finish().iter().map(ledger::write_of).collect();
+        let mut all: HashSet<&str> = known.iter().map(String::as_str).collect();
+        for write in &streamed {
+            assert!(all.insert(&write.name), "{write:?} came twice, with the position {position}");
+        }
+        let missing: Vec<&String> = truth.iter().filter(|name| !all.contains(name.as_str())).take(5).collect();
+        assert!(missing.is_empty(), "missing with the position {position}: {missing:?}");
+        assert_eq!(all.len(), truth.len(), "with the position {position}");
+    }
+}
+
+#[test]
+fn a_position_divides_a_tick_by_what_its_snapshot_saw() {
+    let db = boards();
+    let proxy = db.proxy(&[]);
+    let (mut long, mut short) = (db.session(), db.session());
+    // A transaction that runs while the snapshot is taken, and one that is committed before but ticked after.
+    tidings_tests::process::send(db.wait_relay(), tidings_tests::process::Signal::SIGSTOP);
+    long.run("BEGIN; INSERT INTO board_items VALUES (1, 5, 'running')");
+    short.run("INSERT INTO board_items VALUES (2, 5, 'committed before')");
+    let mut reader = db.session();
+    reader.run("BEGIN ISOLATION LEVEL REPEATABLE READ");
+    let seen: i64 = reader.one("SELECT count(*) FROM board_items");
+    let position: String = reader.one("SELECT tidings.position()");
+    reader.run("COMMIT");
+    assert_eq!(seen, 1);
+    short.run("INSERT INTO board_items VALUES (3, 5, 'committed after')");
+    long.run("COMMIT");
+    tidings_tests::process::send(db.wait_relay(), tidings_tests::process::Signal::SIGCONT);
+    let mut sse = proxy.open(&Request::since(&["boards_5"], &position));
+    let frames = all_until_now(&db, "boards_5", &mut sse);
+    let mut got = titles(&frames);
+    got.sort();
+    assert_eq!(got, ["committed after", "running"]);
+    // Behind the first of the two the id still knows what the snapshot saw.
+    let mut resumed = proxy.open(&Request::resume(&["boards_5"], frames[0].id()));
+    assert_eq!(resumed.frame(), frames[1]);
+}
+
+#[test]
+fn a_position_in_an_untouched_database_misses_nothing() {
+    let db = boards();
+    let position: String = db.session().one("SELECT tidings.position()");
+    db.session().run("INSERT INTO board_items VALUES (1, 5, 'the very first')");
+    let proxy = db.proxy(&[]);
+    let mut sse = proxy.open(&Request::since(&["boards_5"], &position));
+    assert_eq!(titles(&all_until_now(&db, "boards_5", &mut sse)), ["the very first"]);
+}

@@ -1,0 +1,120 @@
+//! Clients that vanish are pruned, and the others notice nothing.
+
+use std::process::{Command, Stdio};
+
+use tidings_tests::process::{Process, Signal};
+use tidings_tests::sse::Request;
+use tidings_tests::{Item, until};
+
+use crate::{all_until_now, boards, titles};
+
+#[test]
+fn closed_sockets_are_pruned_and_the_others_notice_nothing() {
+    let db = boards();
+    // No heartbeat comes to help: the socket's end is enough.
+    let proxy = db.proxy(&["--heartbeat", "1h"]);
+    let mut stays = proxy.live(&["boards_5"]);
+    let leaves: Vec<_> = (0..20).map(|_| proxy.live(&["boards_5"])).collect();
+    proxy.wait_clients(21);
+    drop(leaves);
+    proxy.wait_clients(1);
+    db.session().run("INSERT INTO board_items VALUES (1, 5, 'for who stayed')");
+    assert_eq!(titles(&all_until_now(&db, "boards_5", &mut stays)), ["for who stayed"]);
+}
+
+/// A process of its own with an open stream.
+fn client_process(address: std::net::SocketAddr) -> Process {
+    let script = format!(
+        "exec 3<>/dev/tcp/{}/{}; printf 'GET /events?topic=boards_5 HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n' >&3; exec cat <&3",
+        address.ip(),
+        address.port()
+    );
+    let mut command = Command::new("bash");
+    command.args(["-c", &script]).stdin(Stdio::null()).stdout(Stdio::null());
+    Process::spawn(&mut command, Signal::SIGKILL).expect("start a client")
+}
+
+#[test]
+fn a_killed_client_is_pruned() {
+    let db = boards();
+    let proxy = db.proxy(&[]);
+    let mut stays = proxy.live(&["boards_5"]);
+    let client = client_process(proxy.address());
+    proxy.wait_clients(2);
+    client.signal(Signal::SIGKILL);
+    proxy.wait_clients(1);
+    db.session().run("INSERT INTO board_items VALUES (1, 5, 'a')");
+    assert_eq!(titles(&all_until_now(&db, "boards_5", &mut stays)), ["a"]);
+}
+
+#[test]
+fn a_frozen_client_is_pruned_and_the_others_notice_nothing() {
+    let db = boards();
+    // The queue is not what gives it away: nothing that is sent here fills it.
+    let proxy = db.proxy(&["--heartbeat", "100ms", "--client-queue-bytes", "1GiB"]);
+    let mut stays = proxy.live(&["boards_5"]);
+    let client = client_process(proxy.address());
+    proxy.wait_clients(2);
+    client.signal(Signal::SIGSTOP);
+    // Its socket takes what the kernel buffers, and then nothing more.
+    let mut session = db.session();
+    let mut sent = 0;
+    until("the frozen client is pruned", || {
+        for _ in 0..20 {
+            sent += 1;
+            session.run(&format!("INSERT INTO board_items VALUES ({sent}, 5, '{sent}' || repeat('.', 100000))"));
+            assert_eq!(stays.frame().json()["record"]["id"], sent);
+        }
+        proxy.metric("tidings_clients") as usize == 1
+    });
+    assert!(proxy.metric("tidings_evictions_total") >= 1.0);
+    assert_eq!(all_until_now(&db, "boards_5", &mut stays), []);
+}
+
+#[test]
+fn a_client_that_was_frozen_for_a_while_resumes_without_loss() {
+    let db = boards();
+    let proxy = db.proxy(&["--heartbeat", "100ms"]);
+    let mut sleeper = proxy.live(&["boards_5"]);
+    let mut session = db.session();
+    session.run("INSERT INTO board_items VALUES (1, 5, 'before')");
+    assert_eq!(titles(&[sleeper.frame()]), ["before"]);
+    let mut id = 1;
+    until("the sleeper is pruned", || {
+        for _ in 0..20 {
+            id += 1;
+            session.run(&format!("INSERT INTO board_items VALUES ({id}, 5, repeat('.', 100000))"));
+        }
+        proxy.metric("tidings_clients") as usize == 0
+    });
+    // It wakes up: first what its socket still holds, then the rest.
+    let mut got = sleeper.rest();
+    while got.len() < id - 1 {
+        let last = sleeper.last_id().expect("an id").to_owned();
+        sleeper = proxy.open(&Request::resume(&["boards_5"], &last));
+        while got.len() < id - 1 {
+            let Some(frame) = sleeper.frame_or_end() else { break };
+            got.push(frame);
+        }
+    }
+    let ids: Vec<_> = got.iter().map(|frame| frame.json()["record"]["id"].as_u64()).collect();
+    assert_eq!(ids, (2..=id as u64).map(Some).collect::<Vec<_>>());
+}
+
+#[test]
+fn idle_clients_get_a_comment_at_every_heartbeat_and_stay() {
+    let db = boards();
+    let proxy = db.proxy(&["--heartbeat", "50ms"]);
+    let mut idle = proxy.live(&["boards_5"]);
+    let mut comments = 0;
+    while comments < 10 {
+        match idle.item().expect("the stream goes on") {
+            Item::Comment(_) => comments += 1,
+            Item::Retry(_) => {}
+            Item::Frame(frame) => panic!("nothing was written: {frame:?}"),
+        }
+    }
+    assert_eq!(proxy.metric("tidings_clients") as usize, 1);
+    db.session().run("INSERT INTO board_items VALUES (1, 5, 'a')");
+    assert_eq!(titles(&[idle.frame()]), ["a"]);
+}
