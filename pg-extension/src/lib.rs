@@ -1,1 +1,57 @@
-//! Stand-in.
+//! Tidings: captures the committed changes of watched tables and announces them.
+//!
+//! The rooms, along the way of a change:
+//!
+//! - [`watch`]: what a trigger's arguments ask for, compiled against its table once and kept.
+//! - [`value`]: a column's value as JSON or as text, and [`payload`]: a whole event's payload.
+//! - [`capture`]: the trigger function and `publish`.
+//! - [`buffer`]: the events of the running transaction, savepoints included, up to its commit.
+//! - [`log`]: one segment into `tidings.log`.
+//! - [`shared`]: the clock and the flags that the processes share.
+//! - [`relay`]: the background worker that cuts ticks and notifies, [`tick`]: one cut, [`retention`]: what it throws away.
+//! - [`launcher`]: keeps one relay running in every database that has the extension.
+//! - [`utility`]: the statements that concern a relay: COMMIT PREPARED, DROP EXTENSION, DROP DATABASE.
+//! - [`read`]: the functions that decode the log and positions for SQL.
+//! - [`settings`]: the settings, [`errors`]: how an error leaves, [`foreign`]: what pgrx does not declare.
+
+// The guard that `#[pg_guard]` puts around foreign functions looks for this name.
+use pgrx::pg_sys::ffi;
+use pgrx::prelude::*;
+
+mod buffer;
+mod capture;
+mod errors;
+mod foreign;
+mod launcher;
+mod log;
+mod payload;
+mod read;
+mod relay;
+mod retention;
+mod settings;
+mod shared;
+mod tick;
+mod utility;
+mod value;
+mod watch;
+
+pgrx::pg_module_magic!();
+
+/// Called by Postgres when it loads the library: in the postmaster, by `shared_preload_libraries`.
+#[pg_guard]
+pub extern "C-unwind" fn _PG_init() {
+    // SAFETY: a plain flag of the process, written by Postgres before it loads any library.
+    if !unsafe { pg_sys::process_shared_preload_libraries_in_progress } {
+        errors::raise(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "tidings is not loaded by shared_preload_libraries",
+            "Add tidings to shared_preload_libraries in postgresql.conf and restart the server.",
+        );
+    }
+    settings::init();
+    shared::init();
+    buffer::init();
+    watch::init();
+    utility::init();
+    launcher::init();
+}

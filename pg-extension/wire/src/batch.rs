@@ -67,6 +67,11 @@ impl Announcement {
         self.bodies = Vec::new();
     }
 
+    /// Whether the events are left to the log.
+    pub fn is_hint(&self) -> bool {
+        self.bodies.is_empty()
+    }
+
     /// The notifications, in the order to send them: at least one, each at most [`MAX_PART`] bytes.
     pub fn finish(mut self) -> Vec<String> {
         let parts = self.bodies.len();

@@ -1,0 +1,253 @@
+//! The events of the running transaction, from the trigger to just before commit.
+//!
+//! The events lie encoded in one vector, in runs: a run belongs to one subtransaction and has no gap in it. A rolled-back
+//! savepoint takes its runs off the end; a released one hands them to its parent. Before commit the runs become
+//! segments; an early flush writes those of the current subtransaction only, for a row it writes goes when that
+//! subtransaction is rolled back.
+
+use std::cell::RefCell;
+
+use pgrx::prelude::*;
+use tidings_wire::segment::{self, Event};
+
+use crate::{errors, log, shared};
+
+/// Above this many bytes the current subtransaction's events are written early. Large enough for lz4 to find
+/// repetitions, small enough that a backend's memory stays flat under an update of millions of rows.
+const FLUSH_AT: usize = 256 * 1024;
+
+/// Memory a backend keeps from one transaction to the next.
+const KEEP: usize = 64 * 1024;
+
+struct Run {
+    /// The subtransaction that captured it.
+    subxid: pg_sys::SubTransactionId,
+    /// Where it starts in the bytes; it ends where the next one starts.
+    start: usize,
+    /// How many events the transaction had captured before it.
+    ordinal: i64,
+    events: i32,
+}
+
+struct Buffer {
+    bytes: Vec<u8>,
+    runs: Vec<Run>,
+    /// How many events the transaction has captured.
+    captured: i64,
+    /// A segment was written: the relay is to be told after commit.
+    written: bool,
+    /// The user was warned of an event that could not be sent.
+    warned: bool,
+    /// What else is to be done after commit.
+    after_commit: AfterCommit,
+}
+
+/// What is to be done once the transaction has committed.
+#[derive(Clone, Copy, Default)]
+struct AfterCommit {
+    relay: bool,
+    launcher: bool,
+    install: bool,
+}
+
+thread_local! {
+    static BUFFER: RefCell<Buffer> = const {
+        RefCell::new(Buffer {
+            bytes: Vec::new(),
+            runs: Vec::new(),
+            captured: 0,
+            written: false,
+            warned: false,
+            after_commit: AfterCommit { relay: false, launcher: false, install: false },
+        })
+    };
+}
+
+/// Registers the callbacks; called from `_PG_init`, inherited by every backend.
+pub fn init() {
+    // SAFETY: both functions have the right signature, live as long as the process, and never unwind where they may not.
+    unsafe {
+        pg_sys::RegisterXactCallback(Some(at_transaction), std::ptr::null_mut());
+        pg_sys::RegisterSubXactCallback(Some(at_subtransaction), std::ptr::null_mut());
+    }
+}
+
+/// Adds one event. The names have been checked.
+pub fn append(event: &Event<'_>) {
+    // SAFETY: called inside a transaction.
+    let subxid = unsafe { pg_sys::GetCurrentSubTransactionId() };
+    let full = BUFFER.with_borrow_mut(|buffer| buffer.append(subxid, event));
+    if full {
+        let (bytes, runs) = BUFFER.with_borrow_mut(|buffer| buffer.take_current(subxid));
+        write(&bytes, &runs);
+    }
+}
+
+/// Warns, once a transaction, of an event that cannot be sent, and counts it.
+pub fn warn_skipped(detail: &str) {
+    if let Some(db) = shared::my_database() {
+        db.skipped.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }
+    if !BUFFER.with_borrow_mut(|buffer| std::mem::replace(&mut buffer.warned, true)) {
+        errors::warn("tidings: a change is not announced", detail);
+    }
+}
+
+/// Once this transaction has committed, the relay looks whether it is still wanted.
+pub fn wake_relay_after_commit() {
+    BUFFER.with_borrow_mut(|buffer| buffer.after_commit.relay = true);
+}
+
+/// Once this transaction has committed, the launcher looks for new databases.
+pub fn wake_launcher_after_commit() {
+    BUFFER.with_borrow_mut(|buffer| buffer.after_commit.launcher = true);
+}
+
+/// Once this transaction has committed, this database has the extension.
+pub fn installed_after_commit() {
+    BUFFER.with_borrow_mut(|buffer| buffer.after_commit.install = true);
+}
+
+impl Buffer {
+    /// Says whether the current subtransaction's events are many enough to be written.
+    fn append(&mut self, subxid: pg_sys::SubTransactionId, event: &Event<'_>) -> bool {
+        let follows = |run: &Run| run.subxid == subxid && run.ordinal + i64::from(run.events) == self.captured;
+        if !self.runs.last().is_some_and(follows) {
+            self.runs.push(Run { subxid, start: self.bytes.len(), ordinal: self.captured, events: 0 });
+        }
+        segment::append(&mut self.bytes, event);
+        self.captured += 1;
+        if let Some(run) = self.runs.last_mut() {
+            run.events += 1;
+        }
+        self.bytes.len() > FLUSH_AT && self.bytes.len() - self.runs[self.first_of(subxid)].start > FLUSH_AT
+    }
+
+    /// The first run of the subtransaction and its children: theirs are always the last ones.
+    fn first_of(&self, subxid: pg_sys::SubTransactionId) -> usize {
+        self.runs.partition_point(|run| run.subxid < subxid)
+    }
+
+    fn take_current(&mut self, subxid: pg_sys::SubTransactionId) -> (Vec<u8>, Vec<Run>) {
+        let first = self.first_of(subxid);
+        let start = self.runs.get(first).map_or(self.bytes.len(), |run| run.start);
+        let mut runs = self.runs.split_off(first);
+        for run in &mut runs {
+            run.start -= start;
+        }
+        (self.bytes.split_off(start), runs)
+    }
+
+    fn commit_subtransaction(&mut self, subxid: pg_sys::SubTransactionId, parent: pg_sys::SubTransactionId) {
+        let first = self.first_of(subxid);
+        for run in &mut self.runs[first..] {
+            run.subxid = parent;
+        }
+    }
+
+    fn abort_subtransaction(&mut self, subxid: pg_sys::SubTransactionId) {
+        let first = self.first_of(subxid);
+        if let Some(run) = self.runs.get(first) {
+            self.bytes.truncate(run.start);
+            // The numbers are free again: nothing behind them is left, neither here nor in the log.
+            self.captured = run.ordinal;
+            self.runs.truncate(first);
+        }
+    }
+
+    /// Forgets the transaction, and memory that an ordinary one does not need.
+    fn reset(&mut self) {
+        self.bytes.clear();
+        self.bytes.shrink_to(KEEP);
+        self.runs.clear();
+        self.runs.shrink_to(64);
+        (self.captured, self.written, self.warned) = (0, false, false);
+        self.after_commit = AfterCommit::default();
+    }
+}
+
+/// Writes runs as segments, those without a gap between them as one.
+fn write(bytes: &[u8], runs: &[Run]) {
+    if runs.is_empty() {
+        return;
+    }
+    BUFFER.with_borrow_mut(|buffer| buffer.written = true);
+    let adjoin = |a: &Run, b: &Run| a.ordinal + i64::from(a.events) == b.ordinal;
+    let mut end = 0;
+    for group in runs.chunk_by(adjoin) {
+        let start = group[0].start;
+        end += group.len();
+        let stop = runs.get(end).map_or(bytes.len(), |next| next.start);
+        let events = group.iter().map(|run| run.events).sum();
+        log::write(&log::Segment { ordinal: group[0].ordinal, events, bytes: &bytes[start..stop] });
+    }
+}
+
+/// Writes everything that is left, at the end of the transaction.
+fn write_all() {
+    let (bytes, runs) =
+        BUFFER.with_borrow_mut(|buffer| (std::mem::take(&mut buffer.bytes), std::mem::take(&mut buffer.runs)));
+    if !runs.is_empty() {
+        // SAFETY: inside a transaction that is still in progress; no snapshot is active any more, and SPI wants one.
+        unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot()) };
+        write(&bytes, &runs);
+        // SAFETY: the snapshot pushed above.
+        unsafe { pg_sys::PopActiveSnapshot() };
+    }
+    BUFFER.with_borrow_mut(|buffer| {
+        buffer.bytes = bytes;
+        buffer.bytes.clear();
+    });
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn at_transaction(event: pg_sys::XactEvent::Type, _arg: *mut std::ffi::c_void) {
+    use pg_sys::XactEvent::*;
+    match event {
+        XACT_EVENT_PRE_COMMIT | XACT_EVENT_PRE_PREPARE => write_all(),
+        XACT_EVENT_COMMIT => BUFFER.with_borrow_mut(|buffer| {
+            after_commit(buffer.written, buffer.after_commit);
+            buffer.reset();
+        }),
+        XACT_EVENT_PREPARE | XACT_EVENT_ABORT => BUFFER.with_borrow_mut(Buffer::reset),
+        _ => {}
+    }
+}
+
+/// Runs where an error would bring the whole server down: atomics and latches only.
+fn after_commit(written: bool, todo: AfterCommit) {
+    if !(written || todo.relay || todo.launcher || todo.install) {
+        return;
+    }
+    if todo.install {
+        // SAFETY: set once when the backend connects.
+        if let Some(db) = shared::claim(unsafe { pg_sys::MyDatabaseId }) {
+            db.set_state(shared::State::Wanted);
+            db.wake_relay();
+        }
+    } else if let Some(db) = shared::my_database() {
+        if written {
+            db.announce();
+        }
+        if todo.relay {
+            db.wake_relay();
+        }
+    }
+    if todo.install || todo.launcher {
+        shared::wake_launcher();
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn at_subtransaction(
+    event: pg_sys::SubXactEvent::Type,
+    subxid: pg_sys::SubTransactionId,
+    parent: pg_sys::SubTransactionId,
+    _arg: *mut std::ffi::c_void,
+) {
+    BUFFER.with_borrow_mut(|buffer| match event {
+        pg_sys::SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => buffer.commit_subtransaction(subxid, parent),
+        pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB => buffer.abort_subtransaction(subxid),
+        _ => {}
+    });
+}

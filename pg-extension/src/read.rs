@@ -1,0 +1,97 @@
+//! The functions that decode the log and positions for SQL, and tell what the relay does.
+
+use std::sync::atomic::Ordering::SeqCst;
+
+use pgrx::prelude::*;
+use tidings_wire::{Position, position, segment};
+
+use crate::{buffer, errors, shared};
+
+/// `tidings.decode(data, topics)`: the events of a segment with their numbers in it, from 1, those of the given topics
+/// only. A NULL list means all.
+#[pg_extern]
+fn decode(
+    data: &[u8],
+    topics: Option<Vec<Option<String>>>,
+) -> TableIterator<'static, (name!(n, i32), name!(topic, String), name!(event, String), name!(payload, String))> {
+    let wanted = topics.map(|topics| topics.into_iter().flatten().collect::<std::collections::HashSet<_>>());
+    let events = segment::events(data).enumerate().filter_map(|(i, event)| {
+        let event = event.unwrap_or_else(|error| error!("tidings.log: {error}"));
+        let is_wanted = wanted.as_ref().is_none_or(|wanted| wanted.contains(event.topic));
+        is_wanted.then(|| (i as i32 + 1, event.topic.into(), event.event.into(), event.payload.into()))
+    });
+    TableIterator::new(events.collect::<Vec<_>>())
+}
+
+/// `tidings.parse_position(text)`: tick, number, and the stamp and snapshot of a position that has one.
+#[pg_extern]
+fn parse_position(
+    text: &str,
+) -> TableIterator<'static, (name!(tick, i64), name!(n, i64), name!(stamp, Option<i64>), name!(snapshot, Option<String>))>
+{
+    let position: Position = text.parse().unwrap_or_else(|error: position::PositionError| {
+        errors::raise(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            error.to_string(),
+            "Give an event's id, what tidings.position() answers, or earliest.",
+        )
+    });
+    let stamp = position.seen.as_ref().map(|seen| seen.stamp as i64);
+    let snapshot = position.seen.as_ref().map(|seen| {
+        let running: Vec<_> = seen.running.iter().map(u64::to_string).collect();
+        format!("{}:{}:{}", seen.xmin, seen.xmax, running.join(","))
+    });
+    TableIterator::once((position.tick as i64, position.n.into(), stamp, snapshot))
+}
+
+/// `tidings.stamp()`: the next reading of the clock.
+#[pg_extern]
+fn stamp() -> i64 {
+    shared::next_stamp() as i64
+}
+
+/// `tidings.floor()`: positions below this one lost events while the server has been running.
+#[pg_extern]
+fn floor() -> i64 {
+    shared::my_database().map_or(0, |db| db.floor.load(SeqCst) as i64)
+}
+
+/// `tidings.relay()`: the relay's process and its counters since the server started.
+#[pg_extern]
+#[allow(clippy::type_complexity)] // The columns of the SQL function.
+fn relay() -> TableIterator<
+    'static,
+    (
+        name!(pid, Option<i32>),
+        name!(state, String),
+        name!(tick, Option<i64>),
+        name!(ticks, i64),
+        name!(events, i64),
+        name!(hints, i64),
+        name!(skipped, i64),
+    ),
+> {
+    let Some(db) = shared::my_database() else {
+        return TableIterator::once((None, "unknown".into(), None, 0, 0, 0, 0));
+    };
+    let pid = Some(db.pid.load(SeqCst)).filter(|pid| *pid != 0);
+    let tick = Some(db.tick.load(SeqCst) as i64).filter(|tick| *tick != 0);
+    let [ticks, events, hints, skipped] =
+        [&db.ticks, &db.events, &db.hints, &db.skipped].map(|counter| counter.load(SeqCst) as i64);
+    let state = format!("{:?}", db.state()).to_lowercase();
+    TableIterator::once((pid, state, tick, ticks, events, hints, skipped))
+}
+
+/// `tidings.installed()`: called at the end of the install script.
+#[pg_extern]
+fn installed() {
+    // SAFETY: a plain variable of the backend.
+    if unsafe { pg_sys::GetDatabaseEncoding() } != pg_sys::pg_enc::PG_UTF8 as i32 {
+        errors::raise(
+            PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+            "tidings needs a database with encoding UTF8",
+            "Create the database with ENCODING 'UTF8'.",
+        );
+    }
+    buffer::installed_after_commit();
+}

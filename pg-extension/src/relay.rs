@@ -1,0 +1,176 @@
+//! The relay: the background worker, one for each database with the extension, that cuts ticks and notifies.
+
+use std::time::{Duration, Instant};
+
+use pgrx::bgworkers::BackgroundWorker;
+use pgrx::prelude::*;
+
+use crate::foreign::signal::{SignalHandlerForConfigReload, die};
+use crate::retention::Retention;
+use crate::shared::{self, Database, State};
+use crate::tick::Ticker;
+
+/// The longest pause after a tick: batches grow with load, and latency stays below what a person can see.
+const MAX_PAUSE: Duration = Duration::from_millis(10);
+
+/// After a tick that took some time, the relay rests this many times as long: it uses a ninth of one core at the most.
+const PAUSE_FACTOR: u32 = 8;
+
+/// A tick with this many segments shows that many writers are busy: the next one waits for the full pause.
+const BATCH: usize = 4;
+
+/// How often the relay looks at the notification queue and the partitions, and for commits that nobody told it of (those
+/// that a prepared transaction makes during recovery, for example).
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+/// The relay's process. The argument is the database.
+#[unsafe(no_mangle)]
+#[pg_guard]
+pub extern "C-unwind" fn tidings_relay_main(database: pg_sys::Datum) {
+    let oid = pg_sys::Oid::from(database.value() as u32);
+    attach_signal_handlers();
+    let Some(db) = shared::database(oid) else { return };
+    BackgroundWorker::connect_worker_to_spi_by_oid(Some(oid), None);
+    // SAFETY: the function has the right signature; the argument is a place in shared memory, which outlives the process.
+    unsafe { pg_sys::before_shmem_exit(Some(leave), pg_sys::Datum::from(std::ptr::from_ref(db) as usize)) };
+    db.register_relay();
+
+    let extension = BackgroundWorker::transaction(installed);
+    if extension == pg_sys::InvalidOid {
+        db.change_state(State::Starting, State::Absent);
+        return;
+    }
+    db.change_state(State::Starting, State::Running);
+    use_own_settings();
+    let ticker = BackgroundWorker::transaction(|| Ticker::resume(db));
+    let ticker = ticker.unwrap_or_else(|error| error!("the relay cannot read its tables: {error}"));
+    log!("tidings: relay started behind tick {}", ticker.last);
+    run(db, extension, ticker);
+    log!("tidings: relay ended");
+}
+
+fn run(db: &'static Database, extension: pg_sys::Oid, mut ticker: Ticker) {
+    let mut retention = Retention::new(db);
+    let mut housekeeping = Instant::now();
+    loop {
+        reload_settings();
+        if db.paused.load(std::sync::atomic::Ordering::SeqCst) {
+            return;
+        }
+        let due = housekeeping <= Instant::now();
+        let woken = db.take_pending();
+        if (due || woken) && BackgroundWorker::transaction(installed) != extension {
+            db.change_state(State::Running, State::Absent);
+            return;
+        }
+        if due {
+            ticker.check_queue();
+            retention.tend(&mut ticker);
+            // SAFETY: outside of a transaction, as the function wants it.
+            unsafe { pg_sys::pgstat_report_stat(false) };
+            housekeeping = Instant::now() + HOUSEKEEPING;
+        }
+        if due || woken {
+            let start = Instant::now();
+            match ticker.cut() {
+                0 => {}
+                count if count >= BATCH => std::thread::sleep(MAX_PAUSE),
+                _ => std::thread::sleep((start.elapsed() * PAUSE_FACTOR).min(MAX_PAUSE)),
+            }
+        } else {
+            wait(housekeeping.saturating_duration_since(Instant::now()));
+        }
+    }
+}
+
+/// The extension's OID, or none. Called inside a transaction.
+fn installed() -> pg_sys::Oid {
+    // SAFETY: a look-up in the catalog, inside a transaction.
+    unsafe { pg_sys::get_extension_oid(c"tidings".as_ptr(), true) }
+}
+
+/// Waits until someone sets the latch, at most `timeout`.
+pub fn wait(timeout: Duration) {
+    let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
+    // SAFETY: the latch is this process's own.
+    unsafe {
+        // A millisecond more, so that what is due by the clock is due when this returns.
+        pg_sys::WaitLatch(pg_sys::MyLatch, events as i32, timeout.as_millis() as i64 + 1, pg_sys::PG_WAIT_EXTENSION);
+        pg_sys::ResetLatch(pg_sys::MyLatch);
+    }
+    pg_sys::check_for_interrupts!();
+}
+
+/// SIGTERM ends the worker at the next point where that is safe, also while it waits for a lock; SIGHUP reads the
+/// configuration again.
+pub fn attach_signal_handlers() {
+    // SAFETY: both handlers are Postgres's own, made for this.
+    unsafe {
+        #[cfg(not(feature = "pg18"))]
+        {
+            pg_sys::pqsignal(pg_sys::SIGTERM as i32, Some(die));
+            pg_sys::pqsignal(pg_sys::SIGHUP as i32, Some(SignalHandlerForConfigReload));
+        }
+        #[cfg(feature = "pg18")]
+        {
+            pg_sys::pqsignal_be(pg_sys::SIGTERM as i32, Some(die));
+            pg_sys::pqsignal_be(pg_sys::SIGHUP as i32, Some(SignalHandlerForConfigReload));
+        }
+        pg_sys::BackgroundWorkerUnblockSignals();
+    }
+}
+
+/// Reads the configuration again if SIGHUP asked for it.
+pub fn reload_settings() {
+    // SAFETY: a flag of this process, set by its signal handler; the configuration is read outside of transactions.
+    unsafe {
+        if (&raw const pg_sys::ConfigReloadPending).read_volatile() != 0 {
+            (&raw mut pg_sys::ConfigReloadPending).write_volatile(0);
+            pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
+        }
+    }
+}
+
+/// What the database's and the role's settings say does not hold for the relay.
+fn use_own_settings() {
+    for (name, value) in [
+        (c"search_path", c"pg_catalog"),
+        // The log is never analyzed, and a plan made while it was empty must do for a full one.
+        (c"enable_seqscan", c"off"),
+        (c"enable_bitmapscan", c"off"),
+        (c"plan_cache_mode", c"force_generic_plan"),
+        (c"jit", c"off"),
+        (c"default_transaction_isolation", c"read committed"),
+        (c"default_transaction_read_only", c"off"),
+        (c"default_transaction_deferrable", c"off"),
+        (c"statement_timeout", c"0"),
+        (c"lock_timeout", c"0"),
+    ] {
+        set(name, value);
+    }
+    // SAFETY: a plain variable of this process.
+    if unsafe { pg_sys::synchronous_commit } == pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_OFF as i32 {
+        // Nothing may be shown that a crash then takes back.
+        set(c"synchronous_commit", c"local");
+    }
+}
+
+fn set(name: &std::ffi::CStr, value: &std::ffi::CStr) {
+    // SAFETY: both are C strings and are copied.
+    unsafe {
+        pg_sys::SetConfigOption(
+            name.as_ptr(),
+            value.as_ptr(),
+            pg_sys::GucContext::PGC_SUSET,
+            pg_sys::GucSource::PGC_S_SESSION,
+        );
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn leave(_code: i32, db: pg_sys::Datum) {
+    // SAFETY: the argument that `tidings_relay_main` registered.
+    let db = unsafe { &*db.cast_mut_ptr::<Database>() };
+    db.unregister_relay();
+    shared::wake_launcher();
+}

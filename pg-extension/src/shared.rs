@@ -1,0 +1,248 @@
+//! What the processes share: the clock, and for each database who its relay is and whether it is wanted.
+//!
+//! Everything here is an atomic in shared memory, so a committing backend may touch it where it may not fail.
+
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use pgrx::prelude::*;
+use pgrx::{PGRXSharedMemory, PgAtomic, pg_shmem_init};
+
+/// How many databases of one cluster can have a relay: each costs a worker process and a few hundred bytes here.
+pub const MAX_DATABASES: usize = 64;
+
+/// The partitions of the log, see [`crate::retention`].
+pub const SLOTS: usize = 4;
+
+/// No process.
+const NOBODY: i32 = -1;
+
+static SHARED: PgAtomic<Shared> = unsafe {
+    // SAFETY: no other library uses this name.
+    PgAtomic::new(c"tidings")
+};
+
+/// The shared memory.
+pub struct Shared {
+    clock: AtomicU64,
+    launcher: AtomicI32,
+    databases: [Database; MAX_DATABASES],
+}
+
+/// One database that has, or may have, the extension.
+pub struct Database {
+    oid: AtomicU32,
+    state: AtomicU32,
+    /// The relay's place in Postgres's array of processes: who to wake.
+    relay: AtomicI32,
+    /// The relay's process id, 0 while there is none.
+    pub pid: AtomicI32,
+    /// Something was committed that the relay has not looked at.
+    pending: AtomicBool,
+    /// The relay is to leave the database for a moment.
+    pub paused: AtomicBool,
+    /// The partition of the log that takes new segments.
+    pub slot: AtomicU32,
+    /// Positions below this one can no longer be served.
+    pub floor: AtomicU64,
+    /// The last tick.
+    pub tick: AtomicU64,
+    /// Counters since the server started: ticks, events in them, ticks announced by a hint, events that had no valid topic.
+    pub ticks: AtomicU64,
+    /// See `ticks`.
+    pub events: AtomicU64,
+    /// See `ticks`.
+    pub hints: AtomicU64,
+    /// See `ticks`.
+    pub skipped: AtomicU64,
+}
+
+/// Whether a database's relay should run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum State {
+    /// The extension is, or may be, there: the launcher starts a relay.
+    Wanted = 1,
+    /// A relay was started and is finding out.
+    Starting = 2,
+    /// The relay runs.
+    Running = 3,
+    /// The relay found no extension, and the launcher leaves the database alone.
+    Absent = 4,
+}
+
+// SAFETY: nothing but atomics, at the same address in all processes, none of them a pointer.
+unsafe impl PGRXSharedMemory for Shared {}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            clock: AtomicU64::new(0),
+            launcher: AtomicI32::new(NOBODY),
+            databases: std::array::from_fn(|_| Database {
+                oid: AtomicU32::new(0),
+                state: AtomicU32::new(State::Absent as u32),
+                relay: AtomicI32::new(NOBODY),
+                pid: AtomicI32::new(0),
+                pending: AtomicBool::new(false),
+                paused: AtomicBool::new(false),
+                slot: AtomicU32::new(0),
+                floor: AtomicU64::new(0),
+                tick: AtomicU64::new(0),
+                ticks: AtomicU64::new(0),
+                events: AtomicU64::new(0),
+                hints: AtomicU64::new(0),
+                skipped: AtomicU64::new(0),
+            }),
+        }
+    }
+}
+
+/// Asks Postgres for the memory; called from `_PG_init`.
+pub fn init() {
+    pg_shmem_init!(SHARED);
+}
+
+/// The next reading of the clock that stamps segments and numbers ticks: microseconds since the Unix epoch, but always
+/// above the one before (a hybrid logical clock; Kulkarni et al., 2014).
+pub fn next_stamp() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as u64);
+    let next = |last: u64| now.max(last + 1);
+    let clock = &SHARED.get().clock;
+    next(clock.fetch_update(SeqCst, SeqCst, |last| Some(next(last))).unwrap_or_default())
+}
+
+/// Keeps the clock above a value that is already stored.
+pub fn raise_clock(stored: u64) {
+    SHARED.get().clock.fetch_max(stored, SeqCst);
+}
+
+/// Tells where the launcher is.
+pub fn register_launcher() {
+    SHARED.get().launcher.store(my_proc_number(), SeqCst);
+}
+
+/// The launcher leaves.
+pub fn unregister_launcher() {
+    SHARED.get().launcher.store(NOBODY, SeqCst);
+}
+
+/// Makes the launcher look around.
+pub fn wake_launcher() {
+    wake(SHARED.get().launcher.load(SeqCst));
+}
+
+/// All databases that are known, with their OIDs.
+pub fn databases() -> impl Iterator<Item = (pg_sys::Oid, &'static Database)> {
+    SHARED.get().databases.iter().filter_map(|db| match db.oid.load(SeqCst) {
+        0 => None,
+        oid => Some((pg_sys::Oid::from(oid), db)),
+    })
+}
+
+/// The entry of one database, if it is known.
+pub fn database(oid: pg_sys::Oid) -> Option<&'static Database> {
+    databases().find(|(known, _)| *known == oid).map(|(_, db)| db)
+}
+
+/// The entry of the database that this backend is connected to, if it is known.
+pub fn my_database() -> Option<&'static Database> {
+    // SAFETY: set once when the backend connects.
+    database(unsafe { pg_sys::MyDatabaseId })
+}
+
+/// The entry of one database, made if need be; None if [`MAX_DATABASES`] are known already.
+pub fn claim(oid: pg_sys::Oid) -> Option<&'static Database> {
+    loop {
+        if let Some(db) = database(oid) {
+            return Some(db);
+        }
+        let free = SHARED.get().databases.iter().find(|db| db.oid.load(SeqCst) == 0)?;
+        // Whoever loses the race looks again, and finds the winner's entry if it is for the same database.
+        let _ = free.oid.compare_exchange(0, oid.into(), SeqCst, SeqCst);
+    }
+}
+
+impl Database {
+    /// Forgets a database that is gone.
+    pub fn release(&self) {
+        self.set_state(State::Absent);
+        self.slot.store(0, SeqCst);
+        for number in [&self.floor, &self.tick, &self.ticks, &self.events, &self.hints, &self.skipped] {
+            number.store(0, SeqCst);
+        }
+        self.oid.store(0, SeqCst);
+    }
+
+    /// Whether the relay should run.
+    pub fn state(&self) -> State {
+        match self.state.load(SeqCst) {
+            1 => State::Wanted,
+            2 => State::Starting,
+            3 => State::Running,
+            _ => State::Absent,
+        }
+    }
+
+    /// Sets the state, whatever it was.
+    pub fn set_state(&self, state: State) {
+        self.state.store(state as u32, SeqCst);
+    }
+
+    /// Sets the state unless another process has changed it since; says whether it did.
+    pub fn change_state(&self, from: State, to: State) -> bool {
+        self.state.compare_exchange(from as u32, to as u32, SeqCst, SeqCst).is_ok()
+    }
+
+    /// This process is the relay from now on.
+    pub fn register_relay(&self) {
+        self.relay.store(my_proc_number(), SeqCst);
+        // SAFETY: set once when the process starts.
+        self.pid.store(unsafe { pg_sys::MyProcPid }, SeqCst);
+    }
+
+    /// There is no relay from now on.
+    pub fn unregister_relay(&self) {
+        self.relay.store(NOBODY, SeqCst);
+        self.pid.store(0, SeqCst);
+    }
+
+    /// Tells the relay that something was committed. It is woken by the first of many only: until it has looked, the flag stays up.
+    pub fn announce(&self) {
+        if !self.pending.swap(true, SeqCst) {
+            self.wake_relay();
+        }
+    }
+
+    /// Takes the flag down; says whether it was up.
+    pub fn take_pending(&self) -> bool {
+        self.pending.swap(false, SeqCst)
+    }
+
+    /// Wakes the relay without claiming that there is something to read.
+    pub fn wake_relay(&self) {
+        wake(self.relay.load(SeqCst));
+    }
+}
+
+/// Sets the latch of a process, if there is one. Allowed after commit: it takes no lock and allocates nothing.
+fn wake(proc_number: i32) {
+    if proc_number != NOBODY {
+        // SAFETY: the number was stored by a live process about itself and is taken back before it exits, so it is in
+        // range; should the place have a new owner, that one sees a latch set for nothing, which all must bear.
+        unsafe { pg_sys::ProcSendSignal(proc_number) }
+    }
+}
+
+fn my_proc_number() -> i32 {
+    #[cfg(any(feature = "pg15", feature = "pg16"))]
+    // SAFETY: MyProc is set as long as the process is attached to shared memory.
+    unsafe {
+        (*pg_sys::MyProc).pgprocno
+    }
+    #[cfg(feature = "pg18")]
+    // SAFETY: a plain variable of this process.
+    unsafe {
+        pg_sys::MyProcNumber
+    }
+}

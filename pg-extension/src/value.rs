@@ -1,0 +1,239 @@
+//! A column's value as JSON, the same as `to_jsonb` gives it, and as text for a topic.
+//!
+//! The type is looked at once, when the watch is compiled; writing a value is then a match and a copy. What is rare
+//! (arrays, composites, `json`, types with a cast to `json`) goes through `to_jsonb` itself.
+
+use std::ffi::{CStr, c_char, c_int};
+
+use pgrx::prelude::*;
+
+use crate::foreign::datum_image_eq;
+
+/// How to write the values of one column.
+pub struct Writer {
+    kind: Kind,
+    /// The type's output function, or `to_jsonb` where `kind` says so.
+    json: FunctionCall,
+    text: FunctionCall,
+    by_value: bool,
+    length: i16,
+}
+
+/// The families of types that JSON tells apart, after `json_categorize_type` in Postgres.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Bool,
+    Int2,
+    Int4,
+    Int8,
+    /// A number unless it is NaN or infinite, which JSON can only say as a string.
+    Number,
+    Text,
+    Jsonb,
+    /// Dates and times, in ISO 8601 whatever `DateStyle` says.
+    Time(pg_sys::Oid),
+    /// Whatever the output function writes, as a string.
+    Quoted,
+    Composed,
+}
+
+/// A function of Postgres with one argument, looked up once. Lives in the memory context that it was made in.
+struct FunctionCall(*mut pg_sys::FmgrInfo);
+
+impl FunctionCall {
+    /// `context` outlives the result.
+    fn new(function: pg_sys::Oid, argument: pg_sys::Oid, context: pg_sys::MemoryContext) -> Self {
+        // SAFETY: called inside a transaction; everything is allocated in `context`, which becomes current meanwhile.
+        unsafe {
+            let info =
+                pg_sys::MemoryContextAllocZero(context, size_of::<pg_sys::FmgrInfo>()).cast::<pg_sys::FmgrInfo>();
+            pg_sys::fmgr_info_cxt(function, info, context);
+            let before = pg_sys::MemoryContextSwitchTo(context);
+            // A polymorphic function asks the expression it is called from for the type of its argument.
+            let null = pg_sys::makeNullConst(argument, -1, pg_sys::InvalidOid);
+            let arguments = pg_sys::lappend(std::ptr::null_mut(), null.cast());
+            let call = pg_sys::makeFuncExpr(
+                function,
+                pg_sys::JSONBOID,
+                arguments,
+                pg_sys::InvalidOid,
+                pg_sys::InvalidOid,
+                pg_sys::CoercionForm::COERCE_EXPLICIT_CALL,
+            );
+            (*info).fn_expr = call.cast();
+            pg_sys::MemoryContextSwitchTo(before);
+            Self(info)
+        }
+    }
+
+    fn call(&self, value: pg_sys::Datum) -> pg_sys::Datum {
+        // SAFETY: the function takes one argument of the column's type and gives no NULL for a value.
+        unsafe { pg_sys::FunctionCall1Coll(self.0, pg_sys::InvalidOid, value) }
+    }
+
+    /// The result of an output function.
+    fn output(&self, value: pg_sys::Datum) -> &[u8] {
+        // SAFETY: an output function returns a C string, allocated in the current context: the trigger's, which
+        // Postgres empties after each row.
+        unsafe { CStr::from_ptr(pg_sys::OutputFunctionCall(self.0, value)).to_bytes() }
+    }
+}
+
+impl Writer {
+    /// Compiles the writer for a column of the type. `context` outlives it.
+    pub fn new(type_oid: pg_sys::Oid, by_value: bool, length: i16, context: pg_sys::MemoryContext) -> Self {
+        // SAFETY: plain look-ups in the system caches, inside a transaction.
+        let (base, output) = unsafe {
+            let (mut output, mut is_varlena) = (pg_sys::InvalidOid, false);
+            pg_sys::getTypeOutputInfo(type_oid, &mut output, &mut is_varlena);
+            (pg_sys::getBaseType(type_oid), output)
+        };
+        let kind = Kind::of(base);
+        let text = FunctionCall::new(output, type_oid, context);
+        let json = match kind {
+            Kind::Composed => FunctionCall::new(pg_sys::Oid::from(pg_sys::F_TO_JSONB), type_oid, context),
+            _ => FunctionCall(text.0),
+        };
+        Self { kind, json, text, by_value, length }
+    }
+
+    /// Writes a value as JSON.
+    pub fn json(&self, out: &mut Vec<u8>, value: pg_sys::Datum) {
+        match self.kind {
+            Kind::Bool => out.extend_from_slice(if value.value() as u8 != 0 { b"true" } else { b"false" }),
+            Kind::Int2 | Kind::Int4 | Kind::Int8 => self.integer(out, value),
+            Kind::Number => match self.json.output(value) {
+                number if number.last().is_some_and(u8::is_ascii_digit) => out.extend_from_slice(number),
+                name => string(out, name),
+            },
+            Kind::Text => with_text(value, |text| string(out, text)),
+            Kind::Jsonb => jsonb(out, value),
+            Kind::Composed => jsonb(out, self.json.call(value)),
+            Kind::Time(type_oid) => {
+                out.push(b'"');
+                out.extend_from_slice(time(type_oid, value).as_bytes());
+                out.push(b'"');
+            }
+            Kind::Quoted => string(out, self.json.output(value)),
+        }
+    }
+
+    /// Writes a value as text, as the type's output function does.
+    pub fn text(&self, out: &mut Vec<u8>, value: pg_sys::Datum) {
+        match self.kind {
+            Kind::Int2 | Kind::Int4 | Kind::Int8 => self.integer(out, value),
+            Kind::Text => with_text(value, |text| out.extend_from_slice(text)),
+            _ => out.extend_from_slice(self.text.output(value)),
+        }
+    }
+
+    /// Whether two values are the same to the byte.
+    pub fn same(&self, a: pg_sys::Datum, b: pg_sys::Datum) -> bool {
+        // SAFETY: both are values of this column's type, alive during the trigger.
+        (self.by_value && a.value() == b.value()) || unsafe { datum_image_eq(a, b, self.by_value, self.length.into()) }
+    }
+
+    fn integer(&self, out: &mut Vec<u8>, value: pg_sys::Datum) {
+        let value = match self.kind {
+            Kind::Int2 => i64::from(value.value() as i16),
+            Kind::Int4 => i64::from(value.value() as i32),
+            _ => value.value() as i64,
+        };
+        out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
+    }
+}
+
+impl Kind {
+    fn of(base: pg_sys::Oid) -> Self {
+        match base {
+            pg_sys::BOOLOID => Self::Bool,
+            pg_sys::INT2OID => Self::Int2,
+            pg_sys::INT4OID => Self::Int4,
+            pg_sys::INT8OID => Self::Int8,
+            pg_sys::FLOAT4OID | pg_sys::FLOAT8OID | pg_sys::NUMERICOID => Self::Number,
+            pg_sys::TEXTOID | pg_sys::VARCHAROID | pg_sys::BPCHAROID => Self::Text,
+            pg_sys::JSONBOID => Self::Jsonb,
+            pg_sys::DATEOID | pg_sys::TIMESTAMPOID | pg_sys::TIMESTAMPTZOID => Self::Time(base),
+            // JSON is kept as it was typed; `to_jsonb` drops repeated keys, and so must we.
+            pg_sys::JSONOID => Self::Composed,
+            _ if is_composed(base) => Self::Composed,
+            _ => Self::Quoted,
+        }
+    }
+}
+
+/// Arrays, rows, and types that someone gave a cast to `json`: `to_jsonb` looks at all of these.
+fn is_composed(base: pg_sys::Oid) -> bool {
+    // SAFETY: plain look-ups in the system caches, inside a transaction.
+    unsafe {
+        if pg_sys::get_element_type(base) != pg_sys::InvalidOid || pg_sys::type_is_rowtype(base) {
+            return true;
+        }
+        let mut cast = pg_sys::InvalidOid;
+        base.to_u32() >= pg_sys::FirstNormalObjectId
+            && pg_sys::find_coercion_pathway(
+                pg_sys::JSONOID,
+                base,
+                pg_sys::CoercionContext::COERCION_EXPLICIT,
+                &mut cast,
+            ) == pg_sys::CoercionPathType::COERCION_PATH_FUNC
+    }
+}
+
+/// Writes a JSON string, escaped as Postgres's `escape_json` does.
+pub fn string(out: &mut Vec<u8>, text: &[u8]) {
+    out.push(b'"');
+    let mut from = 0;
+    for (at, &byte) in text.iter().enumerate() {
+        if byte >= 0x20 && byte != b'"' && byte != b'\\' {
+            continue;
+        }
+        out.extend_from_slice(&text[from..at]);
+        from = at + 1;
+        match byte {
+            b'"' => out.extend_from_slice(b"\\\""),
+            b'\\' => out.extend_from_slice(b"\\\\"),
+            b'\n' => out.extend_from_slice(b"\\n"),
+            b'\r' => out.extend_from_slice(b"\\r"),
+            b'\t' => out.extend_from_slice(b"\\t"),
+            0x08 => out.extend_from_slice(b"\\b"),
+            0x0c => out.extend_from_slice(b"\\f"),
+            _ => {
+                const HEX: &[u8; 16] = b"0123456789abcdef";
+                out.extend_from_slice(b"\\u00");
+                out.extend_from_slice(&[HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
+            }
+        }
+    }
+    out.extend_from_slice(&text[from..]);
+    out.push(b'"');
+}
+
+/// Lends out the bytes of a `text` value, fetched and decompressed if need be.
+fn with_text(value: pg_sys::Datum, read: impl FnOnce(&[u8])) {
+    // SAFETY: the column's type is text or one with the same layout; a copy made here lies in the trigger's context.
+    unsafe {
+        let varlena = pg_sys::pg_detoast_datum_packed(value.cast_mut_ptr());
+        let (data, length) = (pgrx::vardata_any(varlena).cast::<u8>(), pgrx::varsize_any_exhdr(varlena));
+        read(std::slice::from_raw_parts(data, length));
+    }
+}
+
+fn jsonb(out: &mut Vec<u8>, value: pg_sys::Datum) {
+    // SAFETY: the value is a jsonb; what is allocated lies in the trigger's context.
+    unsafe {
+        let varlena = pg_sys::pg_detoast_datum(value.cast_mut_ptr());
+        let root = &raw mut (*varlena.cast::<pg_sys::Jsonb>()).root;
+        let text = pg_sys::JsonbToCString(std::ptr::null_mut(), root, pgrx::varsize(varlena) as c_int);
+        out.extend_from_slice(CStr::from_ptr(text).to_bytes());
+    }
+}
+
+fn time(type_oid: pg_sys::Oid, value: pg_sys::Datum) -> String {
+    let mut buffer = [0 as c_char; pg_sys::MAXDATELEN as usize + 1];
+    // SAFETY: the buffer has the size that the function asks for; the value is of the type.
+    unsafe {
+        pg_sys::JsonEncodeDateTime(buffer.as_mut_ptr(), value, type_oid, std::ptr::null());
+        CStr::from_ptr(buffer.as_ptr()).to_string_lossy().into_owned()
+    }
+}

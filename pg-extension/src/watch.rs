@@ -1,0 +1,457 @@
+//! What a trigger's arguments ask for, compiled against its table once and kept until either changes.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::ffi::CStr;
+use std::rc::Rc;
+
+use pgrx::prelude::*;
+use tidings_wire::template::{Piece, Template, TemplateError};
+use tidings_wire::topic::{TopicError, check_name};
+
+use crate::errors;
+use crate::payload::{OldRecord, Row, Shape};
+use crate::value::{self, Writer};
+
+/// A compiled watch.
+pub struct Watch {
+    relation: pg_sys::Oid,
+    /// The columns of the table.
+    pub columns: Columns,
+    topic: Vec<TopicPiece>,
+    /// The event name.
+    pub event: String,
+    /// How the payload looks.
+    pub shape: Shape,
+    /// What an UPDATE tells of the old row.
+    pub old_record: OldRecord,
+}
+
+enum TopicPiece {
+    Text(String),
+    Column(usize),
+}
+
+/// The columns of a table, by attribute number less one.
+pub struct Columns {
+    all: Vec<Option<Column>>,
+    /// Those that go into records and whose change makes an UPDATE an event.
+    captured: Vec<usize>,
+    /// Where the writers' function look-ups live.
+    context: pg_sys::MemoryContext,
+}
+
+struct Column {
+    name: String,
+    /// The name as the key of a JSON member, with its colon.
+    key: Vec<u8>,
+    writer: Writer,
+}
+
+/// What is wrong with a watch.
+#[derive(Debug, thiserror::Error)]
+pub enum WatchError {
+    #[error(
+        "tidings.capture() must be called by a trigger: AFTER … FOR EACH ROW, or AFTER TRUNCATE … FOR EACH STATEMENT"
+    )]
+    Trigger,
+    #[error("unknown argument \"{0}\" of tidings.capture()")]
+    Argument(String),
+    #[error("argument \"{0}\" of tidings.capture() is given twice")]
+    Repeated(&'static str),
+    #[error("tidings.capture() needs an argument topic=…")]
+    NoTopic,
+    #[error("bad topic \"{0}\": {1}")]
+    Template(String, TemplateError),
+    #[error("bad topic \"{0}\": {1}")]
+    Topic(String, TopicError),
+    #[error("bad event name \"{0}\": {1}")]
+    Event(String, TopicError),
+    #[error("column \"{0}\" of the watched table does not exist")]
+    Column(String),
+    #[error("columns and exclude cannot be given together")]
+    ColumnsAndExclude,
+    #[error("no column is left to capture")]
+    NoColumns,
+    #[error("the payload is not JSON: {0}")]
+    Payload(String),
+    #[error("old_record is \"{0}\"")]
+    OldRecord(String),
+    #[error("a watch of TRUNCATE cannot have columns in its topic")]
+    TruncateTopic,
+}
+
+impl WatchError {
+    fn code(&self) -> PgSqlErrorCode {
+        match self {
+            Self::Trigger => PgSqlErrorCode::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
+            Self::Column(_) => PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
+            _ => PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+        }
+    }
+
+    fn hint(&self) -> &'static str {
+        match self {
+            Self::Trigger => "Use tidings.watch(), or copy a trigger that it made.",
+            Self::Argument(_) => "The arguments are topic=, event=, payload=, old_record=, column= and exclude=.",
+            Self::Repeated(_) => "Only column= and exclude= may be repeated.",
+            Self::NoTopic | Self::Template(..) | Self::Topic(..) => {
+                "A topic is 1 to 255 bytes; {column} stands for a column's value, {{ and }} for braces."
+            }
+            Self::Event(..) => "An event name is 1 to 255 bytes without control characters.",
+            Self::Column(_) => "Drop the watch or name the column as it is called now.",
+            Self::ColumnsAndExclude => "Name the columns to capture, or those to leave out.",
+            Self::NoColumns => "Capture at least one column.",
+            Self::Payload(_) => "Give a JSON value; strings such as \"$column\" stand for values of the row.",
+            Self::OldRecord(_) => "It is one of changed, full and none.",
+            Self::TruncateTopic => "Give the watch of TRUNCATE a name of its own and a topic without braces.",
+        }
+    }
+
+    /// Raises the error.
+    pub fn raise(&self) -> ! {
+        errors::raise(self.code(), self.to_string(), self.hint())
+    }
+}
+
+thread_local! {
+    static WATCHES: RefCell<HashMap<u32, Rc<Watch>>> = RefCell::new(HashMap::new());
+    /// Counts invalidations, so that a watch compiled while one came in is not kept.
+    static INVALIDATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Registers the callbacks; called from `_PG_init`, inherited by every backend.
+pub fn init() {
+    // SAFETY: the functions have the right signatures and live as long as the process.
+    unsafe {
+        pg_sys::CacheRegisterRelcacheCallback(Some(relation_changed), pg_sys::Datum::from(0));
+        pg_sys::CacheRegisterSyscacheCallback(
+            pg_sys::SysCacheIdentifier::NAMESPACEOID as i32,
+            Some(schema_changed),
+            pg_sys::Datum::from(0),
+        );
+    }
+}
+
+/// The watch that a trigger asks for.
+pub fn of(data: &pg_sys::TriggerData) -> Rc<Watch> {
+    // SAFETY: Postgres gives a trigger function its trigger.
+    let trigger = unsafe { &*data.tg_trigger };
+    let key = trigger.tgoid.to_u32();
+    if let Some(watch) = WATCHES.with_borrow(|watches| watches.get(&key).cloned()) {
+        return watch;
+    }
+    let before = INVALIDATIONS.get();
+    // SAFETY: the relation is open and locked by the executor.
+    let watch = unsafe { compile(trigger, data.tg_relation) }.unwrap_or_else(|error| error.raise());
+    let watch = Rc::new(watch);
+    if before == INVALIDATIONS.get() {
+        WATCHES.with_borrow_mut(|watches| watches.insert(key, watch.clone()));
+    }
+    watch
+}
+
+/// `tidings.check_watch(relation, name)`: compiles the triggers of a watch only to see whether it can be done.
+#[pg_extern]
+fn check_watch(relation: pg_sys::Oid, name: &str) {
+    // SAFETY: AccessShareLock keeps the relation's descriptor, and so its triggers, as they are until the end.
+    let relation = unsafe { pgrx::PgRelation::with_lock(relation, pg_sys::AccessShareLock as i32) };
+    // SAFETY: the descriptor holds `numtriggers` triggers, whose names are C strings.
+    let triggers = unsafe { relation.trigdesc.as_ref() }.map_or(&[][..], |descriptor| unsafe {
+        std::slice::from_raw_parts(descriptor.triggers.cast_const(), descriptor.numtriggers.unsigned_abs() as usize)
+    });
+    let names = [format!("tidings_{name}"), format!("tidings_{name}_truncate")];
+    // SAFETY: as above.
+    let of_watch =
+        |t: &&pg_sys::Trigger| names.iter().any(|n| unsafe { CStr::from_ptr(t.tgname) }.to_bytes() == n.as_bytes());
+    for trigger in triggers.iter().filter(of_watch) {
+        // SAFETY: the relation is open and locked.
+        if let Err(error) = unsafe { compile(trigger, relation.as_ptr()) } {
+            error.raise();
+        }
+    }
+}
+
+/// The arguments of a trigger, as they stand.
+#[derive(Default)]
+struct Arguments<'a> {
+    topic: Option<&'a str>,
+    event: Option<&'a str>,
+    payload: Option<&'a str>,
+    old_record: Option<&'a str>,
+    columns: Vec<&'a str>,
+    exclude: Vec<&'a str>,
+}
+
+impl<'a> Arguments<'a> {
+    fn parse(arguments: impl Iterator<Item = &'a str>) -> Result<Self, WatchError> {
+        let mut parsed = Self::default();
+        for argument in arguments {
+            let (key, value) = argument.split_once('=').ok_or_else(|| WatchError::Argument(argument.into()))?;
+            let (slot, name) = match key {
+                "column" | "exclude" => {
+                    let list = if key == "column" { &mut parsed.columns } else { &mut parsed.exclude };
+                    list.push(value);
+                    continue;
+                }
+                "topic" => (&mut parsed.topic, "topic"),
+                "event" => (&mut parsed.event, "event"),
+                "payload" => (&mut parsed.payload, "payload"),
+                "old_record" => (&mut parsed.old_record, "old_record"),
+                _ => return Err(WatchError::Argument(key.into())),
+            };
+            if slot.replace(value).is_some() {
+                return Err(WatchError::Repeated(name));
+            }
+        }
+        Ok(parsed)
+    }
+}
+
+/// Compiles a trigger against its table.
+///
+/// # Safety
+/// The relation is open and locked, and the trigger is one of its own.
+unsafe fn compile(trigger: &pg_sys::Trigger, relation: pg_sys::Relation) -> Result<Watch, WatchError> {
+    let kind = trigger.tgtype.unsigned_abs() as u32;
+    let (row, truncate) = (kind & pg_sys::TRIGGER_TYPE_ROW != 0, kind & pg_sys::TRIGGER_TYPE_TRUNCATE != 0);
+    if kind & (pg_sys::TRIGGER_TYPE_BEFORE | pg_sys::TRIGGER_TYPE_INSTEAD) != 0 || row == truncate {
+        return Err(WatchError::Trigger);
+    }
+    // SAFETY: tgargs holds tgnargs C strings in the server's encoding, which the install script requires to be UTF-8.
+    let arguments = (0..trigger.tgnargs as usize).map(|i| unsafe { CStr::from_ptr(*trigger.tgargs.add(i)) });
+    let arguments: Vec<_> = arguments.map(CStr::to_string_lossy).collect();
+    let arguments = Arguments::parse(arguments.iter().map(AsRef::as_ref))?;
+
+    // SAFETY: as the caller promises.
+    let columns = unsafe { Columns::of(relation, &arguments) }?;
+    let template = arguments.topic.ok_or(WatchError::NoTopic)?;
+    let topic = compile_topic(template, &columns)?;
+    if truncate && topic.iter().any(|piece| matches!(piece, TopicPiece::Column(_))) {
+        return Err(WatchError::TruncateTopic);
+    }
+    let event = arguments.event.unwrap_or("changed");
+    check_name(event).map_err(|error| WatchError::Event(event.into(), error))?;
+    // SAFETY: as the caller promises.
+    let (schema, table) = unsafe { watched_name(trigger, relation) };
+    let shape = match arguments.payload {
+        None => Shape::default_for(&schema, &table),
+        Some(json) => Shape::custom(json, &columns, &schema, &table)?,
+    };
+    let old_record = match arguments.old_record {
+        None | Some("changed") => OldRecord::Changed,
+        Some("full") => OldRecord::Full,
+        Some("none") => OldRecord::None,
+        Some(other) => return Err(WatchError::OldRecord(other.into())),
+    };
+    // SAFETY: as the caller promises.
+    let relation = unsafe { (*relation).rd_id };
+    Ok(Watch { relation, columns, topic, event: event.into(), shape, old_record })
+}
+
+fn compile_topic(text: &str, columns: &Columns) -> Result<Vec<TopicPiece>, WatchError> {
+    let template = Template::parse(text).map_err(|error| WatchError::Template(text.into(), error))?;
+    let bad = |error| WatchError::Topic(text.into(), error);
+    let mut pieces = Vec::new();
+    for piece in template.pieces() {
+        pieces.push(match piece {
+            Piece::Text(literal) => {
+                check_name(literal).map_err(bad)?;
+                TopicPiece::Text(literal.clone())
+            }
+            Piece::Hole(name) => TopicPiece::Column(columns.find(name)?),
+        });
+    }
+    Ok(pieces)
+}
+
+/// Schema and name of the table that was watched: a partition's trigger is a copy of the one on the table that is
+/// partitioned, and subscribers know that table only.
+///
+/// # Safety
+/// The relation is open and locked, and the trigger is one of its own.
+unsafe fn watched_name(trigger: &pg_sys::Trigger, relation: pg_sys::Relation) -> (String, String) {
+    // SAFETY: as the caller promises; the names are copied before anything else runs.
+    let own = unsafe {
+        let class = &*(*relation).rd_rel;
+        let schema = pg_sys::get_namespace_name(class.relnamespace);
+        let schema =
+            if schema.is_null() { String::new() } else { CStr::from_ptr(schema).to_string_lossy().into_owned() };
+        (schema, CStr::from_ptr(class.relname.data.as_ptr()).to_string_lossy().into_owned())
+    };
+    if !trigger.tgisclone {
+        return own;
+    }
+    let root = Spi::get_two_with_args::<String, String>(
+        "WITH RECURSIVE up AS (
+             SELECT tgrelid, tgparentid FROM pg_catalog.pg_trigger WHERE oid = $1
+             UNION ALL
+             SELECT t.tgrelid, t.tgparentid FROM pg_catalog.pg_trigger t, up WHERE t.oid = up.tgparentid)
+         SELECT n.nspname::pg_catalog.text, c.relname::pg_catalog.text
+         FROM up, pg_catalog.pg_class c, pg_catalog.pg_namespace n
+         WHERE up.tgparentid = 0 AND c.oid = up.tgrelid AND n.oid = c.relnamespace",
+        &[trigger.tgoid.into()],
+    );
+    match root {
+        Ok((Some(schema), Some(table))) => (schema, table),
+        _ => own,
+    }
+}
+
+impl Watch {
+    /// Writes a row's topic; false if a column of it is NULL, which means no event.
+    pub fn write_topic(&self, out: &mut Vec<u8>, row: Option<&Row>) -> bool {
+        for piece in &self.topic {
+            match piece {
+                TopicPiece::Text(text) => out.extend_from_slice(text.as_bytes()),
+                TopicPiece::Column(index) => match row.and_then(|row| row.get(*index)) {
+                    Some(value) => self.columns.writer(*index).text(out, value),
+                    None => return false,
+                },
+            }
+        }
+        true
+    }
+
+    /// Whether two versions of a row go to the same topic.
+    pub fn same_topic(&self, old: &Row, new: &Row) -> bool {
+        self.topic.iter().all(|piece| match piece {
+            TopicPiece::Text(_) => true,
+            TopicPiece::Column(index) => self.columns.same(*index, old, new),
+        })
+    }
+}
+
+impl Columns {
+    /// # Safety
+    /// The relation is open and locked.
+    unsafe fn of(relation: pg_sys::Relation, arguments: &Arguments<'_>) -> Result<Self, WatchError> {
+        // SAFETY: the context lives under the cache's context until this value is dropped.
+        let context = unsafe {
+            pg_sys::AllocSetContextCreateInternal(
+                pg_sys::CacheMemoryContext,
+                c"tidings watch".as_ptr(),
+                pg_sys::ALLOCSET_SMALL_MINSIZE as usize,
+                pg_sys::ALLOCSET_SMALL_INITSIZE as usize,
+                pg_sys::ALLOCSET_SMALL_MAXSIZE as usize,
+            )
+        };
+        let mut columns = Self { all: Vec::new(), captured: Vec::new(), context };
+        // SAFETY: the caller holds the relation open; its descriptor has natts attributes.
+        let descriptor = unsafe { pgrx::PgTupleDesc::from_pg_unchecked((*relation).rd_att) };
+        for attribute in (0..descriptor.len()).map(|i| descriptor.get(i)) {
+            columns.all.push(attribute.filter(|a| !a.attisdropped).map(|attribute| {
+                let mut key = Vec::new();
+                value::string(&mut key, attribute.name().as_bytes());
+                key.push(b':');
+                let writer = Writer::new(attribute.atttypid, attribute.attbyval, attribute.attlen, context);
+                Column { name: attribute.name().into(), key, writer }
+            }));
+        }
+        columns.captured = match (&arguments.columns[..], &arguments.exclude[..]) {
+            ([], []) => columns.indexes().collect(),
+            (names, []) => names.iter().map(|name| columns.find(name)).collect::<Result<_, _>>()?,
+            ([], names) => {
+                let left_out: Vec<_> = names.iter().map(|name| columns.find(name)).collect::<Result<_, _>>()?;
+                columns.indexes().filter(|index| !left_out.contains(index)).collect()
+            }
+            _ => return Err(WatchError::ColumnsAndExclude),
+        };
+        if columns.captured.is_empty() && columns.indexes().next().is_some() {
+            return Err(WatchError::NoColumns);
+        }
+        Ok(columns)
+    }
+
+    fn indexes(&self) -> impl Iterator<Item = usize> {
+        self.all.iter().enumerate().filter_map(|(index, column)| column.as_ref().map(|_| index))
+    }
+
+    /// How many attributes a row has, dropped ones included.
+    pub fn count(&self) -> usize {
+        self.all.len()
+    }
+
+    /// The index of the column with this name.
+    pub fn find(&self, name: &str) -> Result<usize, WatchError> {
+        let named = |column: &Option<Column>| column.as_ref().is_some_and(|column| column.name == name);
+        self.all.iter().position(named).ok_or_else(|| WatchError::Column(name.into()))
+    }
+
+    fn column(&self, index: usize) -> &Column {
+        self.all[index].as_ref().expect("only live columns are captured or named")
+    }
+
+    fn writer(&self, index: usize) -> &Writer {
+        &self.column(index).writer
+    }
+
+    /// Whether a column has the same value in two rows.
+    fn same(&self, index: usize, a: &Row, b: &Row) -> bool {
+        match (a.get(index), b.get(index)) {
+            (Some(a), Some(b)) => self.writer(index).same(a, b),
+            (a, b) => a.is_none() && b.is_none(),
+        }
+    }
+
+    /// Whether a captured column has changed.
+    pub fn changed(&self, old: &Row, new: &Row) -> bool {
+        self.captured.iter().any(|index| !self.same(*index, old, new))
+    }
+
+    /// Writes one value, `null` if there is none.
+    pub fn write_value(&self, out: &mut Vec<u8>, index: usize, row: Option<&Row>) {
+        match row.and_then(|row| row.get(index)) {
+            Some(value) => self.writer(index).json(out, value),
+            None => out.extend_from_slice(b"null"),
+        }
+    }
+
+    /// Writes the captured columns of a row, `null` if there is none.
+    pub fn write_record(&self, out: &mut Vec<u8>, row: Option<&Row>) {
+        match row {
+            Some(row) => self.write_object(out, row, |_| true),
+            None => out.extend_from_slice(b"null"),
+        }
+    }
+
+    /// Writes the old values of the captured columns that have changed.
+    pub fn write_changed(&self, out: &mut Vec<u8>, old: &Row, new: &Row) {
+        self.write_object(out, old, |index| !self.same(index, old, new));
+    }
+
+    fn write_object(&self, out: &mut Vec<u8>, row: &Row, which: impl Fn(usize) -> bool) {
+        out.push(b'{');
+        let mut first = true;
+        for &index in self.captured.iter().filter(|index| which(**index)) {
+            if !std::mem::take(&mut first) {
+                out.push(b',');
+            }
+            out.extend_from_slice(&self.column(index).key);
+            self.write_value(out, index, Some(row));
+        }
+        out.push(b'}');
+    }
+}
+
+impl Drop for Columns {
+    fn drop(&mut self) {
+        // SAFETY: made by this value, and nothing that lives in it is used any more.
+        unsafe { pg_sys::MemoryContextDelete(self.context) }
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn relation_changed(_arg: pg_sys::Datum, relation: pg_sys::Oid) {
+    forget(|watch| relation == pg_sys::InvalidOid || watch.relation == relation);
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn schema_changed(_arg: pg_sys::Datum, _cache: i32, _hash: u32) {
+    forget(|_| true);
+}
+
+fn forget(stale: impl Fn(&Watch) -> bool) {
+    INVALIDATIONS.set(INVALIDATIONS.get() + 1);
+    WATCHES.with_borrow_mut(|watches| watches.retain(|_, watch| !stale(watch)));
+}

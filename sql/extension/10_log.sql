@@ -1,0 +1,85 @@
+-- The log: what was captured, and the ticks that order it.
+--
+-- Both tables have four partitions that are used in turn and emptied by TRUNCATE (see retention.rs). Writers insert into a
+-- partition of the log directly; the index on xid is the only one on their path. The relay alone writes ticks.
+
+\echo Use "CREATE EXTENSION tidings" to load this file. \quit
+
+CREATE TABLE tidings.log (
+    slot    smallint NOT NULL,
+    xid     xid8     NOT NULL,
+    stamp   bigint   NOT NULL,
+    ordinal bigint   NOT NULL,
+    events  integer  NOT NULL,
+    data    bytea    NOT NULL
+) PARTITION BY LIST (slot);
+
+COMMENT ON TABLE tidings.log IS 'The captured events: one row, a segment, for each transaction or early flush';
+COMMENT ON COLUMN tidings.log.slot IS 'The partition';
+COMMENT ON COLUMN tidings.log.xid IS 'The transaction that captured the events';
+COMMENT ON COLUMN tidings.log.stamp IS 'When the segment was written: microseconds since the Unix epoch, never twice the same';
+COMMENT ON COLUMN tidings.log.ordinal IS 'How many events of the transaction come before this segment';
+COMMENT ON COLUMN tidings.log.events IS 'How many events the segment holds';
+COMMENT ON COLUMN tidings.log.data IS 'The events, encoded; see tidings.events';
+
+CREATE TABLE tidings.tick (
+    slot     smallint    NOT NULL,
+    tick     bigint      NOT NULL,
+    previous bigint      NOT NULL,
+    since    pg_snapshot NOT NULL,
+    until    pg_snapshot NOT NULL
+) PARTITION BY LIST (slot);
+
+COMMENT ON TABLE tidings.tick IS 'The cuts through the log: a tick holds what one snapshot sees and the one before does not';
+COMMENT ON COLUMN tidings.tick.slot IS 'The partition';
+COMMENT ON COLUMN tidings.tick.tick IS 'The tick''s number: when it was cut, in microseconds since the Unix epoch';
+COMMENT ON COLUMN tidings.tick.previous IS 'The number of the tick before';
+COMMENT ON COLUMN tidings.tick.since IS 'What this snapshot sees is in an earlier tick';
+COMMENT ON COLUMN tidings.tick.until IS 'What this snapshot does not see is in a later tick';
+
+CREATE TABLE tidings.log_0 PARTITION OF tidings.log FOR VALUES IN (0);
+CREATE TABLE tidings.log_1 PARTITION OF tidings.log FOR VALUES IN (1);
+CREATE TABLE tidings.log_2 PARTITION OF tidings.log FOR VALUES IN (2);
+CREATE TABLE tidings.log_3 PARTITION OF tidings.log FOR VALUES IN (3);
+CREATE TABLE tidings.tick_0 PARTITION OF tidings.tick FOR VALUES IN (0);
+CREATE TABLE tidings.tick_1 PARTITION OF tidings.tick FOR VALUES IN (1);
+CREATE TABLE tidings.tick_2 PARTITION OF tidings.tick FOR VALUES IN (2);
+CREATE TABLE tidings.tick_3 PARTITION OF tidings.tick FOR VALUES IN (3);
+
+-- Rows are never updated, and leave with their whole partition: there is nothing to vacuum but against wraparound. Large
+-- segments are compressed, by lz4 where the server has it.
+DO $$
+DECLARE
+    part regclass;
+BEGIN
+    FOR part IN
+        SELECT inhrelid FROM pg_catalog.pg_inherits
+        WHERE inhparent IN ('tidings.log'::regclass, 'tidings.tick'::regclass)
+    LOOP
+        EXECUTE format('ALTER TABLE %s SET (autovacuum_enabled = off, toast.autovacuum_enabled = off)', part);
+        EXECUTE format('COMMENT ON TABLE %s IS %L', part, 'A partition, emptied as a whole when all in it has been retained long enough');
+    END LOOP;
+    FOR part IN SELECT inhrelid FROM pg_catalog.pg_inherits WHERE inhparent = 'tidings.log'::regclass LOOP
+        BEGIN
+            EXECUTE format('ALTER TABLE %s ALTER COLUMN data SET COMPRESSION lz4', part);
+        EXCEPTION WHEN feature_not_supported THEN
+            NULL;  -- This server was built without lz4: pglz, then.
+        END;
+    END LOOP;
+END
+$$;
+
+CREATE INDEX log_xid_idx ON tidings.log (xid);
+CREATE INDEX tick_tick_idx ON tidings.tick (tick);
+
+COMMENT ON INDEX tidings.log_xid_idx IS 'Finds the segments of a tick: those from one transaction on, and stragglers';
+COMMENT ON INDEX tidings.tick_tick_idx IS 'Finds the ticks from one number on';
+
+CREATE TABLE tidings.secret (
+    channel text NOT NULL
+);
+
+COMMENT ON TABLE tidings.secret IS 'What only granted roles may know. Not dumped: each database has its own';
+COMMENT ON COLUMN tidings.secret.channel IS 'The channel that the relay notifies: any role may listen on a channel, but must know its name';
+
+INSERT INTO tidings.secret VALUES ('tidings_' || replace(gen_random_uuid()::text, '-', ''));

@@ -1,0 +1,146 @@
+-- Watches: the triggers, made, dropped and listed. There is no table of watches; the triggers are the configuration.
+
+CREATE FUNCTION tidings.check_watch(relation regclass, name text) RETURNS void
+LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'check_watch_wrapper';
+
+COMMENT ON FUNCTION tidings.check_watch(regclass, text) IS 'Raises an error if the triggers of a watch could not do their work';
+
+CREATE FUNCTION tidings.watch_statements(
+    relation regclass, topic text, event text, payload jsonb, columns text[], exclude text[], operations text[],
+    condition text, old_record text, name text
+) RETURNS text[]
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_variable
+DECLARE
+    row_operations text[];
+    list           text;
+    statements     text[] := '{}';
+BEGIN
+    IF relation IS NULL OR topic IS NULL OR event IS NULL OR operations IS NULL OR old_record IS NULL OR name IS NULL THEN
+        RAISE EXCEPTION 'only payload, columns, exclude and condition of tidings.watch() may be NULL'
+            USING ERRCODE = 'null_value_not_allowed';
+    END IF;
+    IF name = '' OR octet_length(name) > 46 THEN
+        RAISE EXCEPTION 'the name of a watch has 1 to 46 bytes'
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Its triggers are called tidings_<name> and tidings_<name>_truncate.';
+    END IF;
+    operations := ARRAY(SELECT upper(o) FROM unnest(operations) o);
+    IF operations = '{}' OR NOT operations <@ '{INSERT,UPDATE,DELETE,TRUNCATE}' THEN
+        RAISE EXCEPTION 'operations are %', operations
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'They are one or more of INSERT, UPDATE, DELETE and TRUNCATE.';
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = relation AND c.relkind IN ('r', 'p')) THEN
+        RAISE EXCEPTION '% is not a table', relation
+            USING ERRCODE = 'wrong_object_type', HINT = 'Watch the tables that a view reads from.';
+    END IF;
+
+    SELECT string_agg(quote_literal(a), ', ') INTO list FROM unnest(
+        ARRAY['topic=' || topic, 'event=' || event, 'old_record=' || old_record]
+        || CASE WHEN payload IS NULL THEN '{}' ELSE ARRAY['payload=' || payload::text] END
+        || ARRAY(SELECT 'column=' || c FROM unnest(columns) c)
+        || ARRAY(SELECT 'exclude=' || c FROM unnest(exclude) c)) a;
+
+    row_operations := ARRAY(SELECT DISTINCT o FROM unnest(operations) o WHERE o <> 'TRUNCATE');
+    IF row_operations <> '{}' THEN
+        statements := statements || format(
+            'CREATE TRIGGER %I AFTER %s ON %s FOR EACH ROW %s EXECUTE FUNCTION tidings.capture(%s)',
+            'tidings_' || name, array_to_string(row_operations, ' OR '), relation,
+            CASE WHEN condition IS NULL THEN '' ELSE 'WHEN (' || condition || ')' END, list);
+    ELSIF condition IS NOT NULL THEN
+        RAISE EXCEPTION 'a watch of TRUNCATE cannot have a condition'
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'A condition looks at a row, and TRUNCATE has none.';
+    END IF;
+    IF 'TRUNCATE' = ANY (operations) THEN
+        statements := statements || format(
+            'CREATE TRIGGER %I AFTER TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION tidings.capture(%s)',
+            'tidings_' || name || '_truncate', relation, list);
+    END IF;
+    RETURN statements;
+END
+$$;
+
+COMMENT ON FUNCTION tidings.watch_statements(regclass, text, text, jsonb, text[], text[], text[], text, text, text) IS
+    'The CREATE TRIGGER statements of a watch';
+
+-- No search_path is set here: the condition means what it means to the caller.
+CREATE FUNCTION tidings.watch(
+    relation   regclass,
+    topic      text,
+    event      text    DEFAULT 'changed',
+    payload    jsonb   DEFAULT NULL,
+    columns    text[]  DEFAULT NULL,
+    exclude    text[]  DEFAULT NULL,
+    operations text[]  DEFAULT '{INSERT,UPDATE,DELETE}',
+    condition  text    DEFAULT NULL,
+    old_record text    DEFAULT 'changed',
+    name       text    DEFAULT 'default'
+) RETURNS void
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    statements text[] := tidings.watch_statements(
+        relation, topic, event, payload, columns, exclude, operations, condition, old_record, name);
+    statement  text;
+BEGIN
+    PERFORM tidings.unwatch(relation, name);
+    FOREACH statement IN ARRAY statements LOOP
+        EXECUTE statement;
+    END LOOP;
+    PERFORM tidings.check_watch(relation, name);
+END
+$$;
+
+COMMENT ON FUNCTION tidings.watch(regclass, text, text, jsonb, text[], text[], text[], text, text, text) IS
+    'Captures the changes of a table: each becomes an event of the topic that the row names';
+
+CREATE FUNCTION tidings.unwatch(relation regclass, name text DEFAULT 'default') RETURNS boolean
+LANGUAGE plpgsql STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_variable
+DECLARE
+    found_any boolean := false;
+    dropped   name;
+BEGIN
+    FOR dropped IN
+        SELECT t.tgname FROM pg_trigger t
+        WHERE t.tgrelid = relation AND t.tgparentid = 0 AND t.tgfoid = 'tidings.capture()'::regprocedure
+          AND t.tgname IN ('tidings_' || name, 'tidings_' || name || '_truncate')
+    LOOP
+        EXECUTE format('DROP TRIGGER %I ON %s', dropped, relation);
+        found_any := true;
+    END LOOP;
+    RETURN found_any;
+END
+$$;
+
+COMMENT ON FUNCTION tidings.unwatch(regclass, text) IS 'Ends a watch; false if there was none of this name';
+
+CREATE VIEW tidings.watches AS
+SELECT t.tgrelid::regclass AS relation,
+       regexp_replace(t.tgname, '^tidings_', '') AS name,
+       (SELECT substr(a, 7) FROM unnest(args.list) a WHERE a LIKE 'topic=%') AS topic,
+       coalesce((SELECT substr(a, 7) FROM unnest(args.list) a WHERE a LIKE 'event=%'), 'changed') AS event,
+       (SELECT substr(a, 9) FROM unnest(args.list) a WHERE a LIKE 'payload=%') AS payload,
+       nullif(ARRAY(SELECT substr(a, 8) FROM unnest(args.list) a WHERE a LIKE 'column=%'), '{}') AS columns,
+       nullif(ARRAY(SELECT substr(a, 9) FROM unnest(args.list) a WHERE a LIKE 'exclude=%'), '{}') AS exclude,
+       array_remove(ARRAY[
+           CASE WHEN t.tgtype & 4 <> 0 THEN 'INSERT' END,
+           CASE WHEN t.tgtype & 16 <> 0 THEN 'UPDATE' END,
+           CASE WHEN t.tgtype & 8 <> 0 THEN 'DELETE' END,
+           CASE WHEN t.tgtype & 32 <> 0 THEN 'TRUNCATE' END], NULL) AS operations,
+       substring(pg_get_triggerdef(t.oid) FROM ' WHEN \((.*)\) EXECUTE FUNCTION ') AS condition,
+       coalesce((SELECT substr(a, 12) FROM unnest(args.list) a WHERE a LIKE 'old_record=%'), 'changed') AS old_record,
+       t.tgenabled <> 'D' AS enabled
+FROM pg_catalog.pg_trigger t
+-- The arguments are stored one after the other, each with a zero byte behind it.
+CROSS JOIN LATERAL (
+    SELECT array_agg(convert_from(decode(hex, 'hex'), 'UTF8')) AS list
+    FROM regexp_split_to_table(regexp_replace(regexp_replace(encode(t.tgargs, 'hex'), '(..)', '\1 ', 'g'), '00 $', ''), '00 ') AS raw,
+         replace(raw, ' ', '') AS hex
+) args
+WHERE t.tgfoid = 'tidings.capture()'::regprocedure AND t.tgparentid = 0;
+
+COMMENT ON VIEW tidings.watches IS 'Every watch, read from its trigger';

@@ -1,0 +1,242 @@
+-- Reading: positions, and the log in order.
+--
+-- Every function that reads the log sees each tick whole or not at all, whatever is being written meanwhile, and fails with
+-- SQLSTATE TI001 when the position is older than what is retained: never a silent gap.
+
+CREATE FUNCTION tidings.stamp() RETURNS bigint
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'stamp_wrapper';
+
+COMMENT ON FUNCTION tidings.stamp() IS 'The next reading of the clock that orders segments and numbers ticks';
+
+CREATE FUNCTION tidings.floor() RETURNS bigint
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'floor_wrapper';
+
+COMMENT ON FUNCTION tidings.floor() IS 'Positions below this one have been given up since the server started, also for old snapshots';
+
+CREATE FUNCTION tidings.parse_position(text, OUT tick bigint, OUT n bigint, OUT stamp bigint, OUT snapshot text) RETURNS SETOF record
+LANGUAGE c STRICT IMMUTABLE ROWS 1 AS 'MODULE_PATHNAME', 'parse_position_wrapper';
+
+COMMENT ON FUNCTION tidings.parse_position(text) IS 'Takes a position apart';
+
+CREATE FUNCTION tidings.decode(data bytea, topics text[], OUT n integer, OUT topic text, OUT event text, OUT payload text) RETURNS SETOF record
+LANGUAGE c IMMUTABLE AS 'MODULE_PATHNAME', 'decode_wrapper';
+
+COMMENT ON FUNCTION tidings.decode(bytea, text[]) IS 'The events of a segment, those of the given topics only unless that is NULL';
+
+CREATE FUNCTION tidings.relay(OUT pid integer, OUT state text, OUT tick bigint, OUT ticks bigint, OUT events bigint, OUT hints bigint, OUT skipped bigint) RETURNS SETOF record
+LANGUAGE c VOLATILE ROWS 1 AS 'MODULE_PATHNAME', 'relay_wrapper';
+
+COMMENT ON FUNCTION tidings.relay() IS 'The relay''s process and its counters since the server started';
+
+CREATE FUNCTION tidings.relay_pid() RETURNS integer
+LANGUAGE sql VOLATILE
+BEGIN ATOMIC
+    SELECT pid FROM tidings.relay();
+END;
+
+COMMENT ON FUNCTION tidings.relay_pid() IS 'The relay''s process id, NULL while none runs: notifications from others are not ours';
+
+CREATE FUNCTION tidings.channel() RETURNS text
+LANGUAGE sql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS 'SELECT channel FROM tidings.secret';
+
+COMMENT ON FUNCTION tidings.channel() IS 'The channel that the relay notifies';
+
+CREATE FUNCTION tidings.position() RETURNS text
+LANGUAGE sql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+AS $$
+    -- The stamp is read after the snapshot was taken: a tick numbered above it sees all that the snapshot saw.
+    SELECT (SELECT t.tick FROM tidings.tick t ORDER BY t.tick DESC LIMIT 1) || ':' || tidings.stamp() || ':' || pg_current_snapshot()
+$$;
+
+COMMENT ON FUNCTION tidings.position() IS
+    'The position of the current snapshot: what a query of the same snapshot has not seen is behind it';
+
+CREATE FUNCTION tidings.tick_segments(
+    since pg_snapshot, until pg_snapshot,
+    OUT first integer, OUT events integer, OUT xid xid8, OUT stamp bigint, OUT data bytea
+) RETURNS SETOF record
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+AS $$
+    -- New are the transactions that had not started when the last tick was cut, and the stragglers that were running then.
+    WITH segment AS (
+        SELECT l.* FROM tidings.log l WHERE l.xid >= pg_snapshot_xmax(since) AND l.xid < pg_snapshot_xmax(until)
+        UNION ALL
+        SELECT l.* FROM tidings.log l WHERE l.xid = ANY (ARRAY(SELECT pg_snapshot_xip(since)))
+    ), dated AS (
+        SELECT s.*, max(s.stamp) OVER (PARTITION BY s.xid) AS last_stamp
+        FROM segment s WHERE pg_visible_in_snapshot(s.xid, until)
+    )
+    -- The order of a tick: transactions by their last stamp, each in its own order. The relay orders likewise (tick.rs).
+    SELECT (sum(d.events) OVER before - d.events)::integer, d.events, d.xid, d.stamp, d.data
+    FROM dated d
+    WINDOW before AS (ORDER BY d.last_stamp, d.ordinal ROWS UNBOUNDED PRECEDING)
+    ORDER BY d.last_stamp, d.ordinal
+$$;
+
+COMMENT ON FUNCTION tidings.tick_segments(pg_snapshot, pg_snapshot) IS 'The segments of a tick, in order, each with the number of events before it';
+
+CREATE FUNCTION tidings.check_retained(after bigint, n bigint) RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    -- What the table says, and what was thrown away since this snapshot was taken.
+    oldest bigint := greatest((SELECT min(t.previous) FROM tidings.tick t), tidings.floor());
+BEGIN
+    IF after < oldest OR (after = oldest AND n < 4294967295) THEN
+        RAISE EXCEPTION 'the position is older than what is retained'
+            USING ERRCODE = 'TI001', HINT = 'Read the data anew and go on from tidings.position(). tidings.retention sets how long events are kept.';
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION tidings.check_retained(bigint, bigint) IS 'Raises TI001 unless all events behind a position are retained';
+
+CREATE FUNCTION tidings.locate(after text) RETURNS text
+LANGUAGE plpgsql VOLATILE STRICT SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+AS $$
+DECLARE
+    place  record;
+    newest record;
+BEGIN
+    IF after = 'earliest' THEN
+        RETURN greatest((SELECT min(t.previous) FROM tidings.tick t), tidings.floor())::text;
+    END IF;
+    SELECT * INTO place FROM tidings.parse_position(after);
+    PERFORM tidings.check_retained(place.tick, place.n);
+    SELECT t.tick, t.until INTO newest FROM tidings.tick t ORDER BY t.tick DESC LIMIT 1;
+    IF place.snapshot IS NOT NULL AND newest.tick < place.stamp AND EXISTS (
+        SELECT FROM tidings.log l
+        WHERE (l.xid >= pg_snapshot_xmax(newest.until) OR l.xid = ANY (ARRAY(SELECT pg_snapshot_xip(newest.until))))
+          AND pg_visible_in_snapshot(l.xid, place.snapshot::pg_snapshot)
+    ) THEN
+        RETURN NULL;
+    END IF;
+    -- A tick that is not there, and is no boundary either, was lost in a failover.
+    IF NOT EXISTS (SELECT FROM tidings.tick t WHERE t.tick = place.tick)
+       AND place.tick <> (SELECT min(t.previous) FROM tidings.tick t) THEN
+        RETURN (SELECT max(t.tick) FROM tidings.tick t WHERE t.tick < place.tick)::text;
+    END IF;
+    RETURN after;
+END
+$$;
+
+COMMENT ON FUNCTION tidings.locate(text) IS
+    'Where to read on from a position: the same, or the greatest known tick below an unknown one; NULL while something that its snapshot saw is in no tick';
+
+CREATE FUNCTION tidings.segments(
+    after text, max_bytes integer DEFAULT 1048576,
+    OUT tick bigint, OUT previous bigint, OUT first integer, OUT last boolean, OUT data bytea
+) RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE STRICT SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+AS $$
+DECLARE
+    place   record;
+    t       record;
+    segment record;
+    size    bigint := 0;
+BEGIN
+    SELECT * INTO place FROM tidings.parse_position(after) p;
+    <<ticks>>
+    FOR t IN
+        SELECT k.tick, k.previous, k.since, k.until FROM tidings.tick k
+        WHERE k.tick > place.tick OR (k.tick = place.tick AND place.n < 4294967295)
+        ORDER BY k.tick
+    LOOP
+        tick := t.tick; previous := t.previous; last := true; data := NULL;
+        FOR segment IN
+            SELECT s.*, lead(s.first) OVER (ORDER BY s.first) IS NULL AS is_last FROM tidings.tick_segments(t.since, t.until) s
+        LOOP
+            CONTINUE WHEN t.tick = place.tick AND segment.first + segment.events <= place.n;
+            first := segment.first; last := segment.is_last; data := segment.data;
+            RETURN NEXT;
+            size := size + octet_length(segment.data);
+            EXIT ticks WHEN size >= max_bytes;
+        END LOOP;
+        IF data IS NULL AND t.tick > place.tick THEN
+            first := 0;
+            RETURN NEXT;
+        END IF;
+    END LOOP;
+    PERFORM tidings.check_retained(place.tick, place.n);
+END
+$$;
+
+COMMENT ON FUNCTION tidings.segments(text, integer) IS 'The log behind a position, in order, in whole segments, for the proxy';
+
+CREATE FUNCTION tidings.changes(
+    after text, topics text[] DEFAULT NULL, max_rows integer DEFAULT 1000,
+    OUT "position" text, OUT topic text, OUT event text, OUT payload text, OUT created_at timestamptz
+) RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+AS $$
+DECLARE
+    place   record;
+    suffix  text;
+    t       record;
+    segment record;
+    divided boolean;
+    got     integer;
+    found_n integer := 0;
+BEGIN
+    IF after IS NULL OR max_rows IS NULL OR max_rows < 1 THEN
+        RAISE EXCEPTION 'tidings.changes() needs a position and a number of rows'
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Start from earliest or from tidings.position().';
+    END IF;
+    IF after = 'earliest' THEN
+        after := tidings.locate(after);
+    END IF;
+    SELECT * INTO place FROM tidings.parse_position(after) p;
+    suffix := substring(after FROM ':.*');
+    <<ticks>>
+    FOR t IN
+        SELECT k.tick, k.previous, k.since, k.until FROM tidings.tick k
+        WHERE k.tick > place.tick OR (k.tick = place.tick AND place.n < 4294967295)
+        ORDER BY k.tick
+    LOOP
+        -- A snapshot divides the ticks up to the first one cut after it: its reader knows a part of their events.
+        divided := coalesce(t.previous < place.stamp, false);
+        FOR segment IN SELECT s.* FROM tidings.tick_segments(t.since, t.until) s LOOP
+            CONTINUE WHEN t.tick = place.tick AND segment.first + segment.events <= place.n;
+            CONTINUE WHEN divided AND pg_visible_in_snapshot(segment.xid, place.snapshot::pg_snapshot);
+            RETURN QUERY
+                SELECT t.tick || '-' || (segment.first + d.n) || CASE WHEN divided THEN suffix ELSE '' END,
+                       d.topic, d.event, d.payload, to_timestamp(segment.stamp / 1000000.0)
+                FROM tidings.decode(segment.data, topics) d
+                WHERE t.tick > place.tick OR segment.first + d.n > place.n
+                ORDER BY d.n
+                LIMIT max_rows - found_n;
+            GET DIAGNOSTICS got = ROW_COUNT;
+            found_n := found_n + got;
+            EXIT ticks WHEN found_n >= max_rows;
+        END LOOP;
+    END LOOP;
+    PERFORM tidings.check_retained(place.tick, place.n);
+END
+$$;
+
+COMMENT ON FUNCTION tidings.changes(text, text[], integer) IS
+    'The events behind a position, in order, of the given topics or all; fewer than max_rows means that there are no more';
+
+CREATE VIEW tidings.events AS
+SELECT t.tick || '-' || (s.first + d.n) AS position, d.topic, d.event, d.payload, to_timestamp(s.stamp / 1000000.0) AS created_at
+FROM tidings.tick t
+CROSS JOIN LATERAL tidings.tick_segments(t.since, t.until) s
+CROSS JOIN LATERAL tidings.decode(s.data, NULL) d;
+
+COMMENT ON VIEW tidings.events IS 'The retained events, for a look; tidings.changes() gives them in order';
