@@ -53,7 +53,8 @@ fn a_transaction_of_a_million_rows_arrives_in_bounded_memory() {
     let mut sse = proxy.live(&["big"]);
     let watch = MemoryWatch::start(&[session.backend(), db.wait_relay(), proxy.pid()]);
     let mut reading = db.session();
-    let before: i64 = reading.one("SELECT pg_total_relation_size('tidings.log')::bigint");
+    let before: i64 =
+        reading.one("SELECT sum(pg_total_relation_size(relid))::bigint FROM pg_partition_tree('tidings.log')");
     session.run(&format!("INSERT INTO big SELECT i, 'row number ' || i FROM generate_series(1, {ROWS}) i"));
     // Whoever falls behind is sent away and resumes, as a browser would.
     let (mut expected, mut tick, mut visits) = (1, 0, 1);
@@ -74,7 +75,8 @@ fn a_transaction_of_a_million_rows_arrives_in_bounded_memory() {
         expected += 1;
     }
     let peaks = watch.finish();
-    let log: i64 = reading.one("SELECT pg_total_relation_size('tidings.log')::bigint");
+    let log: i64 =
+        reading.one("SELECT sum(pg_total_relation_size(relid))::bigint FROM pg_partition_tree('tidings.log')");
     let [backend, relay, served] = [0, 1, 2].map(|i| peaks[i] / MIB);
     println!(
         "backend {backend} MiB, relay {relay} MiB, proxy {served} MiB of anonymous memory; {visits} connections; log {} MiB",

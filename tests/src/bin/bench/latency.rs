@@ -1,0 +1,170 @@
+//! From a commit to the client: an SSE client of a proxy, and a raw listener on one `pg_notify` trigger.
+//!
+//! The time begins when the writer sends COMMIT and ends when the client has the event.
+
+use std::io::{BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::Stdio;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use tidings_tests::process::{Process, Signal};
+use tidings_tests::sse::Request;
+use tidings_tests::{Database, Proxy, Sse};
+
+use crate::report::{Report, Target};
+use crate::schema::Way;
+use crate::{Effort, overhead, quantile, slow_commit};
+
+/// The board that the client follows; the load beside writes to others.
+const BOARD: i64 = 0;
+
+/// Between two events, so the next one finds everybody at rest.
+const PAUSE: Duration = Duration::from_millis(3);
+
+/// Measures both ways, idle and beside 500 transactions per second, with the disk's own commit and with a slow one.
+pub fn measure(database: &Database<'_>, effort: Effort, report: &mut Report) {
+    let proxy = database.proxy(&[]);
+    for slow in [false, true] {
+        slow_commit(database, slow);
+        for loaded in [false, true] {
+            let label = match (loaded, slow) {
+                (false, false) => "idle",
+                (true, false) => "beside 500 TPS",
+                (false, true) => "idle, slow commit",
+                (true, true) => "beside 500 TPS, slow commit",
+            };
+            println!("==> commit to client, {label}");
+            let mut raw = Vec::new();
+            let mut ours = Vec::new();
+            for _ in 0..effort.rounds {
+                raw.extend(round(database, &proxy, Way::Notify, loaded, effort.samples / effort.rounds));
+                ours.extend(round(database, &proxy, Way::Tidings, loaded, effort.samples / effort.rounds));
+            }
+            let mut add = |name: &str, values: &mut [f64]| {
+                let (p50, p99) = (quantile(values, 0.5), quantile(values, 0.99));
+                report.add(format!("commit → {name}, p50, {label}"), p50, "ms", Target::None);
+                report.add(format!("commit → {name}, p99, {label}"), p99, "ms", Target::None);
+                (p50, p99)
+            };
+            let raw = add("raw LISTEN", &mut raw);
+            let ours = add("SSE client", &mut ours);
+            let target = if (loaded, slow) == (false, false) { Target::AtMost(2.5) } else { Target::None };
+            report.add(format!("SSE p50 ÷ raw p50, {label}"), ours.0 / raw.0, "", target);
+            let target = if loaded && slow { Target::AtMost(1.0) } else { Target::None };
+            report.add(format!("SSE p99 ÷ raw p99, {label}"), ours.1 / raw.1, "", target);
+        }
+    }
+    slow_commit(database, false);
+}
+
+/// One series; gives the times in milliseconds.
+fn round(database: &Database<'_>, proxy: &Proxy, way: Way, loaded: bool, samples: usize) -> Vec<f64> {
+    let load = loaded.then(|| {
+        let mut command = overhead::pgbench(database, way, 1000);
+        command.args(["-c", "4", "--rate", "500", "-T", "3600"]).stdout(Stdio::null()).stderr(Stdio::null());
+        Process::spawn(&mut command, Signal::SIGKILL).expect("start pgbench")
+    });
+    let table = way.table();
+    let mut writer = database.session();
+    let mut write = |client: &mut dyn FnMut()| {
+        writer.run(&format!("BEGIN; INSERT INTO {table} (board_id, title) VALUES ({BOARD}, 'measured')"));
+        let start = Instant::now();
+        // The client waits in a thread of its own: the event may be there before the writer has its answer.
+        writer.run("COMMIT");
+        client();
+        start
+    };
+    let (sender, arrivals) = mpsc::channel();
+    let reader: Box<dyn FnMut() -> bool + Send> = match way {
+        Way::Tidings => {
+            let mut sse = proxy.open(&Request::live(&[&format!("boards_{BOARD}")]));
+            Box::new(move || is_event(&mut sse))
+        }
+        _ => {
+            let mut listener = Listener::connect(database, &format!("boards_{BOARD}"));
+            Box::new(move || listener.wait())
+        }
+    };
+    let mut reader = reader;
+    std::thread::spawn(move || while reader() && sender.send(Instant::now()).is_ok() {});
+    if loaded {
+        // The load is on when its rows come.
+        let mut session = database.session();
+        let count = format!("SELECT count(*) FROM {table}");
+        let before: i64 = session.one(&count);
+        tidings_tests::until("the load is on", || session.one::<i64>(&count) > before + 100);
+    }
+    let mut times = Vec::with_capacity(samples);
+    for i in 0..samples + 20 {
+        let mut arrival = None;
+        let start =
+            write(&mut || arrival = Some(arrivals.recv_timeout(tidings_tests::DEADLINE).expect("the event arrives")));
+        let time = arrival.expect("an arrival").duration_since(start);
+        // The first ones warm up.
+        if i >= 20 {
+            times.push(time.as_secs_f64() * 1000.0);
+        }
+        std::thread::sleep(PAUSE);
+    }
+    drop(load);
+    // One more event ends the reader: nobody takes it any more.
+    drop(arrivals);
+    write(&mut || ());
+    times
+}
+
+fn is_event(sse: &mut Sse) -> bool {
+    sse.frame_or_end().is_some()
+}
+
+/// A bare listener that speaks just enough of the protocol: nothing stands between it and the server.
+struct Listener(BufReader<TcpStream>);
+
+impl Listener {
+    fn connect(database: &Database<'_>, channel: &str) -> Self {
+        let mut socket = TcpStream::connect(("127.0.0.1", database.cluster().port())).expect("connect");
+        socket.set_nodelay(true).expect("set no delay");
+        let mut startup = vec![0, 0, 0, 0, 0, 3, 0, 0];
+        for text in ["user", tidings_tests::cluster::SUPERUSER, "database", database.name(), ""] {
+            startup.extend(text.as_bytes());
+            startup.push(0);
+        }
+        let length = u32::try_from(startup.len()).expect("a short message");
+        startup[..4].copy_from_slice(&length.to_be_bytes());
+        socket.write_all(&startup).expect("log in");
+        let query = format!("LISTEN {channel}\0");
+        let mut message = vec![b'Q'];
+        message.extend((u32::try_from(query.len()).expect("a short message") + 4).to_be_bytes());
+        message.extend(query.as_bytes());
+        socket.write_all(&message).expect("listen");
+        let mut listener = Self(BufReader::new(socket));
+        // Ready after the login, and ready after LISTEN.
+        for _ in 0..2 {
+            while listener.message() != Some(b'Z') {}
+        }
+        listener
+    }
+
+    /// Reads one message; gives its type.
+    fn message(&mut self) -> Option<u8> {
+        let mut head = [0; 5];
+        self.0.read_exact(&mut head).ok()?;
+        let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]);
+        let mut body = vec![0; usize::try_from(length).ok()?.checked_sub(4)?];
+        self.0.read_exact(&mut body).ok()?;
+        assert_ne!(head[0], b'E', "the server refuses: {}", String::from_utf8_lossy(&body));
+        Some(head[0])
+    }
+
+    /// Waits for a notification; false at the end of the connection.
+    fn wait(&mut self) -> bool {
+        loop {
+            match self.message() {
+                Some(b'A') => return true,
+                Some(_) => {}
+                None => return false,
+            }
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! `make bench`: what Tidings costs and how fast it is, each figure beside its target.
+//!
+//! All rounds of one comparison run in one cluster and alternate, so that a machine that is busy for a while is busy for
+//! all of them; the figure is the median. Unlike the tests, the cluster writes to the disk (`fsync = on`).
+//!
+//! `--long` takes more and longer rounds; naming parts (`overhead`, `latency`, `bulk`) leaves the others out.
+
+mod bulk;
+mod latency;
+mod overhead;
+mod report;
+mod schema;
+
+use tidings_tests::{Cluster, Database};
+
+use report::Report;
+
+/// Settings of the measured cluster: durable, and nothing that strikes at some round and not at another.
+const SETTINGS: &[(&str, &str)] = &[
+    ("fsync", "on"),
+    ("deadlock_timeout", "1s"),
+    ("autovacuum", "off"),
+    ("checkpoint_timeout", "1h"),
+    ("max_wal_size", "16GB"),
+    ("log_min_messages", "warning"),
+];
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug)]
+struct Effort {
+    /// Rounds of each comparison.
+    rounds: usize,
+    /// Seconds of one round of writing.
+    seconds: u32,
+    /// Events of one latency measurement.
+    samples: usize,
+}
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let long = args.iter().any(|arg| arg == "--long");
+    let parts: Vec<&str> = args.iter().map(String::as_str).filter(|arg| *arg != "--long").collect();
+    if let Some(unknown) = parts.iter().find(|part| !["overhead", "latency", "bulk"].contains(part)) {
+        eprintln!("unknown part {unknown}; there are overhead, latency and bulk, and the option --long");
+        std::process::exit(2);
+    }
+    let wanted = |part| parts.is_empty() || parts.contains(&part);
+    let effort = if long {
+        Effort { rounds: 7, seconds: 10, samples: 3000 }
+    } else {
+        Effort { rounds: 3, seconds: 3, samples: 600 }
+    };
+
+    let cluster = Cluster::start(SETTINGS);
+    let database = cluster.database();
+    schema::create(&database);
+    let mut report = Report::default();
+    if wanted("overhead") {
+        overhead::measure(&database, effort, &mut report);
+    }
+    if wanted("latency") {
+        latency::measure(&database, effort, &mut report);
+    }
+    if wanted("bulk") {
+        bulk::measure(&database, effort, &mut report);
+    }
+    report.print(&database);
+}
+
+/// Makes every commit of the cluster take a millisecond more, as a slow disk does, or no longer.
+fn slow_commit(database: &Database<'_>, slow: bool) {
+    let mut session = database.session();
+    let (delay, siblings) = if slow { (1000, 0) } else { (0, 5) };
+    session.run(&format!("ALTER SYSTEM SET commit_delay = {delay}"));
+    session.run(&format!("ALTER SYSTEM SET commit_siblings = {siblings}"));
+    session.run("SELECT pg_reload_conf()");
+    let delay = delay.to_string();
+    tidings_tests::until("the setting is in force", || {
+        database.session().one::<String>("SELECT setting FROM pg_settings WHERE name = 'commit_delay'") == delay
+    });
+}
+
+/// The value in the middle.
+fn median(values: &mut [f64]) -> f64 {
+    quantile(values, 0.5)
+}
+
+/// The value below which the given share of the values lies.
+fn quantile(values: &mut [f64], share: f64) -> f64 {
+    assert!(!values.is_empty(), "nothing was measured");
+    values.sort_by(f64::total_cmp);
+    values[((values.len() - 1) as f64 * share).round() as usize]
+}
