@@ -10,6 +10,7 @@ use std::cell::RefCell;
 use pgrx::prelude::*;
 use tidings_wire::segment::{self, Event};
 
+use crate::shared::Database;
 use crate::{errors, log, shared};
 
 /// Above this many bytes the current subtransaction's events are written early. Large enough for lz4 to find
@@ -40,12 +41,14 @@ struct Buffer {
     warned: bool,
     /// What else is to be done after commit.
     after_commit: AfterCommit,
+    /// A database whose relay was sent away until this transaction ends.
+    paused: Option<&'static Database>,
 }
 
 /// What is to be done once the transaction has committed.
 #[derive(Clone, Copy, Default)]
 struct AfterCommit {
-    relay: bool,
+    recheck: bool,
     launcher: bool,
     install: bool,
 }
@@ -58,7 +61,8 @@ thread_local! {
             captured: 0,
             written: false,
             warned: false,
-            after_commit: AfterCommit { relay: false, launcher: false, install: false },
+            after_commit: AfterCommit { recheck: false, launcher: false, install: false },
+            paused: None,
         })
     };
 }
@@ -93,9 +97,9 @@ pub fn warn_skipped(detail: &str) {
     }
 }
 
-/// Once this transaction has committed, the relay looks whether it is still wanted.
-pub fn wake_relay_after_commit() {
-    BUFFER.with_borrow_mut(|buffer| buffer.after_commit.relay = true);
+/// Once this transaction has committed, the relay looks whether the extension is still there.
+pub fn recheck_after_commit() {
+    BUFFER.with_borrow_mut(|buffer| buffer.after_commit.recheck = true);
 }
 
 /// Once this transaction has committed, the launcher looks for new databases.
@@ -106,6 +110,11 @@ pub fn wake_launcher_after_commit() {
 /// Once this transaction has committed, this database has the extension.
 pub fn installed_after_commit() {
     BUFFER.with_borrow_mut(|buffer| buffer.after_commit.install = true);
+}
+
+/// Once this transaction has ended, the database's relay may come back.
+pub fn let_relay_back_after_transaction(db: &'static Database) {
+    BUFFER.with_borrow_mut(|buffer| buffer.paused = Some(db));
 }
 
 impl Buffer {
@@ -163,6 +172,9 @@ impl Buffer {
         self.runs.shrink_to(64);
         (self.captured, self.written, self.warned) = (0, false, false);
         self.after_commit = AfterCommit::default();
+        if let Some(db) = self.paused.take() {
+            db.end_pause();
+        }
     }
 }
 
@@ -216,21 +228,21 @@ unsafe extern "C-unwind" fn at_transaction(event: pg_sys::XactEvent::Type, _arg:
 
 /// Runs where an error would bring the whole server down: atomics and latches only.
 fn after_commit(written: bool, todo: AfterCommit) {
-    if !(written || todo.relay || todo.launcher || todo.install) {
+    if !(written || todo.recheck || todo.launcher || todo.install) {
         return;
     }
     if todo.install {
         // SAFETY: set once when the backend connects.
         if let Some(db) = shared::claim(unsafe { pg_sys::MyDatabaseId }) {
             db.set_state(shared::State::Wanted);
-            db.wake_relay();
+            db.recheck();
         }
     } else if let Some(db) = shared::my_database() {
         if written {
             db.announce();
         }
-        if todo.relay {
-            db.wake_relay();
+        if todo.recheck {
+            db.recheck();
         }
     }
     if todo.install || todo.launcher {

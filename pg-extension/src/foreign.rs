@@ -1,5 +1,7 @@
 //! What Postgres has and pgrx does not declare. The rest comes from `pgrx::pg_sys`.
 
+#![allow(non_snake_case)] // The names are Postgres's.
+
 use std::ffi::{c_char, c_int};
 
 use pgrx::prelude::*;
@@ -9,9 +11,27 @@ unsafe extern "C-unwind" {
     /// Whether two datums of one type have the same image, compressed or moved out of line or not (utils/datum.h).
     pub fn datum_image_eq(a: pg_sys::Datum, b: pg_sys::Datum, by_value: bool, length: c_int) -> bool;
 
-    #[allow(non_snake_case)]
     /// Queues a notification for the end of the transaction (commands/async.h).
     pub fn Async_Notify(channel: *const c_char, payload: *const c_char);
+}
+
+/// What runs a utility statement, without pgrx's guard: its errors are to pass as they are.
+pub mod utility {
+    use pgrx::pg_sys;
+
+    unsafe extern "C-unwind" {
+        /// Runs a utility statement (tcop/utility.h).
+        pub fn standard_ProcessUtility(
+            statement: *mut pg_sys::PlannedStmt,
+            query: *const std::ffi::c_char,
+            read_only_tree: bool,
+            context: pg_sys::ProcessUtilityContext::Type,
+            params: pg_sys::ParamListInfo,
+            environment: *mut pg_sys::QueryEnvironment,
+            dest: *mut pg_sys::DestReceiver,
+            completion: *mut pg_sys::QueryCompletion,
+        );
+    }
 }
 
 /// Signal handlers, as they are: one must not go through pgrx's guard.

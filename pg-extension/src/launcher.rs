@@ -5,6 +5,7 @@
 //! again, with [`State::Absent`], if there is no extension. CREATE EXTENSION sets [`State::Wanted`] when it commits.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, DynamicBackgroundWorker};
@@ -46,18 +47,18 @@ pub extern "C-unwind" fn tidings_launcher_main(_argument: pg_sys::Datum) {
         look_for_databases();
         for (oid, db) in shared::databases() {
             let relay = relays.entry(oid.to_u32()).or_default();
-            let alive = relay.worker.as_ref().is_some_and(|w| w.pid().is_ok() || is_starting(w))
-                || db.pid.load(std::sync::atomic::Ordering::SeqCst) != 0;
+            let paused = db.paused.load(SeqCst);
+            let alive =
+                relay.worker.as_ref().is_some_and(|w| w.pid().is_ok() || is_starting(w)) || db.pid.load(SeqCst) != 0;
             if alive {
                 continue;
             }
             if relay.worker.take().is_some() && matches!(db.state(), State::Running | State::Starting) {
-                // It ended by itself or by an error.
+                // It was sent away for a moment, or it failed.
                 db.set_state(State::Wanted);
-                relay.not_before = Some(Instant::now() + BACKOFF);
+                relay.not_before = (!paused).then(|| Instant::now() + BACKOFF);
             }
             let rested = relay.not_before.is_none_or(|time| time <= Instant::now());
-            let paused = db.paused.load(std::sync::atomic::Ordering::SeqCst);
             if db.state() == State::Wanted && rested && !paused {
                 relay.start(oid, db);
             }
@@ -104,7 +105,7 @@ fn is_starting(worker: &DynamicBackgroundWorker) -> bool {
 fn look_for_databases() {
     let present = BackgroundWorker::transaction(list_databases);
     for (oid, db) in shared::databases() {
-        if !present.contains(&oid) && db.pid.load(std::sync::atomic::Ordering::SeqCst) == 0 {
+        if !present.contains(&oid) && db.pid.load(SeqCst) == 0 {
             db.release();
         }
     }

@@ -1,5 +1,6 @@
 //! The relay: the background worker, one for each database with the extension, that cuts ticks and notifies.
 
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use pgrx::bgworkers::BackgroundWorker;
@@ -54,12 +55,12 @@ fn run(db: &'static Database, extension: pg_sys::Oid, mut ticker: Ticker) {
     let mut housekeeping = Instant::now();
     loop {
         reload_settings();
-        if db.paused.load(std::sync::atomic::Ordering::SeqCst) {
+        if db.paused.load(SeqCst) {
             return;
         }
         let due = housekeeping <= Instant::now();
         let woken = db.take_pending();
-        if (due || woken) && BackgroundWorker::transaction(installed) != extension {
+        if (db.take_recheck() || due) && BackgroundWorker::transaction(installed) != extension {
             db.change_state(State::Running, State::Absent);
             return;
         }

@@ -39,6 +39,8 @@ pub struct Database {
     pub pid: AtomicI32,
     /// Something was committed that the relay has not looked at.
     pending: AtomicBool,
+    /// The extension was dropped or created.
+    recheck: AtomicBool,
     /// The relay is to leave the database for a moment.
     pub paused: AtomicBool,
     /// The partition of the log that takes new segments.
@@ -85,6 +87,7 @@ impl Default for Shared {
                 relay: AtomicI32::new(NOBODY),
                 pid: AtomicI32::new(0),
                 pending: AtomicBool::new(false),
+                recheck: AtomicBool::new(false),
                 paused: AtomicBool::new(false),
                 slot: AtomicU32::new(0),
                 floor: AtomicU64::new(0),
@@ -207,6 +210,13 @@ impl Database {
         self.pid.store(0, SeqCst);
     }
 
+    /// The relay may come back.
+    pub fn end_pause(&self) {
+        self.change_state(State::Running, State::Wanted);
+        self.paused.store(false, SeqCst);
+        wake_launcher();
+    }
+
     /// Tells the relay that something was committed. It is woken by the first of many only: until it has looked, the flag stays up.
     pub fn announce(&self) {
         if !self.pending.swap(true, SeqCst) {
@@ -217,6 +227,17 @@ impl Database {
     /// Takes the flag down; says whether it was up.
     pub fn take_pending(&self) -> bool {
         self.pending.swap(false, SeqCst)
+    }
+
+    /// Tells the relay to look whether the extension is still there, and still the same.
+    pub fn recheck(&self) {
+        self.recheck.store(true, SeqCst);
+        self.wake_relay();
+    }
+
+    /// Takes that flag down; says whether it was up.
+    pub fn take_recheck(&self) -> bool {
+        self.recheck.swap(false, SeqCst)
     }
 
     /// Wakes the relay without claiming that there is something to read.

@@ -1,15 +1,14 @@
 //! The statements that concern a relay, seen as they pass: COMMIT PREPARED, CREATE and DROP EXTENSION, and those that
 //! want a database for themselves.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, c_char};
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use pgrx::prelude::*;
 
-use crate::buffer;
 use crate::relay::wait;
-use crate::shared::{self, Database, State};
+use crate::{buffer, foreign, shared};
 
 /// How long a statement that wants a database for itself waits for the relay to leave it.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -25,11 +24,12 @@ pub fn init() {
     }
 }
 
-#[pg_guard]
+/// The hook. It has no guard and nothing to drop: an error of the statement passes it as if it weren't there, with all its
+/// fields, which it would lose on its way through a Rust panic.
 #[allow(clippy::too_many_arguments)] // Postgres gives the hook this signature.
 unsafe extern "C-unwind" fn process_utility(
     statement: *mut pg_sys::PlannedStmt,
-    query: *const std::ffi::c_char,
+    query: *const c_char,
     read_only_tree: bool,
     context: pg_sys::ProcessUtilityContext::Type,
     params: pg_sys::ParamListInfo,
@@ -37,39 +37,44 @@ unsafe extern "C-unwind" fn process_utility(
     dest: *mut pg_sys::DestReceiver,
     completion: *mut pg_sys::QueryCompletion,
 ) {
-    // SAFETY: Postgres hands over a valid statement; the arguments are passed on as they came.
-    let (kind, _pause) = unsafe { (Kind::of((*statement).utilityStmt), Pause::of((*statement).utilityStmt)) };
-    // SAFETY: as above; the hook before this one, or the standard, is called as Postgres would.
+    // SAFETY: Postgres hands over a valid statement; the arguments are passed on as they came, to the hook before this
+    // one or to the standard, as Postgres would.
     unsafe {
-        match PREVIOUS {
-            Some(next) => pg_sys::ffi::pg_guard_ffi_boundary(|| {
-                next(statement, query, read_only_tree, context, params, environment, dest, completion);
-            }),
-            None => pg_sys::standard_ProcessUtility(
-                statement,
-                query,
-                read_only_tree,
-                context,
-                params,
-                environment,
-                dest,
-                completion,
-            ),
-        }
+        let kind = before((*statement).utilityStmt);
+        let next = PREVIOUS.unwrap_or(foreign::utility::standard_ProcessUtility);
+        next(statement, query, read_only_tree, context, params, environment, dest, completion);
+        after(kind);
     }
+}
+
+/// # Safety
+/// `node` is a statement.
+#[pg_guard]
+unsafe extern "C-unwind" fn before(node: *mut pg_sys::Node) -> Kind {
+    // SAFETY: as the caller promises.
+    unsafe {
+        if let Some(name) = database_wanted_alone(node) {
+            pause(pg_sys::get_database_oid(name, true));
+        }
+        Kind::of(node)
+    }
+}
+
+fn after(kind: Kind) {
     match kind {
         Kind::CommitPrepared => {
             if let Some(db) = shared::my_database() {
                 db.announce();
             }
         }
-        Kind::DropExtension => buffer::wake_relay_after_commit(),
+        Kind::DropExtension => buffer::recheck_after_commit(),
         Kind::CreateDatabase => buffer::wake_launcher_after_commit(),
         Kind::Other => {}
     }
 }
 
 /// What is to be done after a statement.
+#[repr(C)]
 enum Kind {
     CommitPrepared,
     DropExtension,
@@ -102,50 +107,37 @@ impl Kind {
     }
 }
 
-/// Keeps the relay out of a database while a statement wants it for itself: DROP DATABASE, ALTER DATABASE … RENAME, and
-/// CREATE DATABASE … TEMPLATE.
-struct Pause(&'static Database);
-
-impl Pause {
-    /// # Safety
-    /// `node` is a statement.
-    unsafe fn of(node: *mut pg_sys::Node) -> Option<Self> {
-        // SAFETY: a node's tag says which struct it is; names are C strings.
-        let name = unsafe {
-            match (*node).type_ {
-                pg_sys::NodeTag::T_DropdbStmt => (*node.cast::<pg_sys::DropdbStmt>()).dbname,
-                pg_sys::NodeTag::T_RenameStmt
-                    if (*node.cast::<pg_sys::RenameStmt>()).renameType == pg_sys::ObjectType::OBJECT_DATABASE =>
-                {
-                    (*node.cast::<pg_sys::RenameStmt>()).subname
-                }
-                pg_sys::NodeTag::T_CreatedbStmt => template((*node.cast::<pg_sys::CreatedbStmt>()).options)?,
-                _ => return None,
+/// The name of the database that a statement wants for itself: DROP DATABASE, ALTER DATABASE … RENAME, and CREATE DATABASE …
+/// TEMPLATE.
+///
+/// # Safety
+/// `node` is a statement.
+unsafe fn database_wanted_alone(node: *mut pg_sys::Node) -> Option<*mut c_char> {
+    // SAFETY: a node's tag says which struct it is; names are C strings.
+    let name = unsafe {
+        match (*node).type_ {
+            pg_sys::NodeTag::T_DropdbStmt => (*node.cast::<pg_sys::DropdbStmt>()).dbname,
+            pg_sys::NodeTag::T_RenameStmt
+                if (*node.cast::<pg_sys::RenameStmt>()).renameType == pg_sys::ObjectType::OBJECT_DATABASE =>
+            {
+                (*node.cast::<pg_sys::RenameStmt>()).subname
             }
-        };
-        if name.is_null() {
-            return None;
+            pg_sys::NodeTag::T_CreatedbStmt => template((*node.cast::<pg_sys::CreatedbStmt>()).options)?,
+            _ => return None,
         }
-        // SAFETY: inside a transaction; `name` is a C string.
-        let oid = unsafe { pg_sys::get_database_oid(name, true) };
-        let db = shared::database(oid).filter(|_| may_pause(oid))?;
-        // From here on the guard lets the relay back in, also when an error unwinds.
-        let pause = Self(db);
-        db.paused.store(true, SeqCst);
-        db.wake_relay();
-        let deadline = Instant::now() + LEAVE_TIMEOUT;
-        while db.pid.load(SeqCst) != 0 && Instant::now() < deadline {
-            wait(Duration::from_millis(5));
-        }
-        Some(pause)
-    }
+    };
+    (!name.is_null()).then_some(name)
 }
 
-impl Drop for Pause {
-    fn drop(&mut self) {
-        self.0.change_state(State::Running, State::Wanted);
-        self.0.paused.store(false, SeqCst);
-        shared::wake_launcher();
+/// Keeps the relay out of a database until this transaction ends, well or not.
+fn pause(oid: pg_sys::Oid) {
+    let Some(db) = shared::database(oid).filter(|_| may_pause(oid)) else { return };
+    buffer::let_relay_back_after_transaction(db);
+    db.paused.store(true, SeqCst);
+    db.wake_relay();
+    let deadline = Instant::now() + LEAVE_TIMEOUT;
+    while db.pid.load(SeqCst) != 0 && Instant::now() < deadline {
+        wait(Duration::from_millis(5));
     }
 }
 
@@ -153,7 +145,7 @@ impl Drop for Pause {
 ///
 /// # Safety
 /// `options` is a list of DefElem, or null.
-unsafe fn template(options: *mut pg_sys::List) -> Option<*mut std::ffi::c_char> {
+unsafe fn template(options: *mut pg_sys::List) -> Option<*mut c_char> {
     // SAFETY: as the caller promises; a parsed option's name is a C string.
     unsafe {
         let options = options.as_ref()?;
