@@ -1,9 +1,16 @@
 //! The command line. Every flag has an environment variable `TIDINGS_…`.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
+
+use crate::channels::Pattern;
+use crate::route::Route;
+
+/// How many times longer than the others a client waits that is over a limit.
+const OVER_LIMIT_FACTOR: u32 = 15;
 
 /// Carries committed Postgres changes to browsers over Server-Sent Events.
 #[derive(Clone, Debug, Parser)]
@@ -22,6 +29,26 @@ pub struct Cli {
     #[arg(long, env = "TIDINGS_OPEN")]
     pub open: bool,
 
+    /// Another path for a topic's stream, as in /api/boards/{id}/events=boards_{id}; may be given more than once
+    #[arg(long = "route", env = "TIDINGS_ROUTE", value_delimiter = ' ', value_name = "PATH=TOPIC")]
+    pub route: Vec<Route>,
+
+    /// Serve plain LISTEN at /channels/NAME for names of this pattern, * for any text; may be given more than once
+    #[arg(long, env = "TIDINGS_CHANNEL", value_delimiter = ' ', value_name = "PATTERN")]
+    pub channel: Vec<Pattern>,
+
+    /// A website whose pages may read streams, as in https://app.example.org; may be given more than once
+    #[arg(long, env = "TIDINGS_CORS_ORIGIN", value_delimiter = ' ', value_parser = origin, value_name = "ORIGIN")]
+    pub cors_origin: Vec<String>,
+
+    /// Certificate chain, in PEM: serves TLS instead of plain text
+    #[arg(long, env = "TIDINGS_TLS_CERT", requires = "tls_key", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// The certificate's private key, in PEM
+    #[arg(long, env = "TIDINGS_TLS_KEY", requires = "tls_cert", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+
     /// Interval of the comment that keeps an idle stream alive; a client that takes nothing for that long is dropped
     #[arg(long, env = "TIDINGS_HEARTBEAT", default_value = "20s", value_parser = humantime::parse_duration, value_name = "TIME")]
     pub heartbeat: Duration,
@@ -37,6 +64,14 @@ pub struct Cli {
     /// Streams at the same time
     #[arg(long, env = "TIDINGS_MAX_CLIENTS", default_value_t = 100_000, value_name = "N")]
     pub max_clients: u64,
+
+    /// Streams at the same time from one address; 0 for no limit, as behind a reverse proxy, where all come from one
+    #[arg(long, env = "TIDINGS_MAX_CLIENTS_PER_ADDRESS", default_value_t = 0, value_name = "N")]
+    pub max_clients_per_address: u32,
+
+    /// Age at which a stream is ended, up to a quarter earlier; the client goes on with another, on another proxy perhaps
+    #[arg(long, env = "TIDINGS_MAX_STREAM_AGE", value_parser = humantime::parse_duration, value_name = "TIME")]
+    pub max_stream_age: Option<Duration>,
 
     /// Topics of one stream
     #[arg(long, env = "TIDINGS_MAX_TOPICS", default_value_t = 64, value_name = "N")]
@@ -77,6 +112,11 @@ pub enum LogFormat {
 }
 
 impl Cli {
+    /// How long a client that is over a limit is told to wait: long enough to be no load, different for each.
+    pub fn long_retry(&self) -> Duration {
+        (self.retry * OVER_LIMIT_FACTOR).mul_f64(0.5 + fastrand::f64())
+    }
+
     /// How long the next client is told to wait before it reconnects: jitter keeps clients apart that were cut off together.
     pub fn next_retry(&self) -> Duration {
         self.retry.mul_f64(0.5 + fastrand::f64())
@@ -98,6 +138,16 @@ fn bytes(text: &str) -> Result<usize, String> {
     };
     let number: usize = digits.parse().map_err(|_| "expected a number of bytes, as in 64MiB".to_string())?;
     number.checked_mul(unit).ok_or_else(|| "that is too much".into())
+}
+
+/// A website as a browser's `Origin` header names it: scheme and host, no path.
+fn origin(text: &str) -> Result<String, String> {
+    match text.split_once("://") {
+        Some((scheme, host)) if !scheme.is_empty() && !host.is_empty() && !host.contains(['/', '*', ' ']) => {
+            Ok(text.to_ascii_lowercase())
+        }
+        _ => Err("expected scheme and host, as in https://app.example.org".into()),
+    }
 }
 
 /// Below 8 KiB the HTTP parser cannot go.

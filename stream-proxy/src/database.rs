@@ -54,6 +54,13 @@ impl From<tokio_postgres::Error> for DatabaseError {
     }
 }
 
+impl DatabaseError {
+    /// Whether the database has no extension.
+    pub fn no_extension(&self) -> bool {
+        matches!(self, Self::Postgres(error) if error.code() == Some(&SqlState::INVALID_SCHEMA_NAME))
+    }
+}
+
 /// An error in words for an operator. Messages of Postgres never contain the password.
 fn describe(error: &tokio_postgres::Error) -> String {
     match error.as_db_error() {

@@ -18,20 +18,18 @@ impl Frame {
         let mut text = String::with_capacity(payload.len() + name.len() + 64);
         // Writing to a String can't fail.
         let _ = writeln!(text, "id: {id}");
-        text.push_str("event: ");
-        // Names have no control characters by contract; a stream must not depend on it.
-        text.extend(name.chars().map(|c| if c == '\n' || c == '\r' { ' ' } else { c }));
-        text.push('\n');
-        let mut rest = payload;
-        loop {
-            text.push_str("data: ");
-            let Some(end) = memchr::memchr2(b'\n', b'\r', rest.as_bytes()) else { break };
-            text.push_str(&rest[..end]);
-            text.push('\n');
-            rest = rest[end..].strip_prefix("\r\n").unwrap_or(&rest[end + 1..]);
+        push_name(&mut text, name);
+        push_data(&mut text, payload);
+        Self(text.into())
+    }
+
+    /// Something that has no position: it leaves a client's last event id as it is.
+    pub fn message(name: Option<&str>, payload: &str) -> Self {
+        let mut text = String::with_capacity(payload.len() + 32);
+        if let Some(name) = name {
+            push_name(&mut text, name);
         }
-        text.push_str(rest);
-        text.push_str("\n\n");
+        push_data(&mut text, payload);
         Self(text.into())
     }
 
@@ -42,8 +40,13 @@ impl Frame {
         Self(format!("retry: {}\n{id}: tidings\n\n", retry.as_millis()).into())
     }
 
-    /// Tells a client that the stream ends and when to come back.
-    pub fn goodbye(retry: Duration) -> Self {
+    /// The comment that says: the stream is on from here.
+    pub fn greeting() -> Self {
+        Self(Bytes::from_static(b": tidings\n\n"))
+    }
+
+    /// Tells a client how long to wait before it comes back.
+    pub fn retry(retry: Duration) -> Self {
         Self(format!("retry: {}\n\n", retry.as_millis()).into())
     }
 
@@ -81,6 +84,26 @@ impl Frame {
     pub fn into_bytes(self) -> Bytes {
         self.0
     }
+}
+
+fn push_name(text: &mut String, name: &str) {
+    text.push_str("event: ");
+    // Names have no control characters by contract; a stream must not depend on it.
+    text.extend(name.chars().map(|c| if c == '\n' || c == '\r' { ' ' } else { c }));
+    text.push('\n');
+}
+
+fn push_data(text: &mut String, payload: &str) {
+    let mut rest = payload;
+    loop {
+        text.push_str("data: ");
+        let Some(end) = memchr::memchr2(b'\n', b'\r', rest.as_bytes()) else { break };
+        text.push_str(&rest[..end]);
+        text.push('\n');
+        rest = rest[end..].strip_prefix("\r\n").unwrap_or(&rest[end + 1..]);
+    }
+    text.push_str(rest);
+    text.push_str("\n\n");
 }
 
 #[cfg(test)]
@@ -128,7 +151,7 @@ mod tests {
         assert_eq!(text(&Frame::heartbeat(at())), ":\nid: 7\n\n");
         assert_eq!(text(&Frame::hello(Duration::from_secs(2), at())), "retry: 2000\nid: 7\n: tidings\n\n");
         assert_eq!(text(&Frame::hello(Duration::from_secs(2), None)), "retry: 2000\n: tidings\n\n");
-        for frame in [Frame::heartbeat(at()), Frame::hello(Duration::ZERO, at()), Frame::goodbye(Duration::ZERO)] {
+        for frame in [Frame::heartbeat(at()), Frame::hello(Duration::ZERO, at()), Frame::retry(Duration::ZERO)] {
             assert!(read(text(&frame)).is_empty());
         }
     }

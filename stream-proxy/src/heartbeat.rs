@@ -1,5 +1,5 @@
 //! Heartbeats for all streams from one task: the streams sit in slots, one slot is visited at a time, so that an interval's
-//! work is spread over the interval and no stream needs a timer. The same slots spread the end of all streams.
+//! work is spread over the interval and no stream needs a timer. A stream's greatest age is looked at in passing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,53 +19,72 @@ const SLOTS: usize = 64;
 #[derive(Debug)]
 pub struct Wheel {
     slots: Vec<Mutex<Slot>>,
+    /// Age at which a stream is ended, if at all.
+    max_age: Option<Duration>,
+    start: Instant,
+}
+
+/// A stream on the wheel.
+#[derive(Debug)]
+struct Rider {
+    stream: Arc<Subscriber>,
+    /// When it is too old, in seconds after the start of the wheel.
+    until: u32,
 }
 
 #[derive(Debug, Default)]
 struct Slot {
-    streams: Vec<Arc<Subscriber>>,
+    riders: Vec<Rider>,
     /// The hub's place at the last visit.
     place: Option<Place>,
 }
 
-impl Default for Wheel {
-    fn default() -> Self {
-        Self { slots: (0..SLOTS).map(|_| Mutex::default()).collect() }
-    }
-}
-
 impl Wheel {
-    /// Takes a stream in; it leaves by itself after it has ended.
-    pub fn add(&self, subscriber: Arc<Subscriber>) {
-        self.slots[fastrand::usize(..SLOTS)].lock().streams.push(subscriber);
+    /// A wheel that ends streams of that age, or up to a quarter earlier, so that they don't all end together.
+    pub fn new(max_age: Option<Duration>) -> Self {
+        Self { slots: (0..SLOTS).map(|_| Mutex::default()).collect(), max_age, start: Instant::now() }
     }
 
-    /// Visits every stream once an interval, for ever.
-    pub async fn run(&self, hub: &Hub, metrics: &Metrics, interval: Duration) {
+    /// Takes a stream in; it leaves by itself after it has ended.
+    pub fn add(&self, stream: Arc<Subscriber>) {
+        let until = match self.max_age {
+            Some(age) => (self.start.elapsed() + age.mul_f64(1.0 - fastrand::f64() / 4.0)).as_secs() as u32,
+            None => u32::MAX,
+        };
+        self.slots[fastrand::usize(..SLOTS)].lock().riders.push(Rider { stream, until });
+    }
+
+    /// Visits every stream once an interval, for ever. One that is ended is told to come back after `retry()`.
+    pub async fn run(&self, hub: &Hub, metrics: &Metrics, interval: Duration, retry: impl Fn() -> Duration) {
         let mut clock = tokio::time::interval((interval / SLOTS as u32).max(Duration::from_millis(1)));
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
         for slot in self.slots.iter().cycle() {
             clock.tick().await;
-            slot.lock().visit(hub, metrics);
+            slot.lock().visit(hub, metrics, self.start.elapsed().as_secs() as u32, &retry);
         }
     }
 
     /// Ends all streams, spread evenly over `time`; each is told to come back after `retry()`.
     pub async fn finish(&self, time: Duration, retry: impl Fn() -> Duration) {
-        let mut streams: Vec<_> = self.slots.iter().flat_map(|slot| std::mem::take(&mut slot.lock().streams)).collect();
-        streams.retain(|stream| stream.ended().is_none());
+        let riders = self.slots.iter().flat_map(|slot| std::mem::take(&mut slot.lock().riders));
+        let mut streams: Vec<_> = riders.map(|rider| rider.stream).filter(|stream| stream.ended().is_none()).collect();
         fastrand::shuffle(&mut streams);
         let start = Instant::now();
         for (i, stream) in streams.iter().enumerate() {
             sleep_until(start + time.mul_f64(i as f64 / streams.len() as f64)).await;
-            stream.push(Frame::goodbye(retry()));
-            stream.close(End::Finished);
+            finish(stream, retry());
         }
     }
 }
 
+/// Ends a stream in good order.
+fn finish(stream: &Subscriber, retry: Duration) {
+    stream.push(Frame::retry(retry));
+    stream.close(End::Finished);
+}
+
 impl Slot {
-    fn visit(&mut self, hub: &Hub, metrics: &Metrics) {
+    fn visit(&mut self, hub: &Hub, metrics: &Metrics, now: u32, retry: &impl Fn() -> Duration) {
         let plain = Frame::heartbeat(None);
         // Under the hub's lock: the id must not fall behind an event that is queued at the same time.
         hub.hold(|place| {
@@ -74,7 +93,12 @@ impl Slot {
                 _ => plain.clone(),
             };
             self.place = place;
-            self.streams.retain(|stream| match stream.beat(&plain, &at_place) {
+            self.riders.retain(|Rider { stream, until }| match stream.beat(&plain, &at_place) {
+                Pulse::Alive if now >= *until => {
+                    metrics.aged.add(1);
+                    finish(stream, retry());
+                    false
+                }
                 Pulse::Alive => true,
                 Pulse::Ended => false,
                 Pulse::Stalled => {
@@ -83,8 +107,8 @@ impl Slot {
                 }
             });
         });
-        if self.streams.len() < self.streams.capacity() / 4 {
-            self.streams.shrink_to_fit();
+        if self.riders.len() < self.riders.capacity() / 4 {
+            self.riders.shrink_to_fit();
         }
     }
 }
@@ -105,7 +129,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn each_stream_gets_one_heartbeat_an_interval_and_the_place_when_it_moved() {
-        let (wheel, metrics) = (Wheel::default(), Arc::new(Metrics::default()));
+        let (wheel, metrics) = (Wheel::new(None), Arc::new(Metrics::default()));
         let hub = Hub::new(1000, metrics.clone());
         hub.restart(7);
         let (live, replaying) = (Subscriber::new(1000), Subscriber::new(1000));
@@ -113,7 +137,7 @@ mod tests {
         take(&live);
         wheel.add(live.clone());
         wheel.add(replaying.clone());
-        let run = wheel.run(&hub, &metrics, Duration::from_secs(20));
+        let run = wheel.run(&hub, &metrics, Duration::from_secs(20), || Duration::ZERO);
         tokio::pin!(run);
         let mut seen = Vec::new();
         for _ in 0..3 {
@@ -127,7 +151,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_end_of_all_streams_is_spread_and_none_ends_without_a_goodbye() {
-        let wheel = Wheel::default();
+        let wheel = Wheel::new(None);
         let streams: Vec<_> = (0..100).map(|_| Subscriber::new(1000)).collect();
         streams.iter().for_each(|stream| wheel.add(stream.clone()));
         let finish = wheel.finish(Duration::from_secs(5), || Duration::from_millis(1500));
@@ -137,19 +161,36 @@ mod tests {
         finish.await;
         for stream in &streams {
             let waits = stream.poll_frames(&Context::from_waker(Waker::noop()), 0);
-            assert_eq!(waits, Poll::Ready(Some([Frame::goodbye(Duration::from_millis(1500))].into())));
+            assert_eq!(waits, Poll::Ready(Some([Frame::retry(Duration::from_millis(1500))].into())));
             assert_eq!(stream.ended(), Some(End::Finished));
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_stream_that_takes_nothing_for_an_interval_is_ended() {
-        let (wheel, metrics) = (Wheel::default(), Arc::new(Metrics::default()));
+        let (wheel, metrics) = (Wheel::new(None), Arc::new(Metrics::default()));
         let hub = Hub::new(1000, metrics.clone());
         let stream = Subscriber::new(1000);
         wheel.add(stream.clone());
-        let run = wheel.run(&hub, &metrics, Duration::from_secs(20));
+        let run = wheel.run(&hub, &metrics, Duration::from_secs(20), || Duration::ZERO);
         let _ = tokio::time::timeout(Duration::from_secs(45), run).await;
         assert_eq!((stream.ended(), metrics.evicted_stalled.get()), (Some(End::Stalled), 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_is_ended_when_it_is_too_old() {
+        let (wheel, metrics) = (Wheel::new(Some(Duration::from_secs(100))), Arc::new(Metrics::default()));
+        let hub = Hub::new(1000, metrics.clone());
+        let stream = Subscriber::new(1000);
+        wheel.add(stream.clone());
+        let run = wheel.run(&hub, &metrics, Duration::from_secs(20), || Duration::ZERO);
+        tokio::pin!(run);
+        for _ in 0..7 {
+            assert!(stream.ended().is_none());
+            assert!(tokio::time::timeout(Duration::from_secs(10), &mut run).await.is_err());
+            take(&stream);
+        }
+        let _ = tokio::time::timeout(Duration::from_secs(51), run).await;
+        assert_eq!((stream.ended(), metrics.aged.get()), (Some(End::Finished), 1));
     }
 }

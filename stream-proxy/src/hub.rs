@@ -5,7 +5,7 @@
 //! exact to subscribe and to take the missed events from memory in one step. An event costs what its own topic's
 //! subscribers cost.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -90,6 +90,8 @@ struct Inner {
     order: VecDeque<Arc<str>>,
     /// Bytes of history.
     bytes: usize,
+    /// Topics whose subscribers have come or gone since this was last asked.
+    changed: HashSet<Arc<str>>,
     /// Up to where events have been published; `None` until the upstream has told where the log stands.
     place: Option<Place>,
     /// All events behind this place are in history.
@@ -180,7 +182,7 @@ impl Hub {
         inner.restart(tick);
         let frame = Frame::reset(Position::after_tick(tick));
         // A subscriber of several topics is told once.
-        let mut told = std::collections::HashSet::new();
+        let mut told = HashSet::new();
         for entry in inner.topics.values() {
             for (_, subscriber) in &entry.subscribers {
                 if told.insert(Arc::as_ptr(subscriber)) {
@@ -240,6 +242,18 @@ impl Hub {
         let seats = subscriber.leave();
         inner.unseat(seats);
         self.metrics.topics.set(inner.topics.len() as u64);
+    }
+
+    /// How many subscribers the topics have whose subscribers have come or gone since the last call, or all topics.
+    pub fn watched(&self, all: bool) -> Vec<(Arc<str>, usize)> {
+        let mut inner = self.inner.lock();
+        let changed = std::mem::take(&mut inner.changed);
+        let count = |topic: &Arc<str>| inner.topics.get(topic).map_or(0, |entry| entry.subscribers.len());
+        if all {
+            let counts = inner.topics.keys().map(|topic| (topic.clone(), count(topic)));
+            return counts.filter(|(_, subscribers)| *subscribers > 0).collect();
+        }
+        changed.into_iter().map(|topic| (topic.clone(), count(&topic))).collect()
     }
 
     /// Runs `visit` with the hub's place while nothing is published.
@@ -320,11 +334,12 @@ impl Inner {
             .iter()
             .map(|topic| {
                 let key = self.topics.get_key_value(topic).map_or(topic, |(key, _)| key).clone();
+                self.changed.insert(key.clone());
                 let seat = self.topics.entry(key.clone()).or_default().subscribers.insert(subscriber.clone());
                 (key, seat)
             })
             .collect();
-        if let Err(seats) = subscriber.sit(seats) {
+        if let Err(seats) = subscriber.sit(seats, true) {
             self.unseat(seats);
         }
     }
@@ -336,6 +351,7 @@ impl Inner {
                 if entry.is_idle() {
                     self.topics.remove(&topic);
                 }
+                self.changed.insert(topic);
             }
         }
     }
@@ -453,6 +469,22 @@ mod tests {
         assert_eq!(take(&subscriber), ["333", "444"]);
         assert_eq!(hub.resume(&subscriber, &names, at(2, 4)), Joined::Live);
         assert_eq!(take(&subscriber), ["555"]);
+    }
+
+    #[test]
+    fn comings_and_goings_are_told_once_and_all_on_request() {
+        let hub = hub(1000);
+        hub.restart(1);
+        let (one, two) = (Subscriber::new(1000), Subscriber::new(1000));
+        hub.join(&one, &topics(&["a"]), |_| Frame::raw("hello"));
+        hub.join(&two, &topics(&["a"]), |_| Frame::raw("hello"));
+        assert_eq!(hub.watched(false), [("a".into(), 2)]);
+        assert_eq!(hub.watched(false), []);
+        hub.leave(&one);
+        publish(&hub, 2, &[("b", "b1")]);
+        assert_eq!(hub.watched(true), [("a".into(), 1)]);
+        hub.leave(&two);
+        assert_eq!(hub.watched(false), [("a".into(), 0)]);
     }
 
     #[test]

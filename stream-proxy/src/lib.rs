@@ -8,7 +8,9 @@
 
 pub mod auth;
 pub mod body;
+pub mod channels;
 pub mod cli;
+pub mod cors;
 pub mod database;
 pub mod frame;
 pub mod heartbeat;
@@ -18,10 +20,13 @@ pub mod problem;
 pub mod proxy;
 pub mod query;
 pub mod reads;
+pub mod registry;
 pub mod replay;
+pub mod route;
 pub mod routes;
 pub mod server;
 pub mod subscriber;
+pub mod tls;
 pub mod upstream;
 
 use std::future::Future;
@@ -33,59 +38,81 @@ use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::auth::Access;
+use crate::channels::Channels;
 use crate::cli::Cli;
 use crate::database::Database;
+use crate::heartbeat::Wheel;
 use crate::hub::Hub;
 use crate::metrics::Metrics;
 use crate::proxy::Proxy;
 use crate::reads::Reads;
+use crate::registry::Registry;
+use crate::tls::Tls;
 use crate::upstream::Upstream;
 
 /// How long clients have, after the drain, to take the last bytes.
 const LAST_BYTES: Duration = Duration::from_secs(1);
 
-/// Runs the proxy on `listener` until `shutdown` is ready and all streams have been ended.
-pub async fn run(
-    cli: Cli,
-    access: Access,
-    database: Database,
-    listener: TcpListener,
-    shutdown: impl Future<Output = ()>,
-) {
+/// What the proxy is started with, checked.
+#[derive(Debug)]
+pub struct Start {
+    /// The settings.
+    pub cli: Cli,
+    /// Who may subscribe.
+    pub access: Access,
+    /// Where the database is.
+    pub database: Database,
+    /// Certificate and key, to serve TLS.
+    pub tls: Option<Arc<Tls>>,
+    /// Where clients come.
+    pub listener: TcpListener,
+}
+
+/// Runs the proxy until `shutdown` is ready and all streams have been ended.
+pub async fn run(start: Start, shutdown: impl Future<Output = ()>) {
+    let Start { cli, access, database, tls, listener } = start;
     let metrics = Arc::new(Metrics::default());
     let hub = Hub::new(cli.history_bytes, metrics.clone());
+    let channels = Channels::new(cli.channel.clone(), metrics.clone());
     let reads = Arc::new(Reads::new(database.clone(), cli.max_replays.into(), metrics.clone()));
-    let (upstream, readiness) = Upstream::new(database, hub.clone(), metrics.clone(), cli.client_queue_bytes);
+    let (upstream, readiness) =
+        Upstream::new(database, hub.clone(), channels.clone(), metrics.clone(), cli.client_queue_bytes);
+    let address = cli.listen.to_string();
+    let mut registry = Registry::new(hub.clone(), reads.clone(), metrics.clone(), &address);
     let proxy = Arc::new(Proxy {
+        wheel: Wheel::new(cli.max_stream_age),
         cli,
         access,
+        tls,
         hub,
+        channels,
         reads,
         metrics,
-        wheel: Default::default(),
         upstream: readiness,
         draining: Default::default(),
+        addresses: Default::default(),
     });
+    let Proxy { cli, hub, metrics, wheel, .. } = &*proxy;
 
     let upstream = tokio::spawn(upstream.run());
-    let heartbeats = tokio::spawn({
-        let proxy = proxy.clone();
-        async move { proxy.wheel.run(&proxy.hub, &proxy.metrics, proxy.cli.heartbeat).await }
-    });
     tokio::select! {
         never = server::serve(&listener, &proxy) => match never {},
+        () = wheel.run(hub, metrics, cli.heartbeat, || cli.next_retry()) => {}
+        never = registry.run() => match never {},
         () = shutdown => {}
     }
 
     proxy.draining.store(true, Relaxed);
-    tracing::info!(clients = proxy.metrics.clients.get(), time = ?proxy.cli.drain, "draining");
+    tracing::info!(clients = metrics.clients.get(), time = ?cli.drain, "draining");
     drop(listener);
-    proxy.wheel.finish(proxy.cli.drain, || proxy.cli.next_retry()).await;
+    wheel.finish(cli.drain, || cli.next_retry()).await;
     let deadline = Instant::now() + LAST_BYTES;
-    while proxy.metrics.clients.get() > 0 && Instant::now() < deadline {
+    while metrics.clients.get() > 0 && Instant::now() < deadline {
         sleep(Duration::from_millis(10)).await;
     }
-    heartbeats.abort();
+    // Nobody watches anything here any more.
+    if hub.place().is_some() {
+        let _ = timeout(LAST_BYTES, registry.report(false)).await;
+    }
     upstream.abort();
-    let _ = timeout(LAST_BYTES, upstream).await;
 }

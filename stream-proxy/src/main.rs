@@ -3,11 +3,14 @@
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{CommandFactory, Parser, error::ErrorKind};
+use tidings_proxy::Start;
 use tidings_proxy::auth::Access;
 use tidings_proxy::cli::{Cli, LogFormat};
 use tidings_proxy::database::Database;
+use tidings_proxy::tls::Tls;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -20,8 +23,16 @@ fn main() -> ExitCode {
     }
     let database =
         Database::parse(&cli.database_url).unwrap_or_else(|error| refuse(format!("--database-url is {error}")));
+    let tls = match (&cli.tls_cert, &cli.tls_key) {
+        (Some(certificate), Some(key)) => {
+            let tls = Tls::load(certificate, key)
+                .unwrap_or_else(|error| refuse(format!("--tls-cert and --tls-key: {error}")));
+            Some(Arc::new(tls))
+        }
+        _ => None,
+    };
     log_to_stderr(cli.log_format);
-    match serve(cli, database) {
+    match serve(cli, database, tls) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "cannot start");
@@ -31,7 +42,7 @@ fn main() -> ExitCode {
 }
 
 #[tokio::main]
-async fn serve(cli: Cli, database: Database) -> std::io::Result<()> {
+async fn serve(cli: Cli, database: Database, tls: Option<Arc<Tls>>) -> std::io::Result<()> {
     let listener = TcpListener::bind(cli.listen).await?;
     tracing::info!(address = %listener.local_addr()?, "listening");
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -41,7 +52,22 @@ async fn serve(cli: Cli, database: Database) -> std::io::Result<()> {
             _ = interrupt.recv() => {}
         }
     };
-    tidings_proxy::run(cli, Access::Open, database, listener, shutdown).await;
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::spawn({
+        let tls = tls.clone();
+        async move {
+            while hangup.recv().await.is_some() {
+                match tls.as_ref().map(|tls| tls.reload()) {
+                    Some(Ok(())) => tracing::info!("certificate and key read again"),
+                    Some(Err(error)) => {
+                        tracing::error!(%error, "certificate and key are not usable: the old ones stay")
+                    }
+                    None => {}
+                }
+            }
+        }
+    });
+    tidings_proxy::run(Start { cli, access: Access::Open, database, tls, listener }, shutdown).await;
     Ok(())
 }
 

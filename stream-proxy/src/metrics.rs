@@ -154,6 +154,8 @@ metrics! {
         forged "{result=\"forged\"}"
         dropped "{result=\"dropped\"}"
     }
+    Counter "tidings_aged_total" "Streams ended because of their age" { aged "" }
+    Counter "tidings_report_errors_total" "Reports of open topics that failed" { report_errors "" }
     Counter "tidings_accept_errors_total" "Connections that could not be accepted" { accept_errors "" }
 }
 

@@ -12,6 +12,9 @@ pub enum Problem {
     /// The query or a header can't be understood.
     #[error("{0}")]
     BadRequest(String),
+    /// The client may not have it.
+    #[error("{0}")]
+    Forbidden(String),
     /// There is nothing at this path.
     #[error("there is nothing at this path")]
     NotFound,
@@ -31,6 +34,7 @@ impl Problem {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
+            Self::Forbidden(_) => StatusCode::FORBIDDEN,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
             Self::NotAcceptable => StatusCode::NOT_ACCEPTABLE,

@@ -1,11 +1,15 @@
 //! What every request shares, and what an open stream holds and gives back.
 
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::auth::Access;
+use crate::channels::Channels;
 use crate::cli::Cli;
 use crate::frame::Frame;
 use crate::heartbeat::Wheel;
@@ -15,6 +19,7 @@ use crate::query::{Start, Wanted};
 use crate::reads::Reads;
 use crate::replay::Replay;
 use crate::subscriber::{CountBytes, Subscriber};
+use crate::tls::Tls;
 use crate::upstream::Readiness;
 
 /// The running proxy.
@@ -24,8 +29,12 @@ pub struct Proxy {
     pub cli: Cli,
     /// Who may subscribe.
     pub access: Access,
+    /// Certificate and key, if clients speak TLS.
+    pub tls: Option<Arc<Tls>>,
     /// Topics, subscribers, history.
     pub hub: Arc<Hub>,
+    /// Plain channels.
+    pub channels: Arc<Channels>,
     /// The read connection.
     pub reads: Arc<Reads>,
     /// What is counted.
@@ -36,13 +45,24 @@ pub struct Proxy {
     pub upstream: watch::Receiver<Readiness>,
     /// Whether the proxy is on its way out.
     pub draining: AtomicBool,
+    /// Streams by address, if they are limited.
+    pub addresses: Mutex<HashMap<IpAddr, u32>>,
 }
+
+/// There are as many streams as there may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there are as many streams as there may be")]
+pub struct OverLimit;
 
 /// An open stream's place in the proxy, given back when it is dropped.
 #[derive(Debug)]
 pub struct Subscription {
     proxy: Arc<Proxy>,
     subscriber: Arc<Subscriber>,
+    /// Whether it is of a channel, not of topics.
+    channel: bool,
+    /// The address it counts for, if streams are limited by address.
+    address: Option<IpAddr>,
 }
 
 impl Proxy {
@@ -57,34 +77,72 @@ impl Proxy {
         }
     }
 
-    /// Opens a stream; `None` if there are as many as there may be.
-    pub fn subscribe(self: &Arc<Self>, wanted: Wanted) -> Option<Subscription> {
-        let subscriber = Subscriber::new(self.cli.client_queue_bytes);
-        let subscription = Subscription { proxy: self.clone(), subscriber: subscriber.clone() };
-        if self.metrics.clients.rise() > self.cli.max_clients {
-            self.metrics.over_clients.add(1);
-            return None;
-        }
-        self.metrics.streams.add(1);
+    /// Opens a stream of topics.
+    pub fn subscribe(self: &Arc<Self>, wanted: Wanted, peer: IpAddr) -> Result<Subscription, OverLimit> {
+        let subscription = self.open(peer)?;
+        let subscriber = subscription.subscriber();
         let retry = self.cli.next_retry();
-        let mut after = match wanted.start {
+        match wanted.start {
             Start::Live => {
                 let hello = |place: Option<Place>| Frame::hello(retry, place.map(Place::position));
                 self.hub.join(&subscriber, &wanted.topics, hello);
-                self.wheel.add(subscriber);
-                return Some(subscription);
             }
-            Start::Earliest => None,
-            Start::After(position) => Some(position),
+            Start::Earliest | Start::After(_) => {
+                subscriber.push(Frame::hello(retry, None));
+                self.resume(subscriber.clone(), wanted);
+            }
+        }
+        self.wheel.add(subscriber);
+        Ok(subscription)
+    }
+
+    /// Opens a stream of a plain channel.
+    pub fn listen(self: &Arc<Self>, name: &str, peer: IpAddr) -> Result<Subscription, OverLimit> {
+        let mut subscription = self.open(peer)?;
+        subscription.channel = true;
+        let subscriber = subscription.subscriber();
+        subscriber.push(Frame::retry(self.cli.next_retry()));
+        self.channels.join(&name.into(), &subscriber);
+        self.wheel.add(subscriber);
+        Ok(subscription)
+    }
+
+    fn open(self: &Arc<Self>, peer: IpAddr) -> Result<Subscription, OverLimit> {
+        let mut subscription = Subscription {
+            proxy: self.clone(),
+            subscriber: Subscriber::new(self.cli.client_queue_bytes),
+            channel: false,
+            address: None,
         };
-        subscriber.push(Frame::hello(retry, None));
-        self.wheel.add(subscriber.clone());
+        if self.metrics.clients.rise() > self.cli.max_clients {
+            self.metrics.over_clients.add(1);
+            return Err(OverLimit);
+        }
+        if self.cli.max_clients_per_address > 0 {
+            let address = network(peer);
+            let mut addresses = self.addresses.lock();
+            let streams = addresses.entry(address).or_default();
+            if *streams >= self.cli.max_clients_per_address {
+                drop(addresses);
+                self.metrics.over_address.add(1);
+                return Err(OverLimit);
+            }
+            *streams += 1;
+            subscription.address = Some(address);
+        }
+        self.metrics.streams.add(1);
+        Ok(subscription)
+    }
+
+    /// Sends a subscriber what it missed: at once if memory can, else by a replay.
+    fn resume(&self, subscriber: Arc<Subscriber>, wanted: Wanted) {
+        let mut after = match wanted.start {
+            Start::After(position) => Some(position),
+            _ => None,
+        };
         if let Some(position) = after.as_mut().filter(|position| position.seen.is_none()) {
             match self.hub.resume(&subscriber, &wanted.topics, (&*position).into()) {
-                Joined::Live => {
-                    self.metrics.resumed_memory.add(1);
-                    return Some(subscription);
-                }
+                Joined::Live => return self.metrics.resumed_memory.add(1),
                 Joined::Behind(place) => *position = place.position(),
                 Joined::TooOld | Joined::Ahead => {}
             }
@@ -97,7 +155,14 @@ impl Proxy {
             topics: wanted.topics,
         };
         tokio::spawn(replay.run(after));
-        Some(subscription)
+    }
+}
+
+/// What counts as one address: over IPv6 a client has a whole /64.
+fn network(peer: IpAddr) -> IpAddr {
+    match peer.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into(),
+        address => address,
     }
 }
 
@@ -116,7 +181,32 @@ impl CountBytes for Subscription {
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        self.proxy.hub.leave(&self.subscriber);
+        if self.channel {
+            self.proxy.channels.leave(&self.subscriber);
+        } else {
+            self.proxy.hub.leave(&self.subscriber);
+        }
         self.proxy.metrics.clients.fall();
+        if let Some(address) = self.address {
+            let mut addresses = self.proxy.addresses.lock();
+            if let Some(streams) = addresses.get_mut(&address) {
+                *streams -= 1;
+                if *streams == 0 {
+                    addresses.remove(&address);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv6_client_counts_with_its_whole_network() {
+        let network = |text: &str| network(text.parse().unwrap()).to_string();
+        assert_eq!(network("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
+        assert_eq!(network("::ffff:192.0.2.1"), "192.0.2.1");
     }
 }

@@ -34,8 +34,8 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// Takes a query and headers apart. `given` are topics that the path names; the query may not be without any then.
-    pub fn parse(query: &str, headers: &HeaderMap, given: Vec<Topic>, max_topics: usize) -> Result<Self, Problem> {
+    /// Takes a query and headers apart. `given` is a topic that the path names.
+    pub fn parse(query: &str, headers: &HeaderMap, given: Option<Topic>, max_topics: usize) -> Result<Self, Problem> {
         let mut topics: Vec<Arc<str>> = Vec::new();
         let mut add = |topic: &Topic| {
             if !topics.iter().any(|known| **known == *topic.as_str()) {
@@ -94,7 +94,7 @@ fn bad(detail: String) -> Problem {
 }
 
 /// Names and values of a query, still encoded.
-pub fn pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {
+fn pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {
     query.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split_once('=').unwrap_or((pair, "")))
 }
 
@@ -104,19 +104,31 @@ fn decode(text: &str) -> Result<Cow<'_, str>, Problem> {
     Ok(Cow::Owned(decoded.into_owned()))
 }
 
+/// Refuses every parameter but the token.
+pub fn only_token(query: &str) -> Result<(), Problem> {
+    match pairs(query).find(|(name, _)| *name != "token") {
+        Some((name, _)) => Err(bad(format!("unknown parameter {name:?}"))),
+        None => Ok(()),
+    }
+}
+
 /// Whether the client takes an event stream; one that says nothing takes anything.
 pub fn accepts_stream(headers: &HeaderMap) -> bool {
-    let mut ranges =
-        headers.get_all(ACCEPT).iter().flat_map(|value| value.to_str().unwrap_or("").split(',')).peekable();
-    let takes = |range: &str| {
-        let mut parts = range.split(';').map(str::trim);
-        let kind = parts.next().unwrap_or("").to_ascii_lowercase();
-        let refused = parts.any(|part| {
-            part.to_ascii_lowercase().strip_prefix("q=").is_some_and(|q| q.parse::<f32>().is_ok_and(|q| q == 0.0))
-        });
-        ["text/event-stream", "text/*", "*/*"].contains(&kind.as_str()) && !refused
-    };
-    ranges.peek().is_none() || ranges.any(takes)
+    !headers.contains_key(ACCEPT) || accepts_one_of(headers, &["text/event-stream", "text/*", "*/*"])
+}
+
+/// Whether the client asks for an event stream by name, as an EventSource does.
+pub fn names_stream(headers: &HeaderMap) -> bool {
+    accepts_one_of(headers, &["text/event-stream"])
+}
+
+fn accepts_one_of(headers: &HeaderMap, kinds: &[&str]) -> bool {
+    headers.get_all(ACCEPT).iter().flat_map(|value| value.to_str().unwrap_or("").split(',')).any(|range| {
+        let mut parts = range.split(';').map(|part| part.trim().to_ascii_lowercase());
+        let kind = parts.next().unwrap_or_default();
+        let quality = parts.find_map(|part| part.strip_prefix("q=").map(|q| q.parse::<f32>()));
+        kinds.contains(&kind.as_str()) && quality != Some(Ok(0.0))
+    })
 }
 
 #[cfg(test)]
@@ -130,7 +142,7 @@ mod tests {
         if let Some(id) = last_event_id {
             headers.insert(LAST_EVENT_ID, HeaderValue::from_str(id).unwrap());
         }
-        Wanted::parse(query, &headers, Vec::new(), 3)
+        Wanted::parse(query, &headers, None, 3)
     }
 
     fn after(text: &str) -> Start {

@@ -7,8 +7,8 @@ use std::time::Duration;
 use tidings_wire::Position;
 use tokio::sync::{Mutex, Semaphore};
 use tokio::time::Instant;
-use tokio_postgres::Client;
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Row};
 
 use crate::database::{Database, DatabaseError, answer};
 use crate::frame::Frame;
@@ -77,11 +77,7 @@ impl Reads {
         }
     }
 
-    async fn query(
-        &self,
-        sql: &str,
-        parameters: &[(&(dyn tokio_postgres::types::ToSql + Sync), Type)],
-    ) -> Result<Vec<tokio_postgres::Row>, DatabaseError> {
+    async fn query(&self, sql: &str, parameters: &[(&(dyn ToSql + Sync), Type)]) -> Result<Vec<Row>, DatabaseError> {
         let client = self.client().await?;
         let result = answer(client.query_typed(sql, parameters)).await;
         if matches!(result, Err(DatabaseError::Timeout)) {
@@ -118,6 +114,17 @@ impl Reads {
                 Ok(Change { position: parse(id)?, frame: Frame::event(id, row.try_get(1)?, row.try_get(2)?) })
             })
             .collect()
+    }
+
+    /// Tells how many subscribers topics have at proxy `name`, and renews its lease on all it told before.
+    pub async fn report(&self, name: &str, topics: &[(Arc<str>, usize)], lease: Duration) -> Result<(), DatabaseError> {
+        let names: Vec<&str> = topics.iter().map(|(topic, _)| &**topic).collect();
+        let counts: Vec<i32> = topics.iter().map(|(_, n)| i32::try_from(*n).unwrap_or(i32::MAX)).collect();
+        let lease = format!("{} seconds", lease.as_secs());
+        let sql = "SELECT tidings.report($1, $2, $3, $4::interval)";
+        let parameters: [(&(dyn ToSql + Sync), Type); 4] =
+            [(&name, Type::TEXT), (&names, Type::TEXT_ARRAY), (&counts, Type::INT4_ARRAY), (&lease, Type::TEXT)];
+        self.query(sql, &parameters).await.map(|_| ())
     }
 }
 

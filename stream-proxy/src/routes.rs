@@ -1,15 +1,21 @@
 //! From a request to its answer. How an answer reaches the client is the server's business.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Response, StatusCode};
+use percent_encoding::percent_decode_str;
+use tidings_wire::Topic;
 
 use crate::body::Body;
+use crate::channels::Refused;
+use crate::cors;
+use crate::frame::Frame;
 use crate::problem::Problem;
-use crate::proxy::{Proxy, Subscription};
-use crate::query::{Wanted, accepts_stream};
+use crate::proxy::{OverLimit, Proxy, Subscription};
+use crate::query::{Wanted, accepts_stream, names_stream, only_token};
 
 /// The methods of a stream's path.
 const STREAM_METHODS: &str = "GET, HEAD, OPTIONS";
@@ -26,24 +32,58 @@ pub enum Answer {
     Stream(HeaderMap, Subscription),
 }
 
-/// Answers a request.
-pub async fn answer(proxy: &Arc<Proxy>, request: &Parts) -> Answer {
-    let answer = match request.uri.path() {
-        "/events" => events(proxy, request).await,
-        "/healthz" => plain(request, || text("ok\n")),
-        "/readyz" => plain(request, || match proxy.unready() {
+/// What a path names.
+enum Target<'a> {
+    Health,
+    Ready,
+    Metrics,
+    /// A stream of topics, with the one that the path names, if it does.
+    Events(Option<Topic>),
+    /// A stream of a channel, its name still encoded.
+    Channel(&'a str),
+}
+
+/// Answers a request that comes from `peer`.
+pub async fn answer(proxy: &Arc<Proxy>, request: &Parts, peer: IpAddr) -> Answer {
+    let answered = match target(proxy, request.uri.path()) {
+        Ok(Target::Health) => plain(request, || text("ok\n")),
+        Ok(Target::Ready) => plain(request, || match proxy.unready() {
             None => text("ready\n"),
             Some(reason) => Problem::Unavailable(reason.to_string()).response(),
         }),
-        "/metrics" => plain(request, || text(proxy.metrics.render())),
-        _ => Err(Problem::NotFound),
+        Ok(Target::Metrics) => plain(request, || text(proxy.metrics.render())),
+        Ok(Target::Events(topic)) => stream(proxy, request, peer, topic).await,
+        Ok(Target::Channel(name)) => channel(proxy, request, peer, name),
+        Err(problem) => Err(problem),
     };
-    answer.unwrap_or_else(|problem| {
-        let refused =
-            if problem.status().is_server_error() { &proxy.metrics.refused_5xx } else { &proxy.metrics.refused_4xx };
-        refused.add(1);
+    let mut answer = answered.unwrap_or_else(|problem| {
+        let metrics = &proxy.metrics;
+        if problem.status().is_server_error() { &metrics.refused_5xx } else { &metrics.refused_4xx }.add(1);
         Answer::Whole(problem.response())
-    })
+    });
+    let headers = match &mut answer {
+        Answer::Whole(response) => response.headers_mut(),
+        Answer::Stream(headers, _) => headers,
+    };
+    cors::allow(&proxy.cli.cors_origin, &request.headers, headers);
+    answer
+}
+
+fn target<'a>(proxy: &Proxy, path: &'a str) -> Result<Target<'a>, Problem> {
+    match path {
+        "/events" => return Ok(Target::Events(None)),
+        "/healthz" => return Ok(Target::Health),
+        "/readyz" => return Ok(Target::Ready),
+        "/metrics" => return Ok(Target::Metrics),
+        _ => {}
+    }
+    if let Some(name) = path.strip_prefix("/channels/")
+        && proxy.channels.enabled()
+    {
+        return Ok(Target::Channel(name));
+    }
+    let topic = proxy.cli.route.iter().find_map(|route| route.topic(path)).ok_or(Problem::NotFound)?;
+    topic.map(|topic| Target::Events(Some(topic)))
 }
 
 fn plain(request: &Parts, respond: impl FnOnce() -> Response<Body>) -> Result<Answer, Problem> {
@@ -60,22 +100,12 @@ fn text(text: impl Into<bytes::Bytes>) -> Response<Body> {
     response
 }
 
-async fn events(proxy: &Arc<Proxy>, request: &Parts) -> Result<Answer, Problem> {
-    match request.method {
-        Method::GET | Method::HEAD => {}
-        Method::OPTIONS => {
-            let mut response = Response::new(Body::whole(""));
-            *response.status_mut() = StatusCode::NO_CONTENT;
-            response.headers_mut().insert(ALLOW, HeaderValue::from_static(STREAM_METHODS));
-            return Ok(Answer::Whole(response));
-        }
-        _ => return Err(Problem::MethodNotAllowed(STREAM_METHODS)),
-    }
-    if !accepts_stream(&request.headers) {
-        return Err(Problem::NotAcceptable);
+async fn stream(proxy: &Arc<Proxy>, request: &Parts, peer: IpAddr, topic: Option<Topic>) -> Result<Answer, Problem> {
+    if let Some(answer) = before_stream(request)? {
+        return Ok(answer);
     }
     let query = request.uri.query().unwrap_or("");
-    let wanted = Wanted::parse(query, &request.headers, Vec::new(), proxy.cli.max_topics)?;
+    let wanted = Wanted::parse(query, &request.headers, topic, proxy.cli.max_topics)?;
     let allowed = match proxy.access.identify(request) {
         Ok(who) => proxy.access.authorize(&who, &wanted.topics).await,
         Err(denied) => Err(denied),
@@ -83,19 +113,64 @@ async fn events(proxy: &Arc<Proxy>, request: &Parts) -> Result<Answer, Problem> 
     if let Err(denied) = allowed {
         match denied {}
     }
+    start_stream(request, proxy, || proxy.subscribe(wanted, peer))
+}
+
+fn channel(proxy: &Arc<Proxy>, request: &Parts, peer: IpAddr, name: &str) -> Result<Answer, Problem> {
+    if let Some(answer) = before_stream(request)? {
+        return Ok(answer);
+    }
+    only_token(request.uri.query().unwrap_or(""))?;
+    let bad = |detail: &str| Problem::BadRequest(detail.into());
+    let name = percent_decode_str(name).decode_utf8().map_err(|_| bad("the channel's name is not UTF-8"))?;
+    proxy.channels.check(&name).map_err(|refused| match refused {
+        Refused::Outside => Problem::Forbidden(format!("channel {name:?} is not served")),
+        Refused::BadName => bad("a channel's name has 1 to 63 bytes and no control characters"),
+    })?;
+    start_stream(request, proxy, || proxy.listen(&name, peer))
+}
+
+/// What needs no stream: questions about the path, and clients that don't take one.
+fn before_stream(request: &Parts) -> Result<Option<Answer>, Problem> {
+    match request.method {
+        Method::GET | Method::HEAD if accepts_stream(&request.headers) => Ok(None),
+        Method::GET | Method::HEAD => Err(Problem::NotAcceptable),
+        Method::OPTIONS => {
+            let mut response = Response::new(Body::whole(""));
+            *response.status_mut() = StatusCode::NO_CONTENT;
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static(STREAM_METHODS));
+            cors::preflight(response.headers_mut());
+            Ok(Some(Answer::Whole(response)))
+        }
+        _ => Err(Problem::MethodNotAllowed(STREAM_METHODS)),
+    }
+}
+
+fn start_stream(
+    request: &Parts,
+    proxy: &Proxy,
+    open: impl FnOnce() -> Result<Subscription, OverLimit>,
+) -> Result<Answer, Problem> {
     let headers = HeaderMap::from_iter([
         (CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
         (CACHE_CONTROL, HeaderValue::from_static("no-store")),
         // nginx passes a stream on at once when told so.
-        (hyper::header::HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
+        (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
     ]);
-    if request.method == Method::HEAD {
-        let mut response = Response::new(Body::whole(""));
+    let whole = |headers, text| {
+        let mut response = Response::new(Body::whole(text));
         *response.headers_mut() = headers;
-        return Ok(Answer::Whole(response));
+        Ok(Answer::Whole(response))
+    };
+    if request.method == Method::HEAD {
+        return whole(headers, bytes::Bytes::new());
     }
-    match proxy.subscribe(wanted) {
-        Some(subscription) => Ok(Answer::Stream(headers, subscription)),
-        None => Err(Problem::Unavailable("there are as many streams as there may be".into())),
+    match open() {
+        Ok(subscription) => Ok(Answer::Stream(headers, subscription)),
+        // An EventSource gives up for good on any other status than 200; so it is told to come back much later.
+        Err(OverLimit) if names_stream(&request.headers) => {
+            whole(headers, Frame::retry(proxy.cli.long_retry()).into_bytes())
+        }
+        Err(error) => Err(Problem::Unavailable(error.to_string())),
     }
 }

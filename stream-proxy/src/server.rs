@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::fmt::Write;
 use std::future::{pending, poll_fn};
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, SystemTime};
@@ -50,7 +51,7 @@ pub async fn serve(listener: &TcpListener, proxy: &Arc<Proxy>) -> Infallible {
                 let proxy = proxy.clone();
                 tokio::spawn(async move {
                     proxy.metrics.connections.rise();
-                    if let Err(error) = connection(stream, &proxy).await {
+                    if let Err(error) = connection(stream, peer.ip(), &proxy).await {
                         tracing::debug!(%peer, %error, "connection");
                     }
                     proxy.metrics.connections.fall();
@@ -66,24 +67,30 @@ pub async fn serve(listener: &TcpListener, proxy: &Arc<Proxy>) -> Infallible {
     }
 }
 
-/// A peer that is gone without a word is noticed by the kernel within about a heartbeat.
+/// A peer that is gone without a word is noticed by the kernel within a few heartbeats, should no heartbeat notice it first.
 fn prepare(stream: &TcpStream, heartbeat: Duration) -> io::Result<()> {
     let patience = heartbeat.max(Duration::from_secs(1));
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(patience).with_interval(patience / 3).with_retries(3))?;
     #[cfg(target_os = "linux")]
-    socket.set_tcp_user_timeout(Some(patience))?;
+    socket.set_tcp_user_timeout(Some(patience * 2))?;
     Ok(())
 }
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-async fn connection(stream: TcpStream, proxy: &Arc<Proxy>) -> Result<(), BoxError> {
-    if timeout(proxy.cli.header_timeout, speaks_http2(&stream)).await?? {
-        http2(stream, proxy).await
-    } else {
-        http1(stream, proxy).await
+async fn connection(stream: TcpStream, peer: IpAddr, proxy: &Arc<Proxy>) -> Result<(), BoxError> {
+    let patience = proxy.cli.header_timeout;
+    match &proxy.tls {
+        Some(tls) => match timeout(patience, tls.accept(stream)).await?? {
+            (stream, true) => http2(stream, peer, proxy).await,
+            (stream, false) => http1(stream, peer, proxy).await,
+        },
+        None => match timeout(patience, speaks_http2(&stream)).await?? {
+            true => http2(stream, peer, proxy).await,
+            false => http1(stream, peer, proxy).await,
+        },
     }
 }
 
@@ -99,7 +106,7 @@ async fn speaks_http2(stream: &TcpStream) -> io::Result<bool> {
     }
 }
 
-async fn http2<IO>(io: IO, proxy: &Arc<Proxy>) -> Result<(), BoxError>
+async fn http2<IO>(io: IO, peer: IpAddr, proxy: &Arc<Proxy>) -> Result<(), BoxError>
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -107,7 +114,7 @@ where
         let proxy = proxy.clone();
         async move {
             let (parts, _) = request.into_parts();
-            Ok::<_, Infallible>(match answer(&proxy, &parts).await {
+            Ok::<_, Infallible>(match answer(&proxy, &parts, peer).await {
                 Answer::Whole(response) => response,
                 Answer::Stream(headers, subscription) => {
                     let mut response = Response::new(Body::stream(subscription));
@@ -130,7 +137,7 @@ where
 }
 
 /// One request, then the connection closes or becomes a stream: there is nothing that a client would ask in a row.
-async fn http1<IO>(io: IO, proxy: &Arc<Proxy>) -> Result<(), BoxError>
+async fn http1<IO>(io: IO, peer: IpAddr, proxy: &Arc<Proxy>) -> Result<(), BoxError>
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -138,7 +145,7 @@ where
     let service = service_fn(|request: Request<Incoming>| {
         Box::pin(async {
             let (parts, _) = request.into_parts();
-            match answer(proxy, &parts).await {
+            match answer(proxy, &parts, peer).await {
                 Answer::Whole(response) => Ok::<_, Infallible>(response),
                 Answer::Stream(headers, subscription) => {
                     *taken.lock() = Some((headers, subscription));

@@ -52,7 +52,7 @@ struct State {
     moving: bool,
     /// Whether every event of the topics up to the hub's place has been queued.
     live: bool,
-    /// The seats in the hub, empty until it is live.
+    /// The seats in the hub or at a channel, empty until it has one.
     seats: Box<[Seat]>,
     /// The client's task, when it waits for frames.
     writer: Option<Waker>,
@@ -164,13 +164,14 @@ impl Subscriber {
         self.state.lock().end
     }
 
-    /// Marks the subscriber as live in these seats; gives them back if the stream has ended meanwhile.
-    pub fn sit(&self, seats: Box<[Seat]>) -> Result<(), Box<[Seat]>> {
+    /// Notes the seats that the subscriber has been given; gives them back if the stream has ended meanwhile. From now on it
+    /// is `live` if it has every event up to the hub's place.
+    pub fn sit(&self, seats: Box<[Seat]>, live: bool) -> Result<(), Box<[Seat]>> {
         let mut state = self.state.lock();
         if state.end.is_some() {
             return Err(seats);
         }
-        state.live = true;
+        state.live = live;
         state.seats = seats;
         Ok(())
     }

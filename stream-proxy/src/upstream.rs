@@ -1,15 +1,17 @@
 //! The upstream: one connection that listens to the relay, for all clients. It follows the chain of ticks, reads from the
 //! log what notifications leave out or what was missed, and hands everything to the hub in order.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tidings_wire::{Event, Part, Position, segment};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_postgres::{Client, Notification};
 
+use crate::channels::Channels;
 use crate::database::{Database, DatabaseError, answer};
 use crate::frame::Frame;
 use crate::hub::{Hub, Outgoing, Place};
@@ -44,6 +46,7 @@ pub enum Readiness {
 pub struct Upstream {
     database: Database,
     hub: Arc<Hub>,
+    channels: Arc<Channels>,
     metrics: Arc<Metrics>,
     /// The most bytes published at once when the log is read: what a subscriber's queue takes with ease.
     chunk: usize,
@@ -56,7 +59,10 @@ pub struct Upstream {
 struct Session<'a> {
     upstream: &'a mut Upstream,
     client: Client,
-    channel: String,
+    /// Plain channels that are listened to.
+    listening: BTreeSet<Arc<str>>,
+    /// The relay's channel; `None` in a database without the extension.
+    channel: Option<String>,
     relay: Option<i32>,
     asked: Instant,
     /// The tick that is arriving in parts, and the part that comes next.
@@ -64,15 +70,17 @@ struct Session<'a> {
 }
 
 impl Upstream {
-    /// An upstream that feeds `hub`, and the receiver that tells how it is. A subscriber may have `queue` bytes waiting.
+    /// An upstream that feeds `hub` and `channels`, and the receiver that tells how it is. A subscriber may have `queue`
+    /// bytes waiting.
     pub fn new(
         database: Database,
         hub: Arc<Hub>,
+        channels: Arc<Channels>,
         metrics: Arc<Metrics>,
         queue: usize,
     ) -> (Self, watch::Receiver<Readiness>) {
         let (readiness, receiver) = watch::channel(Readiness::Waiting("connecting to the database".into()));
-        (Self { database, hub, metrics, chunk: queue / 4, readiness, attempts: 0 }, receiver)
+        (Self { database, hub, channels, metrics, chunk: queue / 4, readiness, attempts: 0 }, receiver)
     }
 
     /// Follows the database for ever; whatever breaks is tried again.
@@ -81,6 +89,7 @@ impl Upstream {
             let Err(error) = self.session().await;
             self.metrics.upstream_connected.set(0);
             self.metrics.reconnects.add(1);
+            self.channels.closed();
             // Full jitter: many proxies that lost the same database don't come back in step.
             let ceiling = MAX_BACKOFF.min(Duration::from_millis(100) * 2u32.saturating_pow(self.attempts.min(16)));
             let wait = ceiling.mul_f64(fastrand::f64());
@@ -93,16 +102,23 @@ impl Upstream {
 
     async fn session(&mut self) -> Result<Infallible, DatabaseError> {
         let (client, mut notifications) = self.database.connect(self.metrics.clone()).await?;
-        let (channel, relay, _) = introduce(&client).await?;
-        answer(client.batch_execute(&format!("LISTEN {}", quote(&channel)))).await?;
-        let mut session = Session { upstream: self, client, channel, relay, asked: Instant::now(), arriving: (0, 0) };
-        session.settle().await?;
-        session.catch_up().await?;
-        session.upstream.attempts = 0;
-        session.upstream.metrics.upstream_connected.set(1);
-        session.upstream.readiness.send_replace(Readiness::Ready);
-        tracing::info!(tick = session.place()?.tick, "upstream ready");
+        let mut session = Session {
+            upstream: self,
+            client,
+            listening: BTreeSet::new(),
+            channel: None,
+            relay: None,
+            asked: Instant::now(),
+            arriving: (0, 0),
+        };
+        session.start().await?;
         session.follow(&mut notifications).await
+    }
+
+    fn ready(&mut self) {
+        self.attempts = 0;
+        self.metrics.upstream_connected.set(1);
+        self.readiness.send_replace(Readiness::Ready);
     }
 }
 
@@ -111,31 +127,88 @@ impl Session<'_> {
         self.upstream.hub.place().ok_or(DatabaseError::Contract("no place before the first tick"))
     }
 
+    /// Listens, and catches up with what the last connection did not hear.
+    async fn start(&mut self) -> Result<(), DatabaseError> {
+        self.tune().await?;
+        match introduce(&self.client).await {
+            Ok((channel, relay, _)) => {
+                self.listen("LISTEN", &channel).await?;
+                (self.channel, self.relay) = (Some(channel), relay);
+                self.settle().await?;
+                self.catch_up().await?;
+                tracing::info!(tick = self.place()?.tick, "upstream ready");
+            }
+            Err(error) if error.no_extension() && self.upstream.channels.enabled() => {
+                tracing::info!("upstream ready, without the extension: only channels are served");
+            }
+            Err(error) => return Err(error),
+        }
+        self.upstream.ready();
+        Ok(())
+    }
+
     /// Takes notifications as they come, and asks when none come.
     async fn follow(&mut self, notifications: &mut mpsc::Receiver<Notification>) -> Result<Infallible, DatabaseError> {
+        let channels = self.upstream.channels.clone();
         let mut ask_at = Instant::now() + QUIET;
         loop {
-            match timeout_at(ask_at, notifications.recv()).await {
-                Ok(None) => return Err(DatabaseError::Closed),
-                Ok(Some(notification)) => {
-                    let trusted = self.notified(&notification).await?;
-                    ask_at = if trusted { Instant::now() + QUIET } else { ask_at.min(self.asked + RELAY_CHECK) };
-                }
-                Err(_) => {
-                    let last = self.ask().await?;
-                    if last > self.place()?.tick {
-                        self.catch_up().await?;
+            tokio::select! {
+                notification = notifications.recv() => {
+                    let notification = notification.ok_or(DatabaseError::Closed)?;
+                    if self.channel.as_deref() != Some(notification.channel()) {
+                        channels.notified(notification.channel(), notification.payload());
+                    } else if self.notified(&notification).await? {
+                        ask_at = Instant::now() + QUIET;
+                    } else {
+                        ask_at = ask_at.min(self.asked + RELAY_CHECK);
                     }
+                }
+                () = channels.changed() => self.tune().await?,
+                () = sleep_until(ask_at) => {
+                    self.look().await?;
                     ask_at = Instant::now() + QUIET;
                 }
             }
         }
     }
 
+    /// Listens to the plain channels that are wanted, and to no others.
+    async fn tune(&mut self) -> Result<(), DatabaseError> {
+        let wanted = self.upstream.channels.wanted();
+        for name in &wanted {
+            if !self.listening.contains(name) && self.channel.as_deref() != Some(name) {
+                self.listen("LISTEN", name).await?;
+            }
+            self.upstream.channels.opened(name);
+        }
+        let listening = std::mem::replace(&mut self.listening, wanted);
+        for name in listening.difference(&self.listening) {
+            if self.channel.as_deref() != Some(name) {
+                self.listen("UNLISTEN", name).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn listen(&self, verb: &str, channel: &str) -> Result<(), DatabaseError> {
+        answer(self.client.batch_execute(&format!("{verb} \"{}\"", channel.replace('"', "\"\"")))).await
+    }
+
+    /// Looks, when it has been quiet, whether something was missed.
+    async fn look(&mut self) -> Result<(), DatabaseError> {
+        match self.ask().await {
+            Ok(last) if self.channel.is_some() && last > self.place()?.tick => self.catch_up().await,
+            Ok(_) if self.channel.is_none() => Err(DatabaseError::Contract("the extension is there now")),
+            Ok(_) => Ok(()),
+            Err(error) if error.no_extension() && self.channel.is_none() => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Asks how things are: the relay may have changed, a notification may have been missed. Answers the log's last tick.
     async fn ask(&mut self) -> Result<u64, DatabaseError> {
         let (channel, relay, position) = introduce(&self.client).await?;
-        if channel != self.channel {
+        if self.channel.as_ref().is_some_and(|known| *known != channel) {
             return Err(DatabaseError::Contract("the channel is another one now"));
         }
         self.relay = relay;
@@ -145,9 +218,6 @@ impl Session<'_> {
 
     /// Handles one notification; false if it is not the relay's.
     async fn notified(&mut self, notification: &Notification) -> Result<bool, DatabaseError> {
-        if notification.channel() != self.channel {
-            return Ok(true);
-        }
         if self.relay != Some(notification.process_id()) {
             if self.asked.elapsed() >= RELAY_CHECK {
                 self.ask().await?;
@@ -328,9 +398,4 @@ fn outgoing<'a>(tick: u64, n: u32, event: &Event<'a>) -> Outgoing<'a> {
 
 fn position(text: &str) -> Result<Position, DatabaseError> {
     text.parse().map_err(|_| DatabaseError::Contract("a position that is none"))
-}
-
-/// A name as an SQL identifier.
-fn quote(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }

@@ -1,0 +1,53 @@
+//! Which websites' pages may read a stream: those of `--cors-origin`, with credentials; no others.
+
+use hyper::HeaderMap;
+use hyper::header::{self, HeaderValue, ORIGIN};
+
+/// What a page may send beside what every page may.
+const HEADERS: &str = "authorization, last-event-id, cache-control";
+
+/// How long a browser may remember the answer, in seconds.
+const MAX_AGE: &str = "600";
+
+/// Adds to an answer's headers what lets the asking page read it, if it is of a listed origin.
+pub fn allow(origins: &[String], request: &HeaderMap, answer: &mut HeaderMap) {
+    if origins.is_empty() {
+        return;
+    }
+    // Also where it is refused: a cache must not hand one origin's answer to another.
+    answer.append(header::VARY, HeaderValue::from_static("origin"));
+    let Some(origin) = request.get(ORIGIN) else { return };
+    if origins.iter().any(|known| known.as_bytes().eq_ignore_ascii_case(origin.as_bytes())) {
+        answer.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+        answer.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
+    }
+}
+
+/// Adds what a browser asks for before it sends a request of some kinds.
+pub fn preflight(answer: &mut HeaderMap) {
+    answer.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET"));
+    answer.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(HEADERS));
+    answer.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static(MAX_AGE));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_listed_origin_is_allowed() {
+        let origins = ["https://app.example.org".to_string()];
+        let allowed = |origin: &'static str| {
+            let request = HeaderMap::from_iter([(ORIGIN, HeaderValue::from_static(origin))]);
+            let mut answer = HeaderMap::new();
+            allow(&origins, &request, &mut answer);
+            assert_eq!(answer[header::VARY], "origin");
+            answer.contains_key(header::ACCESS_CONTROL_ALLOW_ORIGIN)
+        };
+        assert!(allowed("https://app.example.org"));
+        for other in ["https://app.example.org.evil.net", "http://app.example.org", "https://example.org", "null", "*"]
+        {
+            assert!(!allowed(other), "{other}");
+        }
+    }
+}

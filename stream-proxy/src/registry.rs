@@ -1,0 +1,85 @@
+//! Tells the database which topics are being watched, for `tidings.open_topics`: at most once a second, only what changed,
+//! with a lease that ends by itself if this proxy dies.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use crate::database::DatabaseError;
+use crate::hub::Hub;
+use crate::metrics::Metrics;
+use crate::reads::Reads;
+
+/// How often changes are reported at most.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long the database believes a report.
+const LEASE: Duration = Duration::from_secs(30);
+
+/// How often the lease is renewed, and how long a report that failed waits.
+const RENEWAL: Duration = Duration::from_secs(10);
+
+/// Topics in one report at most.
+const BATCH: usize = 5_000;
+
+/// What reports.
+#[derive(Debug)]
+pub struct Registry {
+    hub: Arc<Hub>,
+    reads: Arc<Reads>,
+    metrics: Arc<Metrics>,
+    address: String,
+    /// The name that goes with what has been reported so far.
+    name: String,
+    /// Whether the database knows nothing of this name yet.
+    new: bool,
+}
+
+impl Registry {
+    /// A registry for a proxy that listens on `address`.
+    pub fn new(hub: Arc<Hub>, reads: Arc<Reads>, metrics: Arc<Metrics>, address: &str) -> Self {
+        let name = name(address);
+        Self { hub, reads, metrics, address: address.into(), name, new: true }
+    }
+
+    /// Reports for ever.
+    pub async fn run(&mut self) -> Infallible {
+        let mut renewed = None;
+        loop {
+            sleep(INTERVAL).await;
+            let due = renewed.is_none_or(|at: Instant| at.elapsed() >= RENEWAL);
+            match self.report(due).await {
+                Ok(true) => renewed = Some(Instant::now()),
+                Ok(false) => {}
+                Err(error) => {
+                    self.metrics.report_errors.add(1);
+                    tracing::debug!(%error, "open topics not reported");
+                    // What the database knows of the old name is uncertain, and ends with its lease.
+                    (self.name, self.new) = (name(&self.address), true);
+                    sleep(RENEWAL).await;
+                }
+            }
+        }
+    }
+
+    /// Reports what changed; if nothing did, only when a renewal is due. True if the lease is renewed.
+    pub async fn report(&mut self, due: bool) -> Result<bool, DatabaseError> {
+        let topics = self.hub.watched(self.new);
+        if topics.is_empty() && !due {
+            return Ok(false);
+        }
+        // An empty report renews the lease.
+        let batches = if topics.is_empty() { vec![&topics[..]] } else { topics.chunks(BATCH).collect() };
+        for batch in batches {
+            self.reads.report(&self.name, batch, LEASE).await?;
+        }
+        self.new = false;
+        Ok(true)
+    }
+}
+
+fn name(address: &str) -> String {
+    format!("{address}/{:08x}", fastrand::u32(..))
+}

@@ -1,0 +1,90 @@
+//! TLS for clients: a certificate and a key from files, read again on demand while streams go on.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::{self, ServerConfig};
+use tokio_rustls::server::TlsStream;
+
+/// What ALPN calls HTTP/2.
+const H2: &[u8] = b"h2";
+
+/// Certificate and key in use.
+pub struct Tls {
+    certificate: PathBuf,
+    key: PathBuf,
+    acceptor: RwLock<TlsAcceptor>,
+}
+
+/// Why certificate and key can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file can't be read, or is not PEM.
+    #[error("{}: {error}", file.display())]
+    File {
+        /// Which.
+        file: PathBuf,
+        /// Why.
+        error: pem::Error,
+    },
+    /// The file holds no certificate.
+    #[error("{} holds no certificate", .0.display())]
+    Empty(PathBuf),
+    /// They don't belong together, or are of no known kind.
+    #[error("certificate and key: {0}")]
+    Mismatch(#[from] rustls::Error),
+}
+
+impl Tls {
+    /// Reads both files, in PEM.
+    pub fn load(certificate: &Path, key: &Path) -> Result<Self, TlsError> {
+        let acceptor = RwLock::new(read(certificate, key)?);
+        Ok(Self { certificate: certificate.into(), key: key.into(), acceptor })
+    }
+
+    /// Reads both again, for connections from now on. On an error the old ones stay in use.
+    pub fn reload(&self) -> Result<(), TlsError> {
+        *self.acceptor.write() = read(&self.certificate, &self.key)?;
+        Ok(())
+    }
+
+    /// Greets a client; also answers whether it chose HTTP/2.
+    pub async fn accept(&self, stream: TcpStream) -> io::Result<(TlsStream<TcpStream>, bool)> {
+        let acceptor = self.acceptor.read().clone();
+        let stream = acceptor.accept(stream).await?;
+        let http2 = stream.get_ref().1.alpn_protocol() == Some(H2);
+        Ok((stream, http2))
+    }
+}
+
+impl std::fmt::Debug for Tls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tls").field("certificate", &self.certificate).field("key", &self.key).finish_non_exhaustive()
+    }
+}
+
+fn read(certificate: &Path, key: &Path) -> Result<TlsAcceptor, TlsError> {
+    let failed = |file: &Path| {
+        let file = file.to_owned();
+        |error| TlsError::File { file, error }
+    };
+    let chain: Vec<_> =
+        CertificateDer::pem_file_iter(certificate).and_then(Iterator::collect).map_err(failed(certificate))?;
+    if chain.is_empty() {
+        return Err(TlsError::Empty(certificate.to_owned()));
+    }
+    let secret = PrivateKeyDer::from_pem_file(key).map_err(failed(key))?;
+    let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(chain, secret)?;
+    config.alpn_protocols = vec![H2.into(), b"http/1.1".into()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
