@@ -12,12 +12,14 @@
 //! - [`launcher`]: keeps one relay running in every database that has the extension.
 //! - [`utility`]: the statements that concern a relay: COMMIT PREPARED, DROP EXTENSION, DROP DATABASE.
 //! - [`read`]: the functions that decode the log and positions for SQL.
+//! - [`access`]: topic templates as subscription rules use them.
 //! - [`settings`]: the settings, [`errors`]: how an error leaves, [`foreign`]: what pgrx does not declare.
 
 // The guard that `#[pg_guard]` puts around foreign functions looks for this name.
 use pgrx::pg_sys::ffi;
 use pgrx::prelude::*;
 
+mod access;
 mod buffer;
 mod capture;
 mod errors;

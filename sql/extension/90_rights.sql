@@ -11,7 +11,8 @@ BEGIN
     FOREACH function IN ARRAY ARRAY[
         'tidings.channel()', 'tidings.relay()', 'tidings.relay_pid()', 'tidings.position()', 'tidings.locate(text)',
         'tidings.segments(text, integer)', 'tidings.changes(text, text[], integer)',
-        'tidings.report(text, text[], integer[], interval)'
+        'tidings.report(text, text[], integer[], interval)', 'tidings.rules_for(text[])',
+        'tidings.check_subscription(jsonb, text[])', 'tidings.authorize(jsonb, text[])'
     ]::regprocedure[] LOOP
         EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s', function, role);
     END LOOP;

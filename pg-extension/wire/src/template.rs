@@ -72,6 +72,32 @@ impl Template {
         &self.pieces
     }
 
+    /// Takes `text` apart: the values of the holes, in order, or None if it does not have the form. A hole holds at
+    /// least one character and ends where the text behind it occurs next; the last hole takes what is left.
+    pub fn matches<'t>(&self, text: &'t str) -> Option<Vec<&'t str>> {
+        let (pieces, mut rest) = match self.pieces.split_last() {
+            Some((Piece::Text(suffix), before)) if !before.is_empty() => (before, text.strip_suffix(suffix.as_str())?),
+            _ => (&self.pieces[..], text),
+        };
+        let mut values = Vec::new();
+        for (i, piece) in pieces.iter().enumerate() {
+            if let Piece::Text(literal) = piece {
+                rest = rest.strip_prefix(literal.as_str())?;
+                continue;
+            }
+            let first = rest.chars().next()?.len_utf8();
+            let end = match pieces.get(i + 1) {
+                None => rest.len(),
+                Some(Piece::Hole(_)) => first,
+                Some(Piece::Text(literal)) => first + rest[first..].find(literal.as_str())?,
+            };
+            let (value, after) = rest.split_at(end);
+            values.push(value);
+            rest = after;
+        }
+        rest.is_empty().then_some(values)
+    }
+
     /// The names of the holes, in order.
     pub fn holes(&self) -> impl Iterator<Item = &str> {
         self.pieces.iter().filter_map(|piece| match piece {
@@ -117,7 +143,37 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_topic_is_taken_apart() {
+        let matches = |template: &str, topic: &'static str| Template::parse(template).unwrap().matches(topic);
+        assert_eq!(matches("news", "news"), Some(vec![]));
+        assert_eq!(matches("news", "newsx"), None);
+        assert_eq!(matches("boards_{id}", "boards_5"), Some(vec!["5"]));
+        assert_eq!(matches("boards_{id}", "boards_"), None);
+        assert_eq!(matches("boards_{id}", "xboards_5"), None);
+        assert_eq!(matches("{a}_{b}", "x_y_z"), Some(vec!["x", "y_z"]));
+        assert_eq!(matches("{a}_{b}", "__z"), Some(vec!["_", "z"]));
+        assert_eq!(matches("{a}.html", "a.html.html"), Some(vec!["a.html"]));
+        assert_eq!(matches("ab{x}ba", "aba"), None);
+        assert_eq!(matches("{a}{b}", "üx"), Some(vec!["ü", "x"]));
+        assert_eq!(matches("{a}{b}", "ü"), None);
+    }
+
     proptest! {
+        #[test]
+        fn what_matches_is_what_was_put_in(a in "[a-c]{1,5}", b in "\\PC{1,5}") {
+            let template = Template::parse("x_{a}-{b}_y").unwrap();
+            let topic = format!("x_{a}-{b}_y");
+            prop_assert_eq!(template.matches(&topic), Some(vec![a.as_str(), b.as_str()]));
+        }
+
+        #[test]
+        fn no_topic_breaks_the_matcher(template in "[{}ab]{0,12}", topic in "[abü]{0,12}") {
+            if let Ok(template) = Template::parse(&template) && let Some(values) = template.matches(&topic) {
+                prop_assert_eq!(values.len(), template.holes().count());
+            }
+        }
+
         #[test]
         fn no_text_breaks_the_parser(text in "[{}a-zü]{0,20}") {
             if let Ok(template) = Template::parse(&text) {

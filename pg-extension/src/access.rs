@@ -1,0 +1,40 @@
+//! Topic templates as subscription rules use them. The rules themselves are SQL: `sql/extension/60_access.sql`.
+
+use pgrx::prelude::*;
+use tidings_wire::template::{Piece, Template};
+
+use crate::errors;
+
+/// `tidings.match_topic(template, topic)`: the values of the holes, in order, or NULL.
+#[pg_extern]
+fn match_topic(template: &str, topic: &str) -> Option<Vec<String>> {
+    let values = parse(template).matches(topic)?.into_iter().map(str::to_owned).collect();
+    Some(values)
+}
+
+/// `tidings.bind_holes(template, query)`: the query with `{hole}` replaced by the element of the array `$1` that holds its
+/// value. No text of a topic ever becomes part of a query.
+#[pg_extern]
+fn bind_holes(template: &str, query: &str) -> String {
+    let (template, query) = (parse(template), parse(query));
+    let bind = |piece: &Piece| match piece {
+        Piece::Text(text) => text.clone(),
+        Piece::Hole(name) => match template.holes().position(|hole| hole == name) {
+            Some(index) => format!("($1[{}])", index + 1),
+            None => refuse(&format!("the query uses {{{name}}}, which the topic does not have")),
+        },
+    };
+    query.pieces().iter().map(bind).collect()
+}
+
+fn parse(text: &str) -> Template {
+    Template::parse(text).unwrap_or_else(|error| refuse(&format!("bad rule \"{text}\": {error}")))
+}
+
+fn refuse(message: &str) -> ! {
+    errors::raise(
+        PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+        message,
+        "A rule is a topic such as boards_{id} and a query such as SELECT FROM boards WHERE id = {id}::bigint; {{ and }} are literal braces.",
+    )
+}
