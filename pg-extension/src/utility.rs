@@ -1,5 +1,5 @@
-//! The statements that concern a relay, seen as they pass: COMMIT PREPARED, CREATE and DROP EXTENSION, and those that
-//! want a database for themselves.
+//! The statements that concern us, seen as they pass: COMMIT PREPARED, DROP EXTENSION, those that want a database for
+//! themselves, and those that may take a column away from a watch.
 
 use std::ffi::{CStr, c_char};
 use std::sync::atomic::Ordering::SeqCst;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use pgrx::prelude::*;
 
 use crate::relay::wait;
-use crate::{buffer, foreign, shared};
+use crate::{buffer, foreign, shared, watch};
 
 /// How long a statement that wants a database for itself waits for the relay to leave it.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -60,8 +60,10 @@ unsafe extern "C-unwind" fn before(node: *mut pg_sys::Node) -> Kind {
     }
 }
 
-fn after(kind: Kind) {
+#[pg_guard]
+extern "C-unwind" fn after(kind: Kind) {
     match kind {
+        Kind::Altered(relation) => watch::check_altered(relation),
         Kind::CommitPrepared => {
             if let Some(db) = shared::my_database() {
                 db.announce();
@@ -76,6 +78,8 @@ fn after(kind: Kind) {
 /// What is to be done after a statement.
 #[repr(C)]
 enum Kind {
+    /// The columns of this table may be other ones now.
+    Altered(pg_sys::Oid),
     CommitPrepared,
     DropExtension,
     CreateDatabase,
@@ -100,10 +104,33 @@ impl Kind {
                 {
                     Self::DropExtension
                 }
+                pg_sys::NodeTag::T_AlterTableStmt => Self::altered((*node.cast::<pg_sys::AlterTableStmt>()).relation),
+                pg_sys::NodeTag::T_RenameStmt
+                    if (*node.cast::<pg_sys::RenameStmt>()).renameType == pg_sys::ObjectType::OBJECT_COLUMN =>
+                {
+                    Self::altered((*node.cast::<pg_sys::RenameStmt>()).relation)
+                }
                 pg_sys::NodeTag::T_CreatedbStmt => Self::CreateDatabase,
                 _ => Self::Other,
             }
         }
+    }
+}
+
+impl Kind {
+    /// # Safety
+    /// `name` names a relation, or is null.
+    unsafe fn altered(name: *mut pg_sys::RangeVar) -> Self {
+        if name.is_null() {
+            return Self::Other;
+        }
+        let (no_lock, no_callback) = (pg_sys::NoLock as i32, std::ptr::null_mut());
+        // SAFETY: as the caller promises; a look-up that takes no lock. The statement will take one on what it finds.
+        let relation = unsafe {
+            let missing_ok = pg_sys::RVROption::RVR_MISSING_OK;
+            pg_sys::RangeVarGetRelidExtended(name, no_lock, missing_ok, None, no_callback)
+        };
+        if relation == pg_sys::InvalidOid { Self::Other } else { Self::Altered(relation) }
     }
 }
 

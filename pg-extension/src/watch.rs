@@ -99,7 +99,9 @@ impl WatchError {
                 "A topic is 1 to 255 bytes; {column} stands for a column's value, {{ and }} for braces."
             }
             Self::Event(..) => "An event name is 1 to 255 bytes without control characters.",
-            Self::Column(_) => "Drop the watch or name the column as it is called now.",
+            Self::Column(_) => {
+                "Name a column that the table has. To rename or drop one that a watch names, end the watch first and watch anew."
+            }
             Self::ColumnsAndExclude => "Name the columns to capture, or those to leave out.",
             Self::NoColumns => "Capture at least one column.",
             Self::Payload(_) => "Give a JSON value; strings such as \"$column\" stand for values of the row.",
@@ -154,17 +156,48 @@ pub fn of(data: &pg_sys::TriggerData) -> Rc<Watch> {
 /// `tidings.check_watch(relation, name)`: compiles the triggers of a watch only to see whether it can be done.
 #[pg_extern]
 fn check_watch(relation: pg_sys::Oid, name: &str) {
-    // SAFETY: AccessShareLock keeps the relation's descriptor, and so its triggers, as they are until the end.
+    let names = [format!("tidings_{name}"), format!("tidings_{name}_truncate")];
+    check(relation, |trigger| {
+        // SAFETY: a trigger's name is a C string.
+        let own_name = unsafe { CStr::from_ptr(trigger.tgname) }.to_bytes();
+        names.iter().any(|name| name.as_bytes() == own_name)
+    });
+}
+
+/// Compiles the watches of a table that was altered, and of those that inherit from it, and raises an error if one can no
+/// longer do its work: it is better that the ALTER fails than every write after it.
+pub fn check_altered(relation: pg_sys::Oid) {
+    // SAFETY: inside a transaction; what the ALTER did becomes visible to this one.
+    unsafe { pg_sys::CommandCounterIncrement() };
+    let watched = Spi::connect(|client| {
+        let rows = client.select(
+            "WITH RECURSIVE tree AS (
+                 SELECT $1 AS relation
+                 UNION SELECT i.inhrelid FROM tree, pg_catalog.pg_inherits i WHERE i.inhparent = tree.relation)
+             SELECT DISTINCT t.tgrelid, t.tgfoid FROM tree, pg_catalog.pg_trigger t
+             WHERE t.tgrelid = tree.relation AND t.tgparentid = 0
+               AND t.tgfoid = pg_catalog.to_regprocedure('tidings.capture()')",
+            None,
+            &[relation.into()],
+        )?;
+        rows.map(|row| Ok((row.get(1)?, row.get(2)?))).collect::<spi::Result<Vec<_>>>()
+    });
+    for row in watched.unwrap_or_else(|error| error!("cannot look for watches: {error}")) {
+        if let (Some(relation), Some(capture)) = row {
+            check(relation, |trigger| trigger.tgfoid == capture);
+        }
+    }
+}
+
+/// Compiles those triggers of a table, and raises what is wrong with them.
+fn check(relation: pg_sys::Oid, which: impl Fn(&pg_sys::Trigger) -> bool) {
+    // SAFETY: the lock keeps the relation's descriptor, and so its triggers, as they are until the end.
     let relation = unsafe { pgrx::PgRelation::with_lock(relation, pg_sys::AccessShareLock as i32) };
-    // SAFETY: the descriptor holds `numtriggers` triggers, whose names are C strings.
+    // SAFETY: the descriptor holds `numtriggers` triggers.
     let triggers = unsafe { relation.trigdesc.as_ref() }.map_or(&[][..], |descriptor| unsafe {
         std::slice::from_raw_parts(descriptor.triggers.cast_const(), descriptor.numtriggers.unsigned_abs() as usize)
     });
-    let names = [format!("tidings_{name}"), format!("tidings_{name}_truncate")];
-    // SAFETY: as above.
-    let of_watch =
-        |t: &&pg_sys::Trigger| names.iter().any(|n| unsafe { CStr::from_ptr(t.tgname) }.to_bytes() == n.as_bytes());
-    for trigger in triggers.iter().filter(of_watch) {
+    for trigger in triggers.iter().filter(|trigger| which(trigger)) {
         // SAFETY: the relation is open and locked.
         if let Err(error) = unsafe { compile(trigger, relation.as_ptr()) } {
             error.raise();
