@@ -120,7 +120,8 @@ pub enum Pulse {
 impl Subscriber {
     /// A subscriber that may have `limit` bytes waiting.
     pub fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self { limit, state: Mutex::default() })
+        // It has had no interval yet to take anything.
+        Arc::new(Self { limit, state: Mutex::new(State { moving: true, ..State::default() }) })
     }
 
     /// Queues a frame. One that doesn't fit ends the stream: the client comes back with the last id it got.
@@ -425,6 +426,15 @@ mod tests {
         assert_eq!(subscriber.beat(&plain, &at), Pulse::Stalled);
         assert_eq!(subscriber.beat(&plain, &at), Pulse::Ended);
         assert_eq!(subscriber.ended(), Some(End::Stalled));
+    }
+
+    #[test]
+    fn a_stream_that_has_just_begun_is_not_stalled() {
+        let (plain, at) = (frame("plain"), frame("at"));
+        let subscriber = Subscriber::new(100);
+        subscriber.push(frame("hello"));
+        assert_eq!(subscriber.beat(&plain, &at), Pulse::Alive);
+        assert_eq!(subscriber.beat(&plain, &at), Pulse::Stalled);
     }
 
     #[test]

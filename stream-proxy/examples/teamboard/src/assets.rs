@@ -1,0 +1,53 @@
+//! The page's files, as they stand in `page/`: there is no build step.
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use hyper::{Response, StatusCode};
+
+macro_rules! files {
+    ($($name:literal: $kind:literal),* $(,)?) => {
+        &[$((concat!("/page/", $name), $kind, include_bytes!(concat!("../page/", $name)) as &[u8])),*]
+    };
+}
+
+/// Path, type and content.
+const FILES: &[(&str, &str, &[u8])] = files! {
+    "teamboard.css": "text/css; charset=utf-8",
+    "icon.svg": "image/svg+xml",
+    "main.js": "text/javascript; charset=utf-8",
+    "api.js": "text/javascript; charset=utf-8",
+    "stream.js": "text/javascript; charset=utf-8",
+    "notes.js": "text/javascript; charset=utf-8",
+    "board.js": "text/javascript; charset=utf-8",
+    "note.js": "text/javascript; charset=utf-8",
+    "home.js": "text/javascript; charset=utf-8",
+    "people.js": "text/javascript; charset=utf-8",
+    "dom.js": "text/javascript; charset=utf-8",
+};
+
+const PAGE: &[u8] = include_bytes!("../page/index.html");
+
+/// Answers a request for a file, or with the page: it knows its own paths.
+pub fn answer(path: &str, events_url: &str) -> Response<Full<Bytes>> {
+    let (kind, content) = match FILES.iter().find(|(name, ..)| *name == path) {
+        Some((_, kind, content)) => (*kind, *content),
+        None if path == "/" || path.starts_with("/boards/") => ("text/html; charset=utf-8", PAGE),
+        None => {
+            let mut response = Response::new(Full::from("There is nothing here.\n"));
+            *response.status_mut() = StatusCode::NOT_FOUND;
+            return response;
+        }
+    };
+    let mut response = Response::new(Full::from(content));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    // Whatever a note says, it can run and load nothing.
+    let policy = format!("default-src 'self'; connect-src 'self' {events_url}; base-uri 'none'; frame-ancestors 'none'");
+    if let Ok(policy) = HeaderValue::from_str(&policy) {
+        headers.insert(CONTENT_SECURITY_POLICY, policy);
+    }
+    response
+}
