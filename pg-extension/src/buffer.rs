@@ -200,7 +200,7 @@ fn write_all() {
     let (bytes, runs) =
         BUFFER.with_borrow_mut(|buffer| (std::mem::take(&mut buffer.bytes), std::mem::take(&mut buffer.runs)));
     if !runs.is_empty() {
-        // SAFETY: inside a transaction that is still in progress; no snapshot is active any more, and SPI wants one.
+        // SAFETY: inside a transaction that is still in progress; no snapshot is active any more, and a large value wants one.
         unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot()) };
         write(&bytes, &runs);
         // SAFETY: the snapshot pushed above.

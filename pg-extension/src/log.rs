@@ -1,15 +1,15 @@
 //! One segment into `tidings.log`, whoever the writer is.
+//!
+//! The row goes into its partition and the index by the calls that Postgres makes for its own catalogs: no plan, no
+//! executor, no look at the writer's rights or at `default_transaction_read_only`. TimescaleDB writes its tables likewise.
 
-use std::cell::RefCell;
-use std::ffi::CString;
 use std::sync::atomic::Ordering::Relaxed;
 
 use pgrx::prelude::*;
-use pgrx::spi::OwnedPreparedStatement;
 use tidings_wire::segment;
 
+use crate::errors;
 use crate::shared::{self, SLOTS};
-use crate::tick::xid8;
 
 /// A run of events that goes into one row.
 pub struct Segment<'a> {
@@ -21,101 +21,110 @@ pub struct Segment<'a> {
     pub bytes: &'a [u8],
 }
 
-thread_local! {
-    static INSERT: RefCell<[Option<OwnedPreparedStatement>; SLOTS]> = const { RefCell::new([const { None }; SLOTS]) };
-}
-
-/// Writes one segment with the rights of the extension's owner.
+/// Writes one segment.
 ///
 /// Raises what any write may raise (disk full, out of memory); the transaction is then aborted like by any other write.
 /// Does nothing if the extension was dropped in this transaction: with it went the watches.
 pub fn write(segment: &Segment<'_>) {
     let slot = shared::my_database().map_or(0, |db| db.slot.load(Relaxed)) as usize % SLOTS;
-    let Some(owner) = owner() else { return };
-    let _owner = AsOwner::switch(owner);
-    let mut data = Vec::with_capacity(segment.bytes.len() + 1);
-    data.push(segment::VERSION);
-    data.extend_from_slice(segment.bytes);
-    // SAFETY: called inside a transaction that may write; it gets its id here at the latest.
-    let xid = unsafe { pg_sys::GetTopFullTransactionId() }.value;
-
-    Spi::connect_mut(|client| {
-        let plan = INSERT.with_borrow_mut(|plans| plans[slot].take());
-        let plan = match plan {
-            Some(plan) => plan,
-            None => {
-                let sql = format!(
-                    "INSERT INTO tidings.log_{slot} (slot, xid, stamp, ordinal, events, data) VALUES ({slot}, $1, $2, $3, $4, $5)"
-                );
-                let types = [pg_sys::XID8OID, pg_sys::INT8OID, pg_sys::INT8OID, pg_sys::INT4OID, pg_sys::BYTEAOID];
-                client.prepare_mut(sql.as_str(), &types.map(PgOid::from))?.keep()
-            }
-        };
-        // The stamp is taken last, so that it is later than anything this transaction waited for.
-        let args = [
-            xid8(xid),
-            (shared::next_stamp() as i64).into(),
-            segment.ordinal.into(),
-            segment.events.into(),
-            data.into(),
-        ];
-        client.update(&plan, None, &args)?;
-        INSERT.with_borrow_mut(|plans| plans[slot] = Some(plan));
-        Ok::<_, spi::Error>(())
-    })
-    .unwrap_or_else(|error| error!("cannot write to tidings.log: {error}"));
-}
-
-/// Who owns the log, or None if it is not there.
-fn owner() -> Option<pg_sys::Oid> {
-    let name = CString::from(c"log");
-    // SAFETY: plain look-ups in the system caches, inside a transaction; the tuple is released before its cache entry.
+    let Some(partition) = partition(slot) else { return };
+    let _patience = NoLockTimeout::new();
+    // SAFETY: inside a transaction that may write; the values are of the types of the table's columns, in their order
+    // (sql/extension/10_log.sql), and none is NULL. The lock is kept until the end of the transaction.
     unsafe {
+        let relation = pg_sys::table_open(partition, pg_sys::RowExclusiveLock as i32);
+        let xid = pg_sys::GetTopFullTransactionId().value;
+        // The stamp is later than anything this transaction has waited for.
+        let mut values = [
+            pg_sys::Datum::from(slot as i16),
+            pg_sys::Datum::from(xid),
+            pg_sys::Datum::from(shared::next_stamp()),
+            pg_sys::Datum::from(segment.ordinal),
+            pg_sys::Datum::from(segment.events),
+            bytea(segment.bytes),
+        ];
+        let mut nulls = [false; 6];
+        let tuple = pg_sys::heap_form_tuple((*relation).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
+        insert(relation, tuple);
+        pg_sys::heap_freetuple(tuple);
+        pg_sys::pfree(values[5].cast_mut_ptr());
+        pg_sys::table_close(relation, pg_sys::NoLock as i32);
+    }
+}
+
+/// Inserts a row and its index entries.
+///
+/// # Safety
+/// The relation is open and locked, and the tuple is one of its form.
+unsafe fn insert(relation: pg_sys::Relation, tuple: pg_sys::HeapTuple) {
+    // SAFETY: as the caller promises; the arrays of the index state have `ri_NumIndices` elements, and the two are kept in
+    // step. All of them are there again when it is closed.
+    unsafe {
+        let indexes = pg_sys::CatalogOpenIndexes(relation);
+        let all = (*indexes).ri_NumIndices;
+        let mut ready = 0;
+        for i in 0..all as usize {
+            let info = &**(*indexes).ri_IndexRelationInfo.add(i);
+            if !info.ii_Expressions.is_null() || !info.ii_Predicate.is_null() {
+                errors::raise(
+                    PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                    "tidings.log has an index with an expression or a predicate",
+                    "Drop the index: the log has all it needs.",
+                );
+            }
+            // One that REINDEX CONCURRENTLY has only begun takes no entries; catalogs have no such indexes.
+            if info.ii_ReadyForInserts {
+                std::ptr::swap((*indexes).ri_IndexRelationInfo.add(i), (*indexes).ri_IndexRelationInfo.add(ready));
+                std::ptr::swap((*indexes).ri_IndexRelationDescs.add(i), (*indexes).ri_IndexRelationDescs.add(ready));
+                ready += 1;
+            }
+        }
+        (*indexes).ri_NumIndices = ready as i32;
+        pg_sys::CatalogTupleInsertWithInfo(relation, tuple, indexes);
+        (*indexes).ri_NumIndices = all;
+        pg_sys::CatalogCloseIndexes(indexes);
+    }
+}
+
+/// The partition of this slot, or None if it is not there.
+fn partition(slot: usize) -> Option<pg_sys::Oid> {
+    const NAMES: [&std::ffi::CStr; SLOTS] = [c"log_0", c"log_1", c"log_2", c"log_3"];
+    // SAFETY: look-ups in the system caches, inside a transaction.
+    let partition = unsafe {
         let namespace = pg_sys::get_namespace_oid(c"tidings".as_ptr(), true);
-        let relation = pg_sys::get_relname_relid(name.as_ptr(), namespace);
-        let tuple = pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::RELOID as i32, relation.into());
-        if tuple.is_null() {
-            return None;
-        }
-        let class = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_class>();
-        let owner = (*class).relowner;
-        pg_sys::ReleaseSysCache(tuple);
-        Some(owner)
+        pg_sys::get_relname_relid(NAMES[slot].as_ptr(), namespace)
+    };
+    (partition != pg_sys::InvalidOid).then_some(partition)
+}
+
+/// The bytes of a segment as a `bytea`, with the version in front.
+fn bytea(bytes: &[u8]) -> pg_sys::Datum {
+    let size = pg_sys::VARHDRSZ + 1 + bytes.len();
+    // SAFETY: `size` bytes are allocated, and exactly those are written.
+    unsafe {
+        let varlena = pg_sys::palloc(size).cast::<pg_sys::varlena>();
+        pgrx::set_varsize_4b(varlena, size as i32);
+        let data = pgrx::vardata_4b(varlena).cast::<u8>().cast_mut();
+        data.write(segment::VERSION);
+        data.add(1).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+        pg_sys::Datum::from(varlena)
     }
 }
 
-/// The session as the extension's owner sees it, until dropped: its rights, a transaction that may write and no
-/// lock timeout, for the only lock in the way is the relay's, held while it truncates an old partition.
-struct AsOwner {
-    user: pg_sys::Oid,
-    context: i32,
-    read_only: bool,
-    lock_timeout: i32,
-}
+/// The session without a lock timeout, until dropped: the only lock in the way is the relay's, for the moment in which it
+/// empties an old partition, and that is no reason to fail a user's transaction.
+struct NoLockTimeout(i32);
 
-impl AsOwner {
-    fn switch(owner: pg_sys::Oid) -> Self {
-        let mut before = Self { user: pg_sys::InvalidOid, context: 0, read_only: false, lock_timeout: 0 };
-        // SAFETY: plain variables of this backend; `drop` puts them back, also when an error unwinds.
-        unsafe {
-            pg_sys::GetUserIdAndSecContext(&mut before.user, &mut before.context);
-            before.read_only = pg_sys::XactReadOnly;
-            before.lock_timeout = pg_sys::LockTimeout;
-            pg_sys::SetUserIdAndSecContext(owner, before.context | pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32);
-            pg_sys::XactReadOnly = false;
-            pg_sys::LockTimeout = 0;
-        }
-        before
+impl NoLockTimeout {
+    fn new() -> Self {
+        // SAFETY: a plain variable of this backend; `drop` puts it back, also when an error unwinds.
+        Self(unsafe { std::mem::replace(&mut *(&raw mut pg_sys::LockTimeout), 0) })
     }
 }
 
-impl Drop for AsOwner {
+impl Drop for NoLockTimeout {
     fn drop(&mut self) {
-        // SAFETY: as in `switch`.
-        unsafe {
-            pg_sys::SetUserIdAndSecContext(self.user, self.context);
-            pg_sys::XactReadOnly = self.read_only;
-            pg_sys::LockTimeout = self.lock_timeout;
-        }
+        // SAFETY: as in `new`.
+        unsafe { pg_sys::LockTimeout = self.0 }
     }
 }
