@@ -1,0 +1,263 @@
+// A board: its notes, its people, and its stream.
+
+import { api } from "./api.js";
+import { announce, el, icon, toast } from "./dom.js";
+import { COLOURS, HEIGHT, NoteView, WIDTH } from "./note.js";
+import { Notes } from "./notes.js";
+import { face, membersDialog } from "./people.js";
+import { openStream } from "./stream.js";
+
+/** How often we look who is here, in milliseconds. */
+const LOOK_AROUND = 2_000;
+
+/** The free space around the notes, in pixels. */
+const MARGIN = 240;
+
+const STATES = {
+  connecting: "Connecting…",
+  live: "Live",
+  waiting: "Reconnecting…",
+  offline: "Offline",
+};
+
+/** Shows a board. `leave(message)` is called when the person may not see it any more. */
+export async function boardView(id, { me, people, events, navigate, leave }) {
+  let { board, members, notes: records, position } = await api("GET", `boards/${id}`);
+  let here = new Set([me.id]);
+  let stream = null;
+  let closed = false;
+  const views = new Map();
+  const person = (personId) => people.find((known) => known.id === personId);
+
+  // The page.
+  const heading = el("h1", { class: "hidden" }, board.title);
+  const title = el("input", { class: "board-title", value: board.title, maxLength: 80, "aria-label": "Title of the board", onchange: rename });
+  title.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") title.value = board.title;
+    if (event.key === "Enter" || event.key === "Escape") title.blur();
+  });
+  const state = el("p", { class: "state", role: "status" });
+  const faces = el("span", { class: "faces", role: "img" });
+  const dialog = membersDialog({ get board() { return board; }, me, people, members: () => members, here: () => here });
+  const membersButton = el("button", { class: "button quiet", "aria-haspopup": "dialog", onclick: () => { dialog.render(); dialog.dialog.showModal(); } },
+    faces, icon("people"), el("span", { class: "wide" }, "Members"));
+  const removeButton = el("button", { class: "button quiet danger", "aria-label": "Delete board", onclick: removeBoard }, icon("bin"), el("span", { class: "wide" }, "Delete board"));
+  const surface = el("div", { class: "surface" });
+  const viewport = el("main", { class: "viewport", tabIndex: 0, "aria-label": "Notes" }, surface);
+  const addButton = el("button", { class: "button add", onclick: () => addNote() }, icon("plus"), "New note", el("kbd", { class: "wide" }, "N"));
+  const root = el("div", { class: "board" },
+    el("header", { class: "bar" },
+      el("a", { class: "icon-button", href: "/", "aria-label": "All boards", onclick: navigate }, icon("back")),
+      heading, title, state,
+      el("div", { class: "bar-end" }, membersButton, me.id === board.owner_id ? removeButton : null)),
+    viewport, addButton, dialog.dialog);
+
+  surface.addEventListener("dblclick", (event) => {
+    if (event.target !== surface) return;
+    addNote({ x: Math.max(0, Math.round(event.offsetX - WIDTH / 2)), y: Math.max(0, Math.round(event.offsetY - 30)) });
+  });
+  const shortcut = (event) => {
+    const typing = event.target.closest("input, textarea, select, dialog");
+    if (event.key.toLowerCase() !== "n" || typing || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    addNote();
+  };
+  addEventListener("keydown", shortcut);
+
+  // The notes.
+  const notes = new Notes(id, {
+    changed(noteId, note, by) {
+      const other = by !== null && by !== me.id ? person(by) : null;
+      const shown = views.get(noteId);
+      if (!note) {
+        if (shown?.element.contains(document.activeElement)) viewport.focus({ preventScroll: true });
+        shown?.element.remove();
+        views.delete(noteId);
+      } else if (shown) {
+        shown.update(note, other);
+      } else {
+        const act = { edit: (patch) => notes.edit(noteId, patch), remove: () => removeNote(noteId) };
+        const created = new NoteView(note, act, describe);
+        views.set(noteId, created);
+        surface.append(created.element);
+        if (other) {
+          created.update(note, other);
+          announce(`${other.name} added a note`);
+        }
+      }
+      grow();
+    },
+    failed: (error) => toast(error.message),
+  });
+
+  function describe(note) {
+    return `${note.body || "Empty note"}, ${note.colour}`;
+  }
+
+  function grow() {
+    let [width, height] = [0, 0];
+    for (const { note } of views.values()) {
+      width = Math.max(width, note.x + WIDTH + MARGIN);
+      height = Math.max(height, note.y + HEIGHT + MARGIN);
+    }
+    surface.style.minWidth = `${width}px`;
+    surface.style.minHeight = `${height}px`;
+  }
+
+  function addNote(place = freePlace()) {
+    const colour = COLOURS[notes.all().length % COLOURS.length];
+    const noteId = notes.add({ ...place, colour });
+    const added = views.get(noteId);
+    added.element.scrollIntoView({ block: "nearest", inline: "nearest" });
+    added.startEditing();
+  }
+
+  // The first place in sight where a note covers no other, else somewhere in the middle.
+  function freePlace() {
+    const taken = notes.all();
+    const free = (x, y) => taken.every((note) => Math.abs(note.x - x) > WIDTH || Math.abs(note.y - y) > HEIGHT);
+    const { scrollLeft, scrollTop, clientWidth, clientHeight } = viewport;
+    for (let y = scrollTop + 24; y + HEIGHT < scrollTop + clientHeight; y += 24) {
+      for (let x = scrollLeft + 24; x + WIDTH < scrollLeft + clientWidth; x += 24) {
+        if (free(x, y)) return { x: Math.round(x), y: Math.round(y) };
+      }
+    }
+    return { x: Math.round(scrollLeft + clientWidth / 3 + Math.random() * 60), y: Math.round(scrollTop + clientHeight / 3 + Math.random() * 60) };
+  }
+
+  function removeNote(noteId) {
+    const was = notes.remove(noteId);
+    if (!was) return;
+    const { body, colour, x, y } = was;
+    toast("Note deleted", { label: "Undo", run: () => views.get(notes.add({ body, colour, x, y }))?.element.focus() });
+  }
+
+  // The board itself and its people.
+  async function rename() {
+    const value = title.value.trim();
+    if (value === "" || value === board.title) return void (title.value = board.title);
+    try {
+      showBoard(await api("PATCH", `boards/${id}`, { title: value }));
+    } catch (error) {
+      title.value = board.title;
+      toast(error.message);
+    }
+  }
+
+  async function removeBoard() {
+    if (!confirm(`Delete “${board.title}” and all its notes?`)) return;
+    try {
+      await api("DELETE", `boards/${id}`);
+      leave(`“${board.title}” is deleted.`);
+    } catch (error) {
+      toast(error.message);
+    }
+  }
+
+  function showBoard(changed) {
+    board = changed;
+    heading.textContent = board.title;
+    if (title !== document.activeElement) title.value = board.title;
+    document.title = `${board.title} · Teamboard`;
+  }
+
+  function showPeople() {
+    const away = members.filter((member) => !here.has(member.id));
+    const present = members.filter((member) => here.has(member.id));
+    faces.replaceChildren(...[...present, ...away].map((member) => face(member, { here: here.has(member.id) })));
+    faces.setAttribute("aria-label", `Here now: ${present.map((member) => member.name).join(", ")}`);
+    if (dialog.dialog.open) dialog.render();
+  }
+
+  async function lookAround() {
+    if (document.hidden) return;
+    try {
+      here = new Set([...(await api("GET", `boards/${id}/present`)), me.id]);
+      if (!closed) showPeople();
+    } catch (error) {
+      if (error.status === 404) lost();
+    }
+  }
+  const looking = setInterval(lookAround, LOOK_AROUND);
+  document.addEventListener("visibilitychange", lookAround);
+
+  function lost() {
+    if (!closed) leave(`“${board.title}” is gone, or you are no longer a member.`);
+  }
+
+  // The stream.
+  const handlers = {
+    // A note comes with all it is: nothing to fetch.
+    note: (event) => notes.receive(event),
+    // The article's wire: it says what changed, and we fetch that. For notes the line above is quicker.
+    async changed({ change }) {
+      if (change.board === undefined) return;
+      const fresh = await api("GET", `boards/${change.board}`).catch((error) => error);
+      if (fresh.status === 404) lost();
+      else if (fresh.board && !closed) showBoard(fresh.board);
+    },
+    member({ type, person: personId }) {
+      if (type === "DELETE" && personId === me.id) return lost();
+      const others = members.filter((member) => member.id !== personId);
+      members = type === "DELETE" ? others : [...others, person(personId)].sort((a, b) => a.name.localeCompare(b.name));
+      showPeople();
+    },
+  };
+
+  function listen() {
+    stream = openStream({
+      base: events,
+      path: `/api/boards/${id}/events`,
+      topics: [`here_${id}_${me.id}`],
+      position,
+      handlers,
+      onState(name) {
+        state.className = `state ${name}`;
+        state.textContent = STATES[name];
+      },
+      onReset: reload,
+      async onRefused() {
+        try {
+          await api("GET", `boards/${id}/present`);
+          return true;
+        } catch (error) {
+          if (error.status === 404) lost();
+          return error.status !== 404 && error.status !== 401;
+        }
+      },
+    });
+  }
+
+  // What we missed can't be told any more: read the board as it is, and go on from there.
+  async function reload() {
+    try {
+      const fresh = await api("GET", `boards/${id}`);
+      if (closed) return;
+      ({ members, position } = fresh);
+      showBoard(fresh.board);
+      notes.load(fresh.notes);
+      showPeople();
+      listen();
+    } catch (error) {
+      if (error.status === 404) lost();
+      else if (!closed) setTimeout(reload, LOOK_AROUND);
+    }
+  }
+
+  showBoard(board);
+  notes.load(records);
+  showPeople();
+  listen();
+  lookAround();
+  return {
+    root,
+    close() {
+      closed = true;
+      stream?.close();
+      notes.close();
+      clearInterval(looking);
+      removeEventListener("keydown", shortcut);
+      document.removeEventListener("visibilitychange", lookAround);
+    },
+  };
+}
