@@ -123,7 +123,7 @@ mod tests {
         let cx = Context::from_waker(Waker::noop());
         let Poll::Ready(Some(frames)) = subscriber.poll_frames(&cx, 0) else { return String::new() };
         let text: String = frames.iter().map(|f| String::from_utf8_lossy(f.bytes()).into_owned()).collect();
-        assert!(subscriber.poll_blocked(&cx, text.len()).is_pending());
+        let _ = subscriber.poll_blocked(&cx, text.len());
         text
     }
 
@@ -185,12 +185,12 @@ mod tests {
         wheel.add(stream.clone());
         let run = wheel.run(&hub, &metrics, Duration::from_secs(20), || Duration::ZERO);
         tokio::pin!(run);
-        for _ in 0..7 {
-            assert!(stream.ended().is_none());
+        let begun = Instant::now();
+        while stream.ended().is_none() {
             assert!(tokio::time::timeout(Duration::from_secs(10), &mut run).await.is_err());
             take(&stream);
         }
-        let _ = tokio::time::timeout(Duration::from_secs(51), run).await;
+        assert!((75..=130).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
         assert_eq!((stream.ended(), metrics.aged.get()), (Some(End::Finished), 1));
     }
 }
