@@ -251,14 +251,16 @@ INSERT INTO boards (id, title, owner_id) VALUES (5, 'Spring launch', 1), (6, 'Re
 INSERT INTO board_members (board_id, person_id) VALUES (5, 2), (5, 5), (6, 1);
 
 INSERT INTO board_items (board_id, body, colour, x, y, changed_by) VALUES
-    (5, 'Landing page: first draft', 'yellow', 24, 24, 1),
-    (5, 'Ask Dev about the price table', 'pink', 204, 40, 2),
+    (5, 'Landing page: first draft', 'yellow', 16, 24, 1),
+    (5, 'Ask Dev about the price table', 'pink', 200, 40, 2),
     (5, 'Photos from the workshop', 'blue', 400, 24, 2),
-    (5, 'Newsletter goes out on Tuesday', 'green', 40, 196, 1),
-    (5, 'Who writes the changelog?', 'violet', 228, 212, 5),
-    (5, 'Cake', 'yellow', 430, 200, 5),
-    (6, 'Next: “The Left Hand of Darkness”', 'green', 24, 24, 2),
-    (6, 'Thursday, 7 pm, at Ben''s', 'grey', 210, 60, 1);
+    (5, 'Newsletter goes out on Tuesday', 'green', 24, 196, 1),
+    (5, 'Who writes the changelog?', 'violet', 208, 220, 5),
+    (5, 'Cake', 'yellow', 424, 200, 5),
+    (5, 'Talk at the meetup: ask for a slot in May', 'grey', 604, 64, 1),
+    (5, 'Stickers!', 'pink', 628, 236, 2),
+    (6, 'Next: “The Left Hand of Darkness”', 'green', 16, 24, 2),
+    (6, 'Thursday, 7 pm, at Ben''s', 'grey', 200, 60, 1);
 
 ALTER TABLE people ALTER COLUMN id RESTART WITH 100;
 ALTER TABLE boards ALTER COLUMN id RESTART WITH 100;

@@ -63,6 +63,7 @@ LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
+SET jit = off
 AS $$
     -- New are the transactions that had not started when the last tick was cut, and the stragglers that were running then.
     WITH segment AS (
@@ -141,6 +142,7 @@ LANGUAGE plpgsql VOLATILE STRICT SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
+SET jit = off
 AS $$
 DECLARE
     place   record;
@@ -184,12 +186,12 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
+SET jit = off
 AS $$
 DECLARE
     place   record;
     suffix  text;
     t       record;
-    segment record;
     divided boolean;
     got     integer;
     found_n integer := 0;
@@ -203,7 +205,6 @@ BEGIN
     END IF;
     SELECT * INTO place FROM tidings.parse_position(after) p;
     suffix := substring(after FROM ':.*');
-    <<ticks>>
     FOR t IN
         SELECT k.tick, k.previous, k.since, k.until FROM tidings.tick k
         WHERE k.tick > place.tick OR (k.tick = place.tick AND place.n < 4294967295)
@@ -211,20 +212,19 @@ BEGIN
     LOOP
         -- A snapshot divides the ticks up to the first one cut after it: its reader knows a part of their events.
         divided := coalesce(t.previous < place.stamp, false);
-        FOR segment IN SELECT s.* FROM tidings.tick_segments(t.since, t.until) s LOOP
-            CONTINUE WHEN t.tick = place.tick AND segment.first + segment.events <= place.n;
-            CONTINUE WHEN divided AND pg_visible_in_snapshot(segment.xid, place.snapshot::pg_snapshot);
-            RETURN QUERY
-                SELECT t.tick || '-' || (segment.first + d.n) || CASE WHEN divided THEN suffix ELSE '' END,
-                       d.topic, d.event, d.payload, to_timestamp(segment.stamp / 1000000.0)
-                FROM tidings.decode(segment.data, topics) d
-                WHERE t.tick > place.tick OR segment.first + d.n > place.n
-                ORDER BY d.n
-                LIMIT max_rows - found_n;
-            GET DIAGNOSTICS got = ROW_COUNT;
-            found_n := found_n + got;
-            EXIT ticks WHEN found_n >= max_rows;
-        END LOOP;
+        -- Segments come in order and are decoded one by one, only as far as rows are wanted: a sort would decode them all.
+        RETURN QUERY
+            SELECT t.tick || '-' || (s.first + d.n) || CASE WHEN divided THEN suffix ELSE '' END,
+                   d.topic, d.event, d.payload, to_timestamp(s.stamp / 1000000.0)
+            FROM tidings.tick_segments(t.since, t.until) s
+            CROSS JOIN LATERAL tidings.decode(s.data, topics) d
+            WHERE (t.tick > place.tick OR s.first + s.events > place.n)
+              AND NOT (divided AND pg_visible_in_snapshot(s.xid, place.snapshot::pg_snapshot))
+              AND (t.tick > place.tick OR s.first + d.n > place.n)
+            LIMIT max_rows - found_n;
+        GET DIAGNOSTICS got = ROW_COUNT;
+        found_n := found_n + got;
+        EXIT WHEN found_n >= max_rows;
     END LOOP;
     PERFORM tidings.check_retained(place.tick, place.n);
 END
