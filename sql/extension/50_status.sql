@@ -48,7 +48,7 @@ BEGIN
     INSERT INTO tidings.proxy AS p VALUES (proxy, now() + least(lease, '1 hour'))
         ON CONFLICT ON CONSTRAINT proxy_pkey DO UPDATE SET until = excluded.until;
     DELETE FROM tidings.open_topic o
-        USING pg_catalog.unnest(topics, subscribers) AS r (topic, subscribers)
+        USING ROWS FROM (unnest(topics), unnest(subscribers)) AS r (topic, subscribers)
         WHERE o.proxy = proxy AND o.topic = r.topic AND r.subscribers = 0;
     INSERT INTO tidings.open_topic AS o (proxy, topic, subscribers)
         SELECT proxy, r.topic, r.subscribers FROM ROWS FROM (unnest(topics), unnest(subscribers)) AS r (topic, subscribers)
