@@ -21,6 +21,10 @@ pub struct Cli {
     #[arg(long, env = "TIDINGS_DATABASE_URL", hide_env_values = true, value_name = "URL")]
     pub database_url: String,
 
+    /// Certificate authorities to trust for sslmode=require, in PEM, instead of the system's
+    #[arg(long, env = "TIDINGS_DATABASE_CA", value_name = "FILE")]
+    pub database_ca: Option<PathBuf>,
+
     /// Address to listen on
     #[arg(long, env = "TIDINGS_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDRESS:PORT")]
     pub listen: SocketAddr,

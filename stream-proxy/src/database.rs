@@ -1,16 +1,21 @@
 //! Connections to Postgres: how they are made, and what can go wrong with them. What is asked is in `upstream` and `reads`.
 
 use std::future::{Future, poll_fn};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{AsyncMessage, Client, Config, NoTls, Notification};
+use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls, Notification, Socket};
+use tokio_postgres_rustls::MakeRustlsConnect;
+use tokio_rustls::rustls::ClientConfig;
 
 use crate::metrics::Metrics;
+use crate::tls::{TlsError, trust};
 
 /// Notifications that may wait to be handled; those beyond are dropped, and their ticks read from the log.
 const NOTIFICATIONS: usize = 1024;
@@ -77,29 +82,32 @@ fn describe(error: &tokio_postgres::Error) -> String {
 
 /// Where the database is.
 #[derive(Clone, Debug)]
-pub struct Database(Config);
+pub struct Database {
+    config: Config,
+    /// Whom to trust, if the connection is to be over TLS.
+    tls: Option<ClientConfig>,
+}
 
 /// The text says nothing about where the database is. It is not repeated: there may be a password in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum BadUrl {
     /// It doesn't parse.
     #[error("neither a URL (postgresql://user@host/database) nor a connection string (host=… dbname=…)")]
     Syntax,
-    /// It asks for TLS.
-    #[error("sslmode=require: connections to Postgres with TLS are not supported")]
-    Tls,
+    /// It asks for TLS, and there is nobody to trust.
+    #[error("with sslmode=require, but {0}")]
+    Tls(#[from] TlsError),
 }
 
 impl Database {
-    /// Takes a URL or a connection string of keys and values.
-    pub fn parse(text: &str) -> Result<Self, BadUrl> {
+    /// Takes a URL or a connection string of keys and values. With `sslmode=require` the connection is over TLS, to a server
+    /// that the authorities in the file `ca` vouch for, or else those of the system.
+    pub fn parse(text: &str, ca: Option<&Path>) -> Result<Self, BadUrl> {
         let mut config: Config = text.parse().map_err(|_| BadUrl::Syntax)?;
         if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
             return Err(BadUrl::Syntax);
         }
-        if config.get_ssl_mode() == SslMode::Require {
-            return Err(BadUrl::Tls);
-        }
+        let tls = if config.get_ssl_mode() == SslMode::Require { Some(trust(ca)?) } else { None };
         if config.get_application_name().is_none() {
             config.application_name("tidings-proxy");
         }
@@ -111,7 +119,7 @@ impl Database {
         if config.get_tcp_user_timeout().is_none() {
             config.tcp_user_timeout(Duration::from_secs(30));
         }
-        Ok(Self(config))
+        Ok(Self { config, tls })
     }
 
     /// Connects. Notifications come through the receiver, which closes when the connection does.
@@ -119,30 +127,50 @@ impl Database {
         &self,
         metrics: Arc<Metrics>,
     ) -> Result<(Client, mpsc::Receiver<Notification>), DatabaseError> {
-        let connected = timeout(CONNECT_TIMEOUT, self.0.connect(NoTls)).await.map_err(|_| DatabaseError::Timeout)?;
-        let (client, mut connection) = connected?;
-        let (sender, receiver) = mpsc::channel(NOTIFICATIONS);
-        tokio::spawn(async move {
-            loop {
-                match poll_fn(|cx| connection.poll_message(cx)).await {
-                    Some(Ok(AsyncMessage::Notification(notification))) => {
-                        if let Err(mpsc::error::TrySendError::Full(_)) = sender.try_send(notification) {
-                            metrics.dropped.add(1);
-                        }
-                    }
-                    Some(Ok(_)) => {}
-                    Some(Err(error)) => {
-                        tracing::debug!(error = describe(&error), "database connection broke");
-                        return;
-                    }
-                    None => return,
+        let connecting = async {
+            match self.tls.clone() {
+                Some(tls) => {
+                    let (client, connection) = self.config.connect(MakeRustlsConnect::new(tls)).await?;
+                    Ok((client, drive(connection, metrics)))
+                }
+                None => {
+                    let (client, connection) = self.config.connect(NoTls).await?;
+                    Ok((client, drive(connection, metrics)))
                 }
             }
-        });
+        };
+        let (client, notifications) =
+            timeout(CONNECT_TIMEOUT, answer(connecting)).await.unwrap_or(Err(DatabaseError::Timeout))?;
         let settings = format!("SET statement_timeout = {}", STATEMENT_TIMEOUT.as_millis());
         answer(client.batch_execute(&settings)).await?;
-        Ok((client, receiver))
+        Ok((client, notifications))
     }
+}
+
+/// Keeps a connection going in a task of its own, until it breaks or its client is dropped.
+fn drive<S>(mut connection: Connection<Socket, S>, metrics: Arc<Metrics>) -> mpsc::Receiver<Notification>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (sender, receiver) = mpsc::channel(NOTIFICATIONS);
+    tokio::spawn(async move {
+        loop {
+            match poll_fn(|cx| connection.poll_message(cx)).await {
+                Some(Ok(AsyncMessage::Notification(notification))) => {
+                    if let Err(mpsc::error::TrySendError::Full(_)) = sender.try_send(notification) {
+                        metrics.dropped.add(1);
+                    }
+                }
+                Some(Ok(_)) => {}
+                Some(Err(error)) => {
+                    tracing::debug!(error = describe(&error), "database connection broke");
+                    return;
+                }
+                None => return,
+            }
+        }
+    });
+    receiver
 }
 
 /// Waits for an answer, but not for ever.
@@ -161,13 +189,14 @@ mod tests {
             "host=/run/postgresql user=u dbname=db",
             "postgres://u@/db?host=/tmp",
         ] {
-            assert!(Database::parse(good).is_ok(), "{good}");
+            assert!(Database::parse(good, None).is_ok(), "{good}");
         }
         for bad in ["", "postgresql://u:secret@host:port/db", "secret", "mysql://u:secret@h/db", "dbname=secret"] {
-            let error = Database::parse(bad).unwrap_err();
-            assert_eq!(error, BadUrl::Syntax, "{bad}");
+            let error = Database::parse(bad, None).unwrap_err();
+            assert!(matches!(error, BadUrl::Syntax), "{bad}");
             assert!(!error.to_string().contains("secret"));
         }
-        assert_eq!(Database::parse("host=h sslmode=require").unwrap_err(), BadUrl::Tls);
+        let nobody = Some(Path::new("/nonexistent"));
+        assert!(matches!(Database::parse("host=h sslmode=require", nobody), Err(BadUrl::Tls(_))));
     }
 }

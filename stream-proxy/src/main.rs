@@ -21,8 +21,8 @@ fn main() -> ExitCode {
     if !cli.open {
         refuse("nobody may subscribe yet: --open serves every topic to everyone".into());
     }
-    let database =
-        Database::parse(&cli.database_url).unwrap_or_else(|error| refuse(format!("--database-url is {error}")));
+    let database = Database::parse(&cli.database_url, cli.database_ca.as_deref())
+        .unwrap_or_else(|error| refuse(format!("--database-url is {error}")));
     let tls = match (&cli.tls_cert, &cli.tls_key) {
         (Some(certificate), Some(key)) => {
             let tls = Tls::load(certificate, key)

@@ -117,7 +117,7 @@ macro_rules! metrics {
 
 metrics! {
     Gauge "tidings_clients" "Streams open" { clients "" }
-    Gauge "tidings_connections" "Connections open, streams included" { connections "" }
+    Gauge "tidings_connections" "Connections whose requests are on their way in or short, and all of HTTP/2" { connections "" }
     Gauge "tidings_topics" "Topics with subscribers or history in memory" { topics "" }
     Gauge "tidings_history_bytes" "Bytes of history in memory" { history_bytes "" }
     Gauge "tidings_upstream_connected" "1 while the upstream connection is up and caught up" { upstream_connected "" }
@@ -128,6 +128,7 @@ metrics! {
         refused_5xx "{status=\"5xx\"}"
     }
     Counter "tidings_over_limit_total" "Clients turned away by a limit" {
+        over_connections "{limit=\"connections\"}"
         over_clients "{limit=\"clients\"}"
         over_address "{limit=\"clients_per_address\"}"
     }
@@ -145,7 +146,7 @@ metrics! {
     }
     Counter "tidings_log_events_total" "Events read from the log for resuming clients" { log_events "" }
     Counter "tidings_resets_total" "Resets sent to clients whose position could not be served" { resets "" }
-    Counter "tidings_upstream_reconnects_total" "Upstream connections lost" { reconnects "" }
+    Counter "tidings_upstream_reconnects_total" "Upstream connections lost or not made" { reconnects "" }
     Counter "tidings_notifications_total" "Notifications by what became of them" {
         notifications "{result=\"published\"}"
         hints "{result=\"log\"}"

@@ -31,6 +31,9 @@ use crate::subscriber::Stream;
 /// How long to wait when there are no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// Connections without an HTTP/1.1 stream may be as many as streams, and this many more.
+const SPARE_CONNECTIONS: u64 = 1024;
+
 /// How many headers a request may have.
 const MAX_HEADERS: usize = 64;
 
@@ -42,15 +45,21 @@ const HTTP2_STREAMS: u32 = 128;
 
 /// Accepts connections for ever.
 pub async fn serve(listener: &TcpListener, proxy: &Arc<Proxy>) -> Infallible {
+    let mut failing = false;
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
+                failing = false;
+                if proxy.metrics.connections.rise() > proxy.cli.max_clients.saturating_add(SPARE_CONNECTIONS) {
+                    proxy.metrics.over_connections.add(1);
+                    proxy.metrics.connections.fall();
+                    continue;
+                }
                 if let Err(error) = prepare(&stream, proxy.cli.heartbeat) {
                     tracing::debug!(%error, "socket options");
                 }
                 let proxy = proxy.clone();
                 tokio::spawn(async move {
-                    proxy.metrics.connections.rise();
                     if let Err(error) = connection(stream, peer.ip(), &proxy).await {
                         tracing::debug!(%peer, %error, "connection");
                     }
@@ -59,7 +68,9 @@ pub async fn serve(listener: &TcpListener, proxy: &Arc<Proxy>) -> Infallible {
             }
             Err(error) => {
                 proxy.metrics.accept_errors.add(1);
-                tracing::warn!(%error, "accept");
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::warn!(%error, "nobody can be accepted for now");
+                }
                 // Without file descriptors the next attempt fails as well; those who are connected are served on.
                 sleep(ACCEPT_PAUSE).await;
             }

@@ -1,4 +1,5 @@
-//! TLS for clients: a certificate and a key from files, read again on demand while streams go on.
+//! TLS: for clients, a certificate and a key from files, read again on demand while streams go on; towards Postgres, whom
+//! to trust.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio_rustls::rustls::{self, ServerConfig};
+use tokio_rustls::rustls::{self, ClientConfig, RootCertStore, ServerConfig};
 use tokio_rustls::server::TlsStream;
 
 /// What ALPN calls HTTP/2.
@@ -37,6 +38,9 @@ pub enum TlsError {
     /// The file holds no certificate.
     #[error("{} holds no certificate", .0.display())]
     Empty(PathBuf),
+    /// The system has no certificate authorities to trust.
+    #[error("the system has no certificate authorities: name a file")]
+    NoRoots,
     /// They don't belong together, or are of no known kind.
     #[error("certificate and key: {0}")]
     Mismatch(#[from] rustls::Error),
@@ -70,21 +74,42 @@ impl std::fmt::Debug for Tls {
     }
 }
 
-fn read(certificate: &Path, key: &Path) -> Result<TlsAcceptor, TlsError> {
-    let failed = |file: &Path| {
-        let file = file.to_owned();
-        |error| TlsError::File { file, error }
-    };
-    let chain: Vec<_> =
-        CertificateDer::pem_file_iter(certificate).and_then(Iterator::collect).map_err(failed(certificate))?;
-    if chain.is_empty() {
-        return Err(TlsError::Empty(certificate.to_owned()));
+/// Trusts servers that the authorities in `file` vouch for, or else those of the system.
+pub fn trust(file: Option<&Path>) -> Result<ClientConfig, TlsError> {
+    let mut roots = RootCertStore::empty();
+    match file {
+        Some(file) => {
+            for certificate in certificates(file)? {
+                roots.add(certificate)?;
+            }
+        }
+        None => {
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        }
     }
+    if roots.is_empty() {
+        return Err(TlsError::NoRoots);
+    }
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    Ok(builder.with_safe_default_protocol_versions()?.with_root_certificates(roots).with_no_client_auth())
+}
+
+fn failed(file: &Path) -> impl FnOnce(pem::Error) -> TlsError {
+    let file = file.to_owned();
+    |error| TlsError::File { file, error }
+}
+
+fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let chain: Vec<_> = CertificateDer::pem_file_iter(file).and_then(Iterator::collect).map_err(failed(file))?;
+    if chain.is_empty() { Err(TlsError::Empty(file.to_owned())) } else { Ok(chain) }
+}
+
+fn read(certificate: &Path, key: &Path) -> Result<TlsAcceptor, TlsError> {
+    let chain = certificates(certificate)?;
     let secret = PrivateKeyDer::from_pem_file(key).map_err(failed(key))?;
-    let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(chain, secret)?;
+    let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    let mut config =
+        builder.with_safe_default_protocol_versions()?.with_no_client_auth().with_single_cert(chain, secret)?;
     config.alpn_protocols = vec![H2.into(), b"http/1.1".into()];
     Ok(TlsAcceptor::from(Arc::new(config)))
 }

@@ -39,8 +39,8 @@ export async function boardView(id, { me, people, events, navigate, leave }) {
   const state = el("p", { class: "state", role: "status" });
   const faces = el("span", { class: "faces", role: "img" });
   const dialog = membersDialog({ get board() { return board; }, me, people, members: () => members, here: () => here });
-  const membersButton = el("button", { class: "button quiet", "aria-haspopup": "dialog", onclick: () => { dialog.render(); dialog.dialog.showModal(); } },
-    faces, icon("people"), el("span", { class: "wide" }, "Members"));
+  const membersButton = el("button", { class: "button quiet", "aria-label": "Members", "aria-haspopup": "dialog", onclick: () => { dialog.render(); dialog.dialog.showModal(); } },
+    icon("people"), el("span", { class: "wide" }, "Members"));
   const removeButton = el("button", { class: "button quiet danger", "aria-label": "Delete board", onclick: removeBoard }, icon("bin"), el("span", { class: "wide" }, "Delete board"));
   const surface = el("div", { class: "surface" });
   const viewport = el("main", { class: "viewport", tabIndex: 0, "aria-label": "Notes" }, surface);
@@ -49,7 +49,7 @@ export async function boardView(id, { me, people, events, navigate, leave }) {
     el("header", { class: "bar" },
       el("a", { class: "icon-button", href: "/", "aria-label": "All boards", onclick: navigate }, icon("back")),
       heading, title, state,
-      el("div", { class: "bar-end" }, membersButton, me.id === board.owner_id ? removeButton : null)),
+      el("div", { class: "bar-end" }, faces, membersButton, me.id === board.owner_id ? removeButton : null)),
     viewport, addButton, dialog.dialog);
 
   surface.addEventListener("dblclick", (event) => {
