@@ -8,6 +8,7 @@
 //! - [`http`]: one plain request, and the body of a response as it comes.
 //! - [`sse`]: the event-stream grammar, and one connection that reads it.
 //! - [`follower`]: a client that reconnects until it has seen what it waits for, as a browser does.
+//! - [`teamboard`]: the demonstration's schema and backend.
 //! - [`ledger`]: many writers whose every committed write is on record, and the judge of what clients got.
 
 pub mod cluster;
@@ -18,6 +19,7 @@ pub mod ledger;
 pub mod process;
 pub mod proxy;
 pub mod sse;
+pub mod teamboard;
 pub mod wait;
 
 pub use cluster::{Cluster, shared};

@@ -1,0 +1,232 @@
+// What the tests run on: the proxy and the backend as real processes, the cluster that our starter made, a cable that can be cut,
+// and people with browsers.
+
+import { execFileSync, spawn } from "node:child_process";
+import { mkdirSync, openSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import net from "node:net";
+import path from "node:path";
+import { chromium } from "playwright-core";
+
+/** How long a condition may take before the test has failed, in milliseconds. A verdict, not a wait. */
+export const DEADLINE = 30_000;
+
+const PEOPLE = { Ada: 1, Ben: 2, Chloé: 3, Dev: 4, Robin: 5 };
+
+/** How often the proxy asks again whether its subscribers may stay. */
+const REAUTHORIZE = "1s";
+
+/** Whether this proxy knows tokens and rules. */
+export const GUARDED = execFileSync(setting("TEAMBOARD_PROXY"), ["--help"], { encoding: "utf8" }).includes("--jwt-secret-file");
+
+function setting(name) {
+  const value = process.env[name];
+  if (!value) throw new Error(`${name} is not set: run the tests by \`make test-browser\``);
+  return value;
+}
+
+/** Where what failed, and the README's picture, is left. */
+export const artifacts = setting("TEAMBOARD_ARTIFACTS");
+
+/** Waits until `condition` gives something that is true, and gives that. */
+export async function eventually(what, condition) {
+  const end = Date.now() + DEADLINE;
+  for (;;) {
+    const value = await condition();
+    if (value) return value;
+    if (Date.now() > end) throw new Error(`still not so: ${what}`);
+    await new Promise((resolve) => setTimeout(resolve, 25));
+  }
+}
+
+async function freePort() {
+  const server = net.createServer().listen(0, "127.0.0.1");
+  await new Promise((resolve) => server.once("listening", resolve));
+  const { port } = server.address();
+  await new Promise((resolve) => server.close(resolve));
+  return port;
+}
+
+const running = new Set();
+
+/** A process with a log of its own. */
+class Service {
+  constructor(name, command, args, ready) {
+    Object.assign(this, { name, command, args, ready, log: path.join(setting("TEAMBOARD_WORK"), `${name}.log`) });
+  }
+
+  async start() {
+    const log = openSync(this.log, "a");
+    this.child = spawn(this.command, this.args, { stdio: ["ignore", log, log] });
+    running.add(this.child);
+    this.ended = new Promise((resolve) => this.child.once("exit", resolve));
+    this.ended.then(() => running.delete(this.child));
+    await eventually(`${this.name} is ready`, async () => {
+      if (this.child.exitCode !== null) throw new Error(`${this.name} ended:\n${readFileSync(this.log)}`);
+      return fetch(this.ready).then((answer) => answer.ok, () => false);
+    });
+  }
+
+  async stop(signal = "SIGTERM") {
+    this.child.kill(signal);
+    await this.ended;
+  }
+}
+
+/** The network between the browsers and the proxy: a relay of bytes that can be cut and joined again. */
+class Cable {
+  #ends = new Set();
+
+  constructor(port, to) {
+    Object.assign(this, { port, to });
+  }
+
+  async join() {
+    this.server = net.createServer((near) => {
+      const far = net.connect(this.to, "127.0.0.1");
+      for (const [end, other] of [[near, far], [far, near]]) {
+        this.#ends.add(end);
+        end.on("error", () => {});
+        end.on("close", () => {
+          this.#ends.delete(end);
+          other.destroy();
+        });
+      }
+      near.pipe(far);
+      far.pipe(near);
+    }).listen(this.port, "127.0.0.1");
+    await new Promise((resolve) => this.server.once("listening", resolve));
+  }
+
+  /** Everything breaks off, and nothing can be reached. */
+  async cut() {
+    const closed = new Promise((resolve) => this.server.close(resolve));
+    for (const end of this.#ends) end.destroy();
+    await closed;
+  }
+}
+
+/** Runs SQL as the superuser; gives what psql prints. */
+export function sql(text) {
+  const args = ["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-d", setting("TEAMBOARD_SUPERUSER_URL"), "-c", text];
+  return execFileSync(setting("TEAMBOARD_PSQL"), args, { encoding: "utf8" }).trim();
+}
+
+/** A fresh board; gives its id. The first member is its owner. */
+export function createBoard(title, members, notes = []) {
+  const [owner, ...others] = members.map((name) => PEOPLE[name]);
+  const id = Number(sql(`INSERT INTO boards (title, owner_id) VALUES ('${title}', ${owner}) RETURNING id`));
+  for (const person of others) sql(`INSERT INTO board_members VALUES (${id}, ${person})`);
+  for (const [i, body] of notes.entries()) {
+    sql(`INSERT INTO board_items (board_id, body, x, y, changed_by) VALUES (${id}, '${body}', ${24 + 190 * i}, 40, ${owner})`);
+  }
+  return id;
+}
+
+/** Notes in a page what its streams deliver, before anything of the page runs. */
+function recordStreams() {
+  const Native = window.EventSource;
+  window.delivered = [];
+  window.streams = 0;
+  window.EventSource = class extends Native {
+    constructor(...args) {
+      super(...args);
+      window.streams += 1;
+      for (const name of ["note", "changed", "member", "membership", "reset"]) {
+        this.addEventListener(name, (event) => window.delivered.push({ name, id: event.lastEventId, data: event.data }));
+      }
+    }
+  };
+}
+
+/** Everything together. */
+export class Stack {
+  #contexts = [];
+
+  static async start() {
+    const stack = new Stack();
+    const [proxyPort, cablePort, pagePort] = [await freePort(), await freePort(), await freePort()];
+    stack.url = `http://127.0.0.1:${pagePort}`;
+    stack.events = `http://127.0.0.1:${cablePort}`;
+    const secret = path.join(setting("TEAMBOARD_WORK"), "secret");
+    writeFileSync(secret, `${crypto.randomUUID()}${crypto.randomUUID()}\n`, { mode: 0o600 });
+    stack.proxy = new Service("proxy", setting("TEAMBOARD_PROXY"), [
+      "--database-url", setting("TEAMBOARD_PROXY_URL"), "--listen", `127.0.0.1:${proxyPort}`, "--cors-origin", stack.url,
+      "--route", setting("TEAMBOARD_ROUTE"), "--retry", "300ms", "--drain", "500ms", "--heartbeat", "2s",
+      ...(GUARDED ? ["--jwt-secret-file", secret, "--token-cookie", setting("TEAMBOARD_COOKIE"), "--reauthorize", REAUTHORIZE] : ["--open"]),
+    ], `http://127.0.0.1:${proxyPort}/readyz`);
+    stack.backend = new Service("backend", setting("TEAMBOARD_BACKEND"), [
+      "--database-url", setting("TEAMBOARD_BACKEND_URL"), "--listen", `127.0.0.1:${pagePort}`, "--jwt-secret-file", secret,
+      "--events-url", stack.events,
+    ], `${stack.url}/api/config`);
+    stack.cable = new Cable(cablePort, proxyPort);
+    await Promise.all([stack.proxy.start(), stack.backend.start(), stack.cable.join()]);
+    stack.browser = await chromium.launch({
+      executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
+      args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+        "--disable-component-update", "--disable-sync"],
+    });
+    return stack;
+  }
+
+  async stop() {
+    await this.browser.close();
+    await this.cable.cut();
+    await Promise.all([this.proxy.stop(), this.backend.stop()]);
+  }
+
+  /** A person with a browser of their own, signed in, at `at`. */
+  async person(name, at = "/", options = {}) {
+    const context = await this.browser.newContext({ viewport: { width: 1280, height: 800 }, ...options });
+    this.#contexts.push(context);
+    context.setDefaultTimeout(DEADLINE);
+    await context.addInitScript(recordStreams);
+    if (name) await context.request.post(`${this.url}/api/session`, { data: { person: PEOPLE[name] } });
+    const page = await context.newPage();
+    page.lines = [];
+    page.requests = [];
+    page.on("console", (message) => page.lines.push(`${message.type()}: ${message.text()}`));
+    page.on("pageerror", (error) => page.lines.push(`error: ${error.stack}`));
+    page.on("request", (request) => page.requests.push(`${request.method()} ${new URL(request.url()).pathname}`));
+    await page.goto(this.url + at);
+    return page;
+  }
+
+  /** A person who has a board open, live. */
+  async open(name, board, options) {
+    const page = await this.person(name, `/boards/${board}`, options);
+    await page.waitForSelector(".state.live");
+    return page;
+  }
+
+  /** The streams that the proxy serves. */
+  async clients() {
+    const text = await fetch(this.proxy.ready.replace("/readyz", "/metrics")).then((answer) => answer.text());
+    return text.split("\n").filter((line) => line.startsWith("tidings_clients")).reduce((sum, line) => sum + Number(line.split(" ").at(-1)), 0);
+  }
+
+  /** Closes all browsers of a test; keeps what they showed if it failed. */
+  async clear(failed) {
+    if (failed) await this.#keep(failed);
+    await Promise.all(this.#contexts.splice(0).map((context) => context.close()));
+  }
+
+  async #keep(name) {
+    const folder = path.join(artifacts, name.replace(/[^a-z0-9]+/gi, "-"));
+    rmSync(folder, { recursive: true, force: true });
+    mkdirSync(folder, { recursive: true });
+    let number = 0;
+    for (const page of this.#contexts.flatMap((context) => context.pages())) {
+      number += 1;
+      const file = path.join(folder, `page-${number}`);
+      await page.screenshot({ path: `${file}.png` }).catch(() => {});
+      const delivered = await page.evaluate(() => window.delivered).catch(() => []);
+      writeFileSync(`${file}.log`, [page.url(), ...page.lines, ...page.requests, ...delivered.map((event) => JSON.stringify(event))].join("\n"));
+    }
+    for (const service of [this.proxy, this.backend]) writeFileSync(path.join(folder, `${service.name}.log`), readFileSync(service.log));
+    console.error(`what the pages showed is in ${folder}`);
+  }
+}
+
+// However we end, nothing stays behind.
+process.on("exit", () => running.forEach((child) => child.kill("SIGKILL")));
+for (const signal of ["SIGTERM", "SIGINT", "SIGHUP"]) process.on(signal, () => process.exit(1));

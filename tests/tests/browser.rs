@@ -1,0 +1,49 @@
+//! Teamboard in a real browser. Here is what the tests need of us, a cluster with Teamboard in it; they themselves, and the proxy
+//! and the backend that they start and stop, are in `tests/browser`, driven by node.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use tidings_tests::cluster::{Cluster, Installation, SUPERUSER};
+use tidings_tests::process::{Process, Signal, fresh_path};
+use tidings_tests::{proxy, teamboard};
+
+/// How long they may take all together: a verdict on a browser that hangs.
+const LIMIT: Duration = Duration::from_secs(600);
+
+#[test]
+fn teamboard_in_a_browser() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let cluster = Cluster::start(&[]);
+    let database = cluster.empty_database();
+    teamboard::create(&database);
+    let (work, artifacts) = (fresh_path("teamboard"), folder.join("artifacts"));
+    for path in [&work, &artifacts] {
+        std::fs::create_dir_all(path).expect("create a folder");
+    }
+    let url = |role| cluster.url(database.name(), role);
+    let mut command = Command::new("node");
+    command.args(["--test-reporter=spec", "teamboard.test.mjs"]).current_dir(folder.join("browser"));
+    command.env("TEAMBOARD_SUPERUSER_URL", url(SUPERUSER));
+    command.env("TEAMBOARD_BACKEND_URL", url(teamboard::BACKEND_ROLE));
+    command.env("TEAMBOARD_PROXY_URL", url(teamboard::PROXY_ROLE));
+    command.env("TEAMBOARD_BACKEND", teamboard::binary());
+    command.env("TEAMBOARD_PROXY", proxy::binary());
+    command.env("TEAMBOARD_PSQL", Installation::get().bin.join("psql"));
+    command.env("TEAMBOARD_WORK", &work);
+    command.env("TEAMBOARD_ARTIFACTS", &artifacts);
+    command.env("TEAMBOARD_ROUTE", teamboard::ROUTE);
+    command.env("TEAMBOARD_COOKIE", teamboard::COOKIE);
+    // Told to end, it ends the browser, the proxy and the backend.
+    let mut node = Process::spawn(&mut command, Signal::SIGTERM).expect("start node");
+    let start = Instant::now();
+    let status = loop {
+        match node.exited() {
+            Some(status) => break status,
+            None if start.elapsed() > LIMIT => panic!("the browser tests hang"),
+            None => std::thread::sleep(Duration::from_millis(50)),
+        }
+    };
+    assert!(status.success(), "the browser tests failed; what the pages showed is in {}", artifacts.display());
+}
