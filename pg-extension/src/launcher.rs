@@ -22,6 +22,10 @@ const BACKOFF: Duration = Duration::from_secs(1);
 
 /// Registers the launcher; called from `_PG_init`.
 pub fn init() {
+    // SAFETY: a plain flag of the process. While pg_upgrade is at work, nobody else may write, nor be connected.
+    if unsafe { pg_sys::IsBinaryUpgrade } {
+        return;
+    }
     BackgroundWorkerBuilder::new("tidings launcher")
         .set_library("tidings")
         .set_function("tidings_launcher_main")

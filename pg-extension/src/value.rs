@@ -118,11 +118,13 @@ impl Writer {
         }
     }
 
-    /// Writes a value as text, as the type's output function does.
+    /// Writes a value as text, as the type's output function does; dates and times as in JSON, so that the name of a topic
+    /// does not depend on the session's `DateStyle`.
     pub fn text(&self, out: &mut Vec<u8>, value: pg_sys::Datum) {
         match self.kind {
             Kind::Int2 | Kind::Int4 | Kind::Int8 => self.integer(out, value),
             Kind::Text => with_text(value, |text| out.extend_from_slice(text)),
+            Kind::Time(type_oid) => out.extend_from_slice(time(type_oid, value).as_bytes()),
             _ => out.extend_from_slice(self.text.output(value)),
         }
     }

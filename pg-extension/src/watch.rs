@@ -16,6 +16,8 @@ use crate::value::{self, Writer};
 /// A compiled watch.
 pub struct Watch {
     relation: pg_sys::Oid,
+    /// The table whose name is told: another one if `relation` is a partition of it.
+    named: pg_sys::Oid,
     /// The columns of the table.
     pub columns: Columns,
     topic: Vec<TopicPiece>,
@@ -73,6 +75,8 @@ pub enum WatchError {
     ColumnsAndExclude,
     #[error("no column is left to capture")]
     NoColumns,
+    #[error("column \"{0}\" is to be captured twice")]
+    RepeatedColumn(String),
     #[error("the payload is not JSON: {0}")]
     Payload(String),
     #[error("old_record is \"{0}\"")]
@@ -104,6 +108,7 @@ impl WatchError {
             }
             Self::ColumnsAndExclude => "Name the columns to capture, or those to leave out.",
             Self::NoColumns => "Capture at least one column.",
+            Self::RepeatedColumn(_) => "Name each column once.",
             Self::Payload(_) => "Give a JSON value; strings such as \"$column\" stand for values of the row.",
             Self::OldRecord(_) => "It is one of changed, full and none.",
             Self::TruncateTopic => "Give the watch of TRUNCATE a name of its own and a topic without braces.",
@@ -129,7 +134,13 @@ pub fn init() {
         pg_sys::CacheRegisterRelcacheCallback(Some(relation_changed), pg_sys::Datum::from(0));
         pg_sys::CacheRegisterSyscacheCallback(
             pg_sys::SysCacheIdentifier::NAMESPACEOID as i32,
-            Some(schema_changed),
+            Some(anything_changed),
+            pg_sys::Datum::from(0),
+        );
+        // A cast to `json` changes how the values of its type are written.
+        pg_sys::CacheRegisterSyscacheCallback(
+            pg_sys::SysCacheIdentifier::CASTSOURCETARGET as i32,
+            Some(anything_changed),
             pg_sys::Datum::from(0),
         );
     }
@@ -266,7 +277,7 @@ unsafe fn compile(trigger: &pg_sys::Trigger, relation: pg_sys::Relation) -> Resu
     let event = arguments.event.unwrap_or("changed");
     check_name(event).map_err(|error| WatchError::Event(event.into(), error))?;
     // SAFETY: as the caller promises.
-    let (schema, table) = unsafe { watched_name(trigger, relation) };
+    let (schema, table, named) = unsafe { watched_name(trigger, relation) };
     let shape = match arguments.payload {
         None => Shape::default_for(&schema, &table),
         Some(json) => Shape::custom(json, &columns, &schema, &table)?,
@@ -279,7 +290,7 @@ unsafe fn compile(trigger: &pg_sys::Trigger, relation: pg_sys::Relation) -> Resu
     };
     // SAFETY: as the caller promises.
     let relation = unsafe { (*relation).rd_id };
-    Ok(Watch { relation, columns, topic, event: event.into(), shape, old_record })
+    Ok(Watch { relation, named, columns, topic, event: event.into(), shape, old_record })
 }
 
 fn compile_topic(text: &str, columns: &Columns) -> Result<Vec<TopicPiece>, WatchError> {
@@ -298,35 +309,37 @@ fn compile_topic(text: &str, columns: &Columns) -> Result<Vec<TopicPiece>, Watch
     Ok(pieces)
 }
 
-/// Schema and name of the table that was watched: a partition's trigger is a copy of the one on the table that is
+/// Schema, name and OID of the table that was watched: a partition's trigger is a copy of the one on the table that is
 /// partitioned, and subscribers know that table only.
 ///
 /// # Safety
 /// The relation is open and locked, and the trigger is one of its own.
-unsafe fn watched_name(trigger: &pg_sys::Trigger, relation: pg_sys::Relation) -> (String, String) {
+unsafe fn watched_name(trigger: &pg_sys::Trigger, relation: pg_sys::Relation) -> (String, String, pg_sys::Oid) {
     // SAFETY: as the caller promises; the names are copied before anything else runs.
     let own = unsafe {
         let class = &*(*relation).rd_rel;
         let schema = pg_sys::get_namespace_name(class.relnamespace);
         let schema =
             if schema.is_null() { String::new() } else { CStr::from_ptr(schema).to_string_lossy().into_owned() };
-        (schema, CStr::from_ptr(class.relname.data.as_ptr()).to_string_lossy().into_owned())
+        (schema, CStr::from_ptr(class.relname.data.as_ptr()).to_string_lossy().into_owned(), (*relation).rd_id)
     };
     if !trigger.tgisclone {
         return own;
     }
-    let root = Spi::get_two_with_args::<String, String>(
+    // The writer's search path holds here, so every name has its schema, the operators' too.
+    let root = Spi::get_three_with_args::<String, String, pg_sys::Oid>(
         "WITH RECURSIVE up AS (
-             SELECT tgrelid, tgparentid FROM pg_catalog.pg_trigger WHERE oid = $1
+             SELECT tgrelid, tgparentid FROM pg_catalog.pg_trigger WHERE oid OPERATOR(pg_catalog.=) $1
              UNION ALL
-             SELECT t.tgrelid, t.tgparentid FROM pg_catalog.pg_trigger t, up WHERE t.oid = up.tgparentid)
-         SELECT n.nspname::pg_catalog.text, c.relname::pg_catalog.text
+             SELECT t.tgrelid, t.tgparentid FROM pg_catalog.pg_trigger t, up WHERE t.oid OPERATOR(pg_catalog.=) up.tgparentid)
+         SELECT n.nspname::pg_catalog.text, c.relname::pg_catalog.text, c.oid
          FROM up, pg_catalog.pg_class c, pg_catalog.pg_namespace n
-         WHERE up.tgparentid = 0 AND c.oid = up.tgrelid AND n.oid = c.relnamespace",
+         WHERE up.tgparentid OPERATOR(pg_catalog.=) 0::pg_catalog.oid AND c.oid OPERATOR(pg_catalog.=) up.tgrelid
+           AND n.oid OPERATOR(pg_catalog.=) c.relnamespace",
         &[trigger.tgoid.into()],
     );
     match root {
-        Ok((Some(schema), Some(table))) => (schema, table),
+        Ok((Some(schema), Some(table), Some(named))) => (schema, table, named),
         _ => own,
     }
 }
@@ -390,6 +403,11 @@ impl Columns {
             }
             _ => return Err(WatchError::ColumnsAndExclude),
         };
+        if let Some(twice) =
+            columns.captured.iter().enumerate().find(|(i, index)| columns.captured[..*i].contains(index))
+        {
+            return Err(WatchError::RepeatedColumn(columns.column(*twice.1).name.clone()));
+        }
         if columns.captured.is_empty() && columns.indexes().next().is_some() {
             return Err(WatchError::NoColumns);
         }
@@ -476,11 +494,11 @@ impl Drop for Columns {
 
 #[pg_guard]
 unsafe extern "C-unwind" fn relation_changed(_arg: pg_sys::Datum, relation: pg_sys::Oid) {
-    forget(|watch| relation == pg_sys::InvalidOid || watch.relation == relation);
+    forget(|watch| [pg_sys::InvalidOid, watch.relation, watch.named].contains(&relation));
 }
 
 #[pg_guard]
-unsafe extern "C-unwind" fn schema_changed(_arg: pg_sys::Datum, _cache: i32, _hash: u32) {
+unsafe extern "C-unwind" fn anything_changed(_arg: pg_sys::Datum, _cache: i32, _hash: u32) {
     forget(|_| true);
 }
 

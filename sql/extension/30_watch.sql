@@ -20,10 +20,18 @@ DECLARE
 BEGIN
     IF relation IS NULL OR topic IS NULL OR event IS NULL OR operations IS NULL OR old_record IS NULL OR name IS NULL THEN
         RAISE EXCEPTION 'only payload, columns, exclude and condition of tidings.watch() may be NULL'
-            USING ERRCODE = 'null_value_not_allowed';
+            USING ERRCODE = 'null_value_not_allowed', HINT = 'Leave out an argument to get its default.';
     END IF;
-    IF name = '' OR octet_length(name) > 46 THEN
-        RAISE EXCEPTION 'the name of a watch has 1 to 46 bytes'
+    IF array_position(columns, NULL) IS NOT NULL OR array_position(exclude, NULL) IS NOT NULL THEN
+        RAISE EXCEPTION 'a column''s name is NULL'
+            USING ERRCODE = 'null_value_not_allowed', HINT = 'columns and exclude are lists of names.';
+    END IF;
+    IF columns = '{}' THEN
+        RAISE EXCEPTION 'no column is left to capture'
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Leave out columns to capture all of them.';
+    END IF;
+    IF name = '' OR octet_length(name) > 46 OR right(name, 9) = '_truncate' THEN
+        RAISE EXCEPTION 'the name of a watch has 1 to 46 bytes and does not end in _truncate'
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Its triggers are called tidings_<name> and tidings_<name>_truncate.';
     END IF;
     operations := ARRAY(SELECT upper(o) FROM unnest(operations) o);
@@ -47,7 +55,7 @@ BEGIN
         statements := statements || format(
             'CREATE TRIGGER %I AFTER %s ON %s FOR EACH ROW %s EXECUTE FUNCTION tidings.capture(%s)',
             'tidings_' || name, array_to_string(row_operations, ' OR '), relation,
-            CASE WHEN condition IS NULL THEN '' ELSE 'WHEN (' || condition || ')' END, list);
+            CASE WHEN condition IS NULL THEN '' ELSE 'WHEN (' || condition || E'\n)' END, list);  -- a comment at its end ends there
     ELSIF condition IS NOT NULL THEN
         RAISE EXCEPTION 'a watch of TRUNCATE cannot have a condition'
             USING ERRCODE = 'invalid_parameter_value', HINT = 'A condition looks at a row, and TRUNCATE has none.';
@@ -119,28 +127,31 @@ $$;
 COMMENT ON FUNCTION tidings.unwatch(regclass, text) IS 'Ends a watch; false if there was none of this name';
 
 CREATE VIEW tidings.watches AS
-SELECT t.tgrelid::regclass AS relation,
-       regexp_replace(t.tgname, '^tidings_', '') AS name,
-       (SELECT substr(a, 7) FROM unnest(args.list) a WHERE a LIKE 'topic=%') AS topic,
-       coalesce((SELECT substr(a, 7) FROM unnest(args.list) a WHERE a LIKE 'event=%'), 'changed') AS event,
-       (SELECT substr(a, 9) FROM unnest(args.list) a WHERE a LIKE 'payload=%') AS payload,
-       nullif(ARRAY(SELECT substr(a, 8) FROM unnest(args.list) a WHERE a LIKE 'column=%'), '{}') AS columns,
-       nullif(ARRAY(SELECT substr(a, 9) FROM unnest(args.list) a WHERE a LIKE 'exclude=%'), '{}') AS exclude,
+SELECT w.tgrelid::regclass AS relation,
+       w.name,
+       (SELECT substr(a, 7) FROM unnest(w.list) a WHERE a LIKE 'topic=%') AS topic,
+       coalesce((SELECT substr(a, 7) FROM unnest(w.list) a WHERE a LIKE 'event=%'), 'changed') AS event,
+       (SELECT substr(a, 9) FROM unnest(w.list) a WHERE a LIKE 'payload=%') AS payload,
+       nullif(ARRAY(SELECT substr(a, 8) FROM unnest(w.list) a WHERE a LIKE 'column=%'), '{}') AS columns,
+       nullif(ARRAY(SELECT substr(a, 9) FROM unnest(w.list) a WHERE a LIKE 'exclude=%'), '{}') AS exclude,
        array_remove(ARRAY[
-           CASE WHEN t.tgtype & 4 <> 0 THEN 'INSERT' END,
-           CASE WHEN t.tgtype & 16 <> 0 THEN 'UPDATE' END,
-           CASE WHEN t.tgtype & 8 <> 0 THEN 'DELETE' END,
-           CASE WHEN t.tgtype & 32 <> 0 THEN 'TRUNCATE' END], NULL) AS operations,
-       substring(pg_get_triggerdef(t.oid) FROM ' WHEN \((.*)\) EXECUTE FUNCTION ') AS condition,
-       coalesce((SELECT substr(a, 12) FROM unnest(args.list) a WHERE a LIKE 'old_record=%'), 'changed') AS old_record,
-       t.tgenabled <> 'D' AS enabled
-FROM pg_catalog.pg_trigger t
--- The arguments are stored one after the other, each with a zero byte behind it.
-CROSS JOIN LATERAL (
-    SELECT array_agg(convert_from(decode(hex, 'hex'), 'UTF8')) AS list
-    FROM regexp_split_to_table(regexp_replace(regexp_replace(encode(t.tgargs, 'hex'), '(..)', '\1 ', 'g'), '00 $', ''), '00 ') AS raw,
-         replace(raw, ' ', '') AS hex
-) args
-WHERE t.tgfoid = 'tidings.capture()'::regprocedure AND t.tgparentid = 0;
+           CASE WHEN bit_or(w.tgtype) & 4 <> 0 THEN 'INSERT' END,
+           CASE WHEN bit_or(w.tgtype) & 16 <> 0 THEN 'UPDATE' END,
+           CASE WHEN bit_or(w.tgtype) & 8 <> 0 THEN 'DELETE' END,
+           CASE WHEN bit_or(w.tgtype) & 32 <> 0 THEN 'TRUNCATE' END], NULL) AS operations,
+       max(substring(pg_get_triggerdef(w.oid) FROM ' WHEN \((.*)\) EXECUTE FUNCTION ')) AS condition,
+       coalesce((SELECT substr(a, 12) FROM unnest(w.list) a WHERE a LIKE 'old_record=%'), 'changed') AS old_record,
+       bool_and(w.tgenabled <> 'D') AS enabled
+FROM (
+    -- The arguments are stored one after the other, each with a zero byte behind it.
+    SELECT t.oid, t.tgrelid, t.tgtype, t.tgenabled,
+           regexp_replace(t.tgname, CASE WHEN t.tgtype & 32 <> 0 THEN '^tidings_(.*)_truncate$' ELSE '^tidings_(.*)$' END, '\1') AS name,
+           (SELECT array_agg(convert_from(decode(replace(raw, ' ', ''), 'hex'), 'UTF8'))
+            FROM regexp_split_to_table(regexp_replace(regexp_replace(encode(t.tgargs, 'hex'), '(..)', '\1 ', 'g'), '00 $', ''), '00 ') raw) AS list
+    FROM pg_catalog.pg_trigger t
+    WHERE t.tgfoid = 'tidings.capture()'::regprocedure AND t.tgparentid = 0
+) w
+-- A watch of rows and of TRUNCATE has two triggers.
+GROUP BY w.tgrelid, w.name, w.list;
 
-COMMENT ON VIEW tidings.watches IS 'Every watch, read from its trigger';
+COMMENT ON VIEW tidings.watches IS 'Every watch, read from its triggers';
