@@ -93,9 +93,8 @@ fn emit(watch: &Watch, operation: Operation, new: Option<&Row>, old: Option<&Row
         match check_name(&topic) {
             Err(error) => buffer::warn_skipped(&format!("The topic that its watch makes cannot be used: {error}.")),
             Ok(()) => {
-                let change = Change { operation, new, old };
-                watch.shape.write(&mut scratch.payload, &watch.columns, watch.old_record, &change);
-                if scratch.payload.len() > settings::max_payload() {
+                let change = Change { operation, new, old, most: settings::max_payload() };
+                if watch.shape.write(&mut scratch.payload, &watch.columns, watch.old_record, &change).is_err() {
                     scratch.payload.clear();
                     watch.shape.write_truncated(&mut scratch.payload, operation);
                 }

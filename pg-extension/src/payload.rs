@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::value;
+use crate::value::{self, TooLong};
 use crate::watch::{Columns, WatchError};
 
 /// What happened to a row.
@@ -41,6 +41,8 @@ pub struct Change<'a> {
     pub new: Option<&'a Row>,
     /// The old row.
     pub old: Option<&'a Row>,
+    /// The longest payload, in bytes.
+    pub most: usize,
 }
 
 /// What an UPDATE tells of the old row. A DELETE always tells the whole of it: there is nothing else to tell.
@@ -109,23 +111,30 @@ impl Shape {
     }
 
     /// Writes the payload of a change.
-    pub fn write(&self, out: &mut Vec<u8>, columns: &Columns, old_record: OldRecord, change: &Change<'_>) {
+    pub fn write(
+        &self,
+        out: &mut Vec<u8>,
+        columns: &Columns,
+        old_record: OldRecord,
+        change: &Change<'_>,
+    ) -> Result<(), TooLong> {
         match self {
             Self::Default(head) => {
                 out.extend_from_slice(head);
                 out.extend_from_slice(change.operation.name().as_bytes());
                 out.extend_from_slice(b"\",\"record\":");
-                columns.write_record(out, change.new);
+                columns.write_record(out, change.new, change.most)?;
                 out.extend_from_slice(b",\"old_record\":");
-                write_old_record(out, columns, old_record, change);
+                write_old_record(out, columns, old_record, change)?;
                 out.push(b'}');
             }
             Self::Custom(pieces) => {
                 for piece in pieces {
-                    piece.write(out, columns, old_record, change);
+                    piece.write(out, columns, old_record, change)?;
                 }
             }
         }
+        if out.len() > change.most { Err(TooLong) } else { Ok(()) }
     }
 
     /// Writes what is sent instead of a payload that is too long.
@@ -142,23 +151,35 @@ impl Shape {
 }
 
 impl Piece {
-    fn write(&self, out: &mut Vec<u8>, columns: &Columns, old_record: OldRecord, change: &Change<'_>) {
+    fn write(
+        &self,
+        out: &mut Vec<u8>,
+        columns: &Columns,
+        old_record: OldRecord,
+        change: &Change<'_>,
+    ) -> Result<(), TooLong> {
         match self {
             Self::Json(json) => out.extend_from_slice(json),
-            Self::Column(index) => columns.write_value(out, *index, change.new.or(change.old)),
-            Self::OldColumn(index) => columns.write_value(out, *index, change.old),
-            Self::Record => columns.write_record(out, change.new),
-            Self::OldRecord => write_old_record(out, columns, old_record, change),
+            Self::Column(index) => columns.write_value(out, *index, change.new.or(change.old), change.most)?,
+            Self::OldColumn(index) => columns.write_value(out, *index, change.old, change.most)?,
+            Self::Record => columns.write_record(out, change.new, change.most)?,
+            Self::OldRecord => write_old_record(out, columns, old_record, change)?,
             Self::Type => value::string(out, change.operation.name().as_bytes()),
         }
+        Ok(())
     }
 }
 
-fn write_old_record(out: &mut Vec<u8>, columns: &Columns, old_record: OldRecord, change: &Change<'_>) {
+fn write_old_record(
+    out: &mut Vec<u8>,
+    columns: &Columns,
+    old_record: OldRecord,
+    change: &Change<'_>,
+) -> Result<(), TooLong> {
     match (old_record, change.new, change.old) {
-        (OldRecord::Changed, Some(new), Some(old)) => columns.write_changed(out, old, new),
-        (OldRecord::None, Some(_), Some(_)) => out.extend_from_slice(b"null"),
-        (_, _, old) => columns.write_record(out, old),
+        (OldRecord::Changed, Some(new), Some(old)) => columns.write_changed(out, old, new, change.most),
+        (OldRecord::None, Some(_), Some(_)) => columns.write_record(out, None, change.most),
+        (_, _, old) => columns.write_record(out, old, change.most),
     }
 }
 

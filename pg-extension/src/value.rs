@@ -1,7 +1,8 @@
 //! A column's value as JSON, the same as `to_jsonb` gives it, and as text for a topic.
 //!
 //! The type is looked at once, when the watch is compiled; writing a value is then a match and a copy. What is rare
-//! (arrays, composites, `json`, types with a cast to `json`) goes through `to_jsonb` itself.
+//! (arrays, composites, types with a cast to `json`) goes through `to_json`, which says the same as `to_jsonb` but never
+//! fails: a `json` may hold what a `jsonb` cannot, such as `\u0000`.
 
 use std::ffi::{CStr, c_char, c_int};
 
@@ -12,7 +13,7 @@ use crate::foreign::datum_image_eq;
 /// How to write the values of one column.
 pub struct Writer {
     kind: Kind,
-    /// The type's output function, or `to_jsonb` where `kind` says so.
+    /// The type's output function, or `to_json` where `kind` says so.
     json: FunctionCall,
     text: FunctionCall,
     by_value: bool,
@@ -34,8 +35,23 @@ enum Kind {
     Time(pg_sys::Oid),
     /// Whatever the output function writes, as a string.
     Quoted,
+    /// As `Quoted`, of a type whose text is at least as long as the value.
+    Bytes,
+    Json,
     Composed,
 }
+
+/// A value that would make a payload too long, whatever else is in it.
+#[derive(Debug)]
+pub struct TooLong;
+
+/// A value of a type that is not all text may have a text this many times shorter: a point in a polygon has 16 bytes and
+/// at least five characters.
+const SHRINK: usize = 16;
+
+/// No text of Postgres is longer than 1 GiB, and a value's may be some times as long as the value: from here on not even
+/// Postgres can be asked for it.
+const UNWRITABLE: usize = 256 * 1024 * 1024;
 
 /// A function of Postgres with one argument, looked up once. Lives in the memory context that it was made in.
 struct FunctionCall(*mut pg_sys::FmgrInfo);
@@ -54,7 +70,7 @@ impl FunctionCall {
             let arguments = pg_sys::lappend(std::ptr::null_mut(), null.cast());
             let call = pg_sys::makeFuncExpr(
                 function,
-                pg_sys::JSONBOID,
+                pg_sys::JSONOID,
                 arguments,
                 pg_sys::InvalidOid,
                 pg_sys::InvalidOid,
@@ -91,14 +107,24 @@ impl Writer {
         let kind = Kind::of(base);
         let text = FunctionCall::new(output, type_oid, context);
         let json = match kind {
-            Kind::Composed => FunctionCall::new(pg_sys::Oid::from(pg_sys::F_TO_JSONB), type_oid, context),
+            Kind::Composed => FunctionCall::new(pg_sys::Oid::from(pg_sys::F_TO_JSON), type_oid, context),
             _ => FunctionCall(text.0),
         };
         Self { kind, json, text, by_value, length }
     }
 
-    /// Writes a value as JSON.
-    pub fn json(&self, out: &mut Vec<u8>, value: pg_sys::Datum) {
+    /// Writes a value as JSON, unless that alone is longer than `most` bytes: then nothing is even fetched.
+    pub fn json(&self, out: &mut Vec<u8>, value: pg_sys::Datum, most: usize) -> Result<(), TooLong> {
+        if self.length == -1 {
+            let most = match self.kind {
+                Kind::Text | Kind::Bytes => most,
+                _ => most.saturating_mul(SHRINK).min(UNWRITABLE),
+            };
+            // SAFETY: a value of a type of variable length.
+            if unsafe { pg_sys::toast_raw_datum_size(value) } > most + pg_sys::VARHDRSZ {
+                return Err(TooLong);
+            }
+        }
         match self.kind {
             Kind::Bool => out.extend_from_slice(if value.value() as u8 != 0 { b"true" } else { b"false" }),
             Kind::Int2 | Kind::Int4 | Kind::Int8 => self.integer(out, value),
@@ -108,14 +134,16 @@ impl Writer {
             },
             Kind::Text => with_text(value, |text| string(out, text)),
             Kind::Jsonb => jsonb(out, value),
-            Kind::Composed => jsonb(out, self.json.call(value)),
+            Kind::Json => with_text(value, |text| normal_json(out, text)),
+            Kind::Composed => with_text(self.json.call(value), |text| normal_json(out, text)),
             Kind::Time(type_oid) => {
                 out.push(b'"');
                 out.extend_from_slice(time(type_oid, value).as_bytes());
                 out.push(b'"');
             }
-            Kind::Quoted => string(out, self.json.output(value)),
+            Kind::Quoted | Kind::Bytes => string(out, self.json.output(value)),
         }
+        Ok(())
     }
 
     /// Writes a value as text, as the type's output function does; dates and times as in JSON, so that the name of a topic
@@ -156,8 +184,8 @@ impl Kind {
             pg_sys::TEXTOID | pg_sys::VARCHAROID | pg_sys::BPCHAROID => Self::Text,
             pg_sys::JSONBOID => Self::Jsonb,
             pg_sys::DATEOID | pg_sys::TIMESTAMPOID | pg_sys::TIMESTAMPTZOID => Self::Time(base),
-            // JSON is kept as it was typed; `to_jsonb` drops repeated keys, and so must we.
-            pg_sys::JSONOID => Self::Composed,
+            pg_sys::JSONOID => Self::Json,
+            pg_sys::BYTEAOID | pg_sys::XMLOID => Self::Bytes,
             _ if is_composed(base) => Self::Composed,
             _ => Self::Quoted,
         }
@@ -218,6 +246,18 @@ fn with_text(value: pg_sys::Datum, read: impl FnOnce(&[u8])) {
         let varlena = pg_sys::pg_detoast_datum_packed(value.cast_mut_ptr());
         let (data, length) = (pgrx::vardata_any(varlena).cast::<u8>(), pgrx::varsize_any_exhdr(varlena));
         read(std::slice::from_raw_parts(data, length));
+    }
+}
+
+/// Writes JSON that was kept as it was typed. `to_jsonb` drops white space and all but the last of repeated keys, and so
+/// must we; what it cannot hold (see above) is written as it stands.
+fn normal_json(out: &mut Vec<u8>, text: &[u8]) {
+    // The parser's own mark for a number: an object with this key would not survive it.
+    const MARK: &[u8] = b"$serde_json::private::";
+    let marked = text.windows(MARK.len()).any(|window| window == MARK);
+    match serde_json::from_slice::<serde_json::Value>(text).ok().filter(|_| !marked) {
+        Some(value) => out.extend_from_slice(value.to_string().as_bytes()),
+        None => out.extend_from_slice(text),
     }
 }
 

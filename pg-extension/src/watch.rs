@@ -11,7 +11,7 @@ use tidings_wire::topic::{TopicError, check_name};
 
 use crate::errors;
 use crate::payload::{OldRecord, Row, Shape};
-use crate::value::{self, Writer};
+use crate::value::{self, TooLong, Writer};
 
 /// A compiled watch.
 pub struct Watch {
@@ -450,28 +450,38 @@ impl Columns {
         self.captured.iter().any(|index| !self.same(*index, old, new))
     }
 
-    /// Writes one value, `null` if there is none.
-    pub fn write_value(&self, out: &mut Vec<u8>, index: usize, row: Option<&Row>) {
+    /// Writes one value, `null` if there is none; gives up when `out` gets longer than `most`.
+    pub fn write_value(&self, out: &mut Vec<u8>, index: usize, row: Option<&Row>, most: usize) -> Result<(), TooLong> {
         match row.and_then(|row| row.get(index)) {
-            Some(value) => self.writer(index).json(out, value),
+            Some(value) => self.writer(index).json(out, value, most)?,
             None => out.extend_from_slice(b"null"),
         }
+        if out.len() > most { Err(TooLong) } else { Ok(()) }
     }
 
     /// Writes the captured columns of a row, `null` if there is none.
-    pub fn write_record(&self, out: &mut Vec<u8>, row: Option<&Row>) {
+    pub fn write_record(&self, out: &mut Vec<u8>, row: Option<&Row>, most: usize) -> Result<(), TooLong> {
         match row {
-            Some(row) => self.write_object(out, row, |_| true),
-            None => out.extend_from_slice(b"null"),
+            Some(row) => self.write_object(out, row, most, |_| true),
+            None => {
+                out.extend_from_slice(b"null");
+                Ok(())
+            }
         }
     }
 
     /// Writes the old values of the captured columns that have changed.
-    pub fn write_changed(&self, out: &mut Vec<u8>, old: &Row, new: &Row) {
-        self.write_object(out, old, |index| !self.same(index, old, new));
+    pub fn write_changed(&self, out: &mut Vec<u8>, old: &Row, new: &Row, most: usize) -> Result<(), TooLong> {
+        self.write_object(out, old, most, |index| !self.same(index, old, new))
     }
 
-    fn write_object(&self, out: &mut Vec<u8>, row: &Row, which: impl Fn(usize) -> bool) {
+    fn write_object(
+        &self,
+        out: &mut Vec<u8>,
+        row: &Row,
+        most: usize,
+        which: impl Fn(usize) -> bool,
+    ) -> Result<(), TooLong> {
         out.push(b'{');
         let mut first = true;
         for &index in self.captured.iter().filter(|index| which(**index)) {
@@ -479,9 +489,10 @@ impl Columns {
                 out.push(b',');
             }
             out.extend_from_slice(&self.column(index).key);
-            self.write_value(out, index, Some(row));
+            self.write_value(out, index, Some(row), most)?;
         }
         out.push(b'}');
+        Ok(())
     }
 }
 
