@@ -34,6 +34,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Connections without an HTTP/1.1 stream may be as many as streams, and this many more.
 const SPARE_CONNECTIONS: u64 = 1024;
 
+/// What the kernel keeps unsent for one client, in bytes: what a slow client leaves waiting should wait in its queue, where
+/// it counts.
+#[cfg(target_os = "linux")]
+const UNSENT: u32 = 128 * 1024;
+
 /// How many headers a request may have.
 const MAX_HEADERS: usize = 64;
 
@@ -85,7 +90,10 @@ fn prepare(stream: &TcpStream, heartbeat: Duration) -> io::Result<()> {
     let socket = SockRef::from(stream);
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(patience).with_interval(patience / 3).with_retries(3))?;
     #[cfg(target_os = "linux")]
-    socket.set_tcp_user_timeout(Some(patience * 2))?;
+    {
+        socket.set_tcp_user_timeout(Some(patience * 2))?;
+        socket.set_tcp_notsent_lowat(UNSENT)?;
+    }
     Ok(())
 }
 

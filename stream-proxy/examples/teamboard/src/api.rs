@@ -95,7 +95,8 @@ async fn api(app: &App, path: &str, request: Request<Incoming>) -> Result<Respon
         (&Method::GET, ["config"]) => {
             let sql = "SELECT json_agg(p ORDER BY p.id)::text FROM people p";
             let people = app.database.ask(None, &Statement { sql, params: &[], reads: true }).await?;
-            let people: serde_json::Value = people.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+            let people: serde_json::Value =
+                people.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
             let me = app.keys.signed_in(&head.headers).and_then(|claims| claims.sub.parse::<i64>().ok());
             Ok(json(serde_json::json!({ "events": app.events_url, "people": people, "me": me }).to_string()))
         }
@@ -115,13 +116,7 @@ async fn api(app: &App, path: &str, request: Request<Incoming>) -> Result<Respon
 }
 
 /// What one can ask for, and the SQL behind it.
-async fn run(
-    app: &App,
-    who: &Claims,
-    method: &Method,
-    path: &[&str],
-    body: &str,
-) -> Result<Option<String>, Error> {
+async fn run(app: &App, who: &Claims, method: &Method, path: &[&str], body: &str) -> Result<Option<String>, Error> {
     let (sql, params): (&str, &[&str]) = match (method.as_str(), path) {
         ("GET", ["boards"]) => ("SELECT boards_snapshot()::text", &[]),
         ("POST", ["boards"]) => {

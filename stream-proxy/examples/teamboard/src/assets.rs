@@ -45,7 +45,8 @@ pub fn answer(path: &str, events_url: &str) -> Response<Full<Bytes>> {
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     // Whatever a note says, it can run and load nothing.
-    let policy = format!("default-src 'self'; connect-src 'self' {events_url}; base-uri 'none'; frame-ancestors 'none'");
+    let policy =
+        format!("default-src 'self'; connect-src 'self' {events_url}; base-uri 'none'; frame-ancestors 'none'");
     if let Ok(policy) = HeaderValue::from_str(&policy) {
         headers.insert(CONTENT_SECURITY_POLICY, policy);
     }
