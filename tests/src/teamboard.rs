@@ -1,8 +1,16 @@
-//! Teamboard, the demonstration: its schema and people in a database, and its backend's binary.
+//! Teamboard, the demonstration: its schema and people in a database, its backend, and a teammate who is always at work.
 
+use std::fs::File;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use crate::database::Database;
+use crate::cluster::tail;
+use crate::database::{Database, Session};
+use crate::http;
+use crate::process::{Process, Signal, fresh_path};
+use crate::wait::eventually;
 
 /// The schema, its watches and rules, and somebody to play with; it creates the extension and the roles below.
 const SCHEMA: &str = include_str!("../../sql/examples/teamboard.sql");
@@ -31,3 +39,82 @@ pub fn binary() -> PathBuf {
         .map(PathBuf::from)
         .unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release/teamboard"))
 }
+
+/// Writes a fresh secret that signs tokens into the temporary folder; gives its path.
+pub fn secret() -> PathBuf {
+    let path = fresh_path("secret");
+    let secret: String = std::iter::repeat_with(fastrand::alphanumeric).take(48).collect();
+    std::fs::write(&path, secret).expect("write the secret");
+    path
+}
+
+/// A running backend. Dropped, it is gone.
+#[derive(Debug)]
+pub struct Backend {
+    _process: Process,
+    address: SocketAddr,
+}
+
+impl Backend {
+    /// Starts one whose page reads its streams from `events_url`, and waits until it answers.
+    #[track_caller]
+    pub fn start(port: u16, database_url: &str, secret: &Path, events_url: &str) -> Self {
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let path = fresh_path("teamboard.log");
+        let log = File::create(&path).expect("create the backend's log");
+        let mut command = Command::new(binary());
+        command.args(["--database-url", database_url, "--listen", &address.to_string(), "--events-url", events_url]);
+        command.arg("--jwt-secret-file").arg(secret);
+        command.stdin(Stdio::null()).stdout(log.try_clone().expect("share the log")).stderr(log);
+        let mut process = Process::spawn(&mut command, Signal::SIGKILL)
+            .unwrap_or_else(|error| panic!("start {}: {error}", binary().display()));
+        eventually("the backend answers", || {
+            assert!(process.exited().is_none(), "the backend has ended:\n{}", tail(&path));
+            http::get(address, "/api/config").is_ok_and(|(head, _)| head.status == 200).then_some(())
+        });
+        Self { _process: process, address }
+    }
+
+    /// Where its page is.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+}
+
+/// The person that [`work`] plays, and the board that they work on, as the schema has them.
+pub const TEAMMATE: (&str, i64, i64) = ("Robin", 5, 5);
+
+/// Moves notes about, as a person would by drag and drop, until the database is gone.
+pub fn work(mut session: Session) {
+    let (_, person, board) = TEAMMATE;
+    session.run("SET ROLE teamboard_member");
+    session.run(&format!("SELECT set_config('request.jwt.claims', '{{\"sub\": \"{person}\"}}', false)"));
+    let mut drag = move || -> Result<(), postgres::Error> {
+        let client = session.client();
+        let pick = "SELECT id::text, x, y FROM board_items WHERE board_id = $1 ORDER BY random() LIMIT 1";
+        if let Some(note) = client.query_opt(pick, &[&board])? {
+            let (id, x, y): (String, i32, i32) = (note.get(0), note.get(1), note.get(2));
+            let near = |at: i32, most: i32| (at + fastrand::i32(-REACH..=REACH)).clamp(10, most);
+            let to = (near(x, 640), near(y, 400));
+            for step in 1..=STEPS {
+                let at = |from: i32, to: i32| from + (to - from) * step / STEPS;
+                let sql = "UPDATE board_items SET x = $2, y = $3 WHERE id = $1::text::uuid";
+                client.execute(sql, &[&id, &at(x, to.0), &at(y, to.1)])?;
+                std::thread::sleep(STEP_TIME);
+            }
+        }
+        std::thread::sleep(THINKING.mul_f64(0.5 + fastrand::f64()));
+        Ok(())
+    };
+    while drag().is_ok() {}
+}
+
+/// How far one movement goes at most in each direction, in pixels.
+const REACH: i32 = 140;
+
+/// The steps of one movement, each an UPDATE, and the time between them: what a browser sends while one drags.
+const STEPS: i32 = 12;
+const STEP_TIME: Duration = Duration::from_millis(60);
+
+/// How long the teammate looks at the board between two movements.
+const THINKING: Duration = Duration::from_secs(3);
