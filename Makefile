@@ -3,8 +3,9 @@
 #   make setup     installs what the build needs: Debian packages (through sudo where you are not root) and crates
 #   make build     builds the extension for PG_CONFIG's Postgres, and the proxy
 #   make install   installs the extension into PG_CONFIG's Postgres
-#   make run       a throw-away cluster, a sample table and a proxy; prints what to type next
-#   make test      lint, unit tests, and the tests with real clusters and real proxies
+#   make run       Teamboard, the demonstration, on a throw-away cluster; ARGS=--alone for no simulated teammate
+#   make test      lint, unit tests, and the tests with real clusters, real proxies and a real browser
+#   make test-browser  those with the browser alone; needs Node.js 20, installs Chromium
 #   make bench     measures, beside the targets; ARGS=--long for more rounds
 #   make lint      formatting, clippy and documentation without a warning
 #   make package   the files of an installation as one archive in dist/
@@ -16,7 +17,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup build install run test bench lint package clean
+.PHONY: help setup build install run test test-browser browser bench lint package clean
 
 PG_CONFIG ?= /usr/lib/postgresql/15/bin/pg_config
 export PG_CONFIG
@@ -30,6 +31,7 @@ LIBRARY = $(EXT_TARGET)/release/libtidings.so
 VERSION = $(shell sed -nE "s/^default_version *= *'(.*)'/\1/p" sql/tidings.control)
 
 PACKAGES := postgresql-15 postgresql-server-dev-15 clang libclang-dev pkg-config build-essential
+BROWSER_PACKAGES := chromium
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -37,10 +39,15 @@ help:
 setup:
 	@say() { printf '==> %s\n' "$$*"; }
 	missing=()
-	if [ "$(PG_CONFIG)" = /usr/lib/postgresql/15/bin/pg_config ]; then
-	  for package in $(PACKAGES); do
+	need() {
+	  local package
+	  for package; do
 	    dpkg-query -W -f '$${Status}' "$$package" 2>/dev/null | grep -q ' installed$$' || missing+=("$$package")
 	  done
+	}
+	need $(MORE_PACKAGES)
+	if [ "$(PG_CONFIG)" = /usr/lib/postgresql/15/bin/pg_config ]; then
+	  need $(PACKAGES)
 	elif [ ! -x "$(PG_CONFIG)" ]; then
 	  echo "setup: there is no $(PG_CONFIG); install that Postgres with its server headers, clang and libclang" >&2
 	  exit 1
@@ -65,8 +72,8 @@ setup:
 build: setup
 	@printf '==> building the extension for %s\n' "$$($(PG_CONFIG) --version)"
 	cargo build --release --locked -p tidings --no-default-features --features "pg$(MAJOR)" --target-dir "$(EXT_TARGET)"
-	printf '==> building the proxy\n'
-	cargo build --release --locked -p tidings-proxy
+	printf '==> building the proxy, and Teamboard for its demonstration\n'
+	cargo build --release --locked -p tidings-proxy -p teamboard
 
 # The folder tree of an installation, under the folder that the first argument names.
 define stage
@@ -104,14 +111,27 @@ install: build
 	"$${as_root[@]}" install -m 644 "$$staged$$extdir"/* "$$extdir/"
 
 run: install
-	@cargo run --quiet --locked -p tidings-tests --bin tidings-run
+	@cargo run --quiet --locked -p tidings-tests --bin tidings-run -- $(ARGS)
 
-test: install lint
+# What follows reaches setup too.
+test test-browser: MORE_PACKAGES = $(BROWSER_PACKAGES)
+
+test: install lint browser
 	@printf '==> unit tests\n'
 	cargo test --locked --quiet -p tidings-wire -p tidings-proxy
 	cargo test --locked --quiet -p tidings-tests --lib --bins
 	printf '==> tests with real clusters and real proxies\n'
 	cargo test --locked -p tidings-tests --test main -- --test-threads="$${TEST_THREADS:-3}" $(ONLY)
+	printf '==> tests with a real browser\n'
+	cargo test --locked -p tidings-tests --test browser -- $(ONLY)
+
+test-browser: install browser
+	@cargo test --locked -p tidings-tests --test browser
+
+browser: setup
+	@command -v node >/dev/null && command -v npm >/dev/null || { echo "browser: Node.js is missing; install version 20 or newer, with npm" >&2; exit 1; }
+	cd tests/browser
+	[ node_modules/.package-lock.json -nt package-lock.json ] || npm ci --ignore-scripts --no-audit --no-fund
 
 bench: install
 	@cargo run --release --locked -p tidings-tests --bin tidings-bench -- $(ARGS)
@@ -135,4 +155,4 @@ package: build
 
 clean:
 	@printf '==> removing what was built\n'
-	rm -rf target dist tests/artifacts
+	rm -rf target dist tests/artifacts tests/browser/node_modules
