@@ -333,9 +333,9 @@ impl Session<'_> {
             let tick =
                 u64::try_from(row.try_get::<_, i64>("tick")?).map_err(|_| DatabaseError::Contract("a bad tick"))?;
             if let Some(data) = row.try_get::<_, Option<&[u8]>>("data")? {
-                let first = u32::try_from(row.try_get::<_, i32>("first")?)
-                    .map_err(|_| DatabaseError::Contract("an event below the first"))?;
-                for (event, n) in segment::events(data).zip(first..) {
+                let before = u32::try_from(row.try_get::<_, i32>("first")?)
+                    .map_err(|_| DatabaseError::Contract("a bad number of events"))?;
+                for (event, n) in segment::events(data).zip(before + 1..) {
                     let Ok(event) = event else {
                         tracing::error!(tick, n, "the log has a segment that this version can't read");
                         return Err(DatabaseError::Expired);
