@@ -199,17 +199,32 @@ fn write(bytes: &[u8], runs: &[Run]) {
 fn write_all() {
     let (bytes, runs) =
         BUFFER.with_borrow_mut(|buffer| (std::mem::take(&mut buffer.bytes), std::mem::take(&mut buffer.runs)));
-    if !runs.is_empty() {
-        // SAFETY: inside a transaction that is still in progress; no snapshot is active any more, and a large value wants one.
-        unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot()) };
-        write(&bytes, &runs);
-        // SAFETY: the snapshot pushed above.
-        unsafe { pg_sys::PopActiveSnapshot() };
-    }
+    write_with_snapshot(&bytes, &runs);
     BUFFER.with_borrow_mut(|buffer| {
         buffer.bytes = bytes;
         buffer.bytes.clear();
     });
+}
+
+/// Writes what a subtransaction has captured while it still runs, if the buffer is full: once the next one runs, this
+/// one's events could not be written before the commit, and thousands of savepoints would pile up.
+fn write_released(subxid: pg_sys::SubTransactionId) {
+    let full = BUFFER.with_borrow(|buffer| buffer.bytes.len() > FLUSH_AT);
+    if full {
+        let (bytes, runs) = BUFFER.with_borrow_mut(|buffer| buffer.take_current(subxid));
+        write_with_snapshot(&bytes, &runs);
+    }
+}
+
+fn write_with_snapshot(bytes: &[u8], runs: &[Run]) {
+    if runs.is_empty() {
+        return;
+    }
+    // SAFETY: inside a transaction that is still in progress; maybe no snapshot is active any more, and a large value wants one.
+    unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot()) };
+    write(bytes, runs);
+    // SAFETY: the snapshot pushed above.
+    unsafe { pg_sys::PopActiveSnapshot() };
 }
 
 #[pg_guard]
@@ -257,6 +272,10 @@ unsafe extern "C-unwind" fn at_subtransaction(
     parent: pg_sys::SubTransactionId,
     _arg: *mut std::ffi::c_void,
 ) {
+    if event == pg_sys::SubXactEvent::SUBXACT_EVENT_PRE_COMMIT_SUB {
+        write_released(subxid);
+        return;
+    }
     BUFFER.with_borrow_mut(|buffer| match event {
         pg_sys::SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => buffer.commit_subtransaction(subxid, parent),
         pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB => buffer.abort_subtransaction(subxid),

@@ -25,7 +25,13 @@ pub struct Retention {
 impl Retention {
     /// Starts with what is there.
     pub fn new(db: &'static Database) -> Self {
-        Self { db, since: shared::next_stamp() }
+        let since = BackgroundWorker::transaction(|| {
+            // A partition becomes the current one with a tick of its own.
+            let sql = "SELECT min(tick) FROM tidings.tick WHERE slot = $1";
+            Spi::get_one_with_args::<i64>(sql, &[(db.slot.load(Relaxed) as i16).into()])
+        });
+        let since = since.unwrap_or_else(|error| error!("the relay cannot read its tables: {error}"));
+        Self { db, since: since.map_or_else(shared::next_stamp, i64::unsigned_abs) }
     }
 
     /// Does what is due. Times are those of the ticks' clock, in microseconds.

@@ -96,8 +96,11 @@ impl Ticker {
         shared::raise_clock(last.max(newest.unwrap_or(0).unsigned_abs()));
         db.slot.store(slot.unsigned_abs().into(), Relaxed);
         db.tick.store(last, Relaxed);
-        // When a partition was last used is not stored: now is late enough for all of them.
-        let last_used = [shared::next_stamp(); SLOTS];
+        let mut last_used = [0; SLOTS];
+        for (slot, last_used) in last_used.iter_mut().enumerate() {
+            let sql = "SELECT max(tick) FROM tidings.tick WHERE used & (1 << $1) <> 0";
+            *last_used = Spi::get_one_with_args::<i64>(sql, &[(slot as i32).into()])?.unwrap_or(0).unsigned_abs();
+        }
         Ok(Self { db, channel, last, seen, last_used, queue: 0.0, unannounced: true, plans: None })
     }
 
@@ -114,6 +117,8 @@ impl Ticker {
             let segments = ticker.read(client, tick)?;
             let count = segments.len();
             if count > 0 {
+                // The tick itself lies in the current partition, also if its segments are all in others.
+                ticker.last_used[ticker.db.slot.load(Relaxed) as usize % SLOTS] = tick;
                 let since = std::mem::replace(&mut ticker.seen, snapshot.clone());
                 ticker.insert(client, tick, &since, &snapshot)?;
                 ticker.announce(tick, segments);
@@ -177,15 +182,22 @@ impl Ticker {
                 "SELECT {COLUMNS} FROM tidings.log WHERE xid >= $1
                  UNION ALL SELECT {COLUMNS} FROM tidings.log WHERE xid = ANY ($2::xid8[])"
             );
-            let insert = "INSERT INTO tidings.tick (tick, previous, since, until, slot)
-                 VALUES ($1, $2, $3::pg_snapshot, $4::pg_snapshot, $5)";
+            let insert = "INSERT INTO tidings.tick (tick, previous, since, until, slot, used)
+                 VALUES ($1, $2, $3::pg_snapshot, $4::pg_snapshot, $5, $6)";
             self.plans = Some(Plans {
                 snapshot: client.prepare("SELECT pg_current_snapshot()::text", &[])?.keep(),
                 read: client.prepare(&*read, &oids(&[pg_sys::XID8OID, pg_sys::TEXTOID, pg_sys::INT4OID]))?.keep(),
                 insert: client
                     .prepare_mut(
                         insert,
-                        &oids(&[pg_sys::INT8OID, pg_sys::INT8OID, pg_sys::TEXTOID, pg_sys::TEXTOID, pg_sys::INT2OID]),
+                        &oids(&[
+                            pg_sys::INT8OID,
+                            pg_sys::INT8OID,
+                            pg_sys::TEXTOID,
+                            pg_sys::TEXTOID,
+                            pg_sys::INT2OID,
+                            pg_sys::INT2OID,
+                        ]),
                     )?
                     .keep(),
             });
@@ -232,12 +244,14 @@ impl Ticker {
 
     fn insert(&mut self, client: &mut SpiClient<'_>, tick: u64, since: &Snapshot, until: &Snapshot) -> spi::Result<()> {
         let slot = self.db.slot.load(Relaxed) as i16;
+        let used = (0..SLOTS).filter(|slot| self.last_used[*slot] == tick).fold(0i16, |used, slot| used | 1 << slot);
         let arguments = [
             (tick as i64).into(),
             (self.last as i64).into(),
             since.text.as_str().into(),
             until.text.as_str().into(),
             slot.into(),
+            used.into(),
         ];
         self.plans(client)?;
         if let Some(plans) = &self.plans {

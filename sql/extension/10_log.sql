@@ -27,7 +27,8 @@ CREATE TABLE tidings.tick (
     tick     bigint      NOT NULL,
     previous bigint      NOT NULL,
     since    pg_snapshot NOT NULL,
-    until    pg_snapshot NOT NULL
+    until    pg_snapshot NOT NULL,
+    used     smallint    NOT NULL
 ) PARTITION BY LIST (slot);
 
 COMMENT ON TABLE tidings.tick IS 'The cuts through the log: a tick holds what one snapshot sees and the one before does not';
@@ -36,6 +37,7 @@ COMMENT ON COLUMN tidings.tick.tick IS 'The tick''s number: when it was cut, in 
 COMMENT ON COLUMN tidings.tick.previous IS 'The number of the tick before';
 COMMENT ON COLUMN tidings.tick.since IS 'What this snapshot sees is in an earlier tick';
 COMMENT ON COLUMN tidings.tick.until IS 'What this snapshot does not see is in a later tick';
+COMMENT ON COLUMN tidings.tick.used IS 'The partitions of the log that hold its segments: bit n stands for log_n';
 
 CREATE TABLE tidings.log_0 PARTITION OF tidings.log FOR VALUES IN (0);
 CREATE TABLE tidings.log_1 PARTITION OF tidings.log FOR VALUES IN (1);
@@ -58,6 +60,10 @@ BEGIN
     LOOP
         EXECUTE format('ALTER TABLE %s SET (autovacuum_enabled = off, toast.autovacuum_enabled = off)', part);
         EXECUTE format('COMMENT ON TABLE %s IS %L', part, 'A partition, emptied as a whole when all in it has been retained long enough');
+    END LOOP;
+    -- The relay deletes from the ticks, which a publication of all tables would not allow without an identity.
+    FOR part IN SELECT inhrelid FROM pg_catalog.pg_inherits WHERE inhparent = 'tidings.tick'::regclass LOOP
+        EXECUTE format('ALTER TABLE %s REPLICA IDENTITY FULL', part);
     END LOOP;
     FOR part IN SELECT inhrelid FROM pg_catalog.pg_inherits WHERE inhparent = 'tidings.log'::regclass LOOP
         BEGIN

@@ -155,3 +155,14 @@ FROM (
 GROUP BY w.tgrelid, w.name, w.list;
 
 COMMENT ON VIEW tidings.watches IS 'Every watch, read from its triggers';
+COMMENT ON COLUMN tidings.watches.relation IS 'The watched table';
+COMMENT ON COLUMN tidings.watches.name IS 'The name of the watch; its trigger is called tidings_<name>';
+COMMENT ON COLUMN tidings.watches.topic IS 'The template of the topic';
+COMMENT ON COLUMN tidings.watches.event IS 'The name of its events';
+COMMENT ON COLUMN tidings.watches.payload IS 'The shape of the payload, NULL for the usual one';
+COMMENT ON COLUMN tidings.watches.columns IS 'The columns that are captured, NULL for all';
+COMMENT ON COLUMN tidings.watches.exclude IS 'The columns that are left out, NULL for none';
+COMMENT ON COLUMN tidings.watches.operations IS 'INSERT, UPDATE, DELETE, TRUNCATE: those that are captured';
+COMMENT ON COLUMN tidings.watches.condition IS 'The condition on OLD and NEW, NULL for none';
+COMMENT ON COLUMN tidings.watches.old_record IS 'What an UPDATE tells of the old row: changed, full or none';
+COMMENT ON COLUMN tidings.watches.enabled IS 'Whether its triggers are enabled';

@@ -240,3 +240,8 @@ CROSS JOIN LATERAL tidings.tick_segments(t.since, t.until) s
 CROSS JOIN LATERAL tidings.decode(s.data, NULL) d;
 
 COMMENT ON VIEW tidings.events IS 'The retained events, for a look; tidings.changes() gives them in order';
+COMMENT ON COLUMN tidings.events.position IS 'Its place in the order of all events';
+COMMENT ON COLUMN tidings.events.topic IS 'Its topic';
+COMMENT ON COLUMN tidings.events.event IS 'Its name';
+COMMENT ON COLUMN tidings.events.payload IS 'Its payload, JSON unless it was published as text';
+COMMENT ON COLUMN tidings.events.created_at IS 'When its segment was written, right before its transaction committed';

@@ -17,6 +17,19 @@ SELECT r.pid AS relay_pid,
 FROM tidings.relay() r;
 
 COMMENT ON VIEW tidings.status IS 'The relay, its lag and counters, and the size of the log';
+COMMENT ON COLUMN tidings.status.relay_pid IS 'The relays process id, NULL while none runs';
+COMMENT ON COLUMN tidings.status.relay_state IS 'wanted, starting, running; absent on a server that has none, unknown before the launcher has looked';
+COMMENT ON COLUMN tidings.status.last_tick IS 'The number of the last tick, in microseconds since the Unix epoch';
+COMMENT ON COLUMN tidings.status.last_tick_at IS 'The same as a time';
+COMMENT ON COLUMN tidings.status.waiting_since IS 'Since when the oldest event that is committed waits for its tick; NULL if none does';
+COMMENT ON COLUMN tidings.status.ticks IS 'Ticks since the server started';
+COMMENT ON COLUMN tidings.status.inline_events IS 'Events that travelled inside of notifications';
+COMMENT ON COLUMN tidings.status.hints IS 'Ticks that were announced only, to be read from the log';
+COMMENT ON COLUMN tidings.status.skipped IS 'Changes that made no valid topic';
+COMMENT ON COLUMN tidings.status.log_bytes IS 'What log and ticks take on the disk, indexes included';
+COMMENT ON COLUMN tidings.status.oldest_position IS 'The start of what is retained: positions before it cannot be served';
+COMMENT ON COLUMN tidings.status.retention IS 'tidings.retention';
+COMMENT ON COLUMN tidings.status.notify_queue_usage IS 'How full the queue of notifications is, from 0 to 1';
 
 CREATE UNLOGGED TABLE tidings.proxy (
     proxy text PRIMARY KEY,
@@ -24,6 +37,8 @@ CREATE UNLOGGED TABLE tidings.proxy (
 );
 
 COMMENT ON TABLE tidings.proxy IS 'The proxies that have reported, and how long their reports hold';
+COMMENT ON COLUMN tidings.proxy.proxy IS 'The name a proxy gives itself';
+COMMENT ON COLUMN tidings.proxy.until IS 'When its lease ends';
 
 CREATE UNLOGGED TABLE tidings.open_topic (
     proxy       text        NOT NULL REFERENCES tidings.proxy ON DELETE CASCADE,
@@ -36,6 +51,10 @@ CREATE UNLOGGED TABLE tidings.open_topic (
 CREATE INDEX open_topic_proxy_idx ON tidings.open_topic (proxy);
 
 COMMENT ON TABLE tidings.open_topic IS 'How many subscribers each proxy has for a topic';
+COMMENT ON COLUMN tidings.open_topic.proxy IS 'The proxy';
+COMMENT ON COLUMN tidings.open_topic.topic IS 'The topic';
+COMMENT ON COLUMN tidings.open_topic.subscribers IS 'How many subscribers it has there';
+COMMENT ON COLUMN tidings.open_topic.since IS 'Since when it has had any';
 COMMENT ON INDEX tidings.open_topic_proxy_idx IS 'Finds what goes when a proxy''s lease ends';
 
 CREATE FUNCTION tidings.report(proxy text, topics text[], subscribers integer[], lease interval DEFAULT '30 seconds') RETURNS void
@@ -67,3 +86,7 @@ WHERE p.until > now()
 GROUP BY o.topic;
 
 COMMENT ON VIEW tidings.open_topics IS 'The topics that someone is subscribed to right now';
+COMMENT ON COLUMN tidings.open_topics.topic IS 'The topic';
+COMMENT ON COLUMN tidings.open_topics.subscribers IS 'How many subscribers it has at all proxies';
+COMMENT ON COLUMN tidings.open_topics.proxies IS 'The proxies that have told of them';
+COMMENT ON COLUMN tidings.open_topics.since IS 'Since when it has had any';

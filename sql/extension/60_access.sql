@@ -21,6 +21,8 @@ SELECT pg_catalog.pg_extension_config_dump('tidings.rule', '');
 CREATE VIEW tidings.rules AS SELECT topic, using_query FROM tidings.rule;
 
 COMMENT ON VIEW tidings.rules IS 'The subscription rules';
+COMMENT ON COLUMN tidings.rules.topic IS 'The topic template';
+COMMENT ON COLUMN tidings.rules.using_query IS 'The query that must find a row';
 
 CREATE FUNCTION tidings.match_topic(template text, topic text) RETURNS text[]
 LANGUAGE c STRICT IMMUTABLE AS 'MODULE_PATHNAME', 'match_topic_wrapper';
