@@ -10,7 +10,7 @@ use tidings_tests::process::{Process, Signal, fresh_path};
 use tidings_tests::{proxy, teamboard};
 
 /// How long they may take all together: a verdict on a browser that hangs.
-const LIMIT: Duration = Duration::from_secs(600);
+const LIMIT: Duration = Duration::from_secs(900);
 
 #[test]
 fn teamboard_in_a_browser() {

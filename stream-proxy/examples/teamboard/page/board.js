@@ -199,7 +199,8 @@ export async function boardView(id, { me, people, events, navigate, leave }) {
     member({ type, person: personId }) {
       if (type === "DELETE" && personId === me.id) return lost();
       const others = members.filter((member) => member.id !== personId);
-      members = type === "DELETE" ? others : [...others, person(personId)].sort((a, b) => a.name.localeCompare(b.name));
+      const joined = people.filter((known) => known.id === personId);
+      members = type === "DELETE" ? others : [...others, ...joined].sort((a, b) => a.name.localeCompare(b.name));
       showPeople();
     },
   };

@@ -84,10 +84,12 @@ export async function homeView({ me, people, events, navigate, go, signOut }) {
     if (fresh.board) boards = boards.map((entry) => (entry.board.id === id ? fresh : entry));
   }
 
+  let turn = 0;
   async function load() {
+    const mine = ++turn;
     stream?.close();
     const fresh = await api("GET", "boards");
-    if (closed) return;
+    if (closed || mine !== turn) return;
     boards = fresh.boards;
     show();
     stream = openStream({

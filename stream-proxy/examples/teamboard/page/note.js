@@ -35,7 +35,10 @@ export class NoteView {
       el("button", { class: "icon-button", "aria-label": "Delete (Delete)", onclick: () => act.remove() }, icon("bin")));
     this.element = el("article", { class: "note", tabIndex: 0, role: "group", "data-note": note.id }, this.text, this.tag, this.tools);
     this.element.addEventListener("keydown", (event) => this.#key(event));
-    this.element.addEventListener("dblclick", () => this.startEditing());
+    this.element.addEventListener("focusin", () => this.#placeTools());
+    this.element.addEventListener("dblclick", (event) => {
+      if (!event.target.closest(".note-tools")) this.startEditing();
+    });
     this.element.addEventListener("pointerdown", (event) => this.#press(event));
     this.update(note, null);
   }
@@ -93,6 +96,15 @@ export class NoteView {
     field.focus();
   }
 
+  // Where there is no room below or to the right, the tools are above or to the left.
+  #placeTools() {
+    const note = this.element.getBoundingClientRect();
+    const room = this.element.closest(".viewport").getBoundingClientRect();
+    const { offsetWidth, offsetHeight } = this.tools;
+    this.tools.classList.toggle("leftwards", note.left + offsetWidth > room.right);
+    this.tools.classList.toggle("above", note.bottom + offsetHeight + 12 > room.bottom);
+  }
+
   #key(event) {
     if (event.target !== this.element || event.ctrlKey || event.metaKey || event.altKey) return;
     const step = event.shiftKey ? BIG_STEP : STEP;
@@ -122,6 +134,7 @@ export class NoteView {
     };
     const end = () => {
       element.classList.remove("dragged");
+      this.#placeTools();
       element.removeEventListener("pointermove", move);
       element.removeEventListener("pointerup", end);
       element.removeEventListener("pointercancel", end);

@@ -124,7 +124,9 @@ export class Notes {
         entry.queued = { ...entry.flying, ...entry.queued };
         setTimeout(() => this.#send(entry), RETRY);
       } else if (error.status === 409 && entry.creating) {
-        entry.creating = false; // it had arrived, and its answer was lost
+        // It had arrived, and its answer was lost.
+        entry.creating = false;
+        entry.queued = { ...entry.flying, ...entry.queued };
       } else if (error.status === 404 || entry.creating) {
         this.#drop(entry.id, null);
         if (error.status !== 404) this.#failed(error);
