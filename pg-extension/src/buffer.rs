@@ -220,11 +220,23 @@ fn write_with_snapshot(bytes: &[u8], runs: &[Run]) {
     if runs.is_empty() {
         return;
     }
-    // SAFETY: inside a transaction that is still in progress; maybe no snapshot is active any more, and a large value wants one.
-    unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot()) };
-    write(bytes, runs);
-    // SAFETY: the snapshot pushed above.
-    unsafe { pg_sys::PopActiveSnapshot() };
+    // SAFETY: inside a transaction that is still in progress. Maybe no snapshot is active any more, and a large value wants
+    // one. What is allocated meanwhile goes at once: a subtransaction that keeps any memory keeps it until the commit.
+    unsafe {
+        let context = pg_sys::AllocSetContextCreateInternal(
+            pg_sys::CurTransactionContext,
+            c"tidings write".as_ptr(),
+            pg_sys::ALLOCSET_SMALL_MINSIZE as usize,
+            pg_sys::ALLOCSET_DEFAULT_INITSIZE as usize,
+            pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
+        );
+        let before = pg_sys::MemoryContextSwitchTo(context);
+        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+        write(bytes, runs);
+        pg_sys::PopActiveSnapshot();
+        pg_sys::MemoryContextSwitchTo(before);
+        pg_sys::MemoryContextDelete(context);
+    }
 }
 
 #[pg_guard]
