@@ -34,6 +34,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("deadlock_timeout", "20ms"), // random writers lock one another out: don't let them stand there
     ("log_line_prefix", "%m [%p] %b %d "),
     ("log_min_messages", "info"),
+    ("log_checkpoints", "off"),
 ];
 
 /// The Postgres installation that `PG_CONFIG` names.
@@ -223,6 +224,50 @@ impl Cluster {
         Database::create(self)
     }
 
+    /// A program of the installation (`pg_dump`, …) that finds this server, run as the server's account.
+    pub fn tool(&self, name: &str) -> Command {
+        let mut command = Installation::get().command(name);
+        command.env("PGHOST", &self.dir).env("PGPORT", self.port.to_string()).env("PGUSER", SUPERUSER);
+        command
+    }
+
+    /// Starts a hot standby that follows this cluster.
+    pub fn standby(&self) -> Self {
+        let dir = fresh_path("standby");
+        fs::create_dir(&dir).expect("create the standby's folder");
+        Installation::get().give(&dir);
+        let data = dir.join("data");
+        run(self.tool("pg_basebackup").args(["--checkpoint=fast", "--no-sync", "-D"]).arg(&data));
+        let signal = data.join("standby.signal");
+        File::create(&signal).expect("mark the standby");
+        Installation::get().give(&signal);
+        let standby = Self { port: free_port(), postmaster: Mutex::new(None), dir };
+        let primary = format!("host={} port={} user={SUPERUSER}", self.dir.display(), self.port);
+        standby.configure(&[("primary_conninfo", &primary)]);
+        standby.boot();
+        standby
+    }
+
+    /// A cluster that `pg_upgrade` makes of this one, which ends with it.
+    pub fn upgrade(self) -> Self {
+        let installation = Installation::get();
+        let dir = fresh_path("pg");
+        fs::create_dir(&dir).expect("create the new cluster's folder");
+        installation.give(&dir);
+        copy(template(), &dir.join("data"));
+        let new = Self { port: free_port(), postmaster: Mutex::new(None), dir };
+        new.configure(&[]);
+        self.stop();
+        let mut command = installation.command("pg_upgrade");
+        command.current_dir(&new.dir).args(["--no-sync", "-U", SUPERUSER]);
+        command.arg("-b").arg(&installation.bin).arg("-d").arg(self.dir.join("data"));
+        command.arg("-B").arg(&installation.bin).arg("-D").arg(new.dir.join("data"));
+        command.arg("-p").arg(free_port().to_string()).arg("-P").arg(free_port().to_string());
+        run(&mut command);
+        new.boot();
+        new
+    }
+
     /// The end of the server's log.
     pub fn log_tail(&self) -> String {
         tail(&self.dir.join("log"))
@@ -275,6 +320,13 @@ fn template() -> &'static Path {
         assert!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
         data
     })
+}
+
+/// Runs a program that must succeed.
+fn run(command: &mut Command) {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{command:?}: {}{}", text(&output.stdout), text(&output.stderr));
 }
 
 /// Copies a folder with owners and modes.

@@ -1,16 +1,24 @@
 //! The tests that need a real cluster and a real proxy, by subject.
 
 mod delivery;
+mod documentation;
 mod faults;
 mod frames;
 mod life;
+mod life_cycle;
+mod log;
 mod order;
 mod position;
 mod pruning;
 mod resume;
+mod retention;
 mod rights;
+mod semantics;
 mod size;
 mod transactions;
+mod values;
+mod watch_options;
+mod writers_never_fail;
 
 use tidings_tests::{Database, Frame, Sse, shared};
 

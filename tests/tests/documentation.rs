@@ -1,0 +1,222 @@
+//! Every object explains itself, what is public is in the reference, and nothing is granted to PUBLIC.
+
+use std::fs;
+use std::path::Path;
+
+use tidings_tests::{Session, shared};
+
+/// The public surface: what docs/sql.md has a section for.
+const PUBLIC: &[&str] = &[
+    "watch",
+    "unwatch",
+    "watches",
+    "capture",
+    "publish",
+    "publish_text",
+    "position",
+    "changes",
+    "events",
+    "channel",
+    "allow",
+    "disallow",
+    "rules",
+    "authorize",
+    "open_topics",
+    "status",
+    "grant_proxy",
+];
+
+fn reference() -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/sql.md");
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn names(session: &mut Session, sql: &str) -> Vec<String> {
+    session.all(sql, &[]).iter().map(|row| row.get(0)).collect()
+}
+
+/// The objects of the extension, one row each: class, OID, column, and a name for people.
+const OBJECTS: &str = "
+    SELECT d.classid, d.objid, 0 AS objsubid, pg_describe_object(d.classid, d.objid, 0) AS name
+    FROM pg_depend d JOIN pg_extension e ON d.refobjid = e.oid AND d.refclassid = 'pg_extension'::regclass
+    WHERE e.extname = 'tidings' AND d.deptype = 'e' AND d.classid <> 'pg_type'::regclass
+    UNION ALL
+    SELECT 'pg_class'::regclass, i.indexrelid, 0, pg_describe_object('pg_class'::regclass, i.indexrelid, 0)
+    FROM pg_index i JOIN pg_class t ON t.oid = i.indrelid JOIN pg_class c ON c.oid = i.indexrelid
+    WHERE t.relnamespace = 'tidings'::regnamespace AND NOT t.relispartition AND NOT i.indisprimary
+    UNION ALL
+    SELECT 'pg_class'::regclass, a.attrelid, a.attnum, pg_describe_object('pg_class'::regclass, a.attrelid, a.attnum)
+    FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+    WHERE c.relnamespace = 'tidings'::regnamespace AND c.relkind IN ('r', 'p', 'v') AND NOT c.relispartition AND a.attnum > 0 AND NOT a.attisdropped";
+
+#[test]
+fn every_object_has_a_comment() {
+    let db = shared().database();
+    let mut session = db.session();
+    let bare = names(
+        &mut session,
+        &format!(
+            "SELECT name FROM ({OBJECTS}) o
+             WHERE NOT EXISTS (SELECT FROM pg_description d WHERE (d.classoid, d.objoid, d.objsubid) = (o.classid, o.objid, o.objsubid))
+             ORDER BY 1"
+        ),
+    );
+    assert!(bare.is_empty(), "without a comment:\n{}", bare.join("\n"));
+    let count: i64 = session.one(&format!("SELECT count(*) FROM ({OBJECTS}) o"));
+    assert!(count > 60, "only {count} objects were looked at");
+    // Every object of the schema is the extension's, so that DROP EXTENSION takes it along.
+    let strays = names(
+        &mut session,
+        "SELECT c.relname::text FROM pg_class c WHERE relnamespace = 'tidings'::regnamespace AND relkind IN ('r', 'p', 'v', 'S')
+           AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = c.oid AND d.deptype = 'e')",
+    );
+    assert!(strays.is_empty(), "{strays:?}");
+}
+
+#[test]
+fn what_is_public_is_in_the_reference() {
+    let db = shared().database();
+    let mut session = db.session();
+    let reference = reference();
+    let there = names(
+        &mut session,
+        "SELECT proname::text FROM pg_proc WHERE pronamespace = 'tidings'::regnamespace
+         UNION SELECT relname::text FROM pg_class WHERE relnamespace = 'tidings'::regnamespace AND relkind = 'v'",
+    );
+    for name in PUBLIC {
+        assert!(there.iter().any(|there| there == name), "tidings.{name} does not exist");
+        let headings = [format!("### {name}("), format!("### {name}\n")];
+        assert!(headings.iter().any(|heading| reference.contains(heading)), "docs/sql.md has no section for {name}");
+    }
+    // Views are public, all of them, with every column.
+    let columns = session.all(
+        "SELECT c.relname::text, a.attname::text FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+         WHERE c.relnamespace = 'tidings'::regnamespace AND c.relkind = 'v' AND a.attnum > 0",
+        &[],
+    );
+    for row in columns {
+        let (view, column): (String, String) = (row.get(0), row.get(1));
+        let section = reference.split("\n### ").find(|section| section.starts_with(&format!("{view}\n")));
+        let section = section.unwrap_or_else(|| panic!("docs/sql.md has no section for {view}"));
+        assert!(section.contains(&format!("`{column}`")), "docs/sql.md: {view} does not tell of {column}");
+    }
+    // So are the arguments of functions, and the settings with their defaults.
+    for row in session.all(
+        "SELECT p.proname::text, unnest(p.proargnames[1:p.pronargs]) FROM pg_proc p WHERE pronamespace = 'tidings'::regnamespace AND proname = ANY ($1)",
+        &[&PUBLIC],
+    ) {
+        let (function, argument): (String, String) = (row.get(0), row.get(1));
+        let section = reference.split("\n### ").find(|section| section.starts_with(&format!("{function}(")));
+        let section = section.unwrap_or_else(|| panic!("docs/sql.md has no section for {function}"));
+        assert!(section.contains(&argument), "docs/sql.md: {function} does not tell of {argument}");
+    }
+    let settings =
+        session.all("SELECT name, current_setting(name), context FROM pg_settings WHERE name LIKE 'tidings.%'", &[]);
+    assert!(settings.len() >= 4);
+    for row in settings {
+        let (name, default): (String, String) = (row.get(0), row.get(1));
+        let line = reference.lines().find(|line| line.starts_with(&format!("| `{name}`")));
+        let line = line.unwrap_or_else(|| panic!("docs/sql.md does not tell of {name}"));
+        assert!(
+            line.contains(&format!("`{default}`")),
+            "docs/sql.md: {name} is {default} by default, not as in {line}"
+        );
+    }
+    // And whatever else is called by its full name there exists.
+    for word in reference
+        .split(|c: char| !(c.is_alphanumeric() || c == '_' || c == '.'))
+        .filter_map(|word| word.strip_prefix("tidings."))
+    {
+        let word = word.split('.').next().unwrap_or_default();
+        let known: bool = session.all(
+            "SELECT EXISTS (SELECT FROM pg_proc WHERE pronamespace = 'tidings'::regnamespace AND proname = $1)
+                 OR EXISTS (SELECT FROM pg_class WHERE relnamespace = 'tidings'::regnamespace AND relname = $1)
+                 OR EXISTS (SELECT FROM pg_settings WHERE name = 'tidings.' || $1)",
+            &[&word],
+        )[0]
+        .get(0);
+        assert!(known, "docs/sql.md speaks of tidings.{word}, which is not there");
+    }
+}
+
+#[test]
+fn the_examples_of_the_reference_run() {
+    let db = shared().database();
+    let role = db.role("proxy");
+    let mut session = db.session();
+    session.run(
+        "CREATE TABLE boards (id bigint PRIMARY KEY, owner text);
+         CREATE TABLE board_items (id bigint PRIMARY KEY, board_id bigint REFERENCES boards, title text, hits int DEFAULT 0, secret text)",
+    );
+    let reference = reference();
+    let mut count = 0;
+    for block in reference.split("```sql\n").skip(1) {
+        let sql = block.split("```").next().unwrap_or_default().replace("tidings_proxy", &role);
+        // Settings of the whole server can't be tried in a session.
+        if sql.contains("ALTER SYSTEM") || sql.contains("-- not run") {
+            continue;
+        }
+        // One by one, each after what the ones before have left.
+        session.run(&sql);
+        count += 1;
+    }
+    assert!(count >= 15, "only {count} examples");
+}
+
+#[test]
+fn nothing_is_granted_to_public() {
+    let db = shared().database();
+    let granted = names(
+        &mut db.session(),
+        "SELECT what || ' ' || privilege_type FROM (
+             SELECT 'schema' AS what, (aclexplode(coalesce(nspacl, acldefault('n', nspowner)))).* FROM pg_namespace WHERE nspname = 'tidings'
+             UNION ALL
+             SELECT oid::regprocedure::text, (aclexplode(coalesce(proacl, acldefault('f', proowner)))).* FROM pg_proc WHERE pronamespace = 'tidings'::regnamespace
+             UNION ALL
+             SELECT oid::regclass::text, (aclexplode(coalesce(relacl, acldefault('r', relowner)))).* FROM pg_class
+             WHERE relnamespace = 'tidings'::regnamespace AND relkind IN ('r', 'p', 'v', 'm', 'S')
+             UNION ALL
+             SELECT a.attrelid::regclass || '.' || attname, (aclexplode(attacl)).* FROM pg_attribute a JOIN pg_class c ON c.oid = attrelid
+             WHERE relnamespace = 'tidings'::regnamespace
+         ) acl WHERE grantee = 0 ORDER BY 1",
+    );
+    assert!(granted.is_empty(), "granted to PUBLIC: {granted:?}");
+}
+
+#[test]
+fn default_privileges_of_the_database_open_nothing() {
+    let db = shared().empty_database();
+    let role = db.role("stranger");
+    let mut session = db.session();
+    session.run(
+        "ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO PUBLIC; ALTER DEFAULT PRIVILEGES GRANT ALL ON FUNCTIONS TO PUBLIC;
+         ALTER DEFAULT PRIVILEGES GRANT ALL ON SCHEMAS TO PUBLIC; CREATE EXTENSION tidings",
+    );
+    db.wait_relay();
+    let mut stranger = db.session_as(&role);
+    for attempt in [
+        "SELECT * FROM tidings.log",
+        "SELECT tidings.channel()",
+        "SELECT tidings.publish('x', '1')",
+        "SELECT channel FROM tidings.secret",
+    ] {
+        stranger.forbidden(attempt);
+    }
+}
+
+#[test]
+fn grant_proxy_grants_the_same_however_often() {
+    let db = shared().database();
+    let mut session = db.session();
+    let role = format!("{}_\"odd' role\"", db.name());
+    let quoted = format!("\"{}\"", role.replace('"', "\"\""));
+    session.run(&format!("CREATE ROLE {quoted} LOGIN"));
+    let acl = "SELECT string_agg(oid::regprocedure || ' ' || proacl::text, ',' ORDER BY oid) FROM pg_proc WHERE pronamespace = 'tidings'::regnamespace";
+    let mut granted = Vec::new();
+    for _ in 0..2 {
+        session.with("SELECT tidings.grant_proxy(quote_ident($1)::regrole)", &[&role]);
+        granted.push(session.one::<String>(acl));
+    }
+    assert_eq!(granted[0], granted[1]);
+    session.run(&format!("DROP OWNED BY {quoted}; DROP ROLE {quoted}"));
+}

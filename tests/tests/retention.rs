@@ -1,0 +1,243 @@
+//! What the relay throws away, and what it may not.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use tidings_tests::{Cluster, Database, Session, eventually, until};
+
+use crate::log::Log;
+
+/// Retention for a test that waits until it has passed.
+const SHORT: &[(&str, &str)] = &[("tidings.retention", "2s")];
+
+fn events_table(db: &Database<'_>) {
+    db.session().run("CREATE TABLE items (id int, title text); SELECT tidings.watch('items', topic => 'items')");
+}
+
+/// The start of the log, in microseconds.
+fn oldest(session: &mut Session) -> i64 {
+    session.one("SELECT oldest_position FROM tidings.status")
+}
+
+/// Whether the log still has what stands behind a position; `Err` if it has been given up.
+fn read(session: &mut Session, position: &str) -> Result<usize, String> {
+    match session.client().query("SELECT FROM tidings.changes($1, NULL, 100)", &[&position]) {
+        Ok(rows) => Ok(rows.len()),
+        Err(error) => Err(error.code().map_or("no code", |code| code.code()).to_owned()),
+    }
+}
+
+#[test]
+fn events_leave_after_the_retention_time_and_never_before() {
+    let cluster = Cluster::start(SHORT);
+    let db = cluster.database();
+    events_table(&db);
+    let mut session = db.session();
+    let mut kept: VecDeque<(Instant, String)> = VecDeque::new();
+    let (mut id, mut gone) = (0, 0);
+    until("the log has rotated several times", || {
+        id += 1;
+        // Noted before the event is there, so the event is younger than the note says.
+        kept.push_back((Instant::now(), session.one("SELECT tidings.position()")));
+        session.run(&format!("INSERT INTO items VALUES ({id}, repeat('x', 1000))"));
+        for (noted, position) in &kept {
+            let before = noted.elapsed();
+            let answer = read(&mut session, position);
+            if before < Duration::from_secs(2) && answer.is_err() && noted.elapsed() < Duration::from_secs(2) {
+                panic!("given up after {:?}: {answer:?}", noted.elapsed());
+            }
+        }
+        // What is given up is given up for good, and always says so.
+        while let Some((_, position)) = kept.front() {
+            match read(&mut session, position) {
+                Ok(_) => break,
+                Err(code) => assert_eq!(code, "TI001"),
+            }
+            kept.pop_front();
+            gone += 1;
+        }
+        gone > 100 && id > 200 && oldest(&mut session) > 0
+    });
+    // The rest goes by itself, without anybody writing, but for the last tick.
+    until("the log is empty", || session.one::<i64>("SELECT count(*) FROM tidings.log") == 0);
+    let position: String = session.one("SELECT tidings.position()");
+    assert_eq!(read(&mut session, &position), Ok(0));
+    assert_eq!(read(&mut session, "earliest"), Ok(0));
+    assert!(session.one::<i64>("SELECT count(*) FROM tidings.tick") < 10);
+    session.run("INSERT INTO items VALUES (0)");
+    until("it goes on", || read(&mut session, &position) == Ok(1));
+}
+
+#[test]
+fn the_log_stays_bounded_under_load() {
+    let cluster = Cluster::start(SHORT);
+    let db = cluster.database();
+    events_table(&db);
+    let mut session = db.session();
+    // Random texts: compressed they would prove little.
+    let write = "INSERT INTO items SELECT i, (SELECT string_agg(md5((random() * i * j)::text), '') FROM generate_series(1, 50) j) FROM generate_series(1, 100) i";
+    let (mut written, mut most) = (0, 0);
+    let start = Instant::now();
+    let mut rotations = std::collections::BTreeSet::new();
+    until("the log has been used up three times", || {
+        session.run(write);
+        written += 100 * 50 * 32;
+        most = session.one::<i64>("SELECT log_bytes FROM tidings.status").max(most);
+        rotations.insert(oldest(&mut session));
+        rotations.len() > 8
+    });
+    let rate = written as f64 / start.elapsed().as_secs_f64();
+    // Half as long again as the retention time, and the time between two looks at the partitions.
+    assert!(most as f64 <= rate * (2.0 * 1.5 + 2.0) * 1.5, "{most} bytes at {rate:.0} bytes/s");
+    assert!((most as f64) < written as f64 / 2.0, "{most} of {written} bytes");
+}
+
+#[test]
+fn a_transaction_older_than_the_retention_time_loses_nothing() {
+    let cluster = Cluster::start(&[("tidings.retention", "1s")]);
+    let db = cluster.database();
+    events_table(&db);
+    let mut log = Log::from_here(&db);
+    let (mut old, mut prepared, mut session) = (db.session(), db.session(), db.session());
+    // One has written to the log early, one has only kept its events in memory, one is prepared.
+    old.run("BEGIN; INSERT INTO items SELECT i, repeat('x', 1000) FROM generate_series(1, 2000) i");
+    let mut idle = db.session();
+    idle.run("BEGIN; INSERT INTO items VALUES (5000)");
+    prepared.run("BEGIN; INSERT INTO items SELECT 3000 + i, repeat('x', 1000) FROM generate_series(1, 1000) i; PREPARE TRANSACTION 'old'");
+    let begun: i64 = session.one("SELECT tidings.stamp()");
+    until("the retention time has passed several times", || {
+        session.run("INSERT INTO items VALUES (0)");
+        session.one::<i64>("SELECT last_tick FROM tidings.status") > begun + 5_000_000
+    });
+    let held = oldest(&mut session);
+    log.skip_to_now();
+    old.run("INSERT INTO items VALUES (2001); COMMIT");
+    idle.run("COMMIT");
+    session.run("COMMIT PREPARED 'old'");
+    let ids: Vec<i64> = log.news().iter().filter_map(|event| event.json()["record"]["id"].as_i64()).collect();
+    assert_eq!(ids.len(), 2001 + 1 + 1000);
+    assert_eq!(ids[..2001], (1..=2001).collect::<Vec<i64>>());
+    // And then all of it goes.
+    until("the start of the log moves on", || oldest(&mut session) > held);
+    until("the log is empty", || session.one::<i64>("SELECT count(*) FROM tidings.log") == 0);
+}
+
+#[test]
+fn a_reader_in_the_way_stops_neither_writers_nor_for_good_the_rotation() {
+    let cluster = Cluster::start(SHORT);
+    let db = cluster.database();
+    events_table(&db);
+    let (mut reader, mut session) = (db.session(), db.session());
+    session.run("INSERT INTO items VALUES (0)");
+    let first = oldest(&mut session);
+    reader.run("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM tidings.events");
+    let start = Instant::now();
+    let mut slowest = Duration::ZERO;
+    until("the retention time has passed twice", || {
+        let before = Instant::now();
+        session.run("INSERT INTO items VALUES (1)");
+        slowest = slowest.max(before.elapsed());
+        // New readers are not held up behind a waiting TRUNCATE, either.
+        read(&mut session, "earliest").expect("readable");
+        assert_eq!(oldest(&mut session), first, "thrown away under a reader");
+        start.elapsed() > Duration::from_secs(6)
+    });
+    assert!(slowest < Duration::from_secs(2), "a writer waited {slowest:?}");
+    let seen: i64 = reader.one("SELECT count(*) FROM tidings.events");
+    reader.run("COMMIT");
+    assert!(seen >= 1);
+    until("what is too old goes", || oldest(&mut session) > first);
+}
+
+#[test]
+fn an_old_snapshot_is_told_of_a_gap_and_not_shown_one() {
+    let cluster = Cluster::start(SHORT);
+    let db = cluster.database();
+    events_table(&db);
+    let (mut reader, mut session) = (db.session(), db.session());
+    let position: String = session.one("SELECT tidings.position()");
+    session.run("INSERT INTO items VALUES (1)");
+    until("it is in a tick", || read(&mut session, &position) == Ok(1));
+    // The snapshot is there, but no lock on the log yet.
+    reader.run("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM items");
+    until("it has been thrown away", || {
+        session.run("INSERT INTO items VALUES (2)");
+        read(&mut session, &position) == Err("TI001".to_owned())
+    });
+    assert_eq!(read(&mut reader, &position), Err("TI001".to_owned()));
+}
+
+#[test]
+fn rotation_goes_on_across_restarts_that_come_sooner_than_the_retention_time() {
+    let cluster = Cluster::start(&[("tidings.retention", "4s")]);
+    let db = cluster.database();
+    events_table(&db);
+    let mut session = db.session();
+    session.run("INSERT INTO items VALUES (0)");
+    let first = oldest(&mut session);
+    let mut restarts = 0;
+    until("what is too old goes", || {
+        let old = db.wait_relay();
+        session.run(&format!("INSERT INTO items VALUES (1); SELECT pg_terminate_backend({old})"));
+        eventually("a new relay runs", || db.relay().filter(|pid| *pid != old));
+        restarts += 1;
+        oldest(&mut session) > first
+    });
+    assert!(restarts > 1, "it never restarted within the retention time");
+}
+
+#[test]
+fn a_publication_of_all_tables_does_not_stop_the_relay() {
+    let cluster = Cluster::start(SHORT);
+    let db = cluster.database();
+    events_table(&db);
+    let mut session = db.session();
+    session.run("CREATE PUBLICATION everything FOR ALL TABLES");
+    let relay = db.wait_relay();
+    let mut rotations = std::collections::BTreeSet::new();
+    until("the log has rotated", || {
+        session.run("INSERT INTO items VALUES (1)");
+        rotations.insert(oldest(&mut session));
+        rotations.len() > 4
+    });
+    assert_eq!(db.wait_relay(), relay, "the relay failed and came back");
+}
+
+#[test]
+fn the_status_tells_sizes_and_the_oldest_position() {
+    let cluster = Cluster::start(&[("tidings.retention", "90min")]);
+    let db = cluster.database();
+    events_table(&db);
+    let mut session = db.session();
+    let bytes = "SELECT log_bytes FROM tidings.status";
+    let before: i64 = session.one(bytes);
+    let mut log = Log::from_here(&db);
+    session.run("INSERT INTO items SELECT i, md5(i::text) FROM generate_series(1, 20000) i");
+    assert_eq!(log.news().len(), 20_000);
+    assert!(session.one::<i64>(bytes) > before + 100_000);
+    assert_eq!(session.one::<String>("SELECT retention::text FROM tidings.status"), "01:30:00");
+    let oldest = oldest(&mut session).to_string();
+    assert_eq!(read(&mut session, &oldest), Ok(100));
+    let older = (oldest.parse::<i64>().expect("a number") - 1).to_string();
+    assert_eq!(read(&mut session, &older), Err("TI001".to_owned()));
+}
+
+#[test]
+fn a_client_whose_position_has_gone_is_reset_and_then_live() {
+    use tidings_tests::sse::Request;
+    let cluster = Cluster::start(&[("tidings.retention", "1s")]);
+    let db = cluster.database();
+    events_table(&db);
+    let mut session = db.session();
+    let position: String = session.one("SELECT tidings.position()");
+    until("it has been thrown away", || {
+        session.run("INSERT INTO items VALUES (2)");
+        read(&mut session, &position) == Err("TI001".to_owned())
+    });
+    // A proxy that starts now has nothing in memory.
+    let proxy = db.proxy(&[]);
+    let mut sse = proxy.open(&Request::since(&["items"], &position));
+    assert_eq!(sse.frame().event, "reset");
+    session.run("INSERT INTO items VALUES (3)");
+    until("the stream goes on", || sse.frame().json()["record"]["id"] == 3);
+}
