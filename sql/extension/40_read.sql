@@ -2,6 +2,9 @@
 --
 -- Every function that reads the log sees each tick whole or not at all, whatever is being written meanwhile, and fails with
 -- SQLSTATE TI001 when the position is older than what is retained: never a silent gap.
+--
+-- The tables are never analyzed, and plans made while they were empty must do for full ones: so sequential scans are off, and
+-- so is the just-in-time compiler, which the costs of what is off would call in for each query.
 
 CREATE FUNCTION tidings.stamp() RETURNS bigint
 LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'stamp_wrapper';
@@ -47,6 +50,8 @@ CREATE FUNCTION tidings.position() RETURNS text
 LANGUAGE sql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET jit = off
 AS $$
     -- The stamp is read after the snapshot was taken: a tick numbered above it sees all that the snapshot saw.
     SELECT (SELECT t.tick FROM tidings.tick t ORDER BY t.tick DESC LIMIT 1) || ':' || tidings.stamp() || ':' || pg_current_snapshot()
@@ -86,10 +91,13 @@ COMMENT ON FUNCTION tidings.tick_segments(pg_snapshot, pg_snapshot) IS 'The segm
 CREATE FUNCTION tidings.check_retained(after bigint, n bigint) RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET jit = off
 AS $$
 DECLARE
     -- What the table says, and what was thrown away since this snapshot was taken.
-    oldest bigint := greatest((SELECT min(t.previous) FROM tidings.tick t), tidings.floor());
+    oldest bigint := greatest((SELECT t.previous FROM tidings.tick t ORDER BY t.tick LIMIT 1), tidings.floor());
 BEGIN
     IF after < oldest OR (after = oldest AND n < 4294967295) THEN
         RAISE EXCEPTION 'the position is older than what is retained'
@@ -104,27 +112,32 @@ CREATE FUNCTION tidings.locate(after text) RETURNS text
 LANGUAGE plpgsql VOLATILE STRICT SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET jit = off
 AS $$
 DECLARE
     place  record;
     newest record;
 BEGIN
     IF after = 'earliest' THEN
-        RETURN greatest((SELECT min(t.previous) FROM tidings.tick t), tidings.floor())::text;
+        RETURN greatest((SELECT t.previous FROM tidings.tick t ORDER BY t.tick LIMIT 1), tidings.floor())::text;
     END IF;
     SELECT * INTO place FROM tidings.parse_position(after);
     PERFORM tidings.check_retained(place.tick, place.n);
     SELECT t.tick, t.until INTO newest FROM tidings.tick t ORDER BY t.tick DESC LIMIT 1;
     IF place.snapshot IS NOT NULL AND newest.tick < place.stamp AND EXISTS (
-        SELECT FROM tidings.log l
-        WHERE (l.xid >= pg_snapshot_xmax(newest.until) OR l.xid = ANY (ARRAY(SELECT pg_snapshot_xip(newest.until))))
-          AND pg_visible_in_snapshot(l.xid, place.snapshot::pg_snapshot)
+        SELECT FROM (
+            SELECT l.xid FROM tidings.log l WHERE l.xid >= pg_snapshot_xmax(newest.until)
+            UNION ALL
+            SELECT l.xid FROM tidings.log l WHERE l.xid = ANY (ARRAY(SELECT pg_snapshot_xip(newest.until)))
+        ) unticked
+        WHERE pg_visible_in_snapshot(unticked.xid, place.snapshot::pg_snapshot)
     ) THEN
         RETURN NULL;
     END IF;
     -- A tick that is not there, and is no boundary either, was lost in a failover.
     IF NOT EXISTS (SELECT FROM tidings.tick t WHERE t.tick = place.tick)
-       AND place.tick <> (SELECT min(t.previous) FROM tidings.tick t) THEN
+       AND place.tick <> (SELECT t.previous FROM tidings.tick t ORDER BY t.tick LIMIT 1) THEN
         RETURN (SELECT max(t.tick) FROM tidings.tick t WHERE t.tick < place.tick)::text;
     END IF;
     RETURN after;

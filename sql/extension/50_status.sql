@@ -11,7 +11,7 @@ SELECT r.pid AS relay_pid,
        r.ticks, r.events AS inline_events, r.hints, r.skipped,
        (SELECT sum(pg_total_relation_size(i.inhrelid)) FROM pg_catalog.pg_inherits i
         WHERE i.inhparent IN ('tidings.log'::regclass, 'tidings.tick'::regclass))::bigint AS log_bytes,
-       (SELECT min(k.previous) FROM tidings.tick k) AS oldest_position,
+       (SELECT k.previous FROM tidings.tick k ORDER BY k.tick LIMIT 1) AS oldest_position,
        current_setting('tidings.retention')::interval AS retention,
        pg_notification_queue_usage() AS notify_queue_usage
 FROM tidings.relay() r;
