@@ -46,6 +46,8 @@ impl Frame {
 pub enum Item {
     /// An event.
     Frame(Frame),
+    /// A block of nothing but an id: where the stream stands. A browser keeps it, and dispatches nothing.
+    Id(String),
     /// A comment line, without its colon.
     Comment(String),
     /// The reconnection time, in milliseconds.
@@ -88,12 +90,13 @@ impl Parser {
     fn line(&mut self, line: &str, items: &mut impl FnMut(Item)) -> Result<(), String> {
         if line.is_empty() {
             let (id, event, data) = (self.id.take(), self.event.take(), self.data.take());
-            match data {
-                Some(data) => items(Item::Frame(Frame { id, event: event.unwrap_or_else(|| "message".into()), data })),
-                None if id.is_some() || event.is_some() => {
-                    return Err(format!("a frame without data: {id:?} {event:?}"));
+            match (data, event, id) {
+                (Some(data), event, id) => {
+                    items(Item::Frame(Frame { id, event: event.unwrap_or_else(|| "message".into()), data }))
                 }
-                None => {}
+                (None, None, Some(id)) => items(Item::Id(id)),
+                (None, Some(event), _) => return Err(format!("an event without data: {event:?}")),
+                (None, None, None) => {}
             }
             return Ok(());
         }
@@ -188,7 +191,7 @@ impl Sse {
         &self.response.head
     }
 
-    /// The id of the last frame that was taken from this stream.
+    /// The id that a browser would come back with.
     pub fn last_id(&self) -> Option<&str> {
         self.last_id.as_deref()
     }
@@ -214,7 +217,7 @@ impl Sse {
             }
         }
         let item = self.items.pop_front();
-        if let Some(Item::Frame(Frame { id: Some(id), .. })) = &item {
+        if let Some(Item::Id(id) | Item::Frame(Frame { id: Some(id), .. })) = &item {
             self.last_id = Some(id.clone());
         }
         item
@@ -307,7 +310,7 @@ mod tests {
 
     #[test]
     fn what_broke_out_of_a_frame_is_noticed() {
-        for text in ["data: a\nb\n\n", "id: 1\nid: 2\ndata: x\n\n", "id: 1\n\n", "\"x\": 1}\n", "Data: x\n"] {
+        for text in ["data: a\nb\n\n", "id: 1\nid: 2\ndata: x\n\n", "event: x\n\n", "\"x\": 1}\n", "Data: x\n"] {
             assert!(parse(&[text]).is_err(), "{text:?}");
         }
     }

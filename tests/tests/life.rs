@@ -25,8 +25,10 @@ fn create_extension_starts_the_relay_and_drop_extension_ends_it() {
     assert_eq!(relays(&db), 1);
     session.run("DROP EXTENSION tidings");
     until("the relay is gone", || relays(&db) == 0);
-    let schema: bool = session.one("SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'tidings')");
-    assert!(!schema);
+    let left: i64 = session.one(
+        "SELECT count(*) FROM pg_depend WHERE refobjid = (SELECT oid FROM pg_namespace WHERE nspname = 'tidings')",
+    );
+    assert_eq!(left, 0, "objects left in the schema");
 }
 
 #[test]

@@ -153,7 +153,8 @@ fn the_proxy_role_reads_what_it_needs_and_writes_nothing() {
     let role = db.proxy_role();
     let mut session = db.session_as(&role);
     session.run("SELECT tidings.channel(), tidings.relay_pid(), tidings.position(), tidings.locate('earliest')");
-    session.run("SELECT * FROM tidings.changes('earliest'); SELECT * FROM tidings.segments('earliest')");
+    session
+        .run("SELECT * FROM tidings.changes('earliest'); SELECT * FROM tidings.segments(tidings.locate('earliest'))");
     session.run("SELECT tidings.report('p', ARRAY['boards_5'], ARRAY[1])");
     for attempt in [
         "SELECT * FROM board_items",
