@@ -1,15 +1,40 @@
 //! Who may subscribe to what. A request first becomes an identity, then its topics are checked for it; both before a byte
-//! of a stream is sent.
+//! of a stream is sent. Open streams are checked again from time to time, and end with their token.
 
+use std::borrow::Cow;
+use std::convert::Infallible;
+use std::future::pending;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
+use futures_util::future::join_all;
+use hyper::HeaderMap;
+use hyper::header::{AUTHORIZATION, COOKIE};
 use hyper::http::request::Parts;
+use parking_lot::Mutex;
+use serde_json::Value;
+use slab::Slab;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+
+use crate::gate::{Gate, Refusal, Unanswered};
+use crate::metrics::Metrics;
+use crate::query;
+use crate::subscriber::{End, Subscriber};
+use crate::token::{Keys, Token};
+
+/// How often streams are looked through for tokens that have expired, and the key file for a change.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// Streams that are checked again together.
+const REVIEW_BATCH: usize = 500;
 
 /// How access is decided.
 #[derive(Clone, Debug)]
 pub enum Access {
     /// Every topic is open to everyone.
     Open,
+    /// By tokens, and by the rules in the database.
+    Guarded(Arc<Guard>),
 }
 
 /// Who a request comes from.
@@ -17,24 +42,276 @@ pub enum Access {
 pub enum Identity {
     /// Nobody in particular.
     Anyone,
+    /// Whoever the claims name.
+    Claims {
+        /// The claims, as JSON.
+        text: Arc<str>,
+        /// When they end.
+        expires: Option<SystemTime>,
+    },
 }
 
-/// Why a request is turned away. Open access turns nobody away.
-#[derive(Clone, Copy, Debug)]
-pub enum Denied {}
+/// Why a request is turned away.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Denied {
+    /// It has no token, and needs one.
+    #[error("a token is needed")]
+    NoToken,
+    /// Its token is not accepted.
+    #[error("the token is not valid")]
+    BadToken,
+    /// It may not subscribe to these topics.
+    #[error("not allowed: {}", .0.join(", "))]
+    Topics(Vec<String>),
+    /// It could not be found out.
+    #[error(transparent)]
+    Unanswered(#[from] Unanswered),
+}
 
 impl Access {
     /// Who the request comes from.
-    pub fn identify(&self, _request: &Parts) -> Result<Identity, Denied> {
+    pub fn identify(&self, request: &Parts) -> Result<Identity, Denied> {
         match self {
             Self::Open => Ok(Identity::Anyone),
+            Self::Guarded(guard) => guard.identify(request),
         }
     }
 
     /// Whether `who` may subscribe to all of the topics.
-    pub async fn authorize(&self, who: &Identity, _topics: &[Arc<str>]) -> Result<(), Denied> {
+    pub async fn authorize(&self, who: &Identity, topics: &[Arc<str>]) -> Result<(), Denied> {
         match (self, who) {
-            (Self::Open, Identity::Anyone) => Ok(()),
+            (Self::Guarded(guard), Identity::Claims { text, .. }) => guard.authorize(text, topics).await,
+            (Self::Guarded(_), Identity::Anyone) => Err(Denied::NoToken),
+            (Self::Open, _) => Ok(()),
+        }
+    }
+
+    /// Looks after the open streams, for ever.
+    pub async fn run(&self, review: Duration) -> Infallible {
+        match self {
+            Self::Open => pending().await,
+            Self::Guarded(guard) => guard.run(review).await,
+        }
+    }
+
+    /// Keeps an eye on a stream as long as the answer is held.
+    pub fn admit(&self, who: Identity, subscriber: &Arc<Subscriber>, topics: &[Arc<str>]) -> Option<Pass> {
+        match (self, who) {
+            (Self::Guarded(guard), Identity::Claims { text, expires }) => {
+                let stream = Stream { subscriber: subscriber.clone(), claims: text, topics: topics.into(), expires };
+                let key = guard.streams.lock().insert(stream);
+                Some(Pass { guard: guard.clone(), key })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// What decides by tokens and rules.
+#[derive(Debug)]
+pub struct Guard {
+    keys: Arc<Keys>,
+    /// The cookie that may hold the token.
+    cookie: Option<String>,
+    /// The role of those who come without a token, or with one that names none.
+    anonymous: Option<String>,
+    gate: Gate,
+    metrics: Arc<Metrics>,
+    streams: Mutex<Slab<Stream>>,
+}
+
+/// An open stream and what it was opened with.
+#[derive(Clone, Debug)]
+struct Stream {
+    subscriber: Arc<Subscriber>,
+    claims: Arc<str>,
+    topics: Box<[Arc<str>]>,
+    expires: Option<SystemTime>,
+}
+
+/// A stream's entry at the guard, taken out when it is dropped.
+#[derive(Debug)]
+pub struct Pass {
+    guard: Arc<Guard>,
+    key: usize,
+}
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        self.guard.streams.lock().try_remove(self.key);
+    }
+}
+
+impl Guard {
+    /// A guard that asks `gate`.
+    pub fn new(
+        keys: Arc<Keys>,
+        cookie: Option<String>,
+        anonymous: Option<String>,
+        gate: Gate,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        Arc::new(Self { keys, cookie, anonymous, gate, metrics, streams: Mutex::default() })
+    }
+
+    /// A token that is there counts, good or bad; only who has none is anonymous.
+    fn identify(&self, request: &Parts) -> Result<Identity, Denied> {
+        let query = request.uri.query().unwrap_or("");
+        let Some(token) = find_token(&request.headers, query, self.cookie.as_deref()) else {
+            let Some(role) = &self.anonymous else {
+                self.metrics.auth_no_token.add(1);
+                return Err(Denied::NoToken);
+            };
+            let text = serde_json::json!({ "role": role }).to_string().into();
+            return Ok(Identity::Claims { text, expires: None });
+        };
+        match self.keys.verify(&token) {
+            Ok(Token { mut claims, expires }) => {
+                if let (None, Some(role)) = (claims.get("role"), &self.anonymous) {
+                    claims.insert("role".into(), Value::String(role.clone()));
+                }
+                Ok(Identity::Claims { text: Value::Object(claims).to_string().into(), expires })
+            }
+            Err(error) => {
+                self.metrics.auth_bad_token.add(1);
+                tracing::info!(%error, "token refused");
+                Err(Denied::BadToken)
+            }
+        }
+    }
+
+    async fn authorize(&self, claims: &Arc<str>, topics: &[Arc<str>]) -> Result<(), Denied> {
+        let refused = self.gate.check(claims.clone(), topics.to_vec()).await.inspect_err(|error| {
+            self.metrics.auth_unanswered.add(1);
+            tracing::warn!(%error, "subscription not checked");
+        })?;
+        if refused.is_empty() {
+            self.metrics.auth_allowed.add(1);
+            return Ok(());
+        }
+        self.metrics.auth_denied.add(1);
+        for Refusal { topic, reason } in &refused {
+            tracing::info!(topic = %topic, %reason, "subscription refused");
+        }
+        Err(Denied::Topics(refused.into_iter().map(|refusal| refusal.topic.to_string()).collect()))
+    }
+
+    /// Ends streams whose tokens expire, checks all streams again once in `review`, and reads the keys again when their
+    /// file changes. For ever.
+    async fn run(&self, review: Duration) -> Infallible {
+        let reviewing = async {
+            loop {
+                sleep(review).await;
+                self.review().await;
+            }
+        };
+        let sweeping = async {
+            let mut sweep = interval(SWEEP);
+            sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                sweep.tick().await;
+                self.end_expired(SystemTime::now());
+                if self.keys.changed() {
+                    self.reload();
+                }
+            }
+        };
+        tokio::select! {
+            never = reviewing => never,
+            never = sweeping => never,
+        }
+    }
+
+    fn reload(&self) {
+        match self.keys.reload() {
+            Ok(()) => tracing::info!("keys read again"),
+            Err(error) => tracing::error!(%error, "the keys are not usable: the old ones stay"),
+        }
+    }
+
+    fn end_expired(&self, now: SystemTime) {
+        for (_, stream) in &*self.streams.lock() {
+            if stream.expires.is_some_and(|expires| expires <= now) && stream.subscriber.close(End::Revoked) {
+                self.metrics.auth_expired.add(1);
+            }
+        }
+    }
+
+    /// Asks again for all streams, and ends those that are no longer allowed. As long as the database can't be asked they
+    /// stay: it sends nothing new either.
+    async fn review(&self) {
+        let start = Instant::now();
+        let streams: Vec<Stream> = self.streams.lock().iter().map(|(_, stream)| stream.clone()).collect();
+        for batch in streams.chunks(REVIEW_BATCH) {
+            join_all(batch.iter().map(|stream| self.review_one(stream))).await;
+        }
+        tracing::debug!(streams = streams.len(), time = ?start.elapsed(), "streams checked again");
+    }
+
+    async fn review_one(&self, stream: &Stream) {
+        match self.gate.check(stream.claims.clone(), stream.topics.to_vec()).await {
+            Ok(refused) if refused.is_empty() => {}
+            Ok(refused) => {
+                if stream.subscriber.close(End::Revoked) {
+                    self.metrics.auth_revoked.add(1);
+                    for Refusal { topic, reason } in refused {
+                        tracing::info!(%topic, %reason, "subscription revoked");
+                    }
+                }
+            }
+            Err(error) => tracing::warn!(%error, "subscription not checked again"),
+        }
+    }
+}
+
+/// The token of a request: from its `Authorization`, else the cookie, else the query. Only the first that is there counts.
+fn find_token<'a>(headers: &'a HeaderMap, query: &'a str, cookie: Option<&str>) -> Option<Cow<'a, str>> {
+    if let Some(value) = headers.get(AUTHORIZATION) {
+        // One of another scheme, or none of text, is a token too: a bad one.
+        let text = value.to_str().unwrap_or("");
+        let (scheme, token) = text.split_once(' ').unwrap_or((text, ""));
+        return Some(if scheme.eq_ignore_ascii_case("bearer") { token.trim().into() } else { "".into() });
+    }
+    let cookies = headers.get_all(COOKIE).iter().flat_map(|value| value.to_str().unwrap_or("").split(';'));
+    let named = cookies.filter_map(|pair| pair.trim().split_once('='));
+    if let Some((_, token)) = named.into_iter().find(|(name, _)| Some(*name) == cookie) {
+        return Some(token.trim_matches('"').into());
+    }
+    query::token(query)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hyper::header::{HeaderName, HeaderValue};
+    use proptest::prelude::*;
+
+    fn headers(pairs: &[(HeaderName, &str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (name.clone(), HeaderValue::from_str(value).unwrap())).collect()
+    }
+
+    #[test]
+    fn the_header_wins_over_the_cookie_and_that_over_the_query() {
+        let both = headers(&[(AUTHORIZATION, "bearer  a.b.c"), (COOKIE, "x=1; token=d.e.f; y")]);
+        assert_eq!(find_token(&both, "token=g", Some("token")).as_deref(), Some("a.b.c"));
+        let cookie = headers(&[(COOKIE, "x=1; token=\"d.e.f\"; y")]);
+        assert_eq!(find_token(&cookie, "token=g", Some("token")).as_deref(), Some("d.e.f"));
+        assert_eq!(find_token(&cookie, "a=1&token=g%2Eh", None).as_deref(), Some("g.h"));
+        assert_eq!(find_token(&headers(&[]), "topic=token", Some("token")), None);
+    }
+
+    #[test]
+    fn a_token_that_is_none_is_not_the_same_as_no_token() {
+        for value in ["Basic dXNlcg==", "Bearer", "Bearer ", "token"] {
+            assert!(find_token(&headers(&[(AUTHORIZATION, value)]), "", None).is_some(), "{value}");
+        }
+        assert_eq!(find_token(&headers(&[]), "token=", None).as_deref(), Some(""));
+    }
+
+    proptest! {
+        #[test]
+        fn no_cookie_breaks_the_parser(cookie in "[ -~]{0,60}", query in "[ -~]{0,40}") {
+            let _ = find_token(&headers(&[(COOKIE, &cookie)]), &query, Some("token"));
         }
     }
 }

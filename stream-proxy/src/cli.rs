@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Parser, ValueEnum};
+use clap::{ArgGroup, Parser, ValueEnum};
 
 use crate::channels::Pattern;
 use crate::route::Route;
@@ -15,6 +15,8 @@ const OVER_LIMIT_FACTOR: u32 = 15;
 /// Carries committed Postgres changes to browsers over Server-Sent Events.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "tidings-proxy", version, about, max_term_width = 110)]
+// Nobody is served by accident: one of the three must be given.
+#[command(group(ArgGroup::new("access").args(["open", "jwt_secret_file", "jwks_file"]).required(true)))]
 pub struct Cli {
     /// Where the database is: a URL or a connection string
     // A string, not parsed here: an error of the parser would show it, password and all.
@@ -29,9 +31,37 @@ pub struct Cli {
     #[arg(long, env = "TIDINGS_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDRESS:PORT")]
     pub listen: SocketAddr,
 
-    /// Serve every topic to everyone
+    /// Serve every topic to everyone: for development
     #[arg(long, env = "TIDINGS_OPEN")]
     pub open: bool,
+
+    /// Secret that tokens are signed with by HS256, at least 32 bytes; one newline at the end does not count
+    #[arg(long, env = "TIDINGS_JWT_SECRET_FILE", value_name = "FILE")]
+    pub jwt_secret_file: Option<PathBuf>,
+
+    /// Keys that tokens are signed with by RS256, ES256, EdDSA or HS256: a JSON Web Key Set
+    #[arg(long, env = "TIDINGS_JWKS_FILE", value_name = "FILE")]
+    pub jwks_file: Option<PathBuf>,
+
+    /// Audience that a token must be for; with more than one, one of them
+    #[arg(long, env = "TIDINGS_JWT_AUDIENCE", value_delimiter = ' ', value_name = "TEXT")]
+    pub jwt_audience: Vec<String>,
+
+    /// Issuer that a token must be by; with more than one, one of them
+    #[arg(long, env = "TIDINGS_JWT_ISSUER", value_delimiter = ' ', value_name = "TEXT")]
+    pub jwt_issuer: Vec<String>,
+
+    /// Database role of those who come without a token, or with one that names no role; without it they are refused
+    #[arg(long, env = "TIDINGS_ANON_ROLE", value_name = "ROLE")]
+    pub anon_role: Option<String>,
+
+    /// Cookie that may hold the token
+    #[arg(long, env = "TIDINGS_TOKEN_COOKIE", value_name = "NAME")]
+    pub token_cookie: Option<String>,
+
+    /// Interval in which open streams are checked against the rules again
+    #[arg(long, env = "TIDINGS_REAUTHORIZE", default_value = "60s", value_parser = humantime::parse_duration, value_name = "TIME")]
+    pub reauthorize: Duration,
 
     /// Another path for a topic's stream, as in /api/boards/{id}/events=boards_{id}; may be given more than once
     #[arg(long = "route", env = "TIDINGS_ROUTE", value_delimiter = ' ', value_name = "PATH=TOPIC")]

@@ -2,7 +2,7 @@
 //!
 //! The way of an event: [`upstream`] hears of it, [`frame`] encodes it once, [`hub`] queues it to each [`subscriber`] of its
 //! topic, whose task writes it to the socket. The way of a request: [`server`] accepts, [`routes`] answers, [`query`] takes the
-//! request apart, [`auth`] decides, [`proxy`] opens the stream, [`replay`] brings it from its position to the present.
+//! request apart, [`auth`] decides ([`token`] says who asks, [`gate`] asks the database), [`proxy`] opens the stream, [`replay`] brings it from its position to the present.
 
 #![forbid(unsafe_code)]
 
@@ -13,6 +13,7 @@ pub mod cli;
 pub mod cors;
 pub mod database;
 pub mod frame;
+pub mod gate;
 pub mod heartbeat;
 pub mod hub;
 pub mod metrics;
@@ -27,6 +28,7 @@ pub mod routes;
 pub mod server;
 pub mod subscriber;
 pub mod tls;
+pub mod token;
 pub mod upstream;
 
 use std::future::Future;
@@ -37,10 +39,11 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::auth::Access;
+use crate::auth::{Access, Guard};
 use crate::channels::Channels;
 use crate::cli::Cli;
 use crate::database::Database;
+use crate::gate::Gate;
 use crate::heartbeat::Wheel;
 use crate::hub::Hub;
 use crate::metrics::Metrics;
@@ -48,6 +51,7 @@ use crate::proxy::Proxy;
 use crate::reads::Reads;
 use crate::registry::Registry;
 use crate::tls::Tls;
+use crate::token::Keys;
 use crate::upstream::Upstream;
 
 /// How long clients have, after the drain, to take the last bytes.
@@ -58,8 +62,8 @@ const LAST_BYTES: Duration = Duration::from_secs(1);
 pub struct Start {
     /// The settings.
     pub cli: Cli,
-    /// Who may subscribe.
-    pub access: Access,
+    /// The keys of tokens; without any, every topic is open to everyone.
+    pub keys: Option<Arc<Keys>>,
     /// Where the database is.
     pub database: Database,
     /// Certificate and key, to serve TLS.
@@ -70,8 +74,15 @@ pub struct Start {
 
 /// Runs the proxy until `shutdown` is ready and all streams have been ended.
 pub async fn run(start: Start, shutdown: impl Future<Output = ()>) {
-    let Start { cli, access, database, tls, listener } = start;
+    let Start { cli, keys, database, tls, listener } = start;
     let metrics = Arc::new(Metrics::default());
+    let access = match keys {
+        None => Access::Open,
+        Some(keys) => {
+            let gate = Gate::new(database.clone(), metrics.clone());
+            Access::Guarded(Guard::new(keys, cli.token_cookie.clone(), cli.anon_role.clone(), gate, metrics.clone()))
+        }
+    };
     let hub = Hub::new(cli.history_bytes, metrics.clone());
     let channels = Channels::new(cli.channel.clone(), metrics.clone());
     let reads = Arc::new(Reads::new(database.clone(), cli.max_replays.into(), metrics.clone()));
@@ -92,13 +103,14 @@ pub async fn run(start: Start, shutdown: impl Future<Output = ()>) {
         draining: Default::default(),
         addresses: Default::default(),
     });
-    let Proxy { cli, hub, metrics, wheel, .. } = &*proxy;
+    let Proxy { cli, access, hub, metrics, wheel, .. } = &*proxy;
 
     let upstream = tokio::spawn(upstream.run());
     tokio::select! {
         never = server::serve(&listener, &proxy) => match never {},
         () = wheel.run(hub, metrics, cli.heartbeat, || cli.next_retry()) => {}
         never = registry.run() => match never {},
+        never = access.run(cli.reauthorize) => match never {},
         () = shutdown => {}
     }
 

@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use clap::{CommandFactory, Parser, error::ErrorKind};
 use tidings_proxy::Start;
-use tidings_proxy::auth::Access;
 use tidings_proxy::cli::{Cli, LogFormat};
 use tidings_proxy::database::Database;
 use tidings_proxy::tls::Tls;
+use tidings_proxy::token::{Keys, Source};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -18,9 +18,11 @@ use tracing_subscriber::EnvFilter;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let refuse = |message: String| -> ! { Cli::command().error(ErrorKind::ValueValidation, message).exit() };
-    if !cli.open {
-        refuse("nobody may subscribe yet: --open serves every topic to everyone".into());
-    }
+    let source = cli.jwt_secret_file.clone().map(Source::Secret).or(cli.jwks_file.clone().map(Source::Jwks));
+    let keys = source.map(|source| {
+        let keys = Keys::load(source, cli.jwt_audience.clone(), cli.jwt_issuer.clone());
+        Arc::new(keys.unwrap_or_else(|error| refuse(format!("the keys of tokens: {error}"))))
+    });
     let database = Database::parse(&cli.database_url, cli.database_ca.as_deref())
         .unwrap_or_else(|error| refuse(format!("--database-url is {error}")));
     let tls = match (&cli.tls_cert, &cli.tls_key) {
@@ -32,7 +34,10 @@ fn main() -> ExitCode {
         _ => None,
     };
     log_to_stderr(cli.log_format);
-    match serve(cli, database, tls) {
+    if keys.is_none() {
+        tracing::warn!("--open: EVERYONE MAY SUBSCRIBE TO EVERY TOPIC; this is for development");
+    }
+    match serve(cli, database, tls, keys) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "cannot start");
@@ -42,7 +47,7 @@ fn main() -> ExitCode {
 }
 
 #[tokio::main]
-async fn serve(cli: Cli, database: Database, tls: Option<Arc<Tls>>) -> std::io::Result<()> {
+async fn serve(cli: Cli, database: Database, tls: Option<Arc<Tls>>, keys: Option<Arc<Keys>>) -> std::io::Result<()> {
     let listener = TcpListener::bind(cli.listen).await?;
     tracing::info!(address = %listener.local_addr()?, "listening");
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -54,9 +59,14 @@ async fn serve(cli: Cli, database: Database, tls: Option<Arc<Tls>>) -> std::io::
     };
     let mut hangup = signal(SignalKind::hangup())?;
     tokio::spawn({
-        let tls = tls.clone();
+        let (tls, keys) = (tls.clone(), keys.clone());
         async move {
             while hangup.recv().await.is_some() {
+                match keys.as_ref().map(|keys| keys.reload()) {
+                    Some(Ok(())) => tracing::info!("keys of tokens read again"),
+                    Some(Err(error)) => tracing::error!(%error, "the keys are not usable: the old ones stay"),
+                    None => {}
+                }
                 match tls.as_ref().map(|tls| tls.reload()) {
                     Some(Ok(())) => tracing::info!("certificate and key read again"),
                     Some(Err(error)) => {
@@ -67,7 +77,7 @@ async fn serve(cli: Cli, database: Database, tls: Option<Arc<Tls>>) -> std::io::
             }
         }
     });
-    tidings_proxy::run(Start { cli, access: Access::Open, database, tls, listener }, shutdown).await;
+    tidings_proxy::run(Start { cli, keys, database, tls, listener }, shutdown).await;
     Ok(())
 }
 

@@ -155,6 +155,18 @@ metrics! {
         forged "{result=\"forged\"}"
         dropped "{result=\"dropped\"}"
     }
+    Counter "tidings_auth_total" "Requests by what access said to them" {
+        auth_allowed "{result=\"allowed\"}"
+        auth_denied "{result=\"denied\"}"
+        auth_no_token "{result=\"no_token\"}"
+        auth_bad_token "{result=\"bad_token\"}"
+        auth_unanswered "{result=\"unanswered\"}"
+    }
+    Counter "tidings_auth_ended_total" "Streams ended because their token expired or their right was taken back" {
+        auth_expired "{cause=\"expired\"}"
+        auth_revoked "{cause=\"revoked\"}"
+    }
+    Counter "tidings_auth_questions_total" "Questions to the database about access, each for all requests that waited" { checks "" }
     Counter "tidings_aged_total" "Streams ended because of their age" { aged "" }
     Counter "tidings_report_errors_total" "Reports of open topics that failed" { report_errors "" }
     Counter "tidings_accept_errors_total" "Connections that could not be accepted" { accept_errors "" }

@@ -1,9 +1,10 @@
 //! Errors as clients see them: `application/problem+json` with the status chosen here and nowhere else.
 
 use bytes::Bytes;
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::{Response, StatusCode};
 
+use crate::auth::Denied;
 use crate::body::Body;
 
 /// Why a request gets no stream.
@@ -12,6 +13,9 @@ pub enum Problem {
     /// The query or a header can't be understood.
     #[error("{0}")]
     BadRequest(String),
+    /// The client must say who it is, in a way that can be believed.
+    #[error("{0}")]
+    Unauthorized(String),
     /// The client may not have it.
     #[error("{0}")]
     Forbidden(String),
@@ -29,11 +33,24 @@ pub enum Problem {
     Unavailable(String),
 }
 
+impl From<Denied> for Problem {
+    fn from(denied: Denied) -> Self {
+        let detail = denied.to_string();
+        match denied {
+            Denied::NoToken | Denied::BadToken => Self::Unauthorized(detail),
+            Denied::Topics(_) => Self::Forbidden(detail),
+            // What the database said is in the log.
+            Denied::Unanswered(_) => Self::Unavailable("access can't be checked now".into()),
+        }
+    }
+}
+
 impl Problem {
     /// The status.
     pub fn status(&self) -> StatusCode {
         match self {
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
+            Self::Unauthorized(_) => StatusCode::UNAUTHORIZED,
             Self::Forbidden(_) => StatusCode::FORBIDDEN,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
@@ -45,6 +62,7 @@ impl Problem {
     fn header(&self) -> Option<(HeaderName, HeaderValue)> {
         match self {
             Self::MethodNotAllowed(methods) => Some((ALLOW, HeaderValue::from_static(methods))),
+            Self::Unauthorized(_) => Some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
             Self::Unavailable(_) => Some((RETRY_AFTER, HeaderValue::from_static("2"))),
             _ => None,
         }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::auth::Access;
+use crate::auth::{Access, Identity, Pass};
 use crate::channels::Channels;
 use crate::cli::Cli;
 use crate::frame::Frame;
@@ -63,6 +63,8 @@ pub struct Subscription {
     channel: bool,
     /// The address it counts for, if streams are limited by address.
     address: Option<IpAddr>,
+    /// Its entry at the guard, if there is one.
+    pass: Option<Pass>,
 }
 
 impl Proxy {
@@ -78,9 +80,10 @@ impl Proxy {
     }
 
     /// Opens a stream of topics.
-    pub fn subscribe(self: &Arc<Self>, wanted: Wanted, peer: IpAddr) -> Result<Subscription, OverLimit> {
-        let subscription = self.open(peer)?;
+    pub fn subscribe(self: &Arc<Self>, wanted: Wanted, who: Identity, peer: IpAddr) -> Result<Subscription, OverLimit> {
+        let mut subscription = self.open(peer)?;
         let subscriber = subscription.subscriber();
+        subscription.pass = self.access.admit(who, &subscriber, &wanted.topics);
         let retry = self.cli.next_retry();
         match wanted.start {
             Start::Live => {
@@ -97,10 +100,11 @@ impl Proxy {
     }
 
     /// Opens a stream of a plain channel.
-    pub fn listen(self: &Arc<Self>, name: &str, peer: IpAddr) -> Result<Subscription, OverLimit> {
+    pub fn listen(self: &Arc<Self>, name: &str, who: Identity, peer: IpAddr) -> Result<Subscription, OverLimit> {
         let mut subscription = self.open(peer)?;
         subscription.channel = true;
         let subscriber = subscription.subscriber();
+        subscription.pass = self.access.admit(who, &subscriber, &[]);
         subscriber.push(Frame::retry(self.cli.next_retry()));
         self.channels.join(&name.into(), &subscriber);
         self.wheel.add(subscriber);
@@ -113,6 +117,7 @@ impl Proxy {
             subscriber: Subscriber::new(self.cli.client_queue_bytes),
             channel: false,
             address: None,
+            pass: None,
         };
         if self.metrics.clients.rise() > self.cli.max_clients {
             self.metrics.over_clients.add(1);

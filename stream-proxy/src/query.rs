@@ -57,7 +57,7 @@ impl Wanted {
                 }
                 "since" => once(&mut since, value)?,
                 "last_event_id" => once(&mut last_event_id, value)?,
-                // Open access has no use for a token; that one comes is no reason to refuse.
+                // See `token`.
                 "token" => {}
                 _ => return Err(bad(format!("unknown parameter {name:?}"))),
             }
@@ -102,6 +102,12 @@ fn decode(text: &str) -> Result<Cow<'_, str>, Problem> {
     let spaced: Cow<'_, str> = if text.contains('+') { text.replace('+', " ").into() } else { text.into() };
     let decoded = percent_decode_str(&spaced).decode_utf8().map_err(|_| bad("the query is not UTF-8".into()))?;
     Ok(Cow::Owned(decoded.into_owned()))
+}
+
+/// The token that a query gives: an EventSource can't set headers. One that can't be decoded is an empty one.
+pub fn token(query: &str) -> Option<Cow<'_, str>> {
+    let (_, value) = pairs(query).find(|(name, _)| *name == "token")?;
+    Some(decode(value).unwrap_or_default())
 }
 
 /// Refuses every parameter but the token.

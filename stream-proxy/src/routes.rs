@@ -106,14 +106,9 @@ async fn stream(proxy: &Arc<Proxy>, request: &Parts, peer: IpAddr, topic: Option
     }
     let query = request.uri.query().unwrap_or("");
     let wanted = Wanted::parse(query, &request.headers, topic, proxy.cli.max_topics)?;
-    let allowed = match proxy.access.identify(request) {
-        Ok(who) => proxy.access.authorize(&who, &wanted.topics).await,
-        Err(denied) => Err(denied),
-    };
-    if let Err(denied) = allowed {
-        match denied {}
-    }
-    start_stream(request, proxy, || proxy.subscribe(wanted, peer))
+    let who = proxy.access.identify(request)?;
+    proxy.access.authorize(&who, &wanted.topics).await?;
+    start_stream(request, proxy, || proxy.subscribe(wanted, who, peer))
 }
 
 fn channel(proxy: &Arc<Proxy>, request: &Parts, peer: IpAddr, name: &str) -> Result<Answer, Problem> {
@@ -127,7 +122,10 @@ fn channel(proxy: &Arc<Proxy>, request: &Parts, peer: IpAddr, name: &str) -> Res
         Refused::Outside => Problem::Forbidden(format!("channel {name:?} is not served")),
         Refused::BadName => bad("a channel's name has 1 to 63 bytes and no control characters"),
     })?;
-    start_stream(request, proxy, || proxy.listen(&name, peer))
+    // A channel has no rule: whoever shows a good token, or comes as the anonymous role, may listen to those that the
+    // patterns name.
+    let who = proxy.access.identify(request)?;
+    start_stream(request, proxy, || proxy.listen(&name, who, peer))
 }
 
 /// What needs no stream: questions about the path, and clients that don't take one.

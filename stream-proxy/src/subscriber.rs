@@ -27,6 +27,8 @@ pub enum End {
     Overflow,
     /// Nothing that waited was taken for a whole heartbeat interval.
     Stalled,
+    /// The client may no longer have it.
+    Revoked,
     /// The proxy ends the stream; what waits is still written.
     Finished,
 }

@@ -1,0 +1,193 @@
+//! The gate: asks the database who may subscribe to what. Requests that come together are asked together, and the same
+//! question is asked once; a worker with a connection of its own takes what has gathered meanwhile, so the more come, the
+//! fewer questions each costs.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio_postgres::Client;
+use tokio_postgres::types::Type;
+
+use crate::database::{Database, DatabaseError, answer};
+use crate::metrics::Metrics;
+
+/// Connections that ask. A rule that takes long holds up one of them only.
+const WORKERS: usize = 2;
+
+/// Checks that are asked together at most.
+const BATCH: usize = 100;
+
+/// Checks that may wait; more come from clients that are told to come back later.
+const WAITING: usize = 20_000;
+
+/// The longest that the rules of one question may run, in the server.
+const RULE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// One check for each row: the claims, the topics as a JSON array.
+const SQL: &str = "SELECT (r.n - 1)::int4, c.topic, c.allowed, c.reason, current_setting('is_superuser') = 'on'
+    FROM ROWS FROM (unnest($1::text[]), unnest($2::text[])) WITH ORDINALITY AS r (claims, topics, n)
+    CROSS JOIN LATERAL tidings.check_subscription(
+        r.claims::jsonb, ARRAY(SELECT jsonb_array_elements_text(r.topics::jsonb))) AS c";
+
+/// Why not, for the log.
+pub const SUPERUSER: &str = "the proxy's database role is a superuser: give it one with tidings.grant_proxy()";
+
+/// A topic that the claims may not subscribe to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The topic.
+    pub topic: Arc<str>,
+    /// Why not: for the log, not for the client.
+    pub reason: Arc<str>,
+}
+
+/// The database's answer: what is refused, nothing if all is allowed.
+pub type Verdict = Result<Vec<Refusal>, Unanswered>;
+
+/// The database could not be asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("access can't be checked: {0}")]
+pub struct Unanswered(Arc<str>);
+
+/// Claims, as JSON, and topics.
+type Question = (Arc<str>, Vec<Arc<str>>);
+
+#[derive(Debug)]
+struct Check {
+    question: Question,
+    reply: oneshot::Sender<Verdict>,
+}
+
+/// The way to the database.
+#[derive(Clone, Debug)]
+pub struct Gate {
+    queue: mpsc::Sender<Check>,
+}
+
+impl Gate {
+    /// Starts the workers; they end when the gate is dropped.
+    pub fn new(database: Database, metrics: Arc<Metrics>) -> Self {
+        let (queue, checks) = mpsc::channel(WAITING);
+        let checks = Arc::new(Mutex::new(checks));
+        for _ in 0..WORKERS {
+            let worker = Worker { database: database.clone(), metrics: metrics.clone(), client: None };
+            tokio::spawn(worker.run(checks.clone()));
+        }
+        Self { queue }
+    }
+
+    /// Which of the topics the claims may not subscribe to.
+    pub async fn check(&self, claims: Arc<str>, topics: Vec<Arc<str>>) -> Verdict {
+        let (reply, verdict) = oneshot::channel();
+        let check = Check { question: (claims, topics), reply };
+        self.queue.try_send(check).map_err(|_| Unanswered("too many requests are waiting".into()))?;
+        verdict.await.unwrap_or_else(|_| Err(Unanswered("the proxy is shutting down".into())))
+    }
+}
+
+struct Worker {
+    database: Database,
+    metrics: Arc<Metrics>,
+    client: Option<Client>,
+}
+
+impl Worker {
+    async fn run(mut self, checks: Arc<Mutex<mpsc::Receiver<Check>>>) {
+        loop {
+            let mut batch = Vec::new();
+            if checks.lock().await.recv_many(&mut batch, BATCH).await == 0 {
+                return;
+            }
+            let mut askers: HashMap<Question, Vec<oneshot::Sender<Verdict>>> = HashMap::new();
+            for check in batch {
+                askers.entry(check.question).or_default().push(check.reply);
+            }
+            let (questions, replies): (Vec<_>, Vec<_>) = askers.into_iter().unzip();
+            let verdicts = self.verdicts(&questions).await;
+            for (replies, verdict) in replies.into_iter().zip(verdicts) {
+                for reply in replies {
+                    // Whoever has gone away meanwhile needs no answer.
+                    let _ = reply.send(verdict.clone());
+                }
+            }
+        }
+    }
+
+    async fn verdicts(&mut self, questions: &[Question]) -> Vec<Verdict> {
+        match self.ask(questions).await {
+            Ok(refusals) => refusals.into_iter().map(Ok).collect(),
+            // One that can't be answered spoils it for all: each by itself, then.
+            Err(DatabaseError::Postgres(error)) if questions.len() > 1 && error.as_db_error().is_some() => {
+                let mut verdicts = Vec::with_capacity(questions.len());
+                for question in questions {
+                    verdicts.push(self.verdict(question).await);
+                }
+                verdicts
+            }
+            Err(error) => questions.iter().map(|question| failed(question, &error)).collect(),
+        }
+    }
+
+    async fn verdict(&mut self, question: &Question) -> Verdict {
+        match self.ask(std::slice::from_ref(question)).await {
+            Ok(mut refusals) => Ok(refusals.pop().unwrap_or_default()),
+            Err(error) => failed(question, &error),
+        }
+    }
+
+    /// What is refused, for each question.
+    async fn ask(&mut self, questions: &[Question]) -> Result<Vec<Vec<Refusal>>, DatabaseError> {
+        let claims: Vec<&str> = questions.iter().map(|(claims, _)| &**claims).collect();
+        let topics: Vec<String> = questions
+            .iter()
+            .map(|(_, topics)| serde_json::json!(topics.iter().map(|topic| &**topic).collect::<Vec<_>>()).to_string())
+            .collect();
+        self.metrics.checks.add(1);
+        let client = self.connect().await?;
+        let rows = answer(client.query_typed(SQL, &[(&claims, Type::TEXT_ARRAY), (&topics, Type::TEXT_ARRAY)])).await;
+        if matches!(rows, Err(DatabaseError::Timeout | DatabaseError::Closed)) {
+            self.client = None;
+        }
+        let mut refusals = vec![Vec::new(); questions.len()];
+        let mut answered = vec![0; questions.len()];
+        for row in rows? {
+            let n = usize::try_from(row.try_get::<_, i32>(0)?).unwrap_or(usize::MAX);
+            let superuser: bool = row.try_get(4)?;
+            let (Some(refused), Some(count)) = (refusals.get_mut(n), answered.get_mut(n)) else {
+                return Err(DatabaseError::Contract("an answer that was not asked for"));
+            };
+            *count += 1;
+            if superuser || !row.try_get::<_, bool>(2)? {
+                let reason = if superuser { Some(SUPERUSER) } else { row.try_get(3)? };
+                let topic = row.try_get::<_, &str>(1)?.into();
+                refused.push(Refusal { topic, reason: reason.unwrap_or_default().into() });
+            }
+        }
+        let complete = questions.iter().zip(answered).all(|((_, topics), count)| count == topics.len());
+        if complete { Ok(refusals) } else { Err(DatabaseError::Contract("a topic without an answer")) }
+    }
+
+    async fn connect(&mut self) -> Result<&Client, DatabaseError> {
+        if self.client.as_ref().is_none_or(Client::is_closed) {
+            let (client, _) = self.database.connect(self.metrics.clone()).await?;
+            let settings =
+                format!("SET statement_timeout = {}; SET default_transaction_read_only = on", RULE_TIMEOUT.as_millis());
+            answer(client.batch_execute(&settings)).await?;
+            self.client = Some(client);
+        }
+        self.client.as_ref().ok_or(DatabaseError::Closed)
+    }
+}
+
+/// A question that Postgres answers with an error is refused (a timeout means no); one that does not get through is not.
+fn failed((_, topics): &Question, error: &DatabaseError) -> Verdict {
+    match error {
+        DatabaseError::Postgres(postgres) if postgres.as_db_error().is_some() && !error.no_extension() => {
+            let reason: Arc<str> = error.to_string().into();
+            Ok(topics.iter().map(|topic| Refusal { topic: topic.clone(), reason: reason.clone() }).collect())
+        }
+        _ => Err(Unanswered(error.to_string().into())),
+    }
+}
