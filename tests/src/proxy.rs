@@ -12,6 +12,9 @@ use crate::process::{Process, Signal, fresh_path};
 use crate::sse::{Request, Sse};
 use crate::wait::{eventually, until};
 
+/// The flags that name who is served; without one of them everybody is.
+const KEY_FLAGS: &[&str] = &["--jwt-secret-file", "--jwks-file"];
+
 /// A running proxy. Dropped, it is gone.
 #[derive(Debug)]
 pub struct Proxy {
@@ -23,7 +26,8 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Starts a proxy that serves everybody, `args` behind the usual ones, and waits until it is ready.
+    /// Starts a proxy that serves everybody unless `args`, which come behind the usual ones, name a key file, and waits
+    /// until it is ready.
     #[track_caller]
     pub fn start(database_url: &str, args: &[&str]) -> Self {
         let proxy = Self::start_at(free_port(), database_url, args);
@@ -156,7 +160,13 @@ pub fn binary() -> PathBuf {
 fn spawn(database_url: &str, address: SocketAddr, args: &[String], log: &Path) -> Process {
     let log = File::options().append(true).open(log).expect("open the proxy's log");
     let mut command = Command::new(binary());
-    command.args(["--database-url", database_url, "--listen", &address.to_string(), "--open"]).args(args);
+    command.args(["--database-url", database_url, "--listen", &address.to_string()]).args(args);
+    if args.iter().any(|arg| KEY_FLAGS.contains(&arg.as_str())) {
+        // All that it could say: nothing of a token may be in it.
+        command.env("RUST_LOG", "debug");
+    } else {
+        command.arg("--open");
+    }
     command.stdin(Stdio::null()).stdout(log.try_clone().expect("share the log")).stderr(log);
     Process::spawn(&mut command, Signal::SIGKILL).unwrap_or_else(|error| panic!("start {command:?}: {error}"))
 }

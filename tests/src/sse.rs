@@ -129,6 +129,8 @@ pub struct Request {
     pub since: Option<String>,
     /// Where to begin, as the header `Last-Event-ID`, which wins.
     pub last_event_id: Option<String>,
+    /// Who asks, as `Authorization: Bearer`.
+    pub token: Option<String>,
 }
 
 impl Request {
@@ -145,6 +147,11 @@ impl Request {
     /// Goes on behind the last event that was seen.
     pub fn resume(topics: &[&str], last_event_id: &str) -> Self {
         Self { last_event_id: Some(last_event_id.to_owned()), ..Self::live(topics) }
+    }
+
+    /// The same with a token.
+    pub fn by(self, token: &str) -> Self {
+        Self { token: Some(token.to_owned()), ..self }
     }
 
     fn path(&self) -> String {
@@ -172,6 +179,10 @@ impl Sse {
         let mut headers = vec![("Accept", "text/event-stream"), ("Cache-Control", "no-cache")];
         if let Some(id) = &request.last_event_id {
             headers.push(("Last-Event-ID", id));
+        }
+        let bearer = request.token.as_ref().map(|token| format!("Bearer {token}"));
+        if let Some(bearer) = &bearer {
+            headers.push(("Authorization", bearer));
         }
         let response = http::open(address, &request.path(), &headers)?;
         let kind = response.head.header("content-type").unwrap_or_default();
