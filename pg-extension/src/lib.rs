@@ -6,7 +6,7 @@
 //! - [`value`]: a column's value as JSON or as text, and [`payload`]: a whole event's payload.
 //! - [`capture`]: the trigger function and `publish`.
 //! - [`buffer`]: the events of the running transaction, savepoints included, up to its commit.
-//! - [`log`]: one segment into `tidings.log`.
+//! - [`mod@log`]: one segment into `tidings.log`.
 //! - [`shared`]: the clock and the flags that the processes share.
 //! - [`relay`]: the background worker that cuts ticks and notifies, [`tick`]: one cut, [`retention`]: what it throws away.
 //! - [`launcher`]: keeps one relay running in every database that has the extension.
@@ -14,6 +14,9 @@
 //! - [`read`]: the functions that decode the log and positions for SQL.
 //! - [`access`]: topic templates as subscription rules use them.
 //! - [`settings`]: the settings, [`errors`]: how an error leaves, [`foreign`]: what pgrx does not declare.
+
+// The library exports symbols to Postgres and no items to anyone: its documentation is for those who work on it.
+#![allow(rustdoc::private_intra_doc_links)]
 
 // The guard that `#[pg_guard]` puts around foreign functions looks for this name.
 use pgrx::pg_sys::ffi;

@@ -118,7 +118,11 @@ struct NoLockTimeout(i32);
 impl NoLockTimeout {
     fn new() -> Self {
         // SAFETY: a plain variable of this backend; `drop` puts it back, also when an error unwinds.
-        Self(unsafe { std::mem::replace(&mut *(&raw mut pg_sys::LockTimeout), 0) })
+        unsafe {
+            let before = Self(pg_sys::LockTimeout);
+            pg_sys::LockTimeout = 0;
+            before
+        }
     }
 }
 

@@ -71,7 +71,7 @@ pub struct Cli {
     #[arg(long, env = "TIDINGS_CHANNEL", value_delimiter = ' ', value_name = "PATTERN")]
     pub channel: Vec<Pattern>,
 
-    /// A website whose pages may read streams, as in https://app.example.org; may be given more than once
+    /// A website whose pages may read streams, scheme and host, with the port if it has one; may be given more than once
     #[arg(long, env = "TIDINGS_CORS_ORIGIN", value_delimiter = ' ', value_parser = origin, value_name = "ORIGIN")]
     pub cors_origin: Vec<String>,
 

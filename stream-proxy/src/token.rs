@@ -84,7 +84,7 @@ pub enum KeyError {
 /// Why a token is not accepted: for the log. The client is told only that it isn't.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// It is longer than [`MAX_TOKEN`].
+    /// It is too long.
     #[error("longer than {MAX_TOKEN} bytes")]
     TooLong,
     /// It is no token, or one with an algorithm that is not served.
