@@ -38,7 +38,7 @@ CREATE FUNCTION tidings.rules_for(topics text[], OUT topic text, OUT query text,
 LANGUAGE sql STABLE STRICT SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT t.topic, 'SELECT EXISTS (' || tidings.bind_holes(r.topic, r.using_query) || E'\n)', m.holes, r.search_path
+    SELECT t.topic, tidings.bind_holes(r.topic, r.using_query), m.holes, r.search_path
     FROM unnest(topics) AS t (topic)
     CROSS JOIN tidings.rule r
     CROSS JOIN LATERAL tidings.match_topic(r.topic, t.topic) AS m (holes)
@@ -85,6 +85,8 @@ DECLARE
     role_claim text := claims ->> 'role';
     refused    text;
     rule       record;
+    rule_rows  refcursor;
+    first_row  record;
     found_row  boolean;
 BEGIN
     refused := CASE
@@ -98,18 +100,25 @@ BEGIN
         reason := coalesce(refused, 'no rule matches');
         IF refused IS NULL THEN
             FOR rule IN SELECT r.* FROM tidings.rules_for(ARRAY[topic]) r LOOP
+                found_row := NULL;
+                rule_rows := NULL;
                 -- The inner block is always rolled back, and with it whatever the query did to the session.
                 BEGIN
                     PERFORM set_config('request.jwt.claims', claims::text, true);
                     PERFORM set_config('search_path', rule.search_path, true);
                     PERFORM set_config('transaction_read_only', 'on', true);
                     PERFORM set_config('role', role_claim, true);
-                    EXECUTE rule.query INTO found_row USING rule.holes;
+                    -- The first row is really fetched: inside of EXISTS, what the query selects would not be evaluated, and a
+                    -- function that refuses by raising an error would never be called.
+                    OPEN rule_rows FOR EXECUTE rule.query USING rule.holes;
+                    FETCH rule_rows INTO first_row;
+                    found_row := FOUND;
                     RAISE EXCEPTION USING ERRCODE = CASE WHEN found_row THEN 'TI010' ELSE 'TI011' END;
                 EXCEPTION
                     WHEN SQLSTATE 'TI010' THEN
-                        allowed := true;
-                        reason := NULL;
+                        -- Not if the query has raised it by itself.
+                        allowed := coalesce(found_row, false);
+                        reason := CASE WHEN NOT allowed THEN 'its rule fails' END;
                     WHEN SQLSTATE 'TI011' THEN
                         reason := 'its rule finds no row';
                     WHEN OTHERS THEN

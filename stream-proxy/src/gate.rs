@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 
 use crate::database::{Database, DatabaseError, answer};
@@ -181,13 +182,34 @@ impl Worker {
     }
 }
 
-/// A question that Postgres answers with an error is refused (a timeout means no); one that does not get through is not.
+/// A question that the rules answer with an error is refused (a timeout means no); one that the server cannot take is not.
 fn failed((_, topics): &Question, error: &DatabaseError) -> Verdict {
     match error {
-        DatabaseError::Postgres(postgres) if postgres.as_db_error().is_some() && !error.no_extension() => {
+        DatabaseError::Postgres(postgres) if postgres.code().is_some_and(blames_the_rule) && !error.no_extension() => {
             let reason: Arc<str> = error.to_string().into();
             Ok(topics.iter().map(|topic| Refusal { topic: topic.clone(), reason: reason.clone() }).collect())
         }
         _ => Err(Unanswered(error.to_string().into())),
+    }
+}
+
+/// Whether an error comes of the question, and not of a server that shuts down, is full, or is out of reach.
+fn blames_the_rule(code: &SqlState) -> bool {
+    let code = code.code();
+    !(code.starts_with("57P") || ["08", "53", "58", "XX"].iter().any(|class| code.starts_with(class)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_shuts_down_takes_nobodys_right_away() {
+        for code in ["57P01", "57P03", "53300", "08006", "58030"] {
+            assert!(!blames_the_rule(&SqlState::from_code(code)), "{code}");
+        }
+        for code in ["57014", "22P02", "42501", "42P01"] {
+            assert!(blames_the_rule(&SqlState::from_code(code)), "{code}");
+        }
     }
 }

@@ -45,6 +45,8 @@ enum Target<'a> {
 
 /// Answers a request that comes from `peer`.
 pub async fn answer(proxy: &Arc<Proxy>, request: &Parts, peer: IpAddr) -> Answer {
+    // Not the query: there may be a token in it.
+    tracing::debug!(method = %request.method, path = request.uri.path(), %peer, "request");
     let answered = match target(proxy, request.uri.path()) {
         Ok(Target::Health) => plain(request, || text("ok\n")),
         Ok(Target::Ready) => plain(request, || match proxy.unready() {

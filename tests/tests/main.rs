@@ -1,5 +1,7 @@
 //! The tests that need a real cluster and a real proxy, by subject.
 
+mod access;
+mod attacks;
 mod delivery;
 mod documentation;
 mod faults;

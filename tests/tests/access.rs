@@ -1,0 +1,440 @@
+//! Who may subscribe: tokens, rules, and streams that end with the right to them. Attacks are in `attacks`.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use serde_json::{Value, json};
+use tidings_tests::http::{self, Head};
+use tidings_tests::process::{Signal, fresh_path};
+use tidings_tests::sse::Request;
+use tidings_tests::{Cluster, Database, Proxy, Sse, shared, until};
+
+use crate::{all_until_now, titles};
+
+/// The secret of tokens, without the newline that its file ends with.
+pub const SECRET: &str = "a secret for tests that has more than 32 bytes";
+
+/// What stands in each good token and must be in no log.
+pub const MARK: &str = "mark-0f3a9c";
+
+/// A database with boards and their members, in which row-level security says who sees a board: person 1 boards 5 and 7,
+/// person 2 boards 6 and 7. Board 8 is for everybody.
+pub struct Team<'c> {
+    pub db: Database<'c>,
+    /// The role of those who have signed in.
+    pub member: String,
+    /// The role of those who have not.
+    pub guest: String,
+    secret: PathBuf,
+}
+
+impl Team<'static> {
+    pub fn new() -> Self {
+        Self::within(shared())
+    }
+}
+
+impl<'c> Team<'c> {
+    pub fn within(cluster: &'c Cluster) -> Self {
+        let db = cluster.database();
+        let (member, guest, proxy) = (db.role("member"), db.role("guest"), db.proxy_role());
+        let person = "(nullif(current_setting('request.jwt.claims', true), '')::json ->> 'sub')::bigint";
+        db.session().run(&format!(
+            "CREATE TABLE boards (id bigint PRIMARY KEY, public boolean DEFAULT false);
+             CREATE TABLE members (board_id bigint, person bigint);
+             CREATE TABLE board_items (id bigint PRIMARY KEY, board_id bigint, title text);
+             INSERT INTO boards VALUES (5, false), (6, false), (7, false), (8, true);
+             INSERT INTO members VALUES (5, 1), (7, 1), (6, 2), (7, 2);
+             ALTER TABLE boards ENABLE ROW LEVEL SECURITY;
+             GRANT SELECT ON boards, members TO {member}; GRANT SELECT ON boards TO {guest};
+             CREATE POLICY members_see ON boards FOR SELECT TO {member}
+                 USING (public OR EXISTS (SELECT FROM members m WHERE m.board_id = boards.id AND m.person = {person}));
+             CREATE POLICY guests_see ON boards FOR SELECT TO {guest} USING (public);
+             SELECT tidings.watch('board_items', topic => 'boards_{{board_id}}');
+             SELECT tidings.allow('boards_{{id}}', 'SELECT FROM boards WHERE id = {{id}}::bigint');
+             ALTER ROLE {proxy} NOINHERIT; GRANT {member}, {guest} TO {proxy}"
+        ));
+        let secret = fresh_path("secret");
+        fs::write(&secret, format!("{SECRET}\n")).expect("write the secret");
+        Self { db, member, guest, secret }
+    }
+
+    /// Starts a proxy that goes by the secret.
+    pub fn proxy(&self, args: &[&str]) -> Proxy {
+        let secret = self.secret.to_str().expect("a path of text");
+        self.db.proxy(&[&["--jwt-secret-file", secret], args].concat())
+    }
+
+    /// The claims of a person.
+    pub fn claims(&self, person: i64) -> Value {
+        json!({"role": self.member, "sub": person.to_string(), "email": MARK})
+    }
+
+    /// A person's token, for an hour.
+    pub fn token(&self, person: i64) -> String {
+        self.token_until(person, now() + 3600.0)
+    }
+
+    fn token_until(&self, person: i64, exp: f64) -> String {
+        let mut claims = self.claims(person);
+        claims["exp"] = json!(exp);
+        sign(&claims)
+    }
+}
+
+/// A token of these claims, signed with the secret.
+pub fn sign(claims: &Value) -> String {
+    encode(&Header::default(), claims, &EncodingKey::from_secret(SECRET.as_bytes())).expect("sign")
+}
+
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock that is right").as_secs_f64()
+}
+
+/// The answer to a request; the body is empty if it is a stream.
+#[track_caller]
+pub fn ask(proxy: &Proxy, path: &str, headers: &[(&str, &str)]) -> (Head, String) {
+    let mut response = http::open(proxy.address(), path, headers).expect("ask the proxy");
+    let mut body = Vec::new();
+    if response.head.status != 200 {
+        while response.read(&mut body).expect("read the answer") {}
+    }
+    (response.head, String::from_utf8(body).expect("an answer of text"))
+}
+
+/// The status of a stream with a token.
+#[track_caller]
+pub fn status(proxy: &Proxy, path: &str, token: &str) -> u16 {
+    ask(proxy, path, &[("Authorization", &format!("Bearer {token}"))]).0.status
+}
+
+/// No part of a token, and no claim that only a token told, is in the log.
+#[track_caller]
+pub fn silent_about(proxy: &Proxy, tokens: &[&str]) {
+    let log = proxy.log();
+    assert!(log.contains("DEBUG"), "a log that tells all: {log}");
+    assert!(!log.contains(MARK), "a claim in the log:\n{log}");
+    for part in tokens.iter().flat_map(|token| token.split('.')).filter(|part| part.len() > 8) {
+        assert!(!log.contains(part), "{part} in the log:\n{log}");
+    }
+}
+
+#[track_caller]
+fn open(proxy: &Proxy, topic: &str, token: &str) -> Sse {
+    proxy.open(&Request::live(&[topic]).by(token))
+}
+
+#[test]
+fn who_sees_a_board_gets_its_stream_and_nobody_else() {
+    let team = Team::new();
+    let proxy = team.proxy(&["--route", "/api/boards/{id}/events=boards_{id}"]);
+    let (ada, ben) = (team.token(1), team.token(2));
+    let mut stream = open(&proxy, "boards_5", &ada);
+    team.db.session().run("INSERT INTO board_items VALUES (1, 5, 'a'), (2, 6, 'not hers')");
+    assert_eq!(titles(&all_until_now(&team.db, "boards_5", &mut stream)), ["a"]);
+    for path in ["/events?topic=boards_5", "/api/boards/5/events", "/api/boards/7/events?topic=boards_5"] {
+        assert_eq!(status(&proxy, path, &ada), 200, "{path}");
+        assert_eq!(status(&proxy, path, &ben), 403, "{path}");
+    }
+    // One topic that is not theirs is one too many; it alone is named.
+    let (head, body) =
+        ask(&proxy, "/events?topic=boards_7&topic=boards_5", &[("Authorization", &format!("Bearer {ben}"))]);
+    assert_eq!((head.status, head.header("content-type")), (403, Some("application/problem+json")));
+    let problem: Value = serde_json::from_str(&body).expect("JSON");
+    assert_eq!(problem["detail"], "not allowed: boards_5");
+    silent_about(&proxy, &[&ada, &ben]);
+}
+
+#[test]
+fn without_a_token_one_is_the_anonymous_role_or_nobody() {
+    let team = Team::new();
+    let strict = team.proxy(&[]);
+    let (head, body) = ask(&strict, "/events?topic=boards_8", &[]);
+    assert_eq!((head.status, head.header("www-authenticate")), (401, Some("Bearer")));
+    assert!(body.contains("a token is needed"), "{body}");
+    let proxy = team.proxy(&["--anon-role", &team.guest]);
+    assert_eq!(ask(&proxy, "/events?topic=boards_8", &[]).0.status, 200);
+    assert_eq!(ask(&proxy, "/events?topic=boards_5", &[]).0.status, 403);
+    // A token that names no role is the anonymous role's, one that names a role is that one's.
+    let mut claims = team.claims(1);
+    assert_eq!(status(&proxy, "/events?topic=boards_5", &sign(&claims)), 200);
+    claims.as_object_mut().expect("an object").remove("role");
+    assert_eq!(status(&proxy, "/events?topic=boards_5", &sign(&claims)), 403);
+    assert_eq!(status(&proxy, "/events?topic=boards_8", &sign(&claims)), 200);
+    assert_eq!(status(&strict, "/events?topic=boards_8", &sign(&claims)), 403);
+}
+
+#[test]
+fn a_bad_token_never_falls_back_to_anonymous_nor_to_another_place() {
+    let team = Team::new();
+    let proxy = team.proxy(&["--anon-role", &team.guest, "--token-cookie", "sid"]);
+    let (good, expired) = (team.token(1), team.token_until(1, now() - 60.0));
+    let mut early = team.claims(1);
+    early["nbf"] = json!(now() + 60.0);
+    let early = sign(&early);
+    let forged = encode(&Header::default(), &team.claims(1), &EncodingKey::from_secret(&[b'x'; 40])).expect("sign");
+    for bad in ["", "x", "a.b.c", &expired, &early, &forged] {
+        let bearer = format!("Bearer {bad}");
+        let cookie = format!("sid={bad}");
+        for headers in [
+            &[("Authorization", &*bearer)][..],
+            &[("Cookie", &*cookie)],
+            &[("Authorization", &*bearer), ("Cookie", &*format!("sid={good}"))],
+        ] {
+            let (head, body) = ask(&proxy, "/events?topic=boards_8", headers);
+            assert_eq!(head.status, 401, "{headers:?}");
+            assert!(body.contains("the token is not valid"), "which says no more than that: {body}");
+        }
+        assert_eq!(ask(&proxy, &format!("/events?topic=boards_8&token={bad}"), &[]).0.status, 401, "{bad}");
+    }
+    let basic = ask(&proxy, "/events?topic=boards_8", &[("Authorization", "Basic YTpi")]);
+    assert_eq!(basic.0.status, 401, "another scheme");
+    silent_about(&proxy, &[&good, &expired, &early, &forged]);
+}
+
+#[test]
+fn a_token_comes_by_header_cookie_or_query() {
+    let team = Team::new();
+    let proxy = team.proxy(&["--token-cookie", "sid"]);
+    let token = team.token(1);
+    let cookie = format!("a=b; sid={token}; c=d");
+    let answer = |path: &str, headers: &[(&str, &str)]| ask(&proxy, path, headers).0.status;
+    assert_eq!(status(&proxy, "/events?topic=boards_5", &token), 200);
+    assert_eq!(answer("/events?topic=boards_5", &[("Cookie", &cookie)]), 200);
+    assert_eq!(answer("/events?topic=boards_5", &[("Cookie", &cookie.replace("sid", "other"))]), 401);
+    assert_eq!(answer(&format!("/events?topic=boards_5&token={token}"), &[]), 200);
+    silent_about(&proxy, &[&token]);
+}
+
+#[test]
+fn audience_and_issuer_are_asked_for() {
+    let team = Team::new();
+    let proxy = team.proxy(&["--jwt-audience", "app", "--jwt-issuer", "login"]);
+    let with = |aud: Value, iss: Value| {
+        let mut claims = team.claims(1);
+        claims["aud"] = aud;
+        claims["iss"] = iss;
+        status(&proxy, "/events?topic=boards_5", &sign(&claims))
+    };
+    assert_eq!(with(json!("app"), json!("login")), 200);
+    assert_eq!(with(json!(["other", "app"]), json!("login")), 200);
+    assert_eq!(with(json!("other"), json!("login")), 401);
+    assert_eq!(with(json!("app"), json!("other")), 401);
+    assert_eq!(status(&proxy, "/events?topic=boards_5", &team.token(1)), 401, "neither");
+}
+
+#[test]
+fn a_stream_ends_when_its_token_expires() {
+    let team = Team::new();
+    let proxy = team.proxy(&[]);
+    let mut lasting = open(&proxy, "boards_5", &team.token(1));
+    // Within the ten seconds that clocks may be apart.
+    let mut stream = open(&proxy, "boards_5", &team.token_until(1, now() - 7.0));
+    team.db.session().run("INSERT INTO board_items VALUES (1, 5, 'before')");
+    assert_eq!(titles(&stream.rest()), ["before"]);
+    assert_eq!(titles(&all_until_now(&team.db, "boards_5", &mut lasting)), ["before"]);
+    assert_eq!(proxy.metric("tidings_auth_ended_total"), 1.0);
+    proxy.wait_clients(1);
+}
+
+#[test]
+fn a_right_that_is_taken_back_ends_the_stream() {
+    let team = Team::new();
+    let proxy = team.proxy(&["--reauthorize", "200ms"]);
+    let (ada, ben) = (team.token(1), team.token(2));
+    let (mut hers, mut his) = (open(&proxy, "boards_7", &ada), open(&proxy, "boards_7", &ben));
+    team.db.session().run("DELETE FROM members WHERE person = 2");
+    assert_eq!(his.rest(), []);
+    assert_eq!(status(&proxy, "/events?topic=boards_7", &ben), 403);
+    team.db.session().run("INSERT INTO board_items VALUES (1, 7, 'without him')");
+    assert_eq!(titles(&all_until_now(&team.db, "boards_7", &mut hers)), ["without him"]);
+    // So does a rule that is gone.
+    team.db.session().run("SELECT tidings.disallow('boards_{id}')");
+    assert_eq!(hers.rest(), []);
+    assert_eq!(proxy.metric("tidings_auth_ended_total"), 2.0);
+}
+
+#[test]
+fn replay_is_authorized_like_live() {
+    let team = Team::new();
+    let proxy = team.proxy(&[]);
+    team.db.session().run("INSERT INTO board_items VALUES (1, 5, 'old'), (2, 6, 'not hers')");
+    let (ada, ben) = (team.token(1), team.token(2));
+    let mut replay = proxy.open(&Request::since(&["boards_5"], "earliest").by(&ada));
+    assert_eq!(titles(&[replay.frame()]), ["old"]);
+    for from in ["since=earliest", "last_event_id=earliest", "since=1-1"] {
+        assert_eq!(status(&proxy, &format!("/events?topic=boards_5&{from}"), &ben), 403, "{from}");
+        assert_eq!(ask(&proxy, &format!("/events?topic=boards_5&{from}"), &[]).0.status, 401, "{from}");
+    }
+    let headers = [("Authorization", &*format!("Bearer {ben}")), ("Last-Event-ID", replay.last_id().expect("an id"))];
+    assert_eq!(ask(&proxy, "/events?topic=boards_5", &headers).0.status, 403);
+}
+
+#[test]
+fn a_database_that_cannot_be_asked_is_no_answer() {
+    let cluster = Cluster::start(&[]);
+    let team = Team::within(&cluster);
+    let proxy = team.proxy(&["--reauthorize", "200ms"]);
+    let token = team.token(1);
+    let mut stream = open(&proxy, "boards_5", &token);
+    cluster.stop();
+    until("the proxy says so", || status(&proxy, "/events?topic=boards_5", &token) == 503);
+    let (head, body) = ask(&proxy, "/events?topic=boards_5", &[("Authorization", &format!("Bearer {token}"))]);
+    assert!(head.header("retry-after").is_some());
+    assert!(!body.contains("connect"), "nothing of the reason is told: {body}");
+    assert_eq!(status(&proxy, "/events?topic=boards_5", "x"), 401, "a bad token needs no database");
+    cluster.boot();
+    team.db.wait_relay();
+    until("it asks again", || status(&proxy, "/events?topic=boards_5", &token) == 200);
+    proxy.wait_ready();
+    team.db.session().run("INSERT INTO board_items VALUES (1, 5, 'after')");
+    assert_eq!(titles(&[stream.frame()]), ["after"], "who was in stays in");
+}
+
+#[test]
+fn rules_survive_dump_and_restore() {
+    let team = Team::new();
+    let cluster = team.db.cluster();
+    team.db.session().run("SELECT tidings.allow('b_{x}', 'SELECT WHERE {x} = $q$it''s \\ {{}}$q$')");
+    let rules = "SELECT string_agg(to_json(r)::text, ' ' ORDER BY topic) FROM tidings.rule r";
+    let before: String = team.db.session().one(rules);
+    let file = fresh_path("dump");
+    let dump = cluster.tool("pg_dump").arg(team.db.name()).output().expect("run pg_dump");
+    assert!(dump.status.success(), "{}", String::from_utf8_lossy(&dump.stderr));
+    fs::write(&file, dump.stdout).expect("keep the dump");
+    let copy = cluster.empty_database();
+    let mut restore = cluster.tool("psql");
+    restore.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", copy.name(), "-f"]).arg(&file);
+    let restored = restore.output().expect("run psql");
+    assert!(restored.status.success(), "{}", String::from_utf8_lossy(&restored.stderr));
+    copy.wait_relay();
+    assert_eq!(copy.session().one::<String>(rules), before);
+    let denied = format!("SELECT tidings.authorize('{}', '{{boards_5,boards_6}}')", team.claims(1));
+    let as_proxy = |db: &Database<'_>| db.session_as(&team.db.proxy_role()).one::<Vec<String>>(&denied);
+    assert_eq!(as_proxy(&team.db), ["boards_6"]);
+    copy.session().run(&format!("SELECT tidings.grant_proxy('{}')", team.db.proxy_role()));
+    assert_eq!(as_proxy(&copy), ["boards_6"]);
+}
+
+#[test]
+fn the_proxys_role_can_do_nothing_by_itself() {
+    let team = Team::new();
+    let mut session = team.db.session_as(&team.db.proxy_role());
+    for attempt in [
+        "SELECT FROM boards",
+        "SELECT FROM members",
+        "SELECT FROM board_items",
+        "SELECT FROM tidings.rule",
+        "SELECT FROM tidings.rules",
+        "SELECT tidings.allow('x', 'SELECT')",
+        "SELECT tidings.disallow('boards_{id}')",
+        "UPDATE boards SET public = true",
+    ] {
+        session.forbidden(attempt);
+    }
+}
+
+#[test]
+fn a_superuser_is_no_role_for_a_guarded_proxy() {
+    let team = Team::new();
+    let secret = team.secret.to_str().expect("a path of text");
+    let url = team.db.cluster().url(team.db.name(), "postgres");
+    let proxy = Proxy::start(&url, &["--jwt-secret-file", secret, "--anon-role", &team.guest]);
+    assert_eq!(status(&proxy, "/events?topic=boards_5", &team.token(1)), 403);
+    assert_eq!(ask(&proxy, "/events?topic=boards_8", &[]).0.status, 403);
+    assert!(proxy.log().contains("the proxy's database role is a superuser"), "{}", proxy.log());
+}
+
+#[test]
+fn a_channel_needs_a_token() {
+    let team = Team::new();
+    let proxy = team.proxy(&["--channel", "boards_*"]);
+    assert_eq!(ask(&proxy, "/channels/boards_5", &[]).0.status, 401);
+    assert_eq!(status(&proxy, "/channels/boards_5", "x"), 401);
+    assert_eq!(status(&proxy, "/channels/boards_5", &team.token(2)), 200);
+    assert_eq!(status(&proxy, "/channels/other", &team.token(2)), 403);
+}
+
+#[test]
+fn an_open_proxy_says_so_loudly() {
+    let db = shared().database();
+    assert!(db.proxy(&[]).log().contains("EVERYONE MAY SUBSCRIBE TO EVERY TOPIC"));
+}
+
+/// The key set of `keys/set.json`, in a file of its own, and the private key of each.
+pub fn key_set() -> (PathBuf, [(&'static str, Algorithm, EncodingKey); 4]) {
+    let file = fresh_path("jwks");
+    fs::write(&file, include_str!("keys/set.json")).expect("write the keys");
+    let keys = [
+        ("rsa", Algorithm::RS256, EncodingKey::from_rsa_der(include_bytes!("keys/rsa.der"))),
+        ("ec", Algorithm::ES256, EncodingKey::from_ec_der(include_bytes!("keys/ec.der"))),
+        ("ed", Algorithm::EdDSA, EncodingKey::from_ed_der(include_bytes!("keys/ed.der"))),
+        ("oct", Algorithm::HS256, EncodingKey::from_secret(b"a secret of the key set, 32 bytes or more")),
+    ];
+    (file, keys)
+}
+
+/// Starts a proxy that goes by a key set.
+pub fn proxy_by_keys(team: &Team<'_>, file: &Path) -> Proxy {
+    team.db.proxy(&["--jwks-file", file.to_str().expect("a path of text")])
+}
+
+fn by_key(claims: &Value, kid: Option<&str>, algorithm: Algorithm, key: &EncodingKey) -> String {
+    let header = Header { kid: kid.map(Into::into), ..Header::new(algorithm) };
+    encode(&header, claims, key).expect("sign")
+}
+
+#[test]
+fn a_key_set_verifies_each_kind_by_its_key_id() {
+    let team = Team::new();
+    let (file, keys) = key_set();
+    let proxy = proxy_by_keys(&team, &file);
+    let claims = team.claims(1);
+    let mut tokens = Vec::new();
+    for (kid, algorithm, key) in &keys {
+        let token = by_key(&claims, Some(kid), *algorithm, key);
+        assert_eq!(status(&proxy, "/events?topic=boards_5", &token), 200, "{kid}");
+        tokens.push(token);
+        assert_eq!(status(&proxy, "/events?topic=boards_5", &by_key(&claims, None, *algorithm, key)), 200, "{kid}");
+        for other in ["rsa", "ec", "ed", "oct", "none"].iter().filter(|other| *other != kid) {
+            let token = by_key(&claims, Some(other), *algorithm, key);
+            assert_eq!(status(&proxy, "/events?topic=boards_5", &token), 401, "a {kid} token that names {other}");
+        }
+    }
+    silent_about(&proxy, &tokens.iter().map(String::as_str).collect::<Vec<_>>());
+}
+
+#[test]
+fn keys_are_read_again_on_sighup_and_when_their_file_changes() {
+    let team = Team::new();
+    let (file, [rsa, ec, ..]) = key_set();
+    let proxy = proxy_by_keys(&team, &file);
+    let [rsa, ec] = [rsa, ec].map(|(kid, algorithm, key)| by_key(&team.claims(1), Some(kid), algorithm, &key));
+    let set: Value = serde_json::from_str(include_str!("keys/set.json")).expect("JSON");
+    let only = |i: usize| json!({"keys": [set["keys"][i]]}).to_string();
+    let answers = || [&rsa, &ec].map(|token| status(&proxy, "/events?topic=boards_5", token));
+    let mut stream = open(&proxy, "boards_5", &rsa);
+    assert_eq!(answers(), [200, 200]);
+
+    // The same time of change: only the signal can tell.
+    let before = fs::metadata(&file).and_then(|metadata| metadata.modified()).expect("the time of change");
+    let replacement = fresh_path("jwks");
+    fs::write(&replacement, only(1)).expect("write the keys");
+    File::options().write(true).open(&replacement).and_then(|file| file.set_modified(before)).expect("set the time");
+    fs::rename(&replacement, &file).expect("replace the keys");
+    proxy.signal(Signal::SIGHUP);
+    until("the signal is followed", || answers() == [401, 200]);
+
+    fs::write(&file, only(0)).expect("write the keys");
+    until("the change is seen", || answers() == [200, 401]);
+    // What is no key set changes nothing.
+    fs::write(&file, "{").expect("write the keys");
+    proxy.signal(Signal::SIGHUP);
+    until("it says so", || proxy.log().contains("the old ones stay"));
+    assert_eq!(answers(), [200, 401]);
+    // The stream has outlived all this.
+    team.db.session().run("INSERT INTO board_items VALUES (1, 5, 'a')");
+    assert_eq!(titles(&[stream.frame()]), ["a"]);
+}
