@@ -9,6 +9,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use nix::unistd::{Gid, Uid, User};
@@ -290,9 +291,22 @@ pub fn shared() -> &'static Cluster {
     SHARED.get_or_init(|| Cluster::start(&[]))
 }
 
-/// A port that nobody listens on.
+/// Where the ports of clusters and proxies come from: below the range that Linux takes for outgoing connections, so that
+/// none of those gets in between.
+const PORTS: std::ops::Range<u32> = 16_384..32_768;
+
+/// A port that nobody listens on, and that this process has not given away before.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("find a free port").port()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Two test processes at the same time begin at different places.
+    let start = std::process::id().wrapping_mul(997);
+    loop {
+        let n = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % (PORTS.end - PORTS.start);
+        let port = u16::try_from(PORTS.start + n).expect("a port");
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// The last lines of a file.

@@ -118,6 +118,12 @@ pub fn send(pid: u32, signal: Signal) {
     let _ = signal::kill(Pid::from_raw(pid), signal);
 }
 
+/// Whether process `pid` runs: neither gone nor a zombie that waits to be collected.
+pub fn is_running(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+}
+
 /// The children of process `pid`, as `/proc` lists them.
 pub fn children(pid: u32) -> Vec<u32> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
@@ -188,7 +194,7 @@ mod tests {
         let process = Process::spawn(Command::new("sleep").arg("1000"), Signal::SIGKILL).unwrap();
         let pid = process.pid();
         process.signal(Signal::SIGSTOP);
-        assert!(memory(pid, "VmHWM").is_some());
+        assert!(memory(pid, "VmHWM").is_some() && is_running(pid));
         drop(process);
         assert!(!Path::new(&format!("/proc/{pid}")).exists());
     }

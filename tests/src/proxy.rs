@@ -8,7 +8,7 @@ use std::process::{Command, ExitStatus, Stdio};
 
 use crate::cluster::{free_port, tail};
 use crate::http;
-use crate::process::{Process, Signal, fresh_path};
+use crate::process::{Process, Signal, fresh_path, is_running};
 use crate::sse::{Request, Sse};
 use crate::wait::{eventually, until};
 
@@ -59,6 +59,7 @@ impl Proxy {
     #[track_caller]
     pub fn wait_ready(&self) {
         eventually("the proxy is ready", || {
+            assert!(is_running(self.pid()), "the proxy has ended:\n{}", self.log_tail());
             let (head, _) = http::get(self.address, "/readyz").ok()?;
             (head.status == 200).then_some(())
         });
