@@ -4,7 +4,7 @@ use tidings_tests::follower::Habits;
 use tidings_tests::ledger::{self, Ledger, TOPICS};
 use tidings_tests::process::{MemoryWatch, Signal};
 use tidings_tests::sse::{Request, Sse};
-use tidings_tests::{Follower, shared};
+use tidings_tests::{Cluster, Follower, shared};
 
 use crate::{all_until_now, boards, titles};
 
@@ -91,7 +91,9 @@ fn a_transaction_of_a_million_rows_arrives_in_bounded_memory() {
 
 #[test]
 fn a_stopped_proxy_never_blocks_or_fails_a_writer() {
-    let db = shared().database();
+    // Ticks travel whole, however many transactions they gather: hints would be too small to fill a socket.
+    let cluster = Cluster::start(&[("tidings.notify_inline_limit", "480kB")]);
+    let db = cluster.database();
     let ledger = Ledger::create(&db);
     let proxy = db.proxy(&[]);
     let follower = Follower::start(Habits::faithful(proxy.address()), Request::live(&TOPICS), ledger::is_end);
@@ -101,12 +103,17 @@ fn a_stopped_proxy_never_blocks_or_fails_a_writer() {
     // More than the sockets between the server and the proxy hold: its backend is stuck in a write.
     let mut session = db.session();
     session.run("CREATE TABLE bulk (n int, filler text); SELECT tidings.watch('bulk', topic => 'bulk'); SET statement_timeout = '60s'");
-    for n in 0..3000 {
-        session.run(&format!("INSERT INTO bulk SELECT {n}, repeat(md5(i::text), 100) FROM generate_series(1, 2) i"));
-    }
     let stuck =
         "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'ClientWrite' AND datname = current_database()";
-    tidings_tests::until("the stopped proxy's backend is stuck", || session.one::<i64>(stuck) >= 1);
+    let mut n = 0;
+    tidings_tests::until("the stopped proxy's backend is stuck", || {
+        for _ in 0..100 {
+            n += 1;
+            session
+                .run(&format!("INSERT INTO bulk SELECT {n}, repeat(md5(i::text), 100) FROM generate_series(1, 2) i"));
+        }
+        session.one::<i64>(stuck) >= 1
+    });
     let writers = ledger.start(16, crate::seed(), "SET statement_timeout = '60s'");
     writers.wait_for(1000);
     writers.finish();
