@@ -121,6 +121,8 @@ fn a_reader_in_the_way_stops_neither_writers_nor_for_good_the_rotation() {
     events_table(&db);
     let (mut reader, mut session) = (db.session(), db.session());
     session.run("INSERT INTO items VALUES (0)");
+    // The reader's snapshot is to see it, and it sees only what is in a tick.
+    until("the event is in a tick", || session.one::<i64>("SELECT count(*) FROM tidings.events") == 1);
     let first = oldest(&mut session);
     reader.run("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM tidings.events");
     let start = Instant::now();

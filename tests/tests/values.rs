@@ -346,7 +346,8 @@ impl Type {
     fn delimiter(&self) -> &'static str {
         match self {
             Self::Base("box", _) => ";",
-            Self::Domain(_) => ",",
+            // Arrays and domains take it over from what they are made of.
+            Self::Array(of, _) | Self::Domain(of) => of.delimiter(),
             _ => ",",
         }
     }
