@@ -10,6 +10,7 @@ use std::cell::RefCell;
 use pgrx::prelude::*;
 use tidings_wire::segment::{self, Event};
 
+use crate::foreign::infallible::GetCurrentSubTransactionId;
 use crate::shared::Database;
 use crate::{errors, log, shared};
 
@@ -79,11 +80,10 @@ pub fn init() {
 /// Adds one event. The names have been checked.
 pub fn append(event: &Event<'_>) {
     // SAFETY: called inside a transaction.
-    let subxid = unsafe { pg_sys::GetCurrentSubTransactionId() };
+    let subxid = unsafe { GetCurrentSubTransactionId() };
     let full = BUFFER.with_borrow_mut(|buffer| buffer.append(subxid, event));
     if full {
-        let (bytes, runs) = BUFFER.with_borrow_mut(|buffer| buffer.take_current(subxid));
-        write(&bytes, &runs);
+        write(|buffer| buffer.take_current(subxid));
     }
 }
 
@@ -137,8 +137,15 @@ impl Buffer {
         self.runs.partition_point(|run| run.subxid < subxid)
     }
 
+    fn take_all(&mut self) -> (Vec<u8>, Vec<Run>) {
+        (std::mem::take(&mut self.bytes), std::mem::take(&mut self.runs))
+    }
+
     fn take_current(&mut self, subxid: pg_sys::SubTransactionId) -> (Vec<u8>, Vec<Run>) {
         let first = self.first_of(subxid);
+        if first == 0 {
+            return self.take_all();
+        }
         let start = self.runs.get(first).map_or(self.bytes.len(), |run| run.start);
         let mut runs = self.runs.split_off(first);
         for run in &mut runs {
@@ -178,50 +185,54 @@ impl Buffer {
     }
 }
 
-/// Writes runs as segments, those without a gap between them as one.
-fn write(bytes: &[u8], runs: &[Run]) {
-    if runs.is_empty() {
-        return;
-    }
-    BUFFER.with_borrow_mut(|buffer| buffer.written = true);
+/// Writes what `take` takes out of the buffer as segments, runs without a gap between them as one.
+fn write(take: impl FnOnce(&mut Buffer) -> (Vec<u8>, Vec<Run>)) {
+    let (mut bytes, runs) = BUFFER.with_borrow_mut(|buffer| {
+        let taken = take(buffer);
+        buffer.written |= !taken.1.is_empty();
+        taken
+    });
     let adjoin = |a: &Run, b: &Run| a.ordinal + i64::from(a.events) == b.ordinal;
     let mut end = 0;
     for group in runs.chunk_by(adjoin) {
-        let start = group[0].start;
         end += group.len();
-        let stop = runs.get(end).map_or(bytes.len(), |next| next.start);
-        let events = group.iter().map(|run| run.events).sum();
-        log::write(&log::Segment { ordinal: group[0].ordinal, events, bytes: &bytes[start..stop] });
+        let (ordinal, events) = (group[0].ordinal, group.iter().map(|run| run.events).sum());
+        if group.len() == runs.len() {
+            log::write(log::Segment { ordinal, events, bytes: &mut bytes });
+        } else {
+            let stop = runs.get(end).map_or(bytes.len(), |next| next.start);
+            let mut part = bytes[group[0].start..stop].to_vec();
+            log::write(log::Segment { ordinal, events, bytes: &mut part });
+        }
     }
+    // The memory is good for the next events.
+    BUFFER.with_borrow_mut(|buffer| {
+        if buffer.bytes.is_empty() {
+            bytes.clear();
+            buffer.bytes = bytes;
+        }
+    });
 }
 
 /// Writes everything that is left, at the end of the transaction.
 fn write_all() {
-    let (bytes, runs) =
-        BUFFER.with_borrow_mut(|buffer| (std::mem::take(&mut buffer.bytes), std::mem::take(&mut buffer.runs)));
-    write_with_snapshot(&bytes, &runs);
-    BUFFER.with_borrow_mut(|buffer| {
-        buffer.bytes = bytes;
-        buffer.bytes.clear();
-    });
+    if BUFFER.with_borrow(|buffer| !buffer.runs.is_empty()) {
+        with_snapshot(|| write(Buffer::take_all));
+    }
 }
 
 /// Writes what a subtransaction has captured while it still runs, if the buffer is full: once the next one runs, this
 /// one's events could not be written before the commit, and thousands of savepoints would pile up.
 fn write_released(subxid: pg_sys::SubTransactionId) {
-    let full = BUFFER.with_borrow(|buffer| buffer.bytes.len() > FLUSH_AT);
-    if full {
-        let (bytes, runs) = BUFFER.with_borrow_mut(|buffer| buffer.take_current(subxid));
-        write_with_snapshot(&bytes, &runs);
+    if BUFFER.with_borrow(|buffer| buffer.bytes.len() > FLUSH_AT && buffer.first_of(subxid) < buffer.runs.len()) {
+        with_snapshot(|| write(|buffer| buffer.take_current(subxid)));
     }
 }
 
-fn write_with_snapshot(bytes: &[u8], runs: &[Run]) {
-    if runs.is_empty() {
-        return;
-    }
-    // SAFETY: inside a transaction that is still in progress. Maybe no snapshot is active any more, and a large value wants
-    // one. What is allocated meanwhile goes at once: a subtransaction that keeps any memory keeps it until the commit.
+/// Runs `body` with a snapshot: maybe none is active any more, and a large value wants one. What is allocated meanwhile goes
+/// at once: a subtransaction that keeps any memory keeps it until the commit.
+fn with_snapshot(body: impl FnOnce()) {
+    // SAFETY: inside a transaction that is still in progress.
     unsafe {
         let context = pg_sys::AllocSetContextCreateInternal(
             pg_sys::CurTransactionContext,
@@ -232,7 +243,7 @@ fn write_with_snapshot(bytes: &[u8], runs: &[Run]) {
         );
         let before = pg_sys::MemoryContextSwitchTo(context);
         pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
-        write(bytes, runs);
+        body();
         pg_sys::PopActiveSnapshot();
         pg_sys::MemoryContextSwitchTo(before);
         pg_sys::MemoryContextDelete(context);

@@ -1,5 +1,6 @@
 //! The trigger function, and `publish`: where events come from.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 
 use pgrx::prelude::*;
@@ -11,12 +12,18 @@ use crate::watch::{self, Watch, WatchError};
 use crate::{buffer, errors, settings};
 
 thread_local! {
-    /// Memory for one event, kept from row to row. A nested trigger finds it lent out and uses its own.
-    static SCRATCH: Cell<Scratch> = const { Cell::new(Scratch { topic: Vec::new(), payload: Vec::new() }) };
+    /// Memory for one row's events, kept from row to row. A nested trigger finds it lent out and uses its own.
+    static SCRATCH: Cell<Scratch> = Cell::default();
 }
 
 #[derive(Default)]
 struct Scratch {
+    rows: [Row; 2],
+    rendered: Rendered,
+}
+
+#[derive(Default)]
+struct Rendered {
     topic: Vec<u8>,
     payload: Vec<u8>,
 }
@@ -53,58 +60,73 @@ pub unsafe extern "C-unwind" fn tidings_capture(fcinfo: pg_sys::FunctionCallInfo
 
 fn capture(data: &pg_sys::TriggerData) {
     let watch = watch::of(data);
+    // Writing may run SQL (a type's output function may), so nothing is borrowed meanwhile.
+    let mut scratch = SCRATCH.take();
+    let Scratch { rows: [old, new], rendered } = &mut scratch;
     // SAFETY: the tuples are those that the operation has; they live as long as the trigger runs.
-    let row = |tuple| unsafe { deform(tuple, data.tg_relation, watch.columns.count()) };
+    let deform = |row: &mut Row, tuple| unsafe { deform(row, tuple, data.tg_relation, watch.columns.count()) };
     match data.tg_event & pg_sys::TRIGGER_EVENT_OPMASK {
-        pg_sys::TRIGGER_EVENT_INSERT => emit(&watch, Operation::Insert, Some(&row(data.tg_trigtuple)), None),
-        pg_sys::TRIGGER_EVENT_DELETE => emit(&watch, Operation::Delete, None, Some(&row(data.tg_trigtuple))),
+        pg_sys::TRIGGER_EVENT_INSERT => {
+            deform(new, data.tg_trigtuple);
+            emit(&watch, Operation::Insert, Some(new), None, rendered);
+        }
+        pg_sys::TRIGGER_EVENT_DELETE => {
+            deform(old, data.tg_trigtuple);
+            emit(&watch, Operation::Delete, None, Some(old), rendered);
+        }
         pg_sys::TRIGGER_EVENT_UPDATE => {
-            let (old, new) = (row(data.tg_trigtuple), row(data.tg_newtuple));
-            if !watch.same_topic(&old, &new) {
-                emit(&watch, Operation::Delete, None, Some(&old));
-                emit(&watch, Operation::Insert, Some(&new), None);
-            } else if watch.columns.changed(&old, &new) {
-                emit(&watch, Operation::Update, Some(&new), Some(&old));
+            deform(old, data.tg_trigtuple);
+            deform(new, data.tg_newtuple);
+            if !watch.same_topic(old, new) {
+                emit(&watch, Operation::Delete, None, Some(old), rendered);
+                emit(&watch, Operation::Insert, Some(new), None, rendered);
+            } else if watch.columns.changed(old, new) {
+                emit(&watch, Operation::Update, Some(new), Some(old), rendered);
             }
         }
-        _ => emit(&watch, Operation::Truncate, None, None),
+        _ => emit(&watch, Operation::Truncate, None, None, rendered),
     }
+    rendered.payload.clear();
+    rendered.payload.shrink_to(KEEP);
+    SCRATCH.set(scratch);
 }
 
 /// Takes a row apart.
 ///
 /// # Safety
 /// `tuple` is a row of `relation`, which has `count` attributes.
-unsafe fn deform(tuple: pg_sys::HeapTuple, relation: pg_sys::Relation, count: usize) -> Row {
-    let mut row = Row { values: vec![pg_sys::Datum::from(0); count], nulls: vec![true; count] };
+unsafe fn deform(row: &mut Row, tuple: pg_sys::HeapTuple, relation: pg_sys::Relation, count: usize) {
+    row.values.resize(count, pg_sys::Datum::null());
+    row.nulls.resize(count, true);
     // SAFETY: as the caller promises, and both vectors have room for `count`.
     unsafe { pg_sys::heap_deform_tuple(tuple, (*relation).rd_att, row.values.as_mut_ptr(), row.nulls.as_mut_ptr()) };
-    row
 }
 
 /// Renders one event and appends it to the transaction's buffer.
-fn emit(watch: &Watch, operation: Operation, new: Option<&Row>, old: Option<&Row>) {
-    let mut scratch = SCRATCH.take();
-    scratch.topic.clear();
-    scratch.payload.clear();
-    // Writing may run SQL (a type's output function may), so nothing is borrowed meanwhile.
-    if watch.write_topic(&mut scratch.topic, new.or(old)) {
-        let topic = String::from_utf8_lossy(&scratch.topic);
-        match check_name(&topic) {
-            Err(error) => buffer::warn_skipped(&format!("The topic that its watch makes cannot be used: {error}.")),
-            Ok(()) => {
-                let change = Change { operation, new, old, most: settings::max_payload() };
-                if watch.shape.write(&mut scratch.payload, &watch.columns, watch.old_record, &change).is_err() {
-                    scratch.payload.clear();
-                    watch.shape.write_truncated(&mut scratch.payload, operation);
-                }
-                let payload = String::from_utf8_lossy(&scratch.payload);
-                buffer::append(&Event { topic: &topic, event: &watch.event, payload: &payload });
-            }
-        }
+fn emit(watch: &Watch, operation: Operation, new: Option<&Row>, old: Option<&Row>, rendered: &mut Rendered) {
+    let Rendered { topic, payload } = rendered;
+    topic.clear();
+    payload.clear();
+    if !watch.write_topic(topic, new.or(old)) {
+        return;
     }
-    scratch.payload.shrink_to(KEEP);
-    SCRATCH.set(scratch);
+    let topic = text(topic);
+    if let Err(error) = check_name(&topic) {
+        buffer::warn_skipped(&format!("The topic that its watch makes cannot be used: {error}."));
+        return;
+    }
+    let change = Change { operation, new, old, most: settings::max_payload() };
+    if watch.shape.write(payload, &watch.columns, watch.old_record, &change).is_err() {
+        payload.clear();
+        watch.shape.write_truncated(payload, operation);
+    }
+    buffer::append(&Event { topic: &topic, event: &watch.event, payload: &text(payload) });
+}
+
+/// What was written, as the text that it is in a UTF-8 database unless a type's output function is broken. Looked at as a whole
+/// first: `from_utf8_lossy` alone goes byte by byte.
+fn text(bytes: &[u8]) -> Cow<'_, str> {
+    std::str::from_utf8(bytes).map_or_else(|_| String::from_utf8_lossy(bytes), Cow::Borrowed)
 }
 
 /// `tidings.publish_text(topic, data, event)`, and under it `tidings.publish`.

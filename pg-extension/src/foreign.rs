@@ -13,6 +13,20 @@ unsafe extern "C-unwind" {
 
     /// Queues a notification for the end of the transaction (commands/async.h).
     pub fn Async_Notify(channel: *const c_char, payload: *const c_char);
+
+    /// The compressed copy of a value, or null if it would not be shorter; method 0 is the session's default
+    /// (access/toast_internals.h).
+    pub fn toast_compress_datum(value: pg_sys::Datum, method: c_char) -> pg_sys::Datum;
+}
+
+/// What cannot raise an error and so needs no guard.
+pub mod infallible {
+    use pgrx::pg_sys;
+
+    unsafe extern "C-unwind" {
+        /// The number of the running subtransaction (access/xact.h).
+        pub fn GetCurrentSubTransactionId() -> pg_sys::SubTransactionId;
+    }
 }
 
 /// What runs a utility statement, without pgrx's guard: its errors are to pass as they are.

@@ -8,7 +8,8 @@
 //! - [`buffer`]: the events of the running transaction, savepoints included, up to its commit.
 //! - [`mod@log`]: one segment into `tidings.log`.
 //! - [`shared`]: the clock and the flags that the processes share.
-//! - [`relay`]: the background worker that cuts ticks and notifies, [`tick`]: one cut, [`retention`]: what it throws away.
+//! - [`relay`]: the background worker that cuts ticks and notifies, [`tick`]: one cut, [`pace`]: how often,
+//!   [`retention`]: what it throws away.
 //! - [`launcher`]: keeps one relay running in every database that has the extension.
 //! - [`utility`]: the statements that concern a relay: COMMIT PREPARED, DROP EXTENSION, DROP DATABASE.
 //! - [`read`]: the functions that decode the log and positions for SQL.
@@ -29,6 +30,7 @@ mod errors;
 mod foreign;
 mod launcher;
 mod log;
+mod pace;
 mod payload;
 mod read;
 mod relay;

@@ -3,12 +3,14 @@
 //! The row goes into its partition and the index by the calls that Postgres makes for its own catalogs: no plan, no
 //! executor, no look at the writer's rights or at `default_transaction_read_only`. TimescaleDB writes its tables likewise.
 
+use std::ffi::c_char;
 use std::sync::atomic::Ordering::Relaxed;
 
 use pgrx::prelude::*;
 use tidings_wire::segment;
 
 use crate::errors;
+use crate::foreign::toast_compress_datum;
 use crate::shared::{self, SLOTS};
 
 /// A run of events that goes into one row.
@@ -17,15 +19,25 @@ pub struct Segment<'a> {
     pub ordinal: i64,
     /// How many events it holds.
     pub events: i32,
-    /// The events, encoded, without the version byte.
-    pub bytes: &'a [u8],
+    /// The events, encoded, without the version byte. It and the length that Postgres wants are put in front here, in place:
+    /// memory for a copy of a large segment would be new to the process each time.
+    pub bytes: &'a mut Vec<u8>,
 }
+
+/// From this size on a segment is compressed before it becomes a row, as Postgres would do it then; what makes the row
+/// copies it as a whole.
+const COMPRESS: usize = 8 * 1024;
+
+/// The ways of storage that take no compression (`TYPSTORAGE_PLAIN`, `TYPSTORAGE_EXTERNAL`): a DBA may have chosen one.
+const PLAIN: c_char = b'p' as c_char;
+/// See [`PLAIN`].
+const EXTERNAL: c_char = b'e' as c_char;
 
 /// Writes one segment.
 ///
 /// Raises what any write may raise (disk full, out of memory); the transaction is then aborted like by any other write.
 /// Does nothing if the extension was dropped in this transaction: with it went the watches.
-pub fn write(segment: &Segment<'_>) {
+pub fn write(segment: Segment<'_>) {
     let slot = shared::my_database().map_or(0, |db| db.slot.load(Relaxed)) as usize % SLOTS;
     let Some(partition) = partition(slot) else { return };
     let _patience = NoLockTimeout::new();
@@ -43,11 +55,25 @@ pub fn write(segment: &Segment<'_>) {
             pg_sys::Datum::from(segment.events),
             bytea(segment.bytes),
         ];
+        let columns = pgrx::PgTupleDesc::from_pg_unchecked((*relation).rd_att);
+        let compressed = match columns.get(values.len() - 1) {
+            Some(data)
+                if segment.bytes.len() >= COMPRESS && data.attstorage != PLAIN && data.attstorage != EXTERNAL =>
+            {
+                toast_compress_datum(values[5], data.attcompression)
+            }
+            _ => pg_sys::Datum::null(),
+        };
+        if !compressed.is_null() {
+            values[5] = compressed;
+        }
         let mut nulls = [false; 6];
         let tuple = pg_sys::heap_form_tuple((*relation).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
         insert(relation, tuple);
         pg_sys::heap_freetuple(tuple);
-        pg_sys::pfree(values[5].cast_mut_ptr());
+        if !compressed.is_null() {
+            pg_sys::pfree(compressed.cast_mut_ptr());
+        }
         pg_sys::table_close(relation, pg_sys::NoLock as i32);
     }
 }
@@ -97,18 +123,13 @@ fn partition(slot: usize) -> Option<pg_sys::Oid> {
     (partition != pg_sys::InvalidOid).then_some(partition)
 }
 
-/// The bytes of a segment as a `bytea`, with the version in front.
-fn bytea(bytes: &[u8]) -> pg_sys::Datum {
-    let size = pg_sys::VARHDRSZ + 1 + bytes.len();
-    // SAFETY: `size` bytes are allocated, and exactly those are written.
-    unsafe {
-        let varlena = pg_sys::palloc(size).cast::<pg_sys::varlena>();
-        pgrx::set_varsize_4b(varlena, size as i32);
-        let data = pgrx::vardata_4b(varlena).cast::<u8>().cast_mut();
-        data.write(segment::VERSION);
-        data.add(1).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
-        pg_sys::Datum::from(varlena)
-    }
+/// Makes the bytes of a segment a `bytea`, in place.
+fn bytea(bytes: &mut Vec<u8>) -> pg_sys::Datum {
+    let head = [0, 0, 0, 0, segment::VERSION];
+    bytes.splice(0..0, head);
+    // SAFETY: the length's four bytes are there, and aligned: the allocator gives no less than Postgres's own.
+    unsafe { pgrx::set_varsize_4b(bytes.as_mut_ptr().cast::<pg_sys::varlena>(), bytes.len() as i32) };
+    pg_sys::Datum::from(bytes.as_ptr())
 }
 
 /// The session without a lock timeout, until dropped: the only lock in the way is the relay's, for the moment in which it

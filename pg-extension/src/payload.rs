@@ -19,6 +19,7 @@ pub enum Operation {
 }
 
 /// A row as the trigger got it: one value and one null flag for each attribute, dropped ones included.
+#[derive(Default)]
 pub struct Row {
     /// The values; meaningless where `nulls` is true.
     pub values: Vec<pgrx::pg_sys::Datum>,

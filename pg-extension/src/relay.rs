@@ -7,18 +7,10 @@ use pgrx::bgworkers::BackgroundWorker;
 use pgrx::prelude::*;
 
 use crate::foreign::signal::{SignalHandlerForConfigReload, die};
+use crate::pace::Pace;
 use crate::retention::Retention;
 use crate::shared::{self, Database, State};
 use crate::tick::Ticker;
-
-/// The longest pause after a tick: batches grow with load, and latency stays below what a person can see.
-const MAX_PAUSE: Duration = Duration::from_millis(10);
-
-/// After a tick that took some time, the relay rests this many times as long: it uses a ninth of one core at the most.
-const PAUSE_FACTOR: u32 = 8;
-
-/// A tick with this many segments shows that many writers are busy: the next one waits for the full pause.
-const BATCH: usize = 4;
 
 /// How often the relay looks at the notification queue and the partitions, and for commits that nobody told it of (those
 /// that a prepared transaction makes during recovery, for example).
@@ -52,6 +44,7 @@ pub extern "C-unwind" fn tidings_relay_main(database: pg_sys::Datum) {
 
 fn run(db: &'static Database, extension: pg_sys::Oid, mut ticker: Ticker) {
     let mut retention = Retention::new(db);
+    let mut pace = Pace::new();
     let mut housekeeping = Instant::now();
     loop {
         reload_settings();
@@ -72,12 +65,9 @@ fn run(db: &'static Database, extension: pg_sys::Oid, mut ticker: Ticker) {
             housekeeping = Instant::now() + HOUSEKEEPING;
         }
         if due || woken {
-            let start = Instant::now();
-            match ticker.cut() {
-                0 => {}
-                count if count >= BATCH => std::thread::sleep(MAX_PAUSE),
-                _ => std::thread::sleep((start.elapsed() * PAUSE_FACTOR).min(MAX_PAUSE)),
-            }
+            pace.begin();
+            let segments = ticker.cut();
+            std::thread::sleep(pace.end(segments));
         } else {
             wait(housekeeping.saturating_duration_since(Instant::now()));
         }

@@ -4,6 +4,7 @@
 //! (arrays, composites, types with a cast to `json`) goes through `to_json`, which says the same as `to_jsonb` but never
 //! fails: a `json` may hold what a `jsonb` cannot, such as `\u0000`.
 
+use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int};
 
 use pgrx::prelude::*;
@@ -18,6 +19,15 @@ pub struct Writer {
     text: FunctionCall,
     by_value: bool,
     length: i16,
+    /// The last date or time that was written: many rows of one statement have the same one.
+    last_time: Cell<Option<LastTime>>,
+}
+
+struct LastTime {
+    value: pg_sys::Datum,
+    /// The session's time zone, by which the text was made.
+    zone: *mut pg_sys::pg_tz,
+    text: Vec<u8>,
 }
 
 /// The families of types that JSON tells apart, after `json_categorize_type` in Postgres.
@@ -110,7 +120,7 @@ impl Writer {
             Kind::Composed => FunctionCall::new(pg_sys::Oid::from(pg_sys::F_TO_JSON), type_oid, context),
             _ => FunctionCall(text.0),
         };
-        Self { kind, json, text, by_value, length }
+        Self { kind, json, text, by_value, length, last_time: Cell::new(None) }
     }
 
     /// Writes a value as JSON, unless that alone is longer than `most` bytes: then nothing is even fetched.
@@ -121,7 +131,12 @@ impl Writer {
                 _ => most.saturating_mul(SHRINK).min(UNWRITABLE),
             };
             // SAFETY: a value of a type of variable length.
-            if unsafe { pg_sys::toast_raw_datum_size(value) } > most + pg_sys::VARHDRSZ {
+            let size = match unsafe { plain(value) } {
+                Some(bytes) => bytes.len(),
+                // SAFETY: likewise.
+                None => unsafe { pg_sys::toast_raw_datum_size(value) - pg_sys::VARHDRSZ },
+            };
+            if size > most {
                 return Err(TooLong);
             }
         }
@@ -138,7 +153,7 @@ impl Writer {
             Kind::Composed => with_text(self.json.call(value), |text| normal_json(out, text)),
             Kind::Time(type_oid) => {
                 out.push(b'"');
-                out.extend_from_slice(time(type_oid, value).as_bytes());
+                self.time(out, type_oid, value);
                 out.push(b'"');
             }
             Kind::Quoted | Kind::Bytes => string(out, self.json.output(value)),
@@ -152,15 +167,34 @@ impl Writer {
         match self.kind {
             Kind::Int2 | Kind::Int4 | Kind::Int8 => self.integer(out, value),
             Kind::Text => with_text(value, |text| out.extend_from_slice(text)),
-            Kind::Time(type_oid) => out.extend_from_slice(time(type_oid, value).as_bytes()),
+            Kind::Time(type_oid) => self.time(out, type_oid, value),
             _ => out.extend_from_slice(self.text.output(value)),
         }
     }
 
     /// Whether two values are the same to the byte.
     pub fn same(&self, a: pg_sys::Datum, b: pg_sys::Datum) -> bool {
+        if self.by_value {
+            return a.value() == b.value();
+        }
         // SAFETY: both are values of this column's type, alive during the trigger.
-        (self.by_value && a.value() == b.value()) || unsafe { datum_image_eq(a, b, self.by_value, self.length.into()) }
+        unsafe {
+            if self.length == -1
+                && let (Some(a), Some(b)) = (plain(a), plain(b))
+            {
+                return a == b;
+            }
+            datum_image_eq(a, b, false, self.length.into())
+        }
+    }
+
+    fn time(&self, out: &mut Vec<u8>, type_oid: pg_sys::Oid, value: pg_sys::Datum) {
+        // SAFETY: a plain variable of this backend; Postgres never frees a zone.
+        let zone = unsafe { pg_sys::session_timezone };
+        let last = self.last_time.take().filter(|last| last.value.value() == value.value() && last.zone == zone);
+        let last = last.unwrap_or_else(|| LastTime { value, zone, text: time(type_oid, value) });
+        out.extend_from_slice(&last.text);
+        self.last_time.set(Some(last));
     }
 
     fn integer(&self, out: &mut Vec<u8>, value: pg_sys::Datum) {
@@ -241,11 +275,30 @@ pub fn string(out: &mut Vec<u8>, text: &[u8]) {
 
 /// Lends out the bytes of a `text` value, fetched and decompressed if need be.
 fn with_text(value: pg_sys::Datum, read: impl FnOnce(&[u8])) {
-    // SAFETY: the column's type is text or one with the same layout; a copy made here lies in the trigger's context.
+    // SAFETY: the column's type is text or one with the same layout; a copy made here lies in the trigger's context, and is
+    // plain.
     unsafe {
-        let varlena = pg_sys::pg_detoast_datum_packed(value.cast_mut_ptr());
-        let (data, length) = (pgrx::vardata_any(varlena).cast::<u8>(), pgrx::varsize_any_exhdr(varlena));
-        read(std::slice::from_raw_parts(data, length));
+        let bytes = plain(value).or_else(|| {
+            let fetched = pg_sys::pg_detoast_datum_packed(value.cast_mut_ptr());
+            plain(pg_sys::Datum::from(fetched))
+        });
+        read(bytes.unwrap_or_default());
+    }
+}
+
+/// The bytes of a value of variable length, unless it is compressed or lies elsewhere. Most don't, and then no function of
+/// Postgres needs to be called, each of which costs a `sigsetjmp`.
+///
+/// # Safety
+/// The value is one of a type of variable length and stays as it is for as long as the result is used.
+unsafe fn plain<'a>(value: pg_sys::Datum) -> Option<&'a [u8]> {
+    let varlena = value.cast_mut_ptr::<pg_sys::varlena>();
+    // SAFETY: as the caller promises.
+    unsafe {
+        if pgrx::varatt_is_1b_e(varlena) || pgrx::varatt_is_4b_c(varlena) {
+            return None;
+        }
+        Some(std::slice::from_raw_parts(pgrx::vardata_any(varlena).cast(), pgrx::varsize_any_exhdr(varlena)))
     }
 }
 
@@ -271,11 +324,11 @@ fn jsonb(out: &mut Vec<u8>, value: pg_sys::Datum) {
     }
 }
 
-fn time(type_oid: pg_sys::Oid, value: pg_sys::Datum) -> String {
+fn time(type_oid: pg_sys::Oid, value: pg_sys::Datum) -> Vec<u8> {
     let mut buffer = [0 as c_char; pg_sys::MAXDATELEN as usize + 1];
     // SAFETY: the buffer has the size that the function asks for; the value is of the type.
     unsafe {
         pg_sys::JsonEncodeDateTime(buffer.as_mut_ptr(), value, type_oid, std::ptr::null());
-        CStr::from_ptr(buffer.as_ptr()).to_string_lossy().into_owned()
+        CStr::from_ptr(buffer.as_ptr()).to_bytes().to_vec()
     }
 }
