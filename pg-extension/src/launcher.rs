@@ -57,8 +57,10 @@ pub extern "C-unwind" fn tidings_launcher_main(_argument: pg_sys::Datum) {
             if alive {
                 continue;
             }
-            if relay.worker.take().is_some() && matches!(db.state(), State::Running | State::Starting) {
-                // It was sent away for a moment, or it failed.
+            relay.worker = None;
+            if matches!(db.state(), State::Running | State::Starting) {
+                // It was sent away for a moment, or it failed, maybe one that an earlier launcher had started. Should that one
+                // only be slow to start, the second one to come leaves again.
                 db.set_state(State::Wanted);
                 relay.not_before = (!paused).then(|| Instant::now() + BACKOFF);
             }

@@ -24,9 +24,11 @@ pub extern "C-unwind" fn tidings_relay_main(database: pg_sys::Datum) {
     attach_signal_handlers();
     let Some(db) = shared::database(oid) else { return };
     BackgroundWorker::connect_worker_to_spi_by_oid(Some(oid), None);
+    if !db.register_relay() {
+        return;
+    }
     // SAFETY: the function has the right signature; the argument is a place in shared memory, which outlives the process.
     unsafe { pg_sys::before_shmem_exit(Some(leave), pg_sys::Datum::from(std::ptr::from_ref(db) as usize)) };
-    db.register_relay();
 
     let extension = BackgroundWorker::transaction(installed);
     if extension == pg_sys::InvalidOid {

@@ -197,11 +197,15 @@ impl Database {
         self.state.compare_exchange(from as u32, to as u32, SeqCst, SeqCst).is_ok()
     }
 
-    /// This process is the relay from now on.
-    pub fn register_relay(&self) {
-        self.relay.store(my_proc_number(), SeqCst);
+    /// This process is the relay from now on, unless there is one.
+    pub fn register_relay(&self) -> bool {
         // SAFETY: set once when the process starts.
-        self.pid.store(unsafe { pg_sys::MyProcPid }, SeqCst);
+        let me = unsafe { pg_sys::MyProcPid };
+        let alone = self.pid.compare_exchange(0, me, SeqCst, SeqCst).is_ok();
+        if alone {
+            self.relay.store(my_proc_number(), SeqCst);
+        }
+        alone
     }
 
     /// There is no relay from now on.

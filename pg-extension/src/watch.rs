@@ -37,6 +37,8 @@ enum TopicPiece {
 /// The columns of a table, by attribute number less one.
 pub struct Columns {
     all: Vec<Option<Column>>,
+    /// The names of those that have no value in a trigger and so are not in `all` (from PostgreSQL 18 on).
+    virtual_columns: Vec<String>,
     /// Those that go into records and whose change makes an UPDATE an event.
     captured: Vec<usize>,
     /// Where the writers' function look-ups live.
@@ -49,6 +51,9 @@ struct Column {
     key: Vec<u8>,
     writer: Writer,
 }
+
+/// `ATTRIBUTE_GENERATED_VIRTUAL`, which PostgreSQL has from 18 on.
+const VIRTUAL: std::ffi::c_char = b'v' as std::ffi::c_char;
 
 /// What is wrong with a watch.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +76,8 @@ pub enum WatchError {
     Event(String, TopicError),
     #[error("column \"{0}\" of the watched table does not exist")]
     Column(String),
+    #[error("column \"{0}\" is generated when it is read: a trigger sees no value of it")]
+    Virtual(String),
     #[error("columns and exclude cannot be given together")]
     ColumnsAndExclude,
     #[error("no column is left to capture")]
@@ -90,6 +97,7 @@ impl WatchError {
         match self {
             Self::Trigger => PgSqlErrorCode::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
             Self::Column(_) => PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
+            Self::Virtual(_) => PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
             _ => PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
         }
     }
@@ -106,6 +114,7 @@ impl WatchError {
             Self::Column(_) => {
                 "Name a column that the table has. To rename or drop one that a watch names, end the watch first and watch anew."
             }
+            Self::Virtual(_) => "Make the column STORED, or leave it out.",
             Self::ColumnsAndExclude => "Name the columns to capture, or those to leave out.",
             Self::NoColumns => "Capture at least one column.",
             Self::RepeatedColumn(_) => "Name each column once.",
@@ -382,11 +391,17 @@ impl Columns {
                 pg_sys::ALLOCSET_SMALL_MAXSIZE as usize,
             )
         };
-        let mut columns = Self { all: Vec::new(), captured: Vec::new(), context };
+        let mut columns = Self { all: Vec::new(), virtual_columns: Vec::new(), captured: Vec::new(), context };
         // SAFETY: the caller holds the relation open; its descriptor has natts attributes.
         let descriptor = unsafe { pgrx::PgTupleDesc::from_pg_unchecked((*relation).rd_att) };
         for attribute in (0..descriptor.len()).map(|i| descriptor.get(i)) {
-            columns.all.push(attribute.filter(|a| !a.attisdropped).map(|attribute| {
+            let attribute = attribute.filter(|a| !a.attisdropped);
+            if let Some(attribute) = attribute.filter(|a| a.attgenerated == VIRTUAL) {
+                columns.virtual_columns.push(attribute.name().into());
+                columns.all.push(None);
+                continue;
+            }
+            columns.all.push(attribute.map(|attribute| {
                 let mut key = Vec::new();
                 value::string(&mut key, attribute.name().as_bytes());
                 key.push(b':');
@@ -426,7 +441,10 @@ impl Columns {
     /// The index of the column with this name.
     pub fn find(&self, name: &str) -> Result<usize, WatchError> {
         let named = |column: &Option<Column>| column.as_ref().is_some_and(|column| column.name == name);
-        self.all.iter().position(named).ok_or_else(|| WatchError::Column(name.into()))
+        self.all.iter().position(named).ok_or_else(|| {
+            let is_virtual = self.virtual_columns.iter().any(|column| column == name);
+            if is_virtual { WatchError::Virtual(name.into()) } else { WatchError::Column(name.into()) }
+        })
     }
 
     fn column(&self, index: usize) -> &Column {

@@ -18,7 +18,7 @@ FROM tidings.relay() r
 LEFT JOIN (SELECT k.tick, k.until FROM tidings.tick k ORDER BY k.tick DESC LIMIT 1) newest ON true;
 
 COMMENT ON VIEW tidings.status IS 'The relay, its lag and counters, and the size of the log';
-COMMENT ON COLUMN tidings.status.relay_pid IS 'The relays process id, NULL while none runs';
+COMMENT ON COLUMN tidings.status.relay_pid IS 'The relay''s process id, NULL while none runs';
 COMMENT ON COLUMN tidings.status.relay_state IS 'wanted, starting, running; absent on a server that has none, unknown before the launcher has looked';
 COMMENT ON COLUMN tidings.status.last_tick IS 'The number of the last tick, in microseconds since the Unix epoch';
 COMMENT ON COLUMN tidings.status.last_tick_at IS 'The same as a time';

@@ -135,6 +135,28 @@ fn a_terminated_relay_comes_back() {
 }
 
 #[test]
+fn a_relay_that_ends_under_a_later_launcher_comes_back_too() {
+    let cluster = Cluster::start(&[]);
+    let db = cluster.database();
+    let mut session = db.session();
+    let workers = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'tidings launcher'";
+    for _ in 0..2 {
+        let old = db.wait_relay();
+        let launcher = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'tidings launcher'";
+        let before: i32 = session.one(launcher);
+        session.run(workers);
+        until("a new launcher runs", || {
+            session.all(launcher, &[]).first().is_some_and(|row| row.get::<_, i32>(0) != before)
+        });
+        session.run(&format!("SELECT pg_terminate_backend({old})"));
+        until("a new relay runs", || db.relay().is_some_and(|pid| pid != old));
+    }
+    let relays =
+        "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'tidings relay' AND datname = current_database()";
+    assert_eq!(session.one::<i64>(relays), 1);
+}
+
+#[test]
 fn the_watches_are_read_from_the_triggers() {
     let db = boards();
     let mut session = db.session();

@@ -60,6 +60,59 @@ fn check_watches(db: &Database<'_>) {
     assert_eq!(kinds(&events), ["INSERT b5", "DELETE all", "DELETE parts", "INSERT parts"]);
 }
 
+/// What the extension consists of, as the catalogs describe it.
+fn description(session: &mut Session) -> BTreeSet<String> {
+    let rows = session.all(
+        "SELECT pg_describe_object(d.classid, d.objid, 0) || ': ' || concat_ws(' ',
+             CASE d.classid
+                 WHEN 'pg_proc'::regclass THEN pg_get_functiondef(d.objid)
+                 WHEN 'pg_class'::regclass THEN coalesce(pg_get_viewdef(d.objid), (
+                     SELECT string_agg(format('%s %s %s %s', attname, format_type(atttypid, atttypmod), attnotnull, col_description(attrelid, attnum)), ', ' ORDER BY attnum)
+                     FROM pg_attribute WHERE attrelid = d.objid AND attnum > 0 AND NOT attisdropped))
+             END,
+             (SELECT string_agg(attname || ' ' || col_description(attrelid, attnum), ', ' ORDER BY attnum) FROM pg_attribute
+              WHERE d.classid = 'pg_class'::regclass AND attrelid = d.objid AND attnum > 0),
+             (SELECT string_agg(indexdef, ', ' ORDER BY indexdef) FROM pg_indexes
+              WHERE d.classid = 'pg_class'::regclass AND format('%I.%I', schemaname, tablename)::regclass = d.objid),
+             obj_description(d.objid, d.classid::regclass::name))
+         FROM pg_depend d JOIN pg_extension e ON d.refobjid = e.oid AND d.refclassid = 'pg_extension'::regclass
+         WHERE e.extname = 'tidings' AND d.deptype = 'e' AND d.classid <> 'pg_type'::regclass",
+        &[],
+    );
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
+#[test]
+fn an_update_from_the_first_release_keeps_everything_and_ends_where_a_new_installation_begins() {
+    let cluster = shared();
+    let (db, fresh) = (cluster.empty_database(), cluster.database());
+    db.session().run("CREATE EXTENSION tidings VERSION '0.1.0'");
+    db.wait_relay();
+    furnish(&db);
+    let mut session = db.session();
+    session.run("SELECT tidings.allow('b{id}', 'SELECT WHERE {id} = ''5''')");
+    let proxy = db.proxy(&[]);
+    let position: String = session.one("SELECT tidings.position()");
+    let mut sse = proxy.live(&["b5"]);
+    session.run("INSERT INTO items VALUES (2, 5, 'before')");
+    let before = inventory(&mut session);
+    session.run("ALTER EXTENSION tidings UPDATE");
+    session.run("INSERT INTO items VALUES (3, 5, 'after')");
+    same_inventory(&mut session, &before);
+    let version = "SELECT extversion FROM pg_extension WHERE extname = 'tidings'";
+    assert_eq!(session.one::<String>(version), fresh.session().one::<String>(version));
+    let (updated, new) = (description(&mut session), description(&mut fresh.session()));
+    let differ: Vec<_> = updated.symmetric_difference(&new).collect();
+    assert!(differ.is_empty(), "not in both: {differ:#?}");
+    // Those connected, and those who come back, miss nothing.
+    let mut again = proxy.open(&Request::since(&["b5"], &position));
+    for sse in [&mut sse, &mut again] {
+        assert_eq!([2, 3].map(|_| sse.frame().json()["record"]["id"].as_i64()), [Some(2), Some(3)]);
+    }
+    assert_eq!(session.one::<i64>("SELECT count(*) FROM tidings.rules"), 1);
+    check_watches(&db);
+}
+
 #[test]
 fn a_dumped_and_restored_database_has_working_watches() {
     let source = Cluster::start(&[]);

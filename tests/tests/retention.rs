@@ -31,7 +31,9 @@ fn read(session: &mut Session, position: &str) -> Result<usize, String> {
 fn retain(session: &mut Session, time: &str) {
     session.run(&format!("ALTER SYSTEM SET tidings.retention = '{time}'"));
     session.run("SELECT pg_reload_conf()");
-    until("the setting is in force", || session.one::<bool>(&format!("SELECT retention = '{time}' FROM tidings.status")));
+    until("the setting is in force", || {
+        session.one::<bool>(&format!("SELECT retention = '{time}' FROM tidings.status"))
+    });
 }
 
 #[test]

@@ -197,6 +197,31 @@ fn generated_and_identity_columns_are_told_as_they_are_stored() {
 }
 
 #[test]
+fn columns_that_are_generated_when_they_are_read_are_left_out_and_cannot_be_named() {
+    let db = shared().database();
+    let mut session = db.session();
+    if session.one::<i32>("SELECT current_setting('server_version_num')::int") < 180_000 {
+        return; // There are none.
+    }
+    session.run(
+        "CREATE TABLE things (id int, a int, twice int GENERATED ALWAYS AS (a * 2) VIRTUAL, last text);
+         SELECT tidings.watch('things', topic => 't{a}')",
+    );
+    let mut log = Log::from_here(&db);
+    session.run("INSERT INTO things VALUES (1, 4, DEFAULT, 'z'); UPDATE things SET last = 'y'");
+    let events = log.news();
+    assert_eq!(events[0].json()["record"], json!({"id": 1, "a": 4, "last": "z"}));
+    assert_eq!(events[1].json()["old_record"], json!({"last": "z"}));
+    for watch in
+        ["topic => 't{twice}'", "topic => 't', columns => '{twice}'", "topic => 't', payload => '[\"$twice\"]'"]
+    {
+        let error = session.refused(&format!("SELECT tidings.watch('things', {watch}, name => 'other')"));
+        assert_eq!(error.code().code(), "0A000", "{error}");
+        assert!(error.hint().is_some_and(|hint| hint.contains("STORED")), "{error}");
+    }
+}
+
+#[test]
 fn a_before_trigger_has_the_last_word_on_the_row() {
     let (db, mut log) = with(BOARDS);
     let mut session = db.session();
