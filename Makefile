@@ -31,7 +31,9 @@ LIBRARY = $(EXT_TARGET)/release/libtidings.so
 VERSION = $(shell sed -nE "s/^default_version *= *'(.*)'/\1/p" sql/tidings.control)
 
 PACKAGES := postgresql-15 postgresql-server-dev-15 clang libclang-dev pkg-config build-essential
-BROWSER_PACKAGES := chromium
+# The document about security is run as it stands: it uses these two.
+TEST_PACKAGES := curl openssl
+BROWSER_PACKAGES := chromium nginx haproxy
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -61,7 +63,7 @@ setup:
 	    fi
 	    as_root=(sudo)
 	  fi
-	  say "installing $${missing[*]} (Debian may create a cluster named main; nothing here uses it)"
+	  say "installing $${missing[*]} (Debian may create a cluster named main and start servers; nothing here uses them)"
 	  "$${as_root[@]}" apt-get update -q
 	  "$${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$${missing[@]}"
 	fi
@@ -114,7 +116,8 @@ run: install
 	@cargo run --quiet --locked -p tidings-tests --bin tidings-run -- $(ARGS)
 
 # What follows reaches setup too.
-test test-browser: MORE_PACKAGES = $(BROWSER_PACKAGES)
+test: MORE_PACKAGES = $(TEST_PACKAGES) $(BROWSER_PACKAGES)
+test-browser: MORE_PACKAGES = $(BROWSER_PACKAGES)
 
 test: install lint browser
 	@printf '==> unit tests\n'

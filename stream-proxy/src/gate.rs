@@ -32,6 +32,14 @@ const SQL: &str = "SELECT (r.n - 1)::int4, c.topic, c.allowed, c.reason, current
     CROSS JOIN LATERAL tidings.check_subscription(
         r.claims::jsonb, ARRAY(SELECT jsonb_array_elements_text(r.topics::jsonb))) AS c";
 
+/// Whether the login role is a superuser, and the roles whose rights it has without taking them. Rights of its own, beside those
+/// of `tidings.grant_proxy()`, are of no use to the proxy and of much to whoever gets hold of its password.
+const OWN_RIGHTS: &str = "SELECT current_setting('is_superuser') = 'on', ARRAY(
+    SELECT r.rolname::text FROM pg_roles r
+    WHERE r.rolname <> session_user AND pg_has_role(session_user, r.oid, 'USAGE') ORDER BY 1)";
+
+const SHUTTING_DOWN: &str = "the proxy is shutting down";
+
 /// Why not, for the log.
 pub const SUPERUSER: &str = "the proxy's database role is a superuser: give it one with tidings.grant_proxy()";
 
@@ -72,30 +80,58 @@ impl Gate {
     pub fn new(database: Database, metrics: Arc<Metrics>) -> Self {
         let (queue, checks) = mpsc::channel(WAITING);
         let checks = Arc::new(Mutex::new(checks));
-        for _ in 0..WORKERS {
-            let worker = Worker { database: database.clone(), metrics: metrics.clone(), client: None };
+        for n in 0..WORKERS {
+            let worker = Worker { database: database.clone(), metrics: metrics.clone(), client: None, first: n == 0 };
             tokio::spawn(worker.run(checks.clone()));
         }
         Self { queue }
     }
 
-    /// Which of the topics the claims may not subscribe to.
+    /// Which of the topics the claims may not subscribe to; not answered if too many wait already.
     pub async fn check(&self, claims: Arc<str>, topics: Vec<Arc<str>>) -> Verdict {
-        let (reply, verdict) = oneshot::channel();
-        let check = Check { question: (claims, topics), reply };
-        self.queue.try_send(check).map_err(|_| Unanswered("too many requests are waiting".into()))?;
-        verdict.await.unwrap_or_else(|_| Err(Unanswered("the proxy is shutting down".into())))
+        let room = self.queue.try_reserve().map_err(|_| Unanswered("too many requests are waiting".into()))?;
+        hand_in(room, claims, topics).await
     }
+
+    /// The same for a stream that is open: it waits for its turn however many others there are, so that nobody keeps a stream by
+    /// keeping the proxy busy.
+    pub async fn check_again(&self, claims: Arc<str>, topics: Vec<Arc<str>>) -> Verdict {
+        let room = self.queue.reserve().await.map_err(|_| Unanswered(SHUTTING_DOWN.into()))?;
+        hand_in(room, claims, topics).await
+    }
+}
+
+async fn hand_in(room: mpsc::Permit<'_, Check>, claims: Arc<str>, topics: Vec<Arc<str>>) -> Verdict {
+    if has_nul(&claims) {
+        // Asked together with others, it would spoil the question for all of them.
+        let reason: Arc<str> = "the claims hold a NUL, which the database cannot take".into();
+        return Ok(topics.into_iter().map(|topic| Refusal { topic, reason: reason.clone() }).collect());
+    }
+    let (reply, verdict) = oneshot::channel();
+    room.send(Check { question: (claims, topics), reply });
+    verdict.await.unwrap_or_else(|_| Err(Unanswered(SHUTTING_DOWN.into())))
+}
+
+/// Whether a text of JSON has an escaped NUL in it.
+fn has_nul(json: &str) -> bool {
+    json.match_indices("\\u0000")
+        .any(|(at, _)| json[..at].bytes().rev().take_while(|byte| *byte == b'\\').count() % 2 == 0)
 }
 
 struct Worker {
     database: Database,
     metrics: Arc<Metrics>,
     client: Option<Client>,
+    /// The first one connects at once, and looks what rights the login role has.
+    first: bool,
 }
 
 impl Worker {
     async fn run(mut self, checks: Arc<Mutex<mpsc::Receiver<Check>>>) {
+        if self.first {
+            // If it fails, whoever comes first is told.
+            let _ = self.connect().await;
+        }
         loop {
             let mut batch = Vec::new();
             if checks.lock().await.recv_many(&mut batch, BATCH).await == 0 {
@@ -176,10 +212,30 @@ impl Worker {
             let settings =
                 format!("SET statement_timeout = {}; SET default_transaction_read_only = on", RULE_TIMEOUT.as_millis());
             answer(client.batch_execute(&settings)).await?;
+            if self.first {
+                warn_of_rights(&client).await?;
+            }
             self.client = Some(client);
         }
         self.client.as_ref().ok_or(DatabaseError::Closed)
     }
+}
+
+/// Says in the log what the login role has and should not have.
+async fn warn_of_rights(client: &Client) -> Result<(), DatabaseError> {
+    let rows = answer(client.query_typed(OWN_RIGHTS, &[])).await?;
+    let row = rows.first().ok_or(DatabaseError::Contract("no row about rights"))?;
+    let (superuser, roles): (bool, Vec<&str>) = (row.try_get(0)?, row.try_get(1)?);
+    if superuser {
+        tracing::error!("nobody is let in: {SUPERUSER}");
+    } else if !roles.is_empty() {
+        let roles = roles.join(", ");
+        tracing::warn!(
+            roles,
+            "the proxy's database role has the rights of these roles by itself: make it NOINHERIT, or grant them WITH INHERIT FALSE"
+        );
+    }
+    Ok(())
 }
 
 /// A question that the rules answer with an error is refused (a timeout means no); one that the server cannot take is not.
@@ -202,6 +258,39 @@ fn blames_the_rule(code: &SqlState) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn who_is_checked_again_waits_where_others_are_sent_away() {
+        let (queue, mut checks) = mpsc::channel(1);
+        let gate = Gate { queue };
+        let ask = |gate: Gate, again| async move {
+            let (claims, topics) = ("{}".into(), vec!["t".into()]);
+            if again { gate.check_again(claims, topics).await } else { gate.check(claims, topics).await }
+        };
+        let first = tokio::spawn(ask(gate.clone(), false));
+        while gate.queue.capacity() > 0 {
+            tokio::task::yield_now().await;
+        }
+        let again = tokio::spawn(ask(gate.clone(), true));
+        tokio::task::yield_now().await;
+        assert!(ask(gate.clone(), false).await.is_err());
+        for _ in 0..2 {
+            let check = checks.recv().await.unwrap();
+            check.reply.send(Ok(Vec::new())).unwrap();
+        }
+        assert_eq!((first.await.unwrap(), again.await.unwrap()), (Ok(Vec::new()), Ok(Vec::new())));
+    }
+
+    #[test]
+    fn a_nul_in_the_claims_is_found_and_nothing_else_is_taken_for_one() {
+        let text = |value: &str| serde_json::json!({"a": value, value: 1}).to_string();
+        for with in ["\0", "x\\\0", "\\\\\0"] {
+            assert!(has_nul(&text(with)), "{with:?}");
+        }
+        for without in ["", "\\u0000", "u0000", "\\\\u0000", "\u{1}"] {
+            assert!(!has_nul(&text(without)), "{without:?}");
+        }
+    }
 
     #[test]
     fn a_server_that_shuts_down_takes_nobodys_right_away() {

@@ -2,7 +2,7 @@
 // and people with browsers.
 
 import { execFileSync, spawn } from "node:child_process";
-import { mkdirSync, openSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { copyFileSync, mkdirSync, openSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import net from "node:net";
 import path from "node:path";
 import { chromium } from "playwright-core";
@@ -15,10 +15,11 @@ const PEOPLE = { Ada: 1, Ben: 2, Chloé: 3, Dev: 4, Robin: 5 };
 /** How often the proxy asks again whether its subscribers may stay. */
 const REAUTHORIZE = "1s";
 
-/** Whether this proxy knows tokens and rules. */
-export const GUARDED = execFileSync(setting("TEAMBOARD_PROXY"), ["--help"], { encoding: "utf8" }).includes("--jwt-secret-file");
+/** Far apart, so that only a closed socket can tell the proxy that somebody left. */
+const HEARTBEAT = "10m";
 
-function setting(name) {
+/** What our starter tells us by the environment. */
+export function setting(name) {
   const value = process.env[name];
   if (!value) throw new Error(`${name} is not set: run the tests by \`make test-browser\``);
   return value;
@@ -38,7 +39,8 @@ export async function eventually(what, condition) {
   }
 }
 
-async function freePort() {
+/** A port that nobody listens on. */
+export async function freePort() {
   const server = net.createServer().listen(0, "127.0.0.1");
   await new Promise((resolve) => server.once("listening", resolve));
   const { port } = server.address();
@@ -48,13 +50,17 @@ async function freePort() {
 
 const running = new Set();
 
-/** A process with a log of its own. */
-class Service {
+/** Where the processes of this run write what they have to say. */
+const logs = new Set();
+
+/** A process with a log of its own; `ready` is a URL that it answers once it is up. */
+export class Service {
   constructor(name, command, args, ready) {
     Object.assign(this, { name, command, args, ready, log: path.join(setting("TEAMBOARD_WORK"), `${name}.log`) });
   }
 
   async start() {
+    logs.add(this.log);
     const log = openSync(this.log, "a");
     this.child = spawn(this.command, this.args, { stdio: ["ignore", log, log] });
     running.add(this.child);
@@ -67,7 +73,7 @@ class Service {
   }
 
   async stop(signal = "SIGTERM") {
-    this.child.kill(signal);
+    this.child?.kill(signal);
     await this.ended;
   }
 }
@@ -102,6 +108,14 @@ class Cable {
     const closed = new Promise((resolve) => this.server.close(resolve));
     for (const end of this.#ends) end.destroy();
     await closed;
+  }
+
+  /** The connections that there are stay as they are, and nothing comes through them any more. New ones work. */
+  freeze() {
+    for (const end of this.#ends) {
+      end.unpipe();
+      end.pause();
+    }
   }
 }
 
@@ -141,23 +155,17 @@ function recordStreams() {
 /** Everything together. */
 export class Stack {
   #contexts = [];
+  #secret;
 
   static async start() {
     const stack = new Stack();
     const [proxyPort, cablePort, pagePort] = [await freePort(), await freePort(), await freePort()];
     stack.url = `http://127.0.0.1:${pagePort}`;
     stack.events = `http://127.0.0.1:${cablePort}`;
-    const secret = path.join(setting("TEAMBOARD_WORK"), "secret");
-    writeFileSync(secret, `${crypto.randomUUID()}${crypto.randomUUID()}\n`, { mode: 0o600 });
-    stack.proxy = new Service("proxy", setting("TEAMBOARD_PROXY"), [
-      "--database-url", setting("TEAMBOARD_PROXY_URL"), "--listen", `127.0.0.1:${proxyPort}`, "--cors-origin", stack.url,
-      "--route", setting("TEAMBOARD_ROUTE"), "--retry", "300ms", "--drain", "500ms", "--heartbeat", "2s",
-      ...(GUARDED ? ["--jwt-secret-file", secret, "--token-cookie", setting("TEAMBOARD_COOKIE"), "--reauthorize", REAUTHORIZE] : ["--open"]),
-    ], `http://127.0.0.1:${proxyPort}/readyz`);
-    stack.backend = new Service("backend", setting("TEAMBOARD_BACKEND"), [
-      "--database-url", setting("TEAMBOARD_BACKEND_URL"), "--listen", `127.0.0.1:${pagePort}`, "--jwt-secret-file", secret,
-      "--events-url", stack.events,
-    ], `${stack.url}/api/config`);
+    stack.#secret = path.join(setting("TEAMBOARD_WORK"), "secret");
+    writeFileSync(stack.#secret, `${crypto.randomUUID()}${crypto.randomUUID()}\n`, { mode: 0o600 });
+    stack.proxy = stack.newProxy("proxy", proxyPort);
+    stack.backend = stack.newBackend("backend", pagePort, stack.events);
     stack.cable = new Cable(cablePort, proxyPort);
     await Promise.all([stack.proxy.start(), stack.backend.start(), stack.cable.join()]);
     stack.browser = await chromium.launch({
@@ -168,26 +176,44 @@ export class Stack {
     return stack;
   }
 
+  /** A proxy, not yet started. */
+  newProxy(name, port) {
+    return new Service(name, setting("TEAMBOARD_PROXY"), [
+      "--database-url", setting("TEAMBOARD_PROXY_URL"), "--listen", `127.0.0.1:${port}`, "--cors-origin", this.url,
+      "--route", setting("TEAMBOARD_ROUTE"), "--retry", "300ms", "--drain", "500ms", "--heartbeat", HEARTBEAT,
+      "--jwt-secret-file", this.#secret, "--token-cookie", setting("TEAMBOARD_COOKIE"), "--reauthorize", REAUTHORIZE,
+    ], `http://127.0.0.1:${port}/readyz`);
+  }
+
+  /** A backend, not yet started, whose page finds its streams at `events`; where it came from itself, if that is empty. */
+  newBackend(name, port, events) {
+    return new Service(name, setting("TEAMBOARD_BACKEND"), [
+      "--database-url", setting("TEAMBOARD_BACKEND_URL"), "--listen", `127.0.0.1:${port}`, "--jwt-secret-file", this.#secret,
+      "--events-url", events,
+    ], `http://127.0.0.1:${port}/api/config`);
+  }
+
   async stop() {
     await this.browser.close();
     await this.cable.cut();
     await Promise.all([this.proxy.stop(), this.backend.stop()]);
   }
 
-  /** A person with a browser of their own, signed in, at `at`. */
-  async person(name, at = "/", options = {}) {
+  /** A person with a browser of their own, signed in, at `at`; with `clock` their time can be moved on (`page.clock`). */
+  async person(name, at = "/", { site = this.url, clock = false, ...options } = {}) {
     const context = await this.browser.newContext({ viewport: { width: 1280, height: 800 }, ...options });
     this.#contexts.push(context);
     context.setDefaultTimeout(DEADLINE);
     await context.addInitScript(recordStreams);
-    if (name) await context.request.post(`${this.url}/api/session`, { data: { person: PEOPLE[name] } });
+    if (clock) await context.clock.install();
+    if (name) await context.request.post(`${site}/api/session`, { data: { person: PEOPLE[name] } });
     const page = await context.newPage();
     page.lines = [];
     page.requests = [];
     page.on("console", (message) => page.lines.push(`${message.type()}: ${message.text()}`));
     page.on("pageerror", (error) => page.lines.push(`error: ${error.stack}`));
     page.on("request", (request) => page.requests.push(`${request.method()} ${new URL(request.url()).pathname}`));
-    await page.goto(this.url + at);
+    await page.goto(site + at);
     return page;
   }
 
@@ -222,7 +248,7 @@ export class Stack {
       const delivered = await page.evaluate(() => window.delivered).catch(() => []);
       writeFileSync(`${file}.log`, [page.url(), ...page.lines, ...page.requests, ...delivered.map((event) => JSON.stringify(event))].join("\n"));
     }
-    for (const service of [this.proxy, this.backend]) writeFileSync(path.join(folder, `${service.name}.log`), readFileSync(service.log));
+    for (const log of logs) copyFileSync(log, path.join(folder, path.basename(log)));
     console.error(`what the pages showed is in ${folder}`);
   }
 }

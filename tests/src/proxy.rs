@@ -23,6 +23,7 @@ pub struct Proxy {
     database_url: String,
     args: Vec<String>,
     log: PathBuf,
+    verbose: bool,
 }
 
 impl Proxy {
@@ -35,14 +36,26 @@ impl Proxy {
         proxy
     }
 
-    /// The same at a certain port, without waiting.
+    /// The same, with a log that tells all it could: nothing of a token may be in it.
+    #[track_caller]
+    pub fn start_verbose(database_url: &str, args: &[&str]) -> Self {
+        let proxy = Self::launch(free_port(), database_url, args, true);
+        proxy.wait_ready();
+        proxy
+    }
+
+    /// The same as [`Self::start`] at a certain port, without waiting.
     pub fn start_at(port: u16, database_url: &str, args: &[&str]) -> Self {
+        Self::launch(port, database_url, args, false)
+    }
+
+    fn launch(port: u16, database_url: &str, args: &[&str], verbose: bool) -> Self {
         let log = fresh_path("proxy.log");
         File::create(&log).expect("create the proxy's log");
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
-        let process = spawn(database_url, address, &args, &log);
-        Self { process, address, database_url: database_url.to_owned(), args, log }
+        let process = spawn(database_url, address, &args, &log, verbose);
+        Self { process, address, database_url: database_url.to_owned(), args, log, verbose }
     }
 
     /// Where it listens.
@@ -98,7 +111,7 @@ impl Proxy {
     /// Starts it again at the same address after its end, and waits until it is ready.
     #[track_caller]
     pub fn restart(&mut self) {
-        self.process = spawn(&self.database_url, self.address, &self.args, &self.log);
+        self.process = spawn(&self.database_url, self.address, &self.args, &self.log, self.verbose);
         self.wait_ready();
     }
 
@@ -158,15 +171,15 @@ pub fn binary() -> PathBuf {
         .unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release/tidings-proxy"))
 }
 
-fn spawn(database_url: &str, address: SocketAddr, args: &[String], log: &Path) -> Process {
+fn spawn(database_url: &str, address: SocketAddr, args: &[String], log: &Path, verbose: bool) -> Process {
     let log = File::options().append(true).open(log).expect("open the proxy's log");
     let mut command = Command::new(binary());
     command.args(["--database-url", database_url, "--listen", &address.to_string()]).args(args);
-    if args.iter().any(|arg| KEY_FLAGS.contains(&arg.as_str())) {
-        // All that it could say: nothing of a token may be in it.
-        command.env("RUST_LOG", "debug");
-    } else {
+    if !args.iter().any(|arg| KEY_FLAGS.contains(&arg.as_str())) {
         command.arg("--open");
+    }
+    if verbose {
+        command.env("RUST_LOG", "debug");
     }
     command.stdin(Stdio::null()).stdout(log.try_clone().expect("share the log")).stderr(log);
     Process::spawn(&mut command, Signal::SIGKILL).unwrap_or_else(|error| panic!("start {command:?}: {error}"))

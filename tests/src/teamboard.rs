@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use jsonwebtoken::{EncodingKey, Header};
+
 use crate::cluster::tail;
 use crate::database::{Database, Session};
 use crate::http;
@@ -20,6 +22,9 @@ pub const BACKEND_ROLE: &str = "teamboard_backend";
 
 /// The role that its proxy logs in with.
 pub const PROXY_ROLE: &str = "teamboard_proxy";
+
+/// The role of everyone who is signed in.
+const ROLE: &str = "teamboard_member";
 
 /// The cookie in which its people carry their token.
 pub const COOKIE: &str = "teamboard_token";
@@ -46,6 +51,13 @@ pub fn secret() -> PathBuf {
     let secret: String = std::iter::repeat_with(fastrand::alphanumeric).take(48).collect();
     std::fs::write(&path, secret).expect("write the secret");
     path
+}
+
+/// A token for a person, good as long as the secret is.
+pub fn token(secret: &Path, person: i64) -> String {
+    let key = EncodingKey::from_secret(&std::fs::read(secret).expect("read the secret"));
+    let claims = serde_json::json!({ "role": ROLE, "sub": person.to_string() });
+    jsonwebtoken::encode(&Header::default(), &claims, &key).expect("sign a token")
 }
 
 /// A running backend. Dropped, it is gone.
@@ -87,7 +99,7 @@ pub const TEAMMATE: (&str, i64, i64) = ("Robin", 5, 5);
 /// Moves notes about, as a person would by drag and drop, until the database is gone.
 pub fn work(mut session: Session) {
     let (_, person, board) = TEAMMATE;
-    session.run("SET ROLE teamboard_member");
+    session.run(&format!("SET ROLE {ROLE}"));
     session.run(&format!("SELECT set_config('request.jwt.claims', '{{\"sub\": \"{person}\"}}', false)"));
     let mut drag = move || -> Result<(), postgres::Error> {
         let client = session.client();

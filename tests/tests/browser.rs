@@ -31,6 +31,10 @@ fn teamboard_in_a_browser() {
     command.env("TEAMBOARD_BACKEND", teamboard::binary());
     command.env("TEAMBOARD_PROXY", proxy::binary());
     command.env("TEAMBOARD_PSQL", Installation::get().bin.join("psql"));
+    // Debian has them where an ordinary account's PATH does not lead.
+    for (variable, program) in [("TEAMBOARD_NGINX", "nginx"), ("TEAMBOARD_HAPROXY", "haproxy")] {
+        command.env(variable, Path::new("/usr/sbin").join(program));
+    }
     command.env("TEAMBOARD_WORK", &work);
     command.env("TEAMBOARD_ARTIFACTS", &artifacts);
     command.env("TEAMBOARD_ROUTE", teamboard::ROUTE);

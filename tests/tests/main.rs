@@ -2,6 +2,7 @@
 
 mod access;
 mod attacks;
+mod attacks_on_rules;
 mod delivery;
 mod documentation;
 mod faults;
@@ -9,12 +10,14 @@ mod frames;
 mod life;
 mod life_cycle;
 mod log;
+mod login_role;
 mod order;
 mod position;
 mod pruning;
 mod resume;
 mod retention;
 mod rights;
+mod security_document;
 mod semantics;
 mod size;
 mod transactions;

@@ -4,12 +4,17 @@ use std::net::TcpListener;
 
 use nix::sys::signal::{SigSet, Signal};
 use tidings_tests::cluster::{Cluster, Installation, free_port};
+use tidings_tests::process::fresh_path;
 use tidings_tests::proxy::Proxy;
+use tidings_tests::sse::Request;
 use tidings_tests::teamboard::{self, Backend, TEAMMATE};
 
 /// Where the page and the proxy listen unless somebody else does.
 const PAGE_PORT: u16 = 8000;
 const PROXY_PORT: u16 = 8080;
+
+/// How soon a stream ends whose right is taken back: short, because somebody stands by and looks.
+const REAUTHORIZE: &str = "2s";
 
 /// Switches the teammate off who moves notes about.
 const ALONE: &str = "--alone";
@@ -32,25 +37,28 @@ fn main() {
     let (port, page) = (port(PROXY_PORT), port(PAGE_PORT));
     let (events, origin) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{page}"));
     let url = |role| cluster.url(database.name(), role);
-    let args = ["--route", teamboard::ROUTE, "--cors-origin", &origin];
-    let proxy = Proxy::start_at(port, &url(teamboard::PROXY_ROLE), &args);
-    proxy.wait_ready();
     let secret = teamboard::secret();
+    let key = secret.to_str().expect("a path of text");
+    let keys = ["--jwt-secret-file", key, "--token-cookie", teamboard::COOKIE, "--reauthorize", REAUTHORIZE];
+    let site = ["--route", teamboard::ROUTE, "--cors-origin", &origin];
+    let proxy = Proxy::start_at(port, &url(teamboard::PROXY_ROLE), &[&keys[..], &site].concat());
+    proxy.wait_ready();
     let backend = Backend::start(page, &url(teamboard::BACKEND_ROLE), &secret, &events);
     let (name, person, board) = TEAMMATE;
     let _present = (!alone).then(|| {
         let session = database.session();
         std::thread::spawn(|| teamboard::work(session));
-        proxy.live(&[&format!("here_{board}_{person}")])
+        proxy.open(&Request::live(&[&format!("here_{board}_{person}")]).by(&teamboard::token(&secret, person)))
     });
 
     println!(
         "
 Teamboard is at {site}/boards/{board}: sign in as Ada, and in another window as Ben.{teammate}
 
-The board's stream, as the page reads it:
+The board's stream, as the page reads it: sign in as Ada (1), and read; somebody else (4, who is no member) gets a 403.
 
-  curl -N '{events}/api/boards/{board}/events'
+  curl -s -c {cookies} --json '{{\"person\": 1}}' {site}/api/session
+  curl -N -b {cookies} '{events}/api/boards/{board}/events'
 
 Write a row by hand, and see it on the page:
 
@@ -63,6 +71,7 @@ Ctrl-C ends it and removes everything.",
         socket = cluster.socket_dir().display(),
         pg_port = cluster.port(),
         database = database.name(),
+        cookies = fresh_path("cookies").display(),
     );
     let signal = signals.wait().expect("wait for a signal");
     println!("\n==> {signal}: cleaning up");

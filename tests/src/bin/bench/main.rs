@@ -3,8 +3,9 @@
 //! All rounds of one comparison run in one cluster and alternate, so that a machine that is busy for a while is busy for
 //! all of them; the figure is the median. Unlike the tests, the cluster writes to the disk (`fsync = on`).
 //!
-//! `--long` takes more and longer rounds; naming parts (`overhead`, `latency`, `bulk`) leaves the others out.
+//! `--long` takes more and longer rounds; naming parts (`overhead`, `latency`, `bulk`, `access`) leaves the others out.
 
+mod access;
 mod bulk;
 mod latency;
 mod overhead;
@@ -40,8 +41,8 @@ fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let long = args.iter().any(|arg| arg == "--long");
     let parts: Vec<&str> = args.iter().map(String::as_str).filter(|arg| *arg != "--long").collect();
-    if let Some(unknown) = parts.iter().find(|part| !["overhead", "latency", "bulk"].contains(part)) {
-        eprintln!("unknown part {unknown}; there are overhead, latency and bulk, and the option --long");
+    if let Some(unknown) = parts.iter().find(|part| !["overhead", "latency", "bulk", "access"].contains(part)) {
+        eprintln!("unknown part {unknown}; there are overhead, latency, bulk and access, and the option --long");
         std::process::exit(2);
     }
     let wanted = |part| parts.is_empty() || parts.contains(&part);
@@ -63,6 +64,9 @@ fn main() {
     }
     if wanted("bulk") {
         bulk::measure(&database, effort, &mut report);
+    }
+    if wanted("access") {
+        access::measure(&database, effort, &mut report);
     }
     report.print(&database);
 }
