@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -11,9 +12,12 @@ use tidings_proxy::cli::{Cli, LogFormat};
 use tidings_proxy::database::Database;
 use tidings_proxy::tls::Tls;
 use tidings_proxy::token::{Keys, Source};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
+
+/// Connections that may wait to be accepted; the system's own limit (`net.core.somaxconn`) counts too.
+const BACKLOG: u32 = 65_535;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -48,7 +52,7 @@ fn main() -> ExitCode {
 
 #[tokio::main]
 async fn serve(cli: Cli, database: Database, tls: Option<Arc<Tls>>, keys: Option<Arc<Keys>>) -> std::io::Result<()> {
-    let listener = TcpListener::bind(cli.listen).await?;
+    let listener = listen(cli.listen)?;
     tracing::info!(address = %listener.local_addr()?, "listening");
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let shutdown = async move {
@@ -79,6 +83,15 @@ async fn serve(cli: Cli, database: Database, tls: Option<Arc<Tls>>, keys: Option
     });
     tidings_proxy::run(Start { cli, keys, database, tls, listener }, shutdown).await;
     Ok(())
+}
+
+/// Listens for connections, with room for many that come at once: one that finds none is tried again by its kernel only a
+/// second later, then three, then seven.
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 fn log_to_stderr(format: LogFormat) {

@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Barrier;
 use std::time::Instant;
 
 use jsonwebtoken::{EncodingKey, Header, encode};
@@ -96,21 +97,26 @@ fn token(role: &str, person: usize) -> String {
     encode(&Header::default(), &claims, &EncodingKey::from_secret(SECRET.as_bytes())).expect("sign")
 }
 
-/// All clients connect and ask, and each waits for its answer; gives the answers per second, and the events per second
-/// that one more client has read from the log from the beginning to the end of it.
+/// All clients ask at once, and each waits for its answer; gives the answers per second, and the events per second that one
+/// more client has read from the log from the beginning to the end of it.
 fn storm(proxy: &Proxy, asks: &[(String, String)], reader: &str) -> (f64, f64) {
     let address = proxy.address();
-    // In before the others, and replaying while they come.
+    // In before the others, and replaying while they ask.
     let mut log = proxy.open(&Request::since(&[LOGGED], "earliest").by(reader));
     log.frame();
-    let start = Instant::now();
+    // The connections are there before the first request: their making is not what is measured.
+    let connected = Barrier::new(asks.len().div_ceil(asks.len().div_ceil(THREADS)) + 1);
     std::thread::scope(|scope| {
+        let parts: Vec<_> = asks
+            .chunks(asks.len().div_ceil(THREADS))
+            .map(|part| scope.spawn(|| enter(address, part, &connected)))
+            .collect();
+        connected.wait();
+        let start = Instant::now();
         let replay = scope.spawn(move || {
             log.take(EVENTS - 1);
             EVENTS as f64 / start.elapsed().as_secs_f64()
         });
-        let parts: Vec<_> =
-            asks.chunks(asks.len().div_ceil(THREADS)).map(|part| scope.spawn(move || enter(address, part))).collect();
         // Nobody leaves before all are in.
         let _in: Vec<Vec<TcpStream>> =
             parts.into_iter().map(|part| part.join().expect("a part of the clients")).collect();
@@ -128,19 +134,17 @@ fn replay_rate(proxy: &Proxy, reader: &str) -> f64 {
     EVENTS as f64 / start.elapsed().as_secs_f64()
 }
 
-/// Connects and asks for each, and only then reads the answers: all of them must be streams.
-fn enter(address: SocketAddr, asks: &[(String, String)]) -> Vec<TcpStream> {
-    let mut sockets: Vec<TcpStream> = asks
-        .iter()
-        .map(|(topic, token)| {
-            let mut socket = TcpStream::connect(address).expect("connect");
-            let request =
-                format!("GET /events?topic={topic} HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {token}\r\n\r\n");
-            socket.write_all(request.as_bytes()).expect("ask");
-            socket.set_read_timeout(Some(DEADLINE)).expect("set a time limit");
-            socket
-        })
-        .collect();
+/// Connects for each, asks for all when everybody is connected, and only then reads the answers: all of them must be streams.
+fn enter(address: SocketAddr, asks: &[(String, String)], connected: &Barrier) -> Vec<TcpStream> {
+    let mut sockets: Vec<TcpStream> =
+        asks.iter().map(|_| TcpStream::connect(address).expect("connect to the proxy")).collect();
+    connected.wait();
+    for (socket, (topic, token)) in sockets.iter_mut().zip(asks) {
+        socket.set_read_timeout(Some(DEADLINE)).expect("set a time limit");
+        let request =
+            format!("GET /events?topic={topic} HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {token}\r\n\r\n");
+        socket.write_all(request.as_bytes()).expect("ask");
+    }
     for socket in &mut sockets {
         let mut status = [0; 12];
         socket.read_exact(&mut status).expect("an answer");
