@@ -6,7 +6,7 @@
 #   make run       Teamboard, the demonstration, on a throw-away cluster; ARGS=--alone for no simulated teammate
 #   make test      lint, unit tests, and the tests with real clusters, real proxies and a real browser
 #   make test-browser  those with the browser alone; needs Node.js 20, installs Chromium
-#   make bench     measures, beside the targets; ARGS=--long for more rounds
+#   make bench     measures, beside the targets; ARGS=--long for more rounds, ARGS="idle fanout" for parts of it
 #   make lint      formatting, clippy and documentation without a warning
 #   make package   the files of an installation as one archive in dist/
 #   make clean     removes what was built
@@ -17,7 +17,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup build install run test test-browser browser bench lint package clean
+.PHONY: help setup build install run test test-browser browser clients bench lint package clean
 
 PG_CONFIG ?= /usr/lib/postgresql/15/bin/pg_config
 export PG_CONFIG
@@ -31,9 +31,11 @@ LIBRARY = $(EXT_TARGET)/release/libtidings.so
 VERSION = $(shell sed -nE "s/^default_version *= *'(.*)'/\1/p" sql/tidings.control)
 
 PACKAGES := postgresql-15 postgresql-server-dev-15 clang libclang-dev pkg-config build-essential
-# The document about security is run as it stands: it uses these two.
-TEST_PACKAGES := curl openssl
+# Load balancers for the tests behind them and the page's, clients that others have written, and what the document about
+# security uses: it is run as it stands.
+TEST_PACKAGES := curl openssl nginx haproxy python3-venv
 BROWSER_PACKAGES := chromium nginx haproxy
+BENCH_PACKAGES := nginx libnginx-mod-nchan
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -118,8 +120,9 @@ run: install
 # What follows reaches setup too.
 test: MORE_PACKAGES = $(TEST_PACKAGES) $(BROWSER_PACKAGES)
 test-browser: MORE_PACKAGES = $(BROWSER_PACKAGES)
+bench: MORE_PACKAGES = $(BENCH_PACKAGES)
 
-test: install lint browser
+test: install lint browser clients
 	@printf '==> unit tests\n'
 	cargo test --locked --quiet -p tidings-wire -p tidings-proxy
 	cargo test --locked --quiet -p tidings-tests --lib --bins
@@ -135,6 +138,17 @@ browser: setup
 	@command -v node >/dev/null && command -v npm >/dev/null || { echo "browser: Node.js is missing; install version 20 or newer, with npm" >&2; exit 1; }
 	cd tests/browser
 	[ node_modules/.package-lock.json -nt package-lock.json ] || npm ci --ignore-scripts --no-audit --no-fund
+
+clients: setup
+	@command -v npm >/dev/null || { echo "clients: Node.js is missing; install version 20 or newer, with npm" >&2; exit 1; }
+	cd tests/clients
+	[ node_modules/.package-lock.json -nt package-lock.json ] || npm ci --ignore-scripts --no-audit --no-fund
+	if ! [ venv/complete -nt requirements.txt ]; then
+	  rm -rf venv
+	  python3 -m venv venv
+	  venv/bin/pip install --quiet --disable-pip-version-check --no-deps -r requirements.txt
+	  touch venv/complete
+	fi
 
 bench: install
 	@cargo run --release --locked -p tidings-tests --bin tidings-bench -- $(ARGS)
@@ -158,4 +172,4 @@ package: build
 
 clean:
 	@printf '==> removing what was built\n'
-	rm -rf target dist tests/artifacts tests/browser/node_modules
+	rm -rf target dist tests/artifacts tests/browser/node_modules tests/clients/node_modules tests/clients/venv
