@@ -369,8 +369,8 @@ impl Inner {
     /// Queues the event that was published last to its topic's subscribers, or to the first of them.
     fn send(&mut self, topic: Arc<str>, frame: Frame, tally: &mut Tally) {
         let Some(Entry { audience, .. }) = self.topics.get(&topic) else { return };
-        let in_line = !self.filling.is_empty()
-            && (audience.is_shared() || self.filling.iter().any(|fill| fill.topic == topic));
+        let in_line =
+            !self.filling.is_empty() && (audience.is_shared() || self.filling.iter().any(|fill| fill.topic == topic));
         let next = if in_line { Some(0) } else { audience.send(self.count, &frame, 0, tally) };
         if let Some(next) = next {
             self.filling.push_back(Fill { topic, event: self.count, frame, next, ticks: Vec::new() });

@@ -63,7 +63,8 @@ impl Balancer {
         let log = fresh_path("balancer.log");
         let file = File::create(&log).expect("create the load balancer's log");
         command.stdin(Stdio::null()).stdout(file.try_clone().expect("share the log")).stderr(file);
-        let process = Process::spawn(&mut command, farewell).unwrap_or_else(|error| panic!("start {command:?}: {error}"));
+        let process =
+            Process::spawn(&mut command, farewell).unwrap_or_else(|error| panic!("start {command:?}: {error}"));
         let mut balancer = Self { process, address, http2, log };
         eventually("the load balancer listens", || {
             assert!(balancer.process.exited().is_none(), "it has ended:\n{}", tail(&balancer.log));

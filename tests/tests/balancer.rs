@@ -35,9 +35,7 @@ fn rolling_restart(start: Start) {
     let ledger = Ledger::create(&db);
     let mut proxies = two_proxies(&db, &["--drain", "500ms"]);
     let balancer = start([proxies[0].address(), proxies[1].address()], nobody());
-    let follow = || {
-        Follower::start(Habits::faithful(balancer.address()), Request::live(&TOPICS), ledger::is_end)
-    };
+    let follow = || Follower::start(Habits::faithful(balancer.address()), Request::live(&TOPICS), ledger::is_end);
     let followers: Vec<Follower> = (0..CLIENTS).map(|_| follow()).collect();
     let writers = ledger.start(4, crate::seed(), "");
     for turn in 0..4 {
@@ -99,7 +97,13 @@ fn events_come_through_over_http2() {
     for (i, (name, start)) in BALANCERS.into_iter().enumerate() {
         let balancer = start([proxies[0].address(), proxies[1].address()], nobody());
         let mut command = Command::new("curl");
-        command.args(["--silent", "--no-buffer", "--http2-prior-knowledge", "--write-out", "version %{http_version}\n"]);
+        command.args([
+            "--silent",
+            "--no-buffer",
+            "--http2-prior-knowledge",
+            "--write-out",
+            "version %{http_version}\n",
+        ]);
         command.arg(format!("http://{}/events?topic=boards_5", balancer.http2()));
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         let mut curl = Process::spawn(&mut command, Signal::SIGKILL).expect("start curl");
@@ -147,8 +151,8 @@ fn the_article_s_path_and_the_page_come_from_one_place() {
 fn while_no_proxy_is_there_a_browser_is_told_to_come_back() {
     let db = boards();
     let mut proxies = two_proxies(&db, &[]);
-    let balancers = BALANCERS
-        .map(|(name, start)| (name, start([proxies[0].address(), proxies[1].address()], nobody())));
+    let balancers =
+        BALANCERS.map(|(name, start)| (name, start([proxies[0].address(), proxies[1].address()], nobody())));
     for proxy in &mut proxies {
         proxy.kill();
     }

@@ -61,19 +61,22 @@ fn notify(db: &Database<'_>, channel: &str, payload: &str) {
 /// What the proxy's connection did last.
 fn last_statement(db: &Database<'_>) -> Vec<String> {
     let role = format!("{}_listener", db.name());
-    let rows = db.session().all("SELECT query FROM pg_stat_activity WHERE usename = $1 AND datname IS NOT NULL", &[&role]);
+    let rows =
+        db.session().all("SELECT query FROM pg_stat_activity WHERE usename = $1 AND datname IS NOT NULL", &[&role]);
     rows.iter().map(|row| row.get(0)).collect()
 }
 
 #[test]
 fn what_is_notified_reaches_the_channels_clients_and_no_others() {
     let db = shared().empty_database();
-    let proxy = proxy(&db, &["--channel", "board_*", "--channel", "News & \"more\""]);
+    let proxy = proxy(&db, &["--channel", "board_*", "--channel", "News&\"more\""]);
     let mut one = Channel::open(&proxy, "board_5");
     let mut two = Channel::open(&proxy, "board_5");
     let mut other = Channel::open(&proxy, "board_6");
-    let mut odd = Channel::open(&proxy, "News & \"more\"");
-    for (channel, payload) in [("board_5", "a\r\nb"), ("board_6", "for another"), ("board_5", ""), ("News & \"more\"", "odd")] {
+    let mut odd = Channel::open(&proxy, "News&\"more\"");
+    for (channel, payload) in
+        [("board_5", "a\r\nb"), ("board_6", "for another"), ("board_5", ""), ("News&\"more\"", "odd")]
+    {
         notify(&db, channel, payload);
     }
     notify(&db, "board_5", "last");
@@ -128,7 +131,9 @@ fn only_what_the_patterns_name_is_served() {
     let db = shared().empty_database();
     let proxy = proxy(&db, &["--channel", "board_*"]);
     let long = "board_".to_owned() + &"x".repeat(60);
-    for (name, status) in [("board_5", 200), ("boards_5", 403), ("Board_5", 403), ("", 400), (long.as_str(), 400), ("board_\n", 400)] {
+    for (name, status) in
+        [("board_5", 200), ("boards_5", 403), ("Board_5", 403), ("", 400), (long.as_str(), 400), ("board_\n", 400)]
+    {
         let path = format!("/channels/{}", http::escape(name));
         let response = http::open(proxy.address(), &path, &[]).expect("an answer");
         assert_eq!(response.head.status, status, "{name:?}");

@@ -22,7 +22,10 @@ const END: &str = "nothing comes behind this";
 
 fn folder() -> PathBuf {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients");
-    assert!(folder.join("node_modules").exists() && folder.join("venv").exists(), "`make clients` installs the clients");
+    assert!(
+        folder.join("node_modules").exists() && folder.join("venv").exists(),
+        "`make clients` installs the clients"
+    );
     folder
 }
 
@@ -68,8 +71,8 @@ struct Client {
 impl Client {
     fn start(mut command: Command) -> Self {
         command.stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut process = Process::spawn(&mut command, Signal::SIGKILL)
-            .unwrap_or_else(|error| panic!("start {command:?}: {error}"));
+        let mut process =
+            Process::spawn(&mut command, Signal::SIGKILL).unwrap_or_else(|error| panic!("start {command:?}: {error}"));
         let output = process.stdout().expect("its output");
         let (sender, lines) = channel();
         std::thread::spawn(move || {
@@ -196,7 +199,11 @@ fn curl(proxy: &Proxy, last_id: Option<&str>, begun: impl FnOnce(), is_last: imp
         if let Some(begun) = begun.take() {
             begun();
         }
-        let take = &mut |item| if let Item::Frame(frame) = item { frames.push(frame) };
+        let take = &mut |item| {
+            if let Item::Frame(frame) = item {
+                frames.push(frame)
+            }
+        };
         parser.feed(&space[..n], take).expect("an event stream");
     }
     frames

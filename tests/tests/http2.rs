@@ -27,7 +27,8 @@ struct Stream {
 
 impl Client {
     fn connect(proxy: &Proxy) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("tokio");
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("tokio");
         let requests = runtime.block_on(async {
             let socket = TcpStream::connect(proxy.address()).await.expect("connect");
             // Streams stand in one another's way only by their own windows, not by the connection's.
@@ -60,7 +61,11 @@ impl Client {
             let bytes = data.expect("something comes")?.ok()?;
             let _ = stream.body.flow_control().release_capacity(bytes.len());
             let frames = &mut stream.frames;
-            let mut take = |item| if let Item::Frame(frame) = item { frames.push_back(frame) };
+            let mut take = |item| {
+                if let Item::Frame(frame) = item {
+                    frames.push_back(frame)
+                }
+            };
             stream.parser.feed(&bytes, &mut take).expect("an event stream");
         }
         stream.frames.pop_front()

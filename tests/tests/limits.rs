@@ -66,7 +66,11 @@ fn who_takes_too_long_to_ask_is_hung_up_on() {
         socket.write_all(beginning.as_bytes()).expect("begin");
         socket.set_read_timeout(Some(DEADLINE)).expect("set a limit");
         let mut answer = String::new();
-        socket.read_to_string(&mut answer).expect("the end, not a timeout");
+        match socket.read_to_string(&mut answer) {
+            Ok(_) => {}
+            // What it had sent was not even read.
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset),
+        }
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 408"), "{answer}");
     }
     until("nothing of them is left", || proxy.metric("tidings_connections") <= 1.0);
@@ -133,7 +137,9 @@ fn clients_that_come_back_at_once_are_served_from_memory() {
     first.take(50);
     // The log must not be needed: it can't be read.
     let role = db.proxy_role();
-    session.run(&format!("REVOKE EXECUTE ON FUNCTION tidings.changes(text, text[], int), tidings.locate(text) FROM {role}"));
+    session.run(&format!(
+        "REVOKE EXECUTE ON FUNCTION tidings.changes(text, text[], int), tidings.locate(text) FROM {role}"
+    ));
     let open = || proxy.open(&Request::resume(&["boards_5"], &last));
     let mut streams: Vec<Sse> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(open)).collect();
@@ -152,9 +158,8 @@ fn clients_that_come_back_at_once_are_served_from_memory() {
 fn who_reads_the_log_slowly_delays_nobody() {
     const ROWS: i64 = 20_000;
     let db = boards();
-    db.session().run(&format!(
-        "INSERT INTO board_items SELECT i, 5, repeat('.', 1000) FROM generate_series(1, {ROWS}) i"
-    ));
+    db.session()
+        .run(&format!("INSERT INTO board_items SELECT i, 5, repeat('.', 1000) FROM generate_series(1, {ROWS}) i"));
     // Nothing is in memory, and as many read the log as may at once, none of whom takes more than the kernel does.
     let proxy = db.proxy(&["--history-bytes", "0", "--max-replays", "2", "--heartbeat", "1h"]);
     let slow: Vec<Sse> = (0..4).map(|_| proxy.open(&Request::since(&["boards_5"], "earliest"))).collect();

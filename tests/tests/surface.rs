@@ -100,7 +100,8 @@ fn only_a_listed_website_may_read_and_it_may_with_credentials() {
         }
     }
     for origin in ["https://evil.example.org", "null", "https://app.example.org.evil.org", "http://app.example.org"] {
-        for head in [preflight(origin), http::open(proxy.address(), STREAM, &[("Origin", origin)]).expect("a stream").head]
+        for head in
+            [preflight(origin), http::open(proxy.address(), STREAM, &[("Origin", origin)]).expect("a stream").head]
         {
             assert_eq!(head.header("access-control-allow-origin"), None, "{origin}");
             assert_eq!(head.header("access-control-allow-credentials"), None, "{origin}");
@@ -153,7 +154,8 @@ fn no_bytes_hurt_the_proxy_or_those_it_serves() {
     println!("seed {seed}");
     let mut random = fastrand::Rng::with_seed(seed);
     let good = b"GET /events?topic=boards_5&since=1-1 HTTP/1.1\r\nHost: x\r\nLast-Event-ID: 5-1\r\nCookie: a=b; c=d\r\nAccept: text/event-stream\r\n\r\n";
-    let http2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\x08\x01\x05\0\0\0\x01\x82\x86\x84\x41\x01x\x40";
+    let http2 =
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\x08\x01\x05\0\0\0\x01\x82\x86\x84\x41\x01x\x40";
     for _ in 0..400 {
         let mut bytes = if random.bool() { good.to_vec() } else { http2.to_vec() };
         for _ in 0..random.usize(1..6) {

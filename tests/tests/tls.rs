@@ -41,7 +41,9 @@ fn start(db: &Database<'_>, identity: &Identity) -> Proxy {
     let (certificate, key) = (text(&identity.certificate), text(&identity.key));
     let url = db.cluster().url(db.name(), &db.proxy_role());
     let proxy = Proxy::start_at(free_port(), &url, &["--tls-cert", &certificate, "--tls-key", &key]);
-    until("the proxy is ready", || answer(&proxy, &["--insecure"], "/readyz").is_some_and(|text| text.ends_with("200")));
+    until("the proxy is ready", || {
+        answer(&proxy, &["--insecure"], "/readyz").is_some_and(|text| text.ends_with("200"))
+    });
     proxy
 }
 

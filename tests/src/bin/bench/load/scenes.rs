@@ -7,12 +7,11 @@ use tidings_tests::{Database, until};
 
 use super::crowd::{Ask, Crowd, stamp};
 use super::nchan::Nchan;
-use super::{Pace, Scale, Server, Series, Tidings, cpu, each, names, resident, same, series};
+use super::{Pace, Scale, Series, Server, Tidings, cpu, each, names, resident, same, series};
 use crate::report::{Report, Target};
 
 /// The parts, by name.
-pub const PARTS: &[&str] =
-    &["idle", "fanout", "topics", "stalled", "storm", "growth", "quiet", "neighbours"];
+pub const PARTS: &[&str] = &["idle", "fanout", "topics", "stalled", "storm", "growth", "quiet", "neighbours"];
 
 /// The topic that thousands follow.
 const HALL: &str = "hall";
@@ -160,10 +159,8 @@ fn storm(database: &Database<'_>, scale: Scale, report: &mut Report) {
     });
     // A position as an event has it: that of a client that had everything up to the last tick before.
     let tick = position.split(':').next().unwrap_or_default().to_owned();
-    let asks = (0..clients).map(|i| Ask {
-        last_event_id: Some(tick.clone()),
-        ..Ask::live(server.path(&topics[i % topics.len()]))
-    });
+    let asks = (0..clients)
+        .map(|i| Ask { last_event_id: Some(tick.clone()), ..Ask::live(server.path(&topics[i % topics.len()])) });
     let start = Instant::now();
     let crowd = Crowd::start(server.address(), asks.collect(), 1000);
     let goal = (MISSED * clients) as u64;
