@@ -7,6 +7,7 @@
 #   make test      lint, unit tests, and the tests with real clusters, real proxies and a real browser
 #   make test-browser  those with the browser alone; needs Node.js 20, installs Chromium
 #   make bench     measures, beside the targets; ARGS=--long for more rounds, ARGS="idle fanout" for parts of it
+#   make fuzz      hostile bytes for every parser, guided by coverage; SECONDS_EACH=600 for longer
 #   make lint      formatting, clippy and documentation without a warning
 #   make package   the files of an installation as one archive in dist/
 #   make clean     removes what was built
@@ -17,7 +18,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup build install run test test-browser browser clients bench lint package clean
+.PHONY: help setup build install run test test-browser browser clients fuzz bench lint package clean
 
 PG_CONFIG ?= /usr/lib/postgresql/15/bin/pg_config
 export PG_CONFIG
@@ -149,6 +150,18 @@ clients: setup
 	  venv/bin/pip install --quiet --disable-pip-version-check --no-deps -r requirements.txt
 	  touch venv/complete
 	fi
+
+# What libFuzzer needs of the compiler, on a stable toolchain.
+FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Ccodegen-units=1 $(addprefix -Cllvm-args=-sanitizer-coverage-,level=4 inline-8bit-counters pc-table)
+
+fuzz: setup
+	@cd fuzz
+	RUSTFLAGS="$(FUZZ_FLAGS)" cargo build --release --locked --target "$$(rustc -vV | sed -n 's/^host: //p')"
+	for target in request wire; do
+	  mkdir -p "corpus/$$target"
+	  printf '==> hostile bytes for %s\n' "$$target"
+	  target/*/release/"$$target" -max_total_time="$${SECONDS_EACH:-60}" -print_final_stats=1 "corpus/$$target"
+	done
 
 bench: install
 	@cargo run --release --locked -p tidings-tests --bin tidings-bench -- $(ARGS)

@@ -266,7 +266,7 @@ impl Guard {
 }
 
 /// The token of a request: from its `Authorization`, else the cookie, else the query. Only the first that is there counts.
-fn find_token<'a>(headers: &'a HeaderMap, query: &'a str, cookie: Option<&str>) -> Option<Cow<'a, str>> {
+pub fn find_token<'a>(headers: &'a HeaderMap, query: &'a str, cookie: Option<&str>) -> Option<Cow<'a, str>> {
     if let Some(value) = headers.get(AUTHORIZATION) {
         // One of another scheme, or none of text, is a token too: a bad one.
         let text = value.to_str().unwrap_or("");

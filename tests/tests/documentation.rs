@@ -274,7 +274,8 @@ fn every_metric_is_on_the_dashboard_and_no_other() {
 
 #[test]
 fn every_flag_is_in_the_reference_and_no_other() {
-    let help = std::process::Command::new(tidings_tests::proxy::binary()).arg("--help").output().expect("run the proxy");
+    let help =
+        std::process::Command::new(tidings_tests::proxy::binary()).arg("--help").output().expect("run the proxy");
     let help = String::from_utf8(help.stdout).expect("UTF-8");
     let there = words(&help, "--");
     let http = document("http.md");
