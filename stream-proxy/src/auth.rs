@@ -192,7 +192,7 @@ impl Guard {
         self.metrics.auth_denied.add(1);
         for Refusal { topic, reason } in &refused {
             // Escaped: a claim that a cast has put into it may hold a line break.
-            tracing::info!(topic = %topic, reason = ?&*reason, "subscription refused");
+            tracing::info!(topic = %topic, reason = ?reason, "subscription refused");
         }
         Err(Denied::Topics(refused.into_iter().map(|refusal| refusal.topic.to_string()).collect()))
     }
@@ -256,7 +256,7 @@ impl Guard {
                 if stream.subscriber.close(End::Revoked) {
                     self.metrics.auth_revoked.add(1);
                     for Refusal { topic, reason } in refused {
-                        tracing::info!(%topic, reason = ?&*reason, "subscription revoked");
+                        tracing::info!(%topic, reason = ?reason, "subscription revoked");
                     }
                 }
             }

@@ -176,6 +176,9 @@ fn nothing_lies_behind_a_reset_that_belongs_before_it() {
     assert!(!hub.fill());
 }
 
+/// A subscriber, which topics it has, and how many events had been published where it began.
+type Present = (Arc<Subscriber>, usize, usize);
+
 /// What happens to a hub with a large topic.
 #[derive(Clone, Debug)]
 enum Step {
@@ -204,8 +207,8 @@ proptest! {
         let kinds = [topics(&["large"]), topics(&["small"]), topics(&["small", "large"]), topics(&["other", "small"])];
         let hub = hub(1_000_000);
         hub.restart(0);
-        let (mut events, mut present): (Vec<&str>, Vec<(Arc<Subscriber>, usize, usize)>) = Default::default();
-        let mut come = |kind: usize, from: Option<usize>, events: &Vec<&str>, present: &mut Vec<_>| {
+        let (mut events, mut present): (Vec<&str>, Vec<Present>) = Default::default();
+        let come = |kind: usize, from: Option<usize>, events: &[&str], present: &mut Vec<Present>| {
             let subscriber = Subscriber::new(1_000_000);
             match from {
                 None => hub.join(&subscriber, &kinds[kind], |_| Frame::raw("hello")),
