@@ -35,6 +35,9 @@ impl Scale {
     }
 }
 
+/// Publishes a text to some topics at once.
+type Publish<'a> = Box<dyn FnMut(&[&str], &str) + Send + 'a>;
+
 /// A server of streams: ours or another.
 trait Server {
     /// What reports call it.
@@ -46,7 +49,7 @@ trait Server {
     /// The path of a topic's stream.
     fn path(&self, topic: &str) -> String;
     /// What publishes a text to a topic and waits until that is done; may be called from a thread of its own.
-    fn publisher(&self) -> Box<dyn FnMut(&[&str], &str) + Send + '_>;
+    fn publisher(&self) -> Publish<'_>;
 }
 
 /// The proxy, and the database whose events it serves.
@@ -78,7 +81,7 @@ impl Server for Tidings<'_> {
         format!("/events?topic={topic}")
     }
 
-    fn publisher(&self) -> Box<dyn FnMut(&[&str], &str) + Send + '_> {
+    fn publisher(&self) -> Publish<'_> {
         let mut session = self.database.session();
         // All of one call are one transaction.
         let sql = "SELECT tidings.publish_text(topic, $2) FROM unnest($1::text[]) topic";

@@ -10,7 +10,7 @@ use tidings_tests::cluster::free_port;
 use tidings_tests::eventually;
 use tidings_tests::process::{Process, Signal, children, fresh_path};
 
-use super::Server;
+use super::{Publish, Server};
 
 const CONFIGURATION: &str = "load_module /usr/lib/nginx/modules/ngx_nchan_module.so;
 pid {dir}/pid;
@@ -86,7 +86,7 @@ impl Server for Nchan {
         format!("/events/{topic}")
     }
 
-    fn publisher(&self) -> Box<dyn FnMut(&[&str], &str) + Send + '_> {
+    fn publisher(&self) -> Publish<'_> {
         let mut socket = TcpStream::connect(self.address).expect("connect");
         socket.set_nodelay(true).expect("set no delay");
         Box::new(move |topics, text| {
