@@ -288,8 +288,8 @@ impl Writer {
         let lane = self.random.usize(..self.topics);
         let (rows, size) = match self.random.u16(..1000) {
             // Too much for one segment, for one notification, for a notification at all.
-            0..=2 => (self.random.usize(2_000..6_000), 40),
-            3..=12 => (self.random.usize(100..400), 50),
+            0 => (self.random.usize(2_000..6_000), 40),
+            1..=12 => (self.random.usize(100..400), 50),
             13..=40 => (1, self.random.usize(7_000..30_000)),
             41..=399 => (1, 0),
             400..=549 => {
