@@ -7,6 +7,7 @@
 #   make test      lint, unit tests, and the tests with real clusters, real proxies and a real browser
 #   make test-browser  those with the browser alone; needs Node.js 20, installs Chromium
 #   make bench     measures, beside the targets; ARGS=--long for more rounds
+#   make chaos     breaks everything, by a seed, and checks that every client gets what was committed; ARGS="--seed N --minutes M --seeds K"
 #   make lint      formatting, clippy and documentation without a warning
 #   make package   the files of an installation as one archive in dist/
 #   make clean     removes what was built
@@ -17,7 +18,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup build install run test test-browser browser bench lint package clean
+.PHONY: help setup build install run test test-browser browser bench chaos lint package clean
 
 PG_CONFIG ?= /usr/lib/postgresql/15/bin/pg_config
 export PG_CONFIG
@@ -34,6 +35,7 @@ PACKAGES := postgresql-15 postgresql-server-dev-15 clang libclang-dev pkg-config
 # The document about security is run as it stands: it uses these two.
 TEST_PACKAGES := curl openssl
 BROWSER_PACKAGES := chromium nginx haproxy
+CHAOS_PACKAGES := haproxy nftables iproute2 libfaketime
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -118,6 +120,7 @@ run: install
 # What follows reaches setup too.
 test: MORE_PACKAGES = $(TEST_PACKAGES) $(BROWSER_PACKAGES)
 test-browser: MORE_PACKAGES = $(BROWSER_PACKAGES)
+chaos: MORE_PACKAGES = $(CHAOS_PACKAGES)
 
 test: install lint browser
 	@printf '==> unit tests\n'
@@ -138,6 +141,9 @@ browser: setup
 
 bench: install
 	@cargo run --release --locked -p tidings-tests --bin tidings-bench -- $(ARGS)
+
+chaos: install
+	@cargo run --quiet --locked -p tidings-tests --bin tidings-chaos -- $(ARGS)
 
 lint: setup
 	@printf '==> lint\n'
