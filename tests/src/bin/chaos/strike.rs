@@ -146,7 +146,9 @@ impl Stage<'_> {
                 primary.stop();
                 primary.boot();
             }
-            Fault::TerminateAll => self.terminate("backend_type IN ('client backend', 'tidings relay', 'tidings launcher')"),
+            Fault::TerminateAll => {
+                self.terminate("backend_type IN ('client backend', 'tidings relay', 'tidings launcher')")
+            }
             Fault::CrowdQueue(percent) => self.crowd_queue(percent, hold),
             Fault::FillDisk => {
                 let before = self.no_room();
