@@ -8,6 +8,7 @@
 #   make test-browser  those with the browser alone; needs Node.js 20, installs Chromium
 #   make bench     measures, beside the targets; ARGS=--long for more rounds, ARGS="idle fanout" for parts of it
 #   make fuzz      hostile bytes for every parser, guided by coverage; SECONDS_EACH=600 for longer
+#   make chaos     breaks everything, by a seed, and checks that every client gets what was committed; ARGS="--seed N --minutes M --seeds K"
 #   make lint      formatting, clippy and documentation without a warning
 #   make package   the files of an installation as one archive in dist/
 #   make clean     removes what was built
@@ -18,7 +19,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup build install run test test-browser browser clients fuzz bench lint package clean
+.PHONY: help setup build install run test test-browser browser clients fuzz bench chaos lint package clean
 
 PG_CONFIG ?= /usr/lib/postgresql/15/bin/pg_config
 export PG_CONFIG
@@ -37,6 +38,7 @@ PACKAGES := postgresql-15 postgresql-server-dev-15 clang libclang-dev pkg-config
 TEST_PACKAGES := curl openssl nginx haproxy python3-venv
 BROWSER_PACKAGES := chromium nginx haproxy
 BENCH_PACKAGES := nginx libnginx-mod-nchan
+CHAOS_PACKAGES := haproxy nftables iproute2 libfaketime
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -122,6 +124,7 @@ run: install
 test: MORE_PACKAGES = $(TEST_PACKAGES) $(BROWSER_PACKAGES)
 test-browser: MORE_PACKAGES = $(BROWSER_PACKAGES)
 bench: MORE_PACKAGES = $(BENCH_PACKAGES)
+chaos: MORE_PACKAGES = $(CHAOS_PACKAGES)
 
 test: install lint browser clients
 	@printf '==> unit tests\n'
@@ -165,6 +168,9 @@ fuzz: setup
 
 bench: install
 	@cargo run --release --locked -p tidings-tests --bin tidings-bench -- $(ARGS)
+
+chaos: install
+	@cargo run --quiet --locked -p tidings-tests --bin tidings-chaos -- $(ARGS)
 
 lint: setup
 	@printf '==> lint\n'

@@ -146,6 +146,11 @@ pub fn memory(pid: u32, figure: &str) -> Option<u64> {
     Some(kilobytes * 1024)
 }
 
+/// The number of files that process `pid` has open; `None` once it is gone.
+pub fn open_files(pid: u32) -> Option<usize> {
+    Some(fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count())
+}
+
 /// The CPU time of process `pid` so far, in seconds; `None` once it is gone.
 pub fn cpu_seconds(pid: u32) -> Option<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
