@@ -6,7 +6,9 @@
 #   make run       Teamboard, the demonstration, on a throw-away cluster; ARGS=--alone for no simulated teammate
 #   make test      lint, unit tests, and the tests with real clusters, real proxies and a real browser
 #   make test-browser  those with the browser alone; needs Node.js 20, installs Chromium
-#   make bench     measures, beside the targets; ARGS=--long for more rounds
+#   make bench     measures, beside the targets; ARGS=--long for more rounds, ARGS="idle fanout" for parts of it
+#   make fuzz      hostile bytes for every parser, guided by coverage; SECONDS_EACH=600 for longer
+#   make chaos     breaks everything, by a seed, and checks that every client gets what was committed; ARGS="--seed N --minutes M --seeds K"
 #   make lint      formatting, clippy and documentation without a warning
 #   make package   the files of an installation as one archive in dist/
 #   make clean     removes what was built
@@ -17,7 +19,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup build install run test test-browser browser bench lint package clean
+.PHONY: help setup build install run test test-browser browser clients fuzz bench chaos lint package clean
 
 PG_CONFIG ?= /usr/lib/postgresql/15/bin/pg_config
 export PG_CONFIG
@@ -31,9 +33,12 @@ LIBRARY = $(EXT_TARGET)/release/libtidings.so
 VERSION = $(shell sed -nE "s/^default_version *= *'(.*)'/\1/p" sql/tidings.control)
 
 PACKAGES := postgresql-15 postgresql-server-dev-15 clang libclang-dev pkg-config build-essential
-# The document about security is run as it stands: it uses these two.
-TEST_PACKAGES := curl openssl
+# Load balancers for the tests behind them and the page's, clients that others have written, and what the document about
+# security uses: it is run as it stands.
+TEST_PACKAGES := curl openssl nginx haproxy python3-venv
 BROWSER_PACKAGES := chromium nginx haproxy
+BENCH_PACKAGES := nginx libnginx-mod-nchan
+CHAOS_PACKAGES := haproxy nftables iproute2 libfaketime
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -118,8 +123,10 @@ run: install
 # What follows reaches setup too.
 test: MORE_PACKAGES = $(TEST_PACKAGES) $(BROWSER_PACKAGES)
 test-browser: MORE_PACKAGES = $(BROWSER_PACKAGES)
+bench: MORE_PACKAGES = $(BENCH_PACKAGES)
+chaos: MORE_PACKAGES = $(CHAOS_PACKAGES)
 
-test: install lint browser
+test: install lint browser clients
 	@printf '==> unit tests\n'
 	cargo test --locked --quiet -p tidings-wire -p tidings-proxy
 	cargo test --locked --quiet -p tidings-tests --lib --bins
@@ -136,8 +143,34 @@ browser: setup
 	cd tests/browser
 	[ node_modules/.package-lock.json -nt package-lock.json ] || npm ci --ignore-scripts --no-audit --no-fund
 
+clients: setup
+	@command -v npm >/dev/null || { echo "clients: Node.js is missing; install version 20 or newer, with npm" >&2; exit 1; }
+	cd tests/clients
+	[ node_modules/.package-lock.json -nt package-lock.json ] || npm ci --ignore-scripts --no-audit --no-fund
+	if ! [ venv/complete -nt requirements.txt ]; then
+	  rm -rf venv
+	  python3 -m venv venv
+	  venv/bin/pip install --quiet --disable-pip-version-check --no-deps -r requirements.txt
+	  touch venv/complete
+	fi
+
+# What libFuzzer needs of the compiler, on a stable toolchain.
+FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Ccodegen-units=1 $(addprefix -Cllvm-args=-sanitizer-coverage-,level=4 inline-8bit-counters pc-table)
+
+fuzz: setup
+	@cd fuzz
+	RUSTFLAGS="$(FUZZ_FLAGS)" cargo build --release --locked --target "$$(rustc -vV | sed -n 's/^host: //p')"
+	for target in request wire; do
+	  mkdir -p "corpus/$$target"
+	  printf '==> hostile bytes for %s\n' "$$target"
+	  target/*/release/"$$target" -max_total_time="$${SECONDS_EACH:-60}" -print_final_stats=1 "corpus/$$target"
+	done
+
 bench: install
 	@cargo run --release --locked -p tidings-tests --bin tidings-bench -- $(ARGS)
+
+chaos: install
+	@cargo run --quiet --locked -p tidings-tests --bin tidings-chaos -- $(ARGS)
 
 lint: setup
 	@printf '==> lint\n'
@@ -158,4 +191,4 @@ package: build
 
 clean:
 	@printf '==> removing what was built\n'
-	rm -rf target dist tests/artifacts tests/browser/node_modules
+	rm -rf target dist tests/artifacts tests/browser/node_modules tests/clients/node_modules tests/clients/venv

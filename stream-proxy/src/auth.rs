@@ -192,7 +192,7 @@ impl Guard {
         self.metrics.auth_denied.add(1);
         for Refusal { topic, reason } in &refused {
             // Escaped: a claim that a cast has put into it may hold a line break.
-            tracing::info!(topic = %topic, ?reason, "subscription refused");
+            tracing::info!(topic = %topic, reason = ?reason, "subscription refused");
         }
         Err(Denied::Topics(refused.into_iter().map(|refusal| refusal.topic.to_string()).collect()))
     }
@@ -256,7 +256,7 @@ impl Guard {
                 if stream.subscriber.close(End::Revoked) {
                     self.metrics.auth_revoked.add(1);
                     for Refusal { topic, reason } in refused {
-                        tracing::info!(%topic, ?reason, "subscription revoked");
+                        tracing::info!(%topic, reason = ?reason, "subscription revoked");
                     }
                 }
             }
@@ -266,7 +266,7 @@ impl Guard {
 }
 
 /// The token of a request: from its `Authorization`, else the cookie, else the query. Only the first that is there counts.
-fn find_token<'a>(headers: &'a HeaderMap, query: &'a str, cookie: Option<&str>) -> Option<Cow<'a, str>> {
+pub fn find_token<'a>(headers: &'a HeaderMap, query: &'a str, cookie: Option<&str>) -> Option<Cow<'a, str>> {
     if let Some(value) = headers.get(AUTHORIZATION) {
         // One of another scheme, or none of text, is a token too: a bad one.
         let text = value.to_str().unwrap_or("");

@@ -92,12 +92,12 @@ impl Slot {
                 Some(place) if self.place != Some(place) => Frame::heartbeat(Some(place.position())),
                 _ => plain.clone(),
             };
-            self.place = place;
+            self.place = place.or(self.place);
             self.riders.retain(|Rider { stream, until }| match stream.beat(&plain, &at_place) {
-                Pulse::Alive if now >= *until => {
+                Pulse::Alive if now >= *until && stream.ended().is_none() => {
                     metrics.aged.add(1);
                     finish(stream, retry());
-                    false
+                    true
                 }
                 Pulse::Alive => true,
                 Pulse::Ended => false,

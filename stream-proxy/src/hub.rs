@@ -4,22 +4,31 @@
 //! Everything happens in one total order under one short lock, which is never held over I/O: that is what makes it
 //! exact to subscribe and to take the missed events from memory in one step. An event costs what its own topic's
 //! subscribers cost.
+//!
+//! A topic of thousands is served a chunk at a time, and others go on in between. Its event counts as published at once:
+//! who comes meanwhile finds it in history and is passed over. Events of other topics may overtake it, but not on the way
+//! to a subscriber that has several topics: those wait in line.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use slab::Slab;
 use tidings_wire::Position;
 use tidings_wire::position::END;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
+use tokio::task::yield_now;
 
+use crate::audience::{Audience, Tally};
 use crate::frame::Frame;
 use crate::metrics::Metrics;
 use crate::subscriber::{Pushed, Seat, Subscriber};
 
 /// What an event in history takes beside its frame and topic, in bytes: its entries in two queues and in the map.
 const EVENT_OVERHEAD: usize = 200;
+
+/// Events that may wait for the rest of their subscribers; beyond it the upstream waits too.
+const MAX_FILLING: usize = 64;
 
 /// A place in the total order of events: a tick, and how many of its events lie at or before the place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -80,6 +89,10 @@ pub struct Hub {
     metrics: Arc<Metrics>,
     /// The last tick that is complete here, for those who wait for one.
     tick: watch::Sender<Option<u64>>,
+    /// Wakes [`Hub::fan_out`].
+    filling: Notify,
+    /// Wakes who waits for it.
+    filled: Notify,
     inner: Mutex<Inner>,
 }
 
@@ -96,24 +109,50 @@ struct Inner {
     place: Option<Place>,
     /// All events behind this place are in history.
     floor: Option<Place>,
+    /// How many events have been published, which is the last one's number.
+    count: u64,
+    /// Published events that some of their subscribers have yet to be queued, in order.
+    filling: VecDeque<Fill>,
+    /// The subscriber with the most waiting of those served since events were last published.
+    fullest: Option<(usize, Arc<Subscriber>)>,
 }
 
 #[derive(Debug, Default)]
 struct Entry {
-    subscribers: Slab<Arc<Subscriber>>,
+    audience: Audience,
     history: VecDeque<(Place, Frame)>,
+}
+
+/// An event on its way round.
+#[derive(Debug)]
+struct Fill {
+    topic: Arc<str>,
+    /// Its number.
+    event: u64,
+    frame: Frame,
+    /// The seat to go on with.
+    next: usize,
+    /// Ticks that are complete when this is done.
+    ticks: Vec<u64>,
 }
 
 impl Entry {
     fn is_idle(&self) -> bool {
-        self.subscribers.is_empty() && self.history.is_empty()
+        self.audience.is_empty() && self.history.is_empty()
     }
 }
 
 impl Hub {
     /// A hub that keeps `budget` bytes of history.
     pub fn new(budget: usize, metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self { budget, metrics, tick: watch::Sender::new(None), inner: Mutex::default() })
+        Arc::new(Self {
+            budget,
+            metrics,
+            tick: watch::Sender::new(None),
+            filling: Notify::new(),
+            filled: Notify::new(),
+            inner: Mutex::default(),
+        })
     }
 
     /// Up to where events have been published.
@@ -126,45 +165,92 @@ impl Hub {
         self.tick.subscribe()
     }
 
-    /// Publishes events of `tick`, in order. Answers with the subscriber that has the most waiting, and how much.
-    pub fn publish(&self, tick: u64, events: Vec<Outgoing<'_>>) -> Option<(usize, Arc<Subscriber>)> {
-        let mut fullest: Option<(usize, Arc<Subscriber>)> = None;
-        let (mut sent, mut overflows) = (0, 0);
+    /// Publishes events of `tick`, in order. The subscribers of large topics are queued theirs by [`Self::fan_out`].
+    pub fn publish(&self, tick: u64, events: Vec<Outgoing<'_>>) {
+        let mut tally = Tally::default();
         let received = events.len() as u64;
         let mut guard = self.inner.lock();
         let inner = &mut *guard;
         for Outgoing { n, topic, frame } in events {
             let place = Place { tick, n };
             inner.place = Some(place);
-            if let Some(entry) = inner.topics.get(topic) {
-                for (_, subscriber) in &entry.subscribers {
-                    match subscriber.push(frame.clone()) {
-                        Pushed::Waiting(bytes) => {
-                            sent += 1;
-                            if fullest.as_ref().is_none_or(|(most, _)| bytes > *most) {
-                                fullest = Some((bytes, subscriber.clone()));
-                            }
-                        }
-                        Pushed::Overflow => overflows += 1,
-                        Pushed::Ended => {}
-                    }
-                }
-            }
-            inner.keep(place, topic, frame);
+            inner.count += 1;
+            let topic = inner.keep(place, topic, frame.clone());
+            inner.send(topic, frame, &mut tally);
             inner.evict(self.budget);
         }
         self.metrics.history_bytes.set(inner.bytes as u64);
         self.metrics.topics.set(inner.topics.len() as u64);
+        tally.count(&self.metrics);
+        inner.fullest = tally.fullest;
+        let filling = !inner.filling.is_empty();
         drop(guard);
         self.metrics.events_in.add(received);
-        self.metrics.events_out.add(sent);
-        self.metrics.evicted_overflow.add(overflows);
-        fullest
+        if filling {
+            self.filling.notify_one();
+        }
+    }
+
+    /// Serves those subscribers of large topics that [`Self::publish`] left out, for ever.
+    pub async fn fan_out(&self) -> Infallible {
+        loop {
+            self.filling.notified().await;
+            while self.fill() {
+                // Behind the tasks that were woken, and behind what the sockets have brought meanwhile.
+                yield_now().await;
+            }
+        }
+    }
+
+    /// Serves the next chunk; true if more is left.
+    fn fill(&self) -> bool {
+        let mut tally = Tally::default();
+        let mut inner = self.inner.lock();
+        let done = inner.fill(&mut tally);
+        tally.count(&self.metrics);
+        let fuller = tally.fullest.filter(|(bytes, _)| inner.fullest.as_ref().is_none_or(|(most, _)| bytes > most));
+        inner.fullest = fuller.or(inner.fullest.take());
+        let more = !inner.filling.is_empty();
+        drop(inner);
+        if let Some(ticks) = done {
+            ticks.iter().for_each(|tick| self.metrics.fanned_out(*tick));
+            self.filled.notify_waiters();
+        }
+        more
+    }
+
+    /// Waits until no more than a bounded number of events is on its way round.
+    pub async fn room(&self) {
+        self.waits_for(MAX_FILLING).await;
+    }
+
+    /// Waits until every event has been queued to all its subscribers. Answers with the one of them that has the most
+    /// waiting, and how much, of those served since events were last published.
+    pub async fn settled(&self) -> Option<(usize, Arc<Subscriber>)> {
+        self.waits_for(0).await;
+        self.inner.lock().fullest.take()
+    }
+
+    async fn waits_for(&self, most: usize) {
+        loop {
+            // Before the look, so that no news slips in between.
+            let filled = self.filled.notified();
+            if self.inner.lock().filling.len() <= most {
+                return;
+            }
+            filled.await;
+        }
     }
 
     /// Says that `tick` is complete.
     pub fn finish(&self, tick: u64) {
-        self.inner.lock().place = Some(Place::after_tick(tick));
+        let mut inner = self.inner.lock();
+        inner.place = Some(Place::after_tick(tick));
+        match inner.filling.back_mut() {
+            Some(fill) => fill.ticks.push(tick),
+            None => self.metrics.fanned_out(tick),
+        }
+        drop(inner);
         self.tick.send_replace(Some(tick));
         self.metrics.ticks.add(1);
     }
@@ -178,23 +264,28 @@ impl Hub {
 
     /// The same, where events may have been missed: every subscriber is told to read its data again.
     pub fn reset(&self, tick: u64) {
+        let mut tally = Tally::default();
         let mut inner = self.inner.lock();
+        // Nothing must come behind the reset that lies before it.
+        while !inner.filling.is_empty() {
+            inner.fill(&mut tally);
+        }
+        tally.count(&self.metrics);
         inner.restart(tick);
         let frame = Frame::reset(Position::after_tick(tick));
         // A subscriber of several topics is told once.
         let mut told = HashSet::new();
-        for entry in inner.topics.values() {
-            for (_, subscriber) in &entry.subscribers {
-                if told.insert(Arc::as_ptr(subscriber)) {
-                    match subscriber.push(frame.clone()) {
-                        Pushed::Waiting(_) => self.metrics.resets.add(1),
-                        Pushed::Overflow => self.metrics.evicted_overflow.add(1),
-                        Pushed::Ended => {}
-                    }
+        for subscriber in inner.topics.values().flat_map(|entry| entry.audience.subscribers()) {
+            if told.insert(Arc::as_ptr(subscriber)) {
+                match subscriber.push(frame.clone()) {
+                    Pushed::Waiting(_) => self.metrics.resets.add(1),
+                    Pushed::Overflow => self.metrics.evicted_overflow.add(1),
+                    Pushed::Ended => {}
                 }
             }
         }
         drop(inner);
+        self.filled.notify_waiters();
         self.metrics.history_bytes.set(0);
         self.tick.send_replace(Some(tick));
     }
@@ -248,7 +339,7 @@ impl Hub {
     pub fn watched(&self, all: bool) -> Vec<(Arc<str>, usize)> {
         let mut inner = self.inner.lock();
         let changed = std::mem::take(&mut inner.changed);
-        let count = |topic: &Arc<str>| inner.topics.get(topic).map_or(0, |entry| entry.subscribers.len());
+        let count = |topic: &Arc<str>| inner.topics.get(topic).map_or(0, |entry| entry.audience.len());
         if all {
             let counts = inner.topics.keys().map(|topic| (topic.clone(), count(topic)));
             return counts.filter(|(_, subscribers)| *subscribers > 0).collect();
@@ -256,10 +347,10 @@ impl Hub {
         changed.into_iter().map(|topic| (topic.clone(), count(&topic))).collect()
     }
 
-    /// Runs `visit` with the hub's place while nothing is published.
+    /// Runs `visit` while nothing is published, with the hub's place if every live subscriber has been queued all up to it.
     pub fn hold<T>(&self, visit: impl FnOnce(Option<Place>) -> T) -> T {
         let inner = self.inner.lock();
-        visit(inner.place)
+        visit(inner.place.filter(|_| inner.filling.is_empty()))
     }
 }
 
@@ -275,14 +366,41 @@ impl Inner {
         });
     }
 
-    fn keep(&mut self, place: Place, topic: &str, frame: Frame) {
+    /// Queues the event that was published last to its topic's subscribers, or to the first of them.
+    fn send(&mut self, topic: Arc<str>, frame: Frame, tally: &mut Tally) {
+        let Some(Entry { audience, .. }) = self.topics.get(&topic) else { return };
+        let in_line =
+            !self.filling.is_empty() && (audience.is_shared() || self.filling.iter().any(|fill| fill.topic == topic));
+        let next = if in_line { Some(0) } else { audience.send(self.count, &frame, 0, tally) };
+        if let Some(next) = next {
+            self.filling.push_back(Fill { topic, event: self.count, frame, next, ticks: Vec::new() });
+        }
+    }
+
+    /// Goes on with the first event that is on its way round, by a chunk of its subscribers. Answers, when that was the last
+    /// chunk, with the ticks that are complete now.
+    fn fill(&mut self, tally: &mut Tally) -> Option<Vec<u64>> {
+        let fill = self.filling.front_mut()?;
+        let entry = self.topics.get(&fill.topic);
+        match entry.and_then(|entry| entry.audience.send(fill.event, &fill.frame, fill.next, tally)) {
+            Some(next) => {
+                fill.next = next;
+                None
+            }
+            None => self.filling.pop_front().map(|fill| fill.ticks),
+        }
+    }
+
+    /// Takes an event into history; gives the map's own copy of its topic.
+    fn keep(&mut self, place: Place, topic: &str, frame: Frame) -> Arc<str> {
         self.bytes += cost(topic, &frame);
         let key = match self.topics.get_key_value(topic) {
             Some((key, _)) => key.clone(),
             None => topic.into(),
         };
         self.topics.entry(key.clone()).or_default().history.push_back((place, frame));
-        self.order.push_back(key);
+        self.order.push_back(key.clone());
+        key
     }
 
     /// Forgets the oldest events until history fits.
@@ -330,12 +448,14 @@ impl Inner {
     }
 
     fn seat(&mut self, subscriber: &Arc<Subscriber>, topics: &[Arc<str>]) {
+        let (since, shared) = (self.count, topics.len() > 1);
         let seats: Box<[Seat]> = topics
             .iter()
             .map(|topic| {
                 let key = self.topics.get_key_value(topic).map_or(topic, |(key, _)| key).clone();
                 self.changed.insert(key.clone());
-                let seat = self.topics.entry(key.clone()).or_default().subscribers.insert(subscriber.clone());
+                let entry = self.topics.entry(key.clone()).or_default();
+                let seat = entry.audience.seat(subscriber.clone(), since, shared);
                 (key, seat)
             })
             .collect();
@@ -345,9 +465,10 @@ impl Inner {
     }
 
     fn unseat(&mut self, seats: Box<[Seat]>) {
+        let shared = seats.len() > 1;
         for (topic, seat) in seats {
             if let Some(entry) = self.topics.get_mut(&topic) {
-                entry.subscribers.try_remove(seat);
+                entry.audience.unseat(seat, shared);
                 if entry.is_idle() {
                     self.topics.remove(&topic);
                 }
@@ -362,185 +483,4 @@ fn cost(topic: &str, frame: &Frame) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use std::task::{Context, Poll, Waker};
-
-    fn hub(budget: usize) -> Arc<Hub> {
-        Hub::new(budget, Arc::default())
-    }
-
-    fn topics(names: &[&str]) -> Vec<Arc<str>> {
-        names.iter().map(|name| Arc::from(*name)).collect()
-    }
-
-    fn publish(hub: &Hub, tick: u64, events: &[(&str, &str)]) {
-        let events = events.iter().enumerate().map(|(i, (topic, text))| Outgoing {
-            n: i as u32 + 1,
-            topic,
-            frame: Frame::raw(text.to_string()),
-        });
-        hub.publish(tick, events.collect());
-        hub.finish(tick);
-    }
-
-    /// What waits for a subscriber, taken out.
-    fn take(subscriber: &Subscriber) -> Vec<String> {
-        match subscriber.poll_frames(&Context::from_waker(Waker::noop()), 0) {
-            Poll::Ready(Some(frames)) => {
-                let texts: Vec<_> = frames.iter().map(|f| String::from_utf8_lossy(f.bytes()).into_owned()).collect();
-                let bytes = texts.iter().map(String::len).sum();
-                let _ = subscriber.poll_blocked(&Context::from_waker(Waker::noop()), bytes);
-                texts
-            }
-            _ => Vec::new(),
-        }
-    }
-
-    fn at(tick: u64, n: u32) -> Place {
-        Place { tick, n }
-    }
-
-    #[test]
-    fn an_event_goes_to_its_topics_subscribers_only() {
-        let hub = hub(10_000);
-        hub.restart(1);
-        let (a, both) = (Subscriber::new(1000), Subscriber::new(1000));
-        hub.join(&a, &topics(&["a"]), |place| Frame::raw(format!("{}", place.unwrap().tick)));
-        hub.join(&both, &topics(&["a", "b"]), |_| Frame::raw("hello"));
-        publish(&hub, 2, &[("a", "a1"), ("b", "b1"), ("c", "c1")]);
-        assert_eq!(take(&a), ["1", "a1"]);
-        assert_eq!(take(&both), ["hello", "a1", "b1"]);
-    }
-
-    #[test]
-    fn who_leaves_gets_nothing_more_and_leaves_nothing_behind() {
-        let hub = hub(0);
-        hub.restart(1);
-        let subscribers: Vec<_> = (0..3).map(|_| Subscriber::new(1000)).collect();
-        for subscriber in &subscribers {
-            hub.join(subscriber, &topics(&["a", "b"]), |_| Frame::raw("hello"));
-        }
-        hub.leave(&subscribers[1]);
-        publish(&hub, 2, &[("a", "a1")]);
-        assert_eq!(take(&subscribers[0]), ["hello", "a1"]);
-        assert!(take(&subscribers[1]).is_empty());
-        hub.leave(&subscribers[0]);
-        hub.leave(&subscribers[2]);
-        assert_eq!(hub.inner.lock().topics.len(), 0);
-    }
-
-    #[test]
-    fn a_stream_that_ended_before_it_was_live_takes_no_seat() {
-        let hub = hub(1000);
-        hub.restart(1);
-        let gone = Subscriber::new(1000);
-        hub.leave(&gone);
-        assert_eq!(hub.resume(&gone, &topics(&["a"]), at(1, END)), Joined::Live);
-        assert_eq!(hub.inner.lock().topics.len(), 0);
-    }
-
-    #[test]
-    fn memory_serves_what_it_holds_and_says_so_when_it_does_not() {
-        let hub = hub(3 * (EVENT_OVERHEAD + 1 + 2));
-        let late = Subscriber::new(1000);
-        assert_eq!(hub.resume(&late, &topics(&["a"]), at(1, END)), Joined::Ahead, "nothing is known yet");
-        hub.restart(1);
-        publish(&hub, 2, &[("a", "a1"), ("b", "b1")]);
-        assert_eq!(hub.resume(&late, &topics(&["a"]), at(0, END)), Joined::TooOld);
-        assert_eq!(hub.resume(&late, &topics(&["a"]), at(3, 1)), Joined::Ahead);
-        publish(&hub, 3, &[("a", "a2"), ("a", "a3")]);
-        assert_eq!(hub.resume(&late, &topics(&["a"]), at(1, END)), Joined::TooOld, "a1 has been evicted");
-        assert_eq!(hub.resume(&late, &topics(&["a", "b"]), at(2, 1)), Joined::Live);
-        assert_eq!(take(&late), ["b1", "a2", "a3"]);
-    }
-
-    #[test]
-    fn more_than_is_comfortable_comes_in_pieces() {
-        let hub = hub(100_000);
-        hub.restart(1);
-        publish(&hub, 2, &[("a", "111"), ("b", "222"), ("a", "333"), ("a", "444"), ("b", "555")]);
-        let subscriber = Subscriber::new(24);
-        let names = topics(&["a", "b"]);
-        assert_eq!(hub.resume(&subscriber, &names, at(1, END)), Joined::Behind(at(2, 2)));
-        assert_eq!(take(&subscriber), ["111", "222"]);
-        assert_eq!(hub.resume(&subscriber, &names, at(2, 2)), Joined::Behind(at(2, 4)));
-        assert_eq!(take(&subscriber), ["333", "444"]);
-        assert_eq!(hub.resume(&subscriber, &names, at(2, 4)), Joined::Live);
-        assert_eq!(take(&subscriber), ["555"]);
-    }
-
-    #[test]
-    fn comings_and_goings_are_told_once_and_all_on_request() {
-        let hub = hub(1000);
-        hub.restart(1);
-        let (one, two) = (Subscriber::new(1000), Subscriber::new(1000));
-        hub.join(&one, &topics(&["a"]), |_| Frame::raw("hello"));
-        hub.join(&two, &topics(&["a"]), |_| Frame::raw("hello"));
-        assert_eq!(hub.watched(false), [("a".into(), 2)]);
-        assert_eq!(hub.watched(false), []);
-        hub.leave(&one);
-        publish(&hub, 2, &[("b", "b1")]);
-        assert_eq!(hub.watched(true), [("a".into(), 1)]);
-        hub.leave(&two);
-        assert_eq!(hub.watched(false), [("a".into(), 0)]);
-    }
-
-    #[test]
-    fn a_reset_tells_each_subscriber_once_and_forgets_history() {
-        let hub = hub(100_000);
-        hub.restart(1);
-        let subscriber = Subscriber::new(1000);
-        hub.join(&subscriber, &topics(&["a", "b"]), |_| Frame::raw("hello"));
-        publish(&hub, 2, &[("a", "a1")]);
-        hub.reset(9);
-        publish(&hub, 10, &[("b", "b1")]);
-        let reset = "id: 9\nevent: reset\ndata: {\"reason\":\"expired\"}\n\n";
-        assert_eq!(take(&subscriber), ["hello", "a1", reset, "b1"]);
-        assert_eq!(hub.resume(&Subscriber::new(9), &topics(&["a"]), at(2, 1)), Joined::TooOld);
-    }
-
-    proptest! {
-        /// Whatever the budget and wherever a client resumes, it gets exactly the events behind its place, or is
-        /// told that memory can't say.
-        #[test]
-        fn a_resumed_client_gets_exactly_the_rest(
-            ticks in prop::collection::vec(prop::collection::vec(0usize..4, 0..5), 1..12),
-            budget in 0usize..4_000,
-            from in (0u64..12, 0u32..5),
-            limit in 1usize..60,
-        ) {
-            let names = ["a", "b", "c", "d"];
-            let hub = hub(budget);
-            hub.restart(0);
-            let mut all = Vec::new();
-            for (i, tick) in ticks.iter().enumerate() {
-                let tick_no = i as u64 + 1;
-                let events: Vec<_> = tick.iter().enumerate()
-                    .map(|(n, topic)| (names[*topic], format!("{tick_no}-{}", n + 1))).collect();
-                let events: Vec<_> = events.iter().map(|(topic, text)| (*topic, text.as_str())).collect();
-                publish(&hub, tick_no, &events);
-                all.extend(events.iter().enumerate()
-                    .map(|(n, (topic, text))| (at(tick_no, n as u32 + 1), topic.to_string(), text.to_string())));
-            }
-            let subscriber = Subscriber::new(limit);
-            let mine = topics(&["a", "c"]);
-            let (mut after, mut got) = (at(from.0, from.1), Vec::new());
-            let expected: Vec<_> = all.iter()
-                .filter(|(place, topic, _)| *place > after && (topic == "a" || topic == "c"))
-                .map(|(_, _, text)| text.clone()).collect();
-            loop {
-                let joined = hub.resume(&subscriber, &mine, after);
-                got.extend(take(&subscriber));
-                match joined {
-                    Joined::Behind(place) => { prop_assert!(place > after); after = place; }
-                    Joined::Live => { prop_assert_eq!(got, expected); break; }
-                    Joined::TooOld => { prop_assert!(got.is_empty()); break; }
-                    Joined::Ahead => { prop_assert!(after > hub.place().unwrap()); break; }
-                }
-            }
-            prop_assert!(hub.inner.lock().bytes <= budget);
-        }
-    }
-}
+mod tests;

@@ -1,11 +1,12 @@
 //! Carries the events of a Tidings database to browsers over Server-Sent Events.
 //!
 //! The way of an event: [`upstream`] hears of it, [`frame`] encodes it once, [`hub`] queues it to each [`subscriber`] of its
-//! topic, whose task writes it to the socket. The way of a request: [`server`] accepts, [`routes`] answers, [`query`] takes the
+//! topic's [`audience`], whose task writes it to the socket. The way of a request: [`server`] accepts, [`routes`] answers, [`query`] takes the
 //! request apart, [`auth`] decides ([`token`] says who asks, [`gate`] asks the database), [`proxy`] opens the stream, [`replay`] brings it from its position to the present.
 
 #![forbid(unsafe_code)]
 
+pub mod audience;
 pub mod auth;
 pub mod body;
 pub mod channels;
@@ -106,6 +107,10 @@ pub async fn run(start: Start, shutdown: impl Future<Output = ()>) {
     let Proxy { cli, access, hub, metrics, wheel, .. } = &*proxy;
 
     let upstream = tokio::spawn(upstream.run());
+    let fan_out = tokio::spawn({
+        let hub = hub.clone();
+        async move { hub.fan_out().await }
+    });
     tokio::select! {
         never = server::serve(&listener, &proxy) => match never {},
         () = wheel.run(hub, metrics, cli.heartbeat, || cli.next_retry()) => {}
@@ -127,4 +132,5 @@ pub async fn run(start: Start, shutdown: impl Future<Output = ()>) {
         let _ = timeout(LAST_BYTES, registry.report(false)).await;
     }
     upstream.abort();
+    fan_out.abort();
 }

@@ -3,19 +3,21 @@
 
 use std::convert::Infallible;
 use std::fmt::Write;
-use std::future::{pending, poll_fn};
+use std::future::{Future, pending, poll_fn};
 use std::io;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::pin::pin;
+use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
 use hyper::body::Incoming;
 use hyper::header::{HeaderMap, HeaderName};
+use hyper::rt::Executor;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -26,7 +28,7 @@ use crate::body::Body;
 use crate::frame::Frame;
 use crate::proxy::{Proxy, Subscription};
 use crate::routes::{Answer, answer};
-use crate::subscriber::Stream;
+use crate::subscriber::{Stream, Subscriber};
 
 /// How long to wait when there are no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -136,6 +138,8 @@ where
             Ok::<_, Infallible>(match answer(&proxy, &parts, peer).await {
                 Answer::Whole(response) => response,
                 Answer::Stream(headers, subscription) => {
+                    // The task is always one that `Streams` started.
+                    let _ = CURRENT.try_with(|current| current.set(subscription.subscriber()));
                     let mut response = Response::new(Body::stream(subscription));
                     *response.headers_mut() = headers;
                     response
@@ -143,7 +147,7 @@ where
             })
         }
     });
-    http2::Builder::new(TokioExecutor::new())
+    http2::Builder::new(Streams)
         .timer(TokioTimer::new())
         .max_concurrent_streams(HTTP2_STREAMS)
         .max_header_list_size(proxy.cli.max_header_bytes as u32)
@@ -153,6 +157,32 @@ where
         .serve_connection(TokioIo::new(io), service)
         .await?;
     Ok(())
+}
+
+/// The subscriber whose stream a task over HTTP/2 serves, once it has one.
+type Current = Arc<OnceLock<Arc<Subscriber>>>;
+
+tokio::task_local! {
+    static CURRENT: Current;
+}
+
+/// Runs the streams of HTTP/2 connections, each as a task. Where hyper waits for a client to take more, for ever if need be,
+/// the task also looks whether its stream has been ended: then it stops, which resets the stream and gives everything back.
+#[derive(Clone, Debug)]
+struct Streams;
+
+impl<F: Future + Send + 'static> Executor<F> for Streams {
+    fn execute(&self, stream: F) {
+        tokio::spawn(async move {
+            let current = Current::default();
+            let mut stream = pin!(CURRENT.scope(current.clone(), stream));
+            poll_fn(|cx| match stream.as_mut().poll(cx) {
+                Poll::Ready(_) => Poll::Ready(()),
+                Poll::Pending => current.get().map_or(Poll::Pending, |subscriber| subscriber.poll_blocked(cx, 0)),
+            })
+            .await;
+        });
+    }
 }
 
 /// One request, then the connection closes or becomes a stream: there is nothing that a client would ask in a row.

@@ -79,6 +79,11 @@ impl State {
         if self.end.is_some() {
             return false;
         }
+        self.cut(end);
+        true
+    }
+
+    fn cut(&mut self, end: End) {
         self.end = Some(end);
         if end != End::Finished {
             self.frames = VecDeque::new();
@@ -87,7 +92,6 @@ impl State {
         if let Some(feeder) = self.feeder.take() {
             feeder.wake();
         }
-        true
     }
 
     fn wait(&mut self, cx: &Context<'_>) {
@@ -189,15 +193,18 @@ impl Subscriber {
     /// Sends a heartbeat if nothing waits: `at_place` to a live subscriber, else `plain`.
     pub fn beat(&self, plain: &Frame, at_place: &Frame) -> Pulse {
         let mut state = self.state.lock();
-        if state.end.is_some() {
-            return Pulse::Ended;
+        match state.end {
+            // Its last bytes are still on their way.
+            Some(End::Finished) if state.bytes > 0 => {}
+            Some(_) => return Pulse::Ended,
+            None => {}
         }
         let moving = std::mem::take(&mut state.moving);
         if state.bytes == 0 {
             let frame = if state.live { at_place } else { plain };
             state.add(frame.clone());
         } else if !moving {
-            state.close(End::Stalled);
+            state.cut(End::Stalled);
             return Pulse::Stalled;
         }
         Pulse::Alive
@@ -437,6 +444,19 @@ mod tests {
         subscriber.push(frame("hello"));
         assert_eq!(subscriber.beat(&plain, &at), Pulse::Alive);
         assert_eq!(subscriber.beat(&plain, &at), Pulse::Stalled);
+    }
+
+    #[test]
+    fn a_finished_stream_has_an_interval_for_its_last_bytes() {
+        let (plain, at) = (frame("plain"), frame("at"));
+        let subscriber = Subscriber::new(100);
+        subscriber.push(frame("goodbye"));
+        subscriber.close(End::Finished);
+        assert_eq!(subscriber.beat(&plain, &at), Pulse::Alive);
+        assert!(subscriber.poll_blocked(&noop(), 1).is_pending());
+        assert_eq!(subscriber.beat(&plain, &at), Pulse::Alive);
+        assert_eq!(subscriber.beat(&plain, &at), Pulse::Stalled);
+        assert!(subscriber.poll_blocked(&noop(), 0).is_ready());
     }
 
     #[test]

@@ -233,7 +233,7 @@ impl Session<'_> {
             Ok(part) if Place::after_tick(part.tick) <= place => metrics.old.add(1),
             Ok(part) if self.is_next(&part, place) => {
                 metrics.notifications.add(1);
-                self.publish_part(&part);
+                self.publish_part(&part).await;
             }
             Ok(_) => {
                 metrics.hints.add(1);
@@ -263,18 +263,14 @@ impl Session<'_> {
         !part.is_hint() && part.events.iter().zip(first..).all(|((n, _), expected)| *n == expected)
     }
 
-    fn publish_part(&mut self, part: &Part<'_>) {
+    async fn publish_part(&mut self, part: &Part<'_>) {
+        self.upstream.hub.room().await;
         let events = part.events.iter().map(|(n, event)| outgoing(part.tick, *n, event));
         self.upstream.hub.publish(part.tick, events.collect());
         self.arriving = (part.tick, part.part + 1);
         if part.part == part.parts {
-            self.finish(part.tick);
+            self.upstream.hub.finish(part.tick);
         }
-    }
-
-    fn finish(&self, tick: u64) {
-        self.upstream.hub.finish(tick);
-        self.upstream.metrics.fanned_out(tick);
     }
 
     /// Finds where to go on: at the present at first, later where the last connection ended.
@@ -350,7 +346,7 @@ impl Session<'_> {
             }
             if row.try_get("last")? {
                 self.publish_chunk(&mut chunk).await;
-                self.finish(tick);
+                self.upstream.hub.finish(tick);
             }
         }
         self.publish_chunk(&mut chunk).await;
@@ -361,7 +357,8 @@ impl Session<'_> {
     /// any client takes it, and a full queue ends a stream.
     async fn publish_chunk(&mut self, chunk: &mut Chunk<'_>) {
         let Chunk { tick, events, .. } = std::mem::take(chunk);
-        if let Some((waiting, fullest)) = self.upstream.hub.publish(tick, events)
+        self.upstream.hub.publish(tick, events);
+        if let Some((waiting, fullest)) = self.upstream.hub.settled().await
             && waiting > fullest.comfortable()
         {
             let _ = timeout(PACE, fullest.room()).await;

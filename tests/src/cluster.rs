@@ -83,24 +83,47 @@ impl Installation {
     }
 }
 
+/// Where a cluster is and what its server is started with, for those who care; the rest is chosen freely.
+#[derive(Clone, Debug, Default)]
+pub struct Site {
+    /// The folder, empty or new.
+    pub dir: Option<PathBuf>,
+    /// The port.
+    pub port: Option<u16>,
+    /// Environment variables of the server.
+    pub env: Vec<(String, String)>,
+}
+
+impl Site {
+    /// A cluster without files and processes at this site.
+    fn claim(self, word: &str) -> Cluster {
+        let dir = self.dir.unwrap_or_else(|| fresh_path(word));
+        fs::create_dir_all(&dir).expect("create the cluster's folder");
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).expect("open the cluster's folder");
+        Installation::get().give(&dir);
+        Cluster { dir, port: self.port.unwrap_or_else(free_port), env: self.env, postmaster: Mutex::new(None) }
+    }
+}
+
 /// A running cluster. Dropped, it is gone with all its files.
 #[derive(Debug)]
 pub struct Cluster {
     dir: PathBuf,
     port: u16,
+    env: Vec<(String, String)>,
     postmaster: Mutex<Option<Process>>,
 }
 
 impl Cluster {
     /// Starts a cluster of its own, for a test that breaks it or needs settings of its own.
     pub fn start(settings: &[(&str, &str)]) -> Self {
-        let installation = Installation::get();
-        let dir = fresh_path("pg");
-        fs::create_dir(&dir).expect("create the cluster's folder");
-        fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).expect("open the cluster's folder");
-        installation.give(&dir);
-        copy(template(), &dir.join("data"));
-        let cluster = Self { port: free_port(), postmaster: Mutex::new(None), dir };
+        Self::start_at(Site::default(), settings)
+    }
+
+    /// The same at a certain site.
+    pub fn start_at(site: Site, settings: &[(&str, &str)]) -> Self {
+        let cluster = site.claim("pg");
+        copy(template(), &cluster.dir.join("data"));
         cluster.configure(settings);
         cluster.boot();
         cluster
@@ -143,9 +166,9 @@ impl Cluster {
     pub fn boot(&self) {
         // After a kill -9 the old backends may still hold the shared memory: then the server refuses to start.
         eventually("the server has started", || {
-            let log = File::options().create(true).append(true).open(self.dir.join("log")).expect("open the log");
+            let log = File::options().create(true).append(true).open(self.log_file()).expect("open the log");
             let mut command = Installation::get().command("postgres");
-            command.arg("-D").arg(self.dir.join("data"));
+            command.arg("-D").arg(self.dir.join("data")).envs(self.env.iter().cloned());
             command.stdout(log.try_clone().expect("share the log")).stderr(log);
             let mut server = Process::spawn(&mut command, Signal::SIGQUIT).expect("start postgres");
             let up = eventually("the server takes connections or ends", || {
@@ -192,6 +215,24 @@ impl Cluster {
         server.wait();
     }
 
+    /// Ends the postmaster alone by SIGKILL. The others notice and go.
+    pub fn kill_postmaster(&self) {
+        let mut server = self.postmaster().take().expect("the cluster is stopped");
+        server.signal(Signal::SIGKILL);
+        server.wait();
+    }
+
+    /// Starts the server again if it has ended by itself, and waits until it takes connections.
+    pub fn revive(&self) {
+        eventually("the server takes connections or ends", || {
+            let ended = self.postmaster().as_mut().is_none_or(|server| server.exited().is_some());
+            if ended {
+                self.boot();
+            }
+            self.answers().then_some(())
+        });
+    }
+
     /// Connection settings for a database and a role, over the socket.
     pub fn config(&self, database: &str, role: &str) -> Config {
         let mut config = Config::new();
@@ -234,17 +275,19 @@ impl Cluster {
 
     /// Starts a hot standby that follows this cluster.
     pub fn standby(&self) -> Self {
-        let dir = fresh_path("standby");
-        fs::create_dir(&dir).expect("create the standby's folder");
-        Installation::get().give(&dir);
-        let data = dir.join("data");
+        self.standby_at(Site::default(), &[])
+    }
+
+    /// The same at a certain site, with settings of its own.
+    pub fn standby_at(&self, site: Site, settings: &[(&str, &str)]) -> Self {
+        let standby = site.claim("standby");
+        let data = standby.dir.join("data");
         run(self.tool("pg_basebackup").args(["--checkpoint=fast", "--no-sync", "-D"]).arg(&data));
         let signal = data.join("standby.signal");
         File::create(&signal).expect("mark the standby");
         Installation::get().give(&signal);
-        let standby = Self { port: free_port(), postmaster: Mutex::new(None), dir };
         let primary = format!("host={} port={} user={SUPERUSER}", self.dir.display(), self.port);
-        standby.configure(&[("primary_conninfo", &primary)]);
+        standby.configure(&[settings, &[("primary_conninfo", &primary)]].concat());
         standby.boot();
         standby
     }
@@ -252,11 +295,8 @@ impl Cluster {
     /// A cluster that `pg_upgrade` makes of this one, which ends with it.
     pub fn upgrade(self) -> Self {
         let installation = Installation::get();
-        let dir = fresh_path("pg");
-        fs::create_dir(&dir).expect("create the new cluster's folder");
-        installation.give(&dir);
-        copy(template(), &dir.join("data"));
-        let new = Self { port: free_port(), postmaster: Mutex::new(None), dir };
+        let new = Site::default().claim("pg");
+        copy(template(), &new.dir.join("data"));
         new.configure(&[]);
         self.stop();
         let mut command = installation.command("pg_upgrade");
@@ -269,9 +309,14 @@ impl Cluster {
         new
     }
 
+    /// The server's log.
+    pub fn log_file(&self) -> PathBuf {
+        self.dir.join("log")
+    }
+
     /// The end of the server's log.
     pub fn log_tail(&self) -> String {
-        tail(&self.dir.join("log"))
+        tail(&self.log_file())
     }
 }
 

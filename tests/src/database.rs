@@ -28,6 +28,11 @@ impl<'c> Database<'c> {
         Self { cluster, name, kept: false }
     }
 
+    /// A database that is there already, and stays: the same one on a promoted standby, for instance.
+    pub fn existing(cluster: &'c Cluster, name: &str) -> Self {
+        Self { cluster, name: name.to_owned(), kept: true }
+    }
+
     /// The cluster it lies in.
     pub fn cluster(&self) -> &'c Cluster {
         self.cluster

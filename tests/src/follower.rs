@@ -18,6 +18,7 @@ pub struct Follower {
     thread: JoinHandle<Vec<Frame>>,
     seen: Arc<AtomicUsize>,
     connections: Arc<AtomicUsize>,
+    refusals: Arc<AtomicUsize>,
     last: Arc<Mutex<Option<String>>>,
 }
 
@@ -47,12 +48,14 @@ impl Follower {
     pub fn start(habits: Habits, request: Request, is_end: impl Fn(&Frame) -> bool + Send + 'static) -> Self {
         let seen = Arc::new(AtomicUsize::new(0));
         let connections = Arc::new(AtomicUsize::new(0));
+        let refusals = Arc::new(AtomicUsize::new(0));
         let last = Arc::new(Mutex::new(None));
         let first = request.since.is_none().then(|| {
             connections.fetch_add(1, Ordering::Relaxed);
             Sse::connect(habits.proxies[0], &request).unwrap_or_else(|error| panic!("{request:?}: {error}"))
         });
         let (counted, connected, noted) = (seen.clone(), connections.clone(), last.clone());
+        let refused = refusals.clone();
         let thread = std::thread::spawn(move || {
             let mut request = request;
             let mut frames: Vec<Frame> = Vec::new();
@@ -64,6 +67,7 @@ impl Follower {
                 let mut sse = match stream.take().map_or_else(|| Sse::connect(address, &request), Ok) {
                     Ok(sse) => sse,
                     Err(error) => {
+                        refused.fetch_add(1, Ordering::Relaxed);
                         assert!(progress.elapsed() < DEADLINE, "no stream for {DEADLINE:?}: {error}");
                         std::thread::sleep(PAUSE);
                         continue;
@@ -94,7 +98,7 @@ impl Follower {
                 }
             }
         });
-        Self { thread, seen, connections, last }
+        Self { thread, seen, connections, refusals, last }
     }
 
     /// How many events it has got so far.
@@ -105,6 +109,11 @@ impl Follower {
     /// How many streams it has opened so far.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
+    }
+
+    /// How many of its attempts to open a stream have failed so far.
+    pub fn refusals(&self) -> usize {
+        self.refusals.load(Ordering::Relaxed)
     }
 
     /// The id of the last event it got.

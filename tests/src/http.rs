@@ -46,9 +46,14 @@ enum Left {
 
 /// Sends a GET request with extra header lines and reads the head of the response.
 pub fn open(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> io::Result<Response> {
+    send(address, "GET", path, headers)
+}
+
+/// The same with any method.
+pub fn send(address: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)]) -> io::Result<Response> {
     let mut socket = TcpStream::connect_timeout(&address, CONNECT)?;
     socket.set_nodelay(true)?;
-    let mut request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n");
+    let mut request = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\n");
     for (name, value) in headers {
         request.push_str(&format!("{name}: {value}\r\n"));
     }
@@ -66,6 +71,7 @@ pub fn open(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> io::Re
     let head = parse_head(std::str::from_utf8(&buffer[..end]).map_err(io::Error::other)?)?;
     buffer.drain(..end + 4);
     let left = match (head.header("transfer-encoding"), head.header("content-length")) {
+        _ if method == "HEAD" || head.status == 204 => Left::Done,
         (Some("chunked"), None) => Left::Chunk(0),
         (None, Some(length)) => Left::Bytes(length.parse().map_err(io::Error::other)?),
         (None, None) => Left::Close,
@@ -76,13 +82,17 @@ pub fn open(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> io::Re
 
 /// A whole response: head and body.
 pub fn get(address: SocketAddr, path: &str) -> io::Result<(Head, String)> {
-    let mut response = open(address, path, &[("Connection", "close")])?;
-    let mut body = Vec::new();
-    while response.read(&mut body)? {}
-    Ok((response.head, String::from_utf8(body).map_err(io::Error::other)?))
+    open(address, path, &[("Connection", "close")])?.whole()
 }
 
 impl Response {
+    /// Waits for all of the body; gives it with the head.
+    pub fn whole(mut self) -> io::Result<(Head, String)> {
+        let mut body = Vec::new();
+        while self.read(&mut body)? {}
+        Ok((self.head, String::from_utf8(body).map_err(io::Error::other)?))
+    }
+
     /// Waits for more of the body and appends it; false at its end.
     pub fn read(&mut self, body: &mut Vec<u8>) -> io::Result<bool> {
         let before = body.len();

@@ -164,6 +164,15 @@ const LISTED: usize = 5;
 /// Compares what a client got with what was committed.
 pub fn judge(truth: &[Write], frames: &[Frame]) -> Vec<Fault> {
     let shown: Vec<Write> = frames.iter().map(write_of).collect();
+    let mut faults = compare(truth, &shown);
+    let places: Vec<_> = frames.iter().map(Frame::place).collect();
+    let back = places.windows(2).zip(&frames[1.min(frames.len())..]).filter(|(pair, _)| pair[0] >= pair[1]);
+    faults.extend(back.take(LISTED).map(|(_, frame)| Fault::Id(frame.id().to_owned())));
+    faults
+}
+
+/// Compares what was shown, in that order, with what was committed.
+pub fn compare(truth: &[Write], shown: &[Write]) -> Vec<Fault> {
     let committed: HashSet<&Write> = truth.iter().collect();
     let names: HashSet<&Write> = shown.iter().collect();
     let mut faults: Vec<Fault> = Vec::new();
@@ -179,7 +188,7 @@ pub fn judge(truth: &[Write], frames: &[Frame]) -> Vec<Fault> {
     let mut transactions: HashSet<&str> = HashSet::new();
     let mut last: Option<&Write> = None;
     let mut scattered = Vec::new();
-    for write in &shown {
+    for write in shown {
         let goes_on = last.is_some_and(|last| last.transaction() == write.transaction());
         let rises = last.is_some_and(|last| last.number() < write.number());
         if (goes_on && !rises) || (!goes_on && !transactions.insert(write.transaction())) {
@@ -188,9 +197,6 @@ pub fn judge(truth: &[Write], frames: &[Frame]) -> Vec<Fault> {
         last = Some(write);
     }
     faults.extend(scattered.into_iter().take(LISTED));
-    let places: Vec<_> = frames.iter().map(Frame::place).collect();
-    let back = places.windows(2).zip(&frames[1.min(frames.len())..]).filter(|(pair, _)| pair[0] >= pair[1]);
-    faults.extend(back.take(LISTED).map(|(_, frame)| Fault::Id(frame.id().to_owned())));
     faults
 }
 

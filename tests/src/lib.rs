@@ -5,12 +5,14 @@
 //! - [`cluster`]: a throw-away Postgres cluster that has the extension preloaded.
 //! - [`database`]: a database with the extension, and sessions in it.
 //! - [`proxy`]: the real proxy binary.
+//! - [`balancer`]: Debian's load balancers, with the configurations of `docs/`.
 //! - [`http`]: one plain request, and the body of a response as it comes.
 //! - [`sse`]: the event-stream grammar, and one connection that reads it.
 //! - [`follower`]: a client that reconnects until it has seen what it waits for, as a browser does.
 //! - [`teamboard`]: the demonstration's schema and backend.
 //! - [`ledger`]: many writers whose every committed write is on record, and the judge of what clients got.
 
+pub mod balancer;
 pub mod cluster;
 pub mod database;
 pub mod follower;

@@ -8,7 +8,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -85,6 +85,11 @@ impl Process {
         send(self.pid(), signal);
     }
 
+    /// Its standard output, once, if it was made a pipe.
+    pub fn stdout(&mut self) -> Option<ChildStdout> {
+        self.child.stdout.take()
+    }
+
     /// Its exit status, if it has ended.
     pub fn exited(&mut self) -> Option<ExitStatus> {
         let status = self.child.try_wait().expect("wait for a child");
@@ -139,6 +144,11 @@ pub fn memory(pid: u32, figure: &str) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix(figure)?.strip_prefix(':'))?;
     let kilobytes: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
     Some(kilobytes * 1024)
+}
+
+/// The number of files that process `pid` has open; `None` once it is gone.
+pub fn open_files(pid: u32) -> Option<usize> {
+    Some(fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count())
 }
 
 /// The CPU time of process `pid` so far, in seconds; `None` once it is gone.

@@ -111,8 +111,13 @@ impl Proxy {
     /// Starts it again at the same address after its end, and waits until it is ready.
     #[track_caller]
     pub fn restart(&mut self) {
-        self.process = spawn(&self.database_url, self.address, &self.args, &self.log, self.verbose);
+        self.start_again();
         self.wait_ready();
+    }
+
+    /// The same without waiting.
+    pub fn start_again(&mut self) {
+        self.process = spawn(&self.database_url, self.address, &self.args, &self.log, self.verbose);
     }
 
     /// Its metrics, each sample under its name with its labels as they stand.
@@ -143,6 +148,11 @@ impl Proxy {
     #[track_caller]
     pub fn wait_clients(&self, n: usize) {
         until(&format!("the proxy serves {n} clients"), || self.metric("tidings_clients") as usize == n);
+    }
+
+    /// The file of its log.
+    pub fn log_file(&self) -> &Path {
+        &self.log
     }
 
     /// The end of its log.

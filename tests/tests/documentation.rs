@@ -223,3 +223,73 @@ fn grant_proxy_grants_the_same_however_often() {
     assert_eq!(granted[0], granted[1]);
     session.run(&format!("DROP OWNED BY {quoted}; DROP ROLE {quoted}"));
 }
+
+fn document(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(name);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The words of a text that begin with `prefix`, each once.
+fn words<'a>(text: &'a str, prefix: &str) -> std::collections::BTreeSet<&'a str> {
+    text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '-'))
+        .filter(|word| word.starts_with(prefix) && word.len() > prefix.len())
+        .collect()
+}
+
+#[test]
+fn every_metric_is_on_the_dashboard_and_no_other() {
+    let db = shared().database();
+    let metrics = db.proxy(&[]).metrics();
+    let dashboard: serde_json::Value = serde_json::from_str(&document("grafana.json")).expect("JSON");
+    let queries: Vec<&str> = dashboard["panels"]
+        .as_array()
+        .expect("panels")
+        .iter()
+        .flat_map(|panel| panel["targets"].as_array().expect("queries"))
+        .map(|target| target["expr"].as_str().expect("a query"))
+        .collect();
+    let text = queries.join("\n");
+    let shown = words(&text, "tidings_");
+    let there: std::collections::BTreeSet<&str> =
+        metrics.keys().map(|name| name.split('{').next().unwrap_or_default()).collect();
+    for name in &shown {
+        assert!(there.contains(name), "the dashboard shows {name}, which is not there");
+    }
+    for name in there.iter().filter(|name| !name.ends_with("_sum") && !name.ends_with("_count")) {
+        assert!(shown.contains(name), "the dashboard does not show {name}");
+    }
+    // The alarms, with the labels that they ask for.
+    let operations = document("operations.md");
+    for name in words(&operations, "tidings_").into_iter().filter(|name| *name != "tidings_proxy") {
+        assert!(there.contains(name), "docs/operations.md speaks of {name}, which is not there");
+    }
+    for label in operations.split('{').skip(1).filter_map(|rest| rest.split('}').next()) {
+        let Some((label, value)) = label.split_once('=') else { continue };
+        for value in value.trim_matches(['~', '"']).split('|') {
+            let label = format!("{label}=\"{value}\"");
+            assert!(metrics.keys().any(|key| key.contains(&label)), "docs/operations.md speaks of {label}");
+        }
+    }
+}
+
+#[test]
+fn every_flag_is_in_the_reference_and_no_other() {
+    let help =
+        std::process::Command::new(tidings_tests::proxy::binary()).arg("--help").output().expect("run the proxy");
+    let help = String::from_utf8(help.stdout).expect("UTF-8");
+    let there = words(&help, "--");
+    let http = document("http.md");
+    let told = words(&http, "--");
+    for flag in there.iter().filter(|flag| !["--help", "--version"].contains(flag)) {
+        assert!(told.contains(flag), "docs/http.md does not tell of {flag}");
+    }
+    for name in ["http.md", "operations.md", "tidings-proxy.service", "haproxy.cfg", "nginx.conf"] {
+        let text = document(name);
+        for flag in words(&text, "--").into_iter().filter(|flag| flag.trim_matches('-').len() > 1) {
+            assert!(there.contains(flag), "docs/{name} speaks of {flag}, which is not there");
+        }
+        for variable in words(&text, "TIDINGS_") {
+            assert!(help.contains(variable), "docs/{name} speaks of {variable}, which is not there");
+        }
+    }
+}

@@ -3,11 +3,13 @@
 //! All rounds of one comparison run in one cluster and alternate, so that a machine that is busy for a while is busy for
 //! all of them; the figure is the median. Unlike the tests, the cluster writes to the disk (`fsync = on`).
 //!
-//! `--long` takes more and longer rounds; naming parts (`overhead`, `latency`, `bulk`, `access`) leaves the others out.
+//! `--long` takes more and longer rounds; `--small` a hundredth of the clients, to try the program. Naming parts (`overhead`,
+//! `latency`, `bulk`, `access`, and those of `load`) leaves the others out.
 
 mod access;
 mod bulk;
 mod latency;
+mod load;
 mod overhead;
 mod report;
 mod schema;
@@ -37,20 +39,30 @@ struct Effort {
     samples: usize,
 }
 
+/// The parts that are not of [`load`].
+const PARTS: &[&str] = &["overhead", "latency", "bulk", "access"];
+
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let long = args.iter().any(|arg| arg == "--long");
-    let parts: Vec<&str> = args.iter().map(String::as_str).filter(|arg| *arg != "--long").collect();
-    if let Some(unknown) = parts.iter().find(|part| !["overhead", "latency", "bulk", "access"].contains(part)) {
-        eprintln!("unknown part {unknown}; there are overhead, latency, bulk and access, and the option --long");
+    let (options, parts): (Vec<&str>, Vec<&str>) =
+        args.iter().map(String::as_str).partition(|arg| arg.starts_with("--"));
+    let known: Vec<&str> = PARTS.iter().chain(load::PARTS).copied().collect();
+    let unknown = parts.iter().find(|part| !known.contains(part));
+    if let Some(unknown) = unknown.or(options.iter().find(|option| !["--long", "--small"].contains(option))) {
+        eprintln!("unknown: {unknown}; there are {}, and the options --long and --small", known.join(", "));
         std::process::exit(2);
     }
     let wanted = |part| parts.is_empty() || parts.contains(&part);
-    let effort = if long {
+    let effort = if options.contains(&"--long") {
         Effort { rounds: 7, seconds: 10, samples: 3000 }
     } else {
         Effort { rounds: 3, seconds: 3, samples: 600 }
     };
+    let scale = load::Scale {
+        divisor: if options.contains(&"--small") { 100 } else { 1 },
+        seconds: if options.contains(&"--small") { 2 } else { effort.seconds * 3 },
+    };
+    more_files();
 
     let cluster = Cluster::start(SETTINGS);
     let database = cluster.database();
@@ -68,7 +80,17 @@ fn main() {
     if wanted("access") {
         access::measure(&database, effort, &mut report);
     }
+    for part in load::PARTS.iter().filter(|part| wanted(part)) {
+        load::measure(part, &database, scale, &mut report);
+    }
     report.print(&database);
+}
+
+/// Takes as many file descriptors as this process may have: each stream takes one here and one in the server.
+fn more_files() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit of open files");
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("raise the limit of open files");
 }
 
 /// Makes every commit of the cluster take a millisecond more, as a slow disk does, or no longer.

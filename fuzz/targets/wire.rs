@@ -1,0 +1,37 @@
+//! What the database sends: parts of notifications, positions, segments, templates. The first byte chooses.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use tidings_wire::{Part, Position, Template, Topic, segment};
+
+fuzz_target!(|data: &[u8]| {
+    let Some((choice, data)) = data.split_first() else { return };
+    if choice % 4 == 0 {
+        for event in segment::events(data).map_while(Result::ok) {
+            assert!(event.topic.len() + event.event.len() + event.payload.len() <= data.len());
+        }
+        return;
+    }
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    match choice % 4 {
+        1 => {
+            if let Ok(part) = Part::parse(text) {
+                assert!(part.events.iter().all(|(_, event)| Topic::new(event.topic).is_ok()));
+                assert!(part.previous < part.tick);
+            }
+        }
+        2 => {
+            if let Ok(position) = text.parse::<Position>() {
+                // What is written is what was read.
+                assert_eq!(position.to_string().parse::<Position>().as_ref(), Ok(&position));
+            }
+        }
+        _ => {
+            let (template, topic) = text.split_once('\n').unwrap_or((text, ""));
+            if let Ok(template) = Template::parse(template) {
+                let _ = template.matches(topic);
+            }
+        }
+    }
+});

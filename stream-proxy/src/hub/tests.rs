@@ -1,0 +1,291 @@
+//! What the hub promises.
+
+use super::*;
+use crate::audience::CHUNK;
+use proptest::prelude::*;
+use std::task::{Context, Poll, Waker};
+
+fn hub(budget: usize) -> Arc<Hub> {
+    Hub::new(budget, Arc::default())
+}
+
+fn topics(names: &[&str]) -> Vec<Arc<str>> {
+    names.iter().map(|name| Arc::from(*name)).collect()
+}
+
+fn publish(hub: &Hub, tick: u64, events: &[(&str, &str)]) {
+    let events = events.iter().enumerate().map(|(i, (topic, text))| Outgoing {
+        n: i as u32 + 1,
+        topic,
+        frame: Frame::raw(text.to_string()),
+    });
+    hub.publish(tick, events.collect());
+    hub.finish(tick);
+}
+
+/// What waits for a subscriber, taken out.
+fn take(subscriber: &Subscriber) -> Vec<String> {
+    match subscriber.poll_frames(&Context::from_waker(Waker::noop()), 0) {
+        Poll::Ready(Some(frames)) => {
+            let texts: Vec<_> = frames.iter().map(|f| String::from_utf8_lossy(f.bytes()).into_owned()).collect();
+            let bytes = texts.iter().map(String::len).sum();
+            let _ = subscriber.poll_blocked(&Context::from_waker(Waker::noop()), bytes);
+            texts
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn at(tick: u64, n: u32) -> Place {
+    Place { tick, n }
+}
+
+#[test]
+fn an_event_goes_to_its_topics_subscribers_only() {
+    let hub = hub(10_000);
+    hub.restart(1);
+    let (a, both) = (Subscriber::new(1000), Subscriber::new(1000));
+    hub.join(&a, &topics(&["a"]), |place| Frame::raw(format!("{}", place.unwrap().tick)));
+    hub.join(&both, &topics(&["a", "b"]), |_| Frame::raw("hello"));
+    publish(&hub, 2, &[("a", "a1"), ("b", "b1"), ("c", "c1")]);
+    assert_eq!(take(&a), ["1", "a1"]);
+    assert_eq!(take(&both), ["hello", "a1", "b1"]);
+}
+
+#[test]
+fn who_leaves_gets_nothing_more_and_leaves_nothing_behind() {
+    let hub = hub(0);
+    hub.restart(1);
+    let subscribers: Vec<_> = (0..3).map(|_| Subscriber::new(1000)).collect();
+    for subscriber in &subscribers {
+        hub.join(subscriber, &topics(&["a", "b"]), |_| Frame::raw("hello"));
+    }
+    hub.leave(&subscribers[1]);
+    publish(&hub, 2, &[("a", "a1")]);
+    assert_eq!(take(&subscribers[0]), ["hello", "a1"]);
+    assert!(take(&subscribers[1]).is_empty());
+    hub.leave(&subscribers[0]);
+    hub.leave(&subscribers[2]);
+    assert_eq!(hub.inner.lock().topics.len(), 0);
+}
+
+#[test]
+fn a_stream_that_ended_before_it_was_live_takes_no_seat() {
+    let hub = hub(1000);
+    hub.restart(1);
+    let gone = Subscriber::new(1000);
+    hub.leave(&gone);
+    assert_eq!(hub.resume(&gone, &topics(&["a"]), at(1, END)), Joined::Live);
+    assert_eq!(hub.inner.lock().topics.len(), 0);
+}
+
+#[test]
+fn memory_serves_what_it_holds_and_says_so_when_it_does_not() {
+    let hub = hub(3 * (EVENT_OVERHEAD + 1 + 2));
+    let late = Subscriber::new(1000);
+    assert_eq!(hub.resume(&late, &topics(&["a"]), at(1, END)), Joined::Ahead, "nothing is known yet");
+    hub.restart(1);
+    publish(&hub, 2, &[("a", "a1"), ("b", "b1")]);
+    assert_eq!(hub.resume(&late, &topics(&["a"]), at(0, END)), Joined::TooOld);
+    assert_eq!(hub.resume(&late, &topics(&["a"]), at(3, 1)), Joined::Ahead);
+    publish(&hub, 3, &[("a", "a2"), ("a", "a3")]);
+    assert_eq!(hub.resume(&late, &topics(&["a"]), at(1, END)), Joined::TooOld, "a1 has been evicted");
+    assert_eq!(hub.resume(&late, &topics(&["a", "b"]), at(2, 1)), Joined::Live);
+    assert_eq!(take(&late), ["b1", "a2", "a3"]);
+}
+
+#[test]
+fn more_than_is_comfortable_comes_in_pieces() {
+    let hub = hub(100_000);
+    hub.restart(1);
+    publish(&hub, 2, &[("a", "111"), ("b", "222"), ("a", "333"), ("a", "444"), ("b", "555")]);
+    let subscriber = Subscriber::new(24);
+    let names = topics(&["a", "b"]);
+    assert_eq!(hub.resume(&subscriber, &names, at(1, END)), Joined::Behind(at(2, 2)));
+    assert_eq!(take(&subscriber), ["111", "222"]);
+    assert_eq!(hub.resume(&subscriber, &names, at(2, 2)), Joined::Behind(at(2, 4)));
+    assert_eq!(take(&subscriber), ["333", "444"]);
+    assert_eq!(hub.resume(&subscriber, &names, at(2, 4)), Joined::Live);
+    assert_eq!(take(&subscriber), ["555"]);
+}
+
+#[test]
+fn comings_and_goings_are_told_once_and_all_on_request() {
+    let hub = hub(1000);
+    hub.restart(1);
+    let (one, two) = (Subscriber::new(1000), Subscriber::new(1000));
+    hub.join(&one, &topics(&["a"]), |_| Frame::raw("hello"));
+    hub.join(&two, &topics(&["a"]), |_| Frame::raw("hello"));
+    assert_eq!(hub.watched(false), [("a".into(), 2)]);
+    assert_eq!(hub.watched(false), []);
+    hub.leave(&one);
+    publish(&hub, 2, &[("b", "b1")]);
+    assert_eq!(hub.watched(true), [("a".into(), 1)]);
+    hub.leave(&two);
+    assert_eq!(hub.watched(false), [("a".into(), 0)]);
+}
+
+#[test]
+fn a_reset_tells_each_subscriber_once_and_forgets_history() {
+    let hub = hub(100_000);
+    hub.restart(1);
+    let subscriber = Subscriber::new(1000);
+    hub.join(&subscriber, &topics(&["a", "b"]), |_| Frame::raw("hello"));
+    publish(&hub, 2, &[("a", "a1")]);
+    hub.reset(9);
+    publish(&hub, 10, &[("b", "b1")]);
+    let reset = "id: 9\nevent: reset\ndata: {\"reason\":\"expired\"}\n\n";
+    assert_eq!(take(&subscriber), ["hello", "a1", reset, "b1"]);
+    assert_eq!(hub.resume(&Subscriber::new(9), &topics(&["a"]), at(2, 1)), Joined::TooOld);
+}
+
+#[test]
+fn a_small_topic_overtakes_a_large_one_but_not_on_the_way_to_a_subscriber_of_both() {
+    let hub = hub(100_000);
+    hub.restart(1);
+    let large: Vec<_> = (0..3 * CHUNK).map(|_| Subscriber::new(1000)).collect();
+    large.iter().for_each(|subscriber| hub.join(subscriber, &topics(&["large"]), |_| Frame::raw("hello")));
+    let (small, both) = (Subscriber::new(1000), Subscriber::new(1000));
+    hub.join(&small, &topics(&["small"]), |_| Frame::raw("hello"));
+    publish(&hub, 2, &[("large", "l1"), ("small", "s1")]);
+    assert_eq!(take(&small), ["hello", "s1"]);
+    assert_eq!(take(&large[3 * CHUNK - 1]), ["hello"]);
+    assert_eq!(hub.hold(|place| place), None, "nobody is told a place before all have what lies there");
+    while hub.fill() {}
+    assert_eq!(take(&large[3 * CHUNK - 1]), ["l1"]);
+    assert_eq!(hub.hold(|place| place), Some(Place::after_tick(2)));
+    hub.join(&both, &topics(&["large", "small"]), |_| Frame::raw("hello"));
+    publish(&hub, 3, &[("large", "l2"), ("small", "s2")]);
+    assert_eq!(take(&both), ["hello"]);
+    while hub.fill() {}
+    assert_eq!(take(&both), ["l2", "s2"]);
+}
+
+#[test]
+fn nothing_lies_behind_a_reset_that_belongs_before_it() {
+    let hub = hub(100_000);
+    hub.restart(1);
+    let large: Vec<_> = (0..3 * CHUNK).map(|_| Subscriber::new(1000)).collect();
+    large.iter().for_each(|subscriber| hub.join(subscriber, &topics(&["large"]), |_| Frame::raw("hello")));
+    publish(&hub, 2, &[("large", "l1")]);
+    hub.reset(9);
+    for subscriber in &large {
+        let got = take(subscriber);
+        assert!(got.len() == 3 && got[1] == "l1" && got[2].contains("reset"), "{got:?}");
+    }
+    assert!(!hub.fill());
+}
+
+/// A subscriber, which topics it has, and how many events had been published where it began.
+type Present = (Arc<Subscriber>, usize, usize);
+
+/// What happens to a hub with a large topic.
+#[derive(Clone, Debug)]
+enum Step {
+    Publish(&'static str),
+    Fill,
+    Join(usize),
+    Resume(usize, usize),
+    Leave(usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        3 => prop_oneof![Just("large"), Just("small"), Just("other")].prop_map(Step::Publish),
+        3 => Just(Step::Fill),
+        1 => (0usize..4).prop_map(Step::Join),
+        1 => (0usize..4, any::<usize>()).prop_map(|(topics, from)| Step::Resume(topics, from)),
+        1 => any::<usize>().prop_map(Step::Leave),
+    ]
+}
+
+proptest! {
+    /// However publishing, serving, coming and going mix, each subscriber gets the events of its topics behind its
+    /// place, each once and in order.
+    #[test]
+    fn a_large_topic_is_served_exactly(steps in prop::collection::vec(step(), 1..60)) {
+        let kinds = [topics(&["large"]), topics(&["small"]), topics(&["small", "large"]), topics(&["other", "small"])];
+        let hub = hub(1_000_000);
+        hub.restart(0);
+        let (mut events, mut present): (Vec<&str>, Vec<Present>) = Default::default();
+        let come = |kind: usize, from: Option<usize>, events: &[&str], present: &mut Vec<Present>| {
+            let subscriber = Subscriber::new(1_000_000);
+            match from {
+                None => hub.join(&subscriber, &kinds[kind], |_| Frame::raw("hello")),
+                Some(from) => {
+                    subscriber.feed(Frame::raw("hello"));
+                    let joined = hub.resume(&subscriber, &kinds[kind], Place::after_tick(from as u64));
+                    assert_eq!(joined, Joined::Live);
+                }
+            }
+            present.push((subscriber, kind, from.unwrap_or(events.len())));
+        };
+        for i in 0..2 * CHUNK + 20 {
+            come([0, 0, 0, 0, 0, 0, 1, 2, 3][i % 9], None, &events, &mut present);
+        }
+        for step in steps {
+            match step {
+                Step::Publish(topic) => {
+                    events.push(topic);
+                    publish(&hub, events.len() as u64, &[(topic, &events.len().to_string())]);
+                }
+                Step::Fill => _ = hub.fill(),
+                Step::Join(kind) => come(kind, None, &events, &mut present),
+                Step::Resume(kind, from) => come(kind, Some(from % (events.len() + 1)), &events, &mut present),
+                Step::Leave(which) => {
+                    let (gone, ..) = present.swap_remove(which % present.len());
+                    hub.leave(&gone);
+                }
+            }
+        }
+        while hub.fill() {}
+        for (subscriber, kind, from) in &present {
+            let mine = |topic: &str| kinds[*kind].iter().any(|known| **known == *topic);
+            let behind = events.iter().enumerate().skip(*from).filter(|(_, topic)| mine(topic));
+            let mut expected: Vec<String> = vec!["hello".into()];
+            expected.extend(behind.map(|(i, _)| (i + 1).to_string()));
+            prop_assert_eq!(take(subscriber), expected);
+        }
+    }
+
+    /// Whatever the budget and wherever a client resumes, it gets exactly the events behind its place, or is
+    /// told that memory can't say.
+    #[test]
+    fn a_resumed_client_gets_exactly_the_rest(
+        ticks in prop::collection::vec(prop::collection::vec(0usize..4, 0..5), 1..12),
+        budget in 0usize..4_000,
+        from in (0u64..12, 0u32..5),
+        limit in 1usize..60,
+    ) {
+        let names = ["a", "b", "c", "d"];
+        let hub = hub(budget);
+        hub.restart(0);
+        let mut all = Vec::new();
+        for (i, tick) in ticks.iter().enumerate() {
+            let tick_no = i as u64 + 1;
+            let events: Vec<_> = tick.iter().enumerate()
+                .map(|(n, topic)| (names[*topic], format!("{tick_no}-{}", n + 1))).collect();
+            let events: Vec<_> = events.iter().map(|(topic, text)| (*topic, text.as_str())).collect();
+            publish(&hub, tick_no, &events);
+            all.extend(events.iter().enumerate()
+                .map(|(n, (topic, text))| (at(tick_no, n as u32 + 1), topic.to_string(), text.to_string())));
+        }
+        let subscriber = Subscriber::new(limit);
+        let mine = topics(&["a", "c"]);
+        let (mut after, mut got) = (at(from.0, from.1), Vec::new());
+        let expected: Vec<_> = all.iter()
+            .filter(|(place, topic, _)| *place > after && (topic == "a" || topic == "c"))
+            .map(|(_, _, text)| text.clone()).collect();
+        loop {
+            let joined = hub.resume(&subscriber, &mine, after);
+            got.extend(take(&subscriber));
+            match joined {
+                Joined::Behind(place) => { prop_assert!(place > after); after = place; }
+                Joined::Live => { prop_assert_eq!(got, expected); break; }
+                Joined::TooOld => { prop_assert!(got.is_empty()); break; }
+                Joined::Ahead => { prop_assert!(after > hub.place().unwrap()); break; }
+            }
+        }
+        prop_assert!(hub.inner.lock().bytes <= budget);
+    }
+}

@@ -1,0 +1,132 @@
+//! Debian's load balancers, with the configurations of `docs/` as they stand; only addresses are put in place.
+
+use std::fs::{self, File};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::cluster::{free_port, tail};
+use crate::process::{Process, Signal, fresh_path};
+use crate::wait::eventually;
+
+/// What nginx's own configuration says around a site's, in a folder of its own.
+const NGINX: &str = "pid {dir}/pid;
+error_log stderr;
+worker_processes 1;
+events { worker_connections 4096; }
+http {
+    access_log off;
+    client_body_temp_path {dir}/body; proxy_temp_path {dir}/proxy; fastcgi_temp_path {dir}/fastcgi;
+    uwsgi_temp_path {dir}/uwsgi; scgi_temp_path {dir}/scgi;
+    include {dir}/site.conf;
+}
+";
+
+/// A running load balancer. Dropped, it is gone.
+#[derive(Debug)]
+pub struct Balancer {
+    process: Process,
+    address: SocketAddr,
+    http2: SocketAddr,
+    log: PathBuf,
+}
+
+impl Balancer {
+    /// HAProxy in front of two proxies and a web application.
+    #[track_caller]
+    pub fn haproxy(proxies: [SocketAddr; 2], web: SocketAddr) -> Self {
+        let (address, http2) = (local(free_port()), local(free_port()));
+        let listen = format!("    bind {address}\n    bind {http2} proto h2\n");
+        let text = site("haproxy.cfg", proxies, web, "    bind :80\n", &listen);
+        let path = fresh_path("haproxy.cfg");
+        fs::write(&path, text).expect("write HAProxy's configuration");
+        let mut command = Command::new(program("haproxy"));
+        command.arg("-db").arg("-f").arg(&path);
+        Self::start(command, Signal::SIGTERM, address, http2)
+    }
+
+    /// nginx likewise.
+    #[track_caller]
+    pub fn nginx(proxies: [SocketAddr; 2], web: SocketAddr) -> Self {
+        let (address, http2) = (local(free_port()), local(free_port()));
+        let listen = format!("    listen {address};\n    listen {http2} http2;\n");
+        let dir = fresh_path("nginx");
+        fs::create_dir(&dir).expect("create nginx's folder");
+        fs::write(dir.join("site.conf"), site("nginx.conf", proxies, web, "    listen 80;\n", &listen))
+            .expect("write nginx's configuration");
+        let main = dir.join("main.conf");
+        fs::write(&main, NGINX.replace("{dir}", &dir.to_string_lossy())).expect("write nginx's configuration");
+        Self::start(nginx(&main), Signal::SIGTERM, address, http2)
+    }
+
+    fn start(mut command: Command, farewell: Signal, address: SocketAddr, http2: SocketAddr) -> Self {
+        let log = fresh_path("balancer.log");
+        let file = File::create(&log).expect("create the load balancer's log");
+        command.stdin(Stdio::null()).stdout(file.try_clone().expect("share the log")).stderr(file);
+        let process =
+            Process::spawn(&mut command, farewell).unwrap_or_else(|error| panic!("start {command:?}: {error}"));
+        let mut balancer = Self { process, address, http2, log };
+        eventually("the load balancer listens", || {
+            assert!(balancer.process.exited().is_none(), "it has ended:\n{}", tail(&balancer.log));
+            TcpStream::connect(address).ok()
+        });
+        balancer
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where it speaks HTTP/2 without TLS.
+    pub fn http2(&self) -> SocketAddr {
+        self.http2
+    }
+}
+
+impl Drop for Balancer {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- the end of the load balancer's log ---\n{}---", tail(&self.log));
+        }
+    }
+}
+
+/// nginx in the foreground, by the configuration in `path`.
+pub fn nginx(path: &Path) -> Command {
+    let mut command = Command::new(program("nginx"));
+    command.arg("-c").arg(path).args(["-g", "daemon off;"]);
+    command
+}
+
+fn local(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+/// Debian keeps both where only root's `PATH` looks.
+fn program(name: &str) -> PathBuf {
+    let path = Path::new("/usr/sbin").join(name);
+    assert!(path.exists(), "{name} is missing; `make test` installs it");
+    path
+}
+
+/// A configuration of `docs/`, with the addresses in place.
+fn site(name: &str, proxies: [SocketAddr; 2], web: SocketAddr, listen: &str, instead: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(name);
+    let mut text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    // Two steps: a port that is given may be one that is still to be replaced.
+    let [one, two] = proxies.map(|proxy| proxy.to_string());
+    let web = web.to_string();
+    let places = [(listen, instead), (":8080", &one), (":8081", &two), (":8000", &web)];
+    for (i, (from, _)) in places.iter().enumerate() {
+        let from = if i == 0 { (*from).to_owned() } else { format!("127.0.0.1{from}") };
+        let before = text.find("\ndefaults").or_else(|| text.find("\nupstream")).expect("a configuration");
+        let (comment, rules) = text.split_at(before);
+        assert!(rules.contains(&from), "{name} has no {from:?}");
+        text = format!("{comment}{}", rules.replace(&from, &format!("<{i}>")));
+    }
+    for (i, (_, to)) in places.iter().enumerate() {
+        text = text.replace(&format!("<{i}>"), to);
+    }
+    text
+}

@@ -1,0 +1,172 @@
+//! The proxy under load: thousands of streams from one reader, a real database behind it.
+//!
+//! CPU and memory are the proxy's own, from `/proc`. A time begins when the writer puts it into the event, before its
+//! transaction begins, and ends when the client reads it.
+
+mod crowd;
+mod histogram;
+mod nchan;
+mod scenes;
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use tidings_tests::process::{cpu_seconds, memory};
+use tidings_tests::{Database, Proxy, until};
+
+use crate::report::{Report, Target};
+use crowd::{Ask, Crowd, stamp};
+use histogram::Histogram;
+
+pub use scenes::{PARTS, measure};
+
+/// How much is loaded.
+#[derive(Clone, Copy, Debug)]
+pub struct Scale {
+    /// By how much every number of clients and topics is divided.
+    pub divisor: usize,
+    /// Seconds of one series.
+    pub seconds: u32,
+}
+
+impl Scale {
+    fn of(self, n: usize) -> usize {
+        (n / self.divisor).max(1)
+    }
+}
+
+/// Publishes a text to some topics at once.
+type Publish<'a> = Box<dyn FnMut(&[&str], &str) + Send + 'a>;
+
+/// A server of streams: ours or another.
+trait Server {
+    /// What reports call it.
+    fn name(&self) -> &str;
+    /// Where it listens.
+    fn address(&self) -> SocketAddr;
+    /// The process that serves.
+    fn pid(&self) -> u32;
+    /// The path of a topic's stream.
+    fn path(&self, topic: &str) -> String;
+    /// What publishes a text to a topic and waits until that is done; may be called from a thread of its own.
+    fn publisher(&self) -> Publish<'_>;
+}
+
+/// The proxy, and the database whose events it serves.
+struct Tidings<'a> {
+    proxy: Proxy,
+    database: &'a Database<'a>,
+}
+
+impl<'a> Tidings<'a> {
+    fn start(database: &'a Database<'a>, args: &[&str]) -> Self {
+        Self { proxy: database.proxy(args), database }
+    }
+}
+
+impl Server for Tidings<'_> {
+    fn name(&self) -> &str {
+        "Tidings"
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.proxy.address()
+    }
+
+    fn pid(&self) -> u32 {
+        self.proxy.pid()
+    }
+
+    fn path(&self, topic: &str) -> String {
+        format!("/events?topic={topic}")
+    }
+
+    fn publisher(&self) -> Publish<'_> {
+        let mut session = self.database.session();
+        // All of one call are one transaction.
+        let sql = "SELECT tidings.publish_text(topic, $2) FROM unnest($1::text[]) topic";
+        let statement = session.client().prepare(sql).expect("prepare");
+        Box::new(move |topics, text| _ = session.client().execute(&statement, &[&topics, &text]).expect("publish"))
+    }
+}
+
+/// What a series of events cost and how it went.
+struct Series {
+    /// The server's CPU time in seconds.
+    cpu: f64,
+    /// Events that have arrived at clients.
+    arrivals: u64,
+    /// How long they took.
+    times: Histogram,
+}
+
+impl Series {
+    fn deliveries_per_cpu_second(&self) -> f64 {
+        self.arrivals as f64 / self.cpu
+    }
+
+    fn report(&self, report: &mut Report, label: &str) {
+        report.add(format!("p50, {label}"), self.times.quantile(0.5), "ms", Target::None);
+        report.add(format!("p99, {label}"), self.times.quantile(0.99), "ms", Target::None);
+    }
+}
+
+/// A schedule of events.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    /// How many.
+    events: u32,
+    /// In each second.
+    rate: f64,
+    /// Bytes of each.
+    size: usize,
+}
+
+impl Pace {
+    fn new(rate: f64, scale: Scale) -> Self {
+        Self { events: (rate * f64::from(scale.seconds)) as u32, rate, size: 100 }
+    }
+
+    /// Calls `send` with each event's number when it is due.
+    fn run(self, mut send: impl FnMut(u32)) {
+        let start = Instant::now();
+        for n in 0..self.events {
+            let due = start + Duration::from_secs_f64(f64::from(n) / self.rate);
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            send(n);
+        }
+    }
+}
+
+/// Publishes to `topics` in turn, and waits until each event has reached the `listeners` that every topic has in `crowd`.
+fn series(server: &dyn Server, crowd: &Crowd, topics: &[String], listeners: usize, pace: Pace) -> Series {
+    let mut publish = server.publisher();
+    crowd.forget();
+    let before = cpu(server);
+    pace.run(|n| publish(&[&topics[n as usize % topics.len()]], &stamp(pace.size)));
+    let goal = u64::from(pace.events) * listeners as u64;
+    until("every event has arrived", || crowd.arrivals() >= goal);
+    Series { cpu: cpu(server) - before, arrivals: crowd.arrivals(), times: crowd.times() }
+}
+
+fn cpu(server: &dyn Server) -> f64 {
+    cpu_seconds(server.pid()).expect("the server runs")
+}
+
+fn resident(server: &dyn Server) -> f64 {
+    memory(server.pid(), "VmRSS").expect("the server runs") as f64
+}
+
+/// As many clients of one topic.
+fn same(server: &dyn Server, topic: &str, n: usize) -> Vec<Ask> {
+    vec![Ask::live(server.path(topic)); n]
+}
+
+/// A client for each topic.
+fn each(server: &dyn Server, topics: &[String]) -> Vec<Ask> {
+    topics.iter().map(|topic| Ask::live(server.path(topic))).collect()
+}
+
+fn names(word: &str, n: usize) -> Vec<String> {
+    (0..n).map(|i| format!("{word}{i}")).collect()
+}

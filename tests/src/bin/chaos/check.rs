@@ -1,0 +1,217 @@
+//! What a client got, against what it should have got.
+//!
+//! Events of ticks that the log has must come exactly: each once, in the log's order, none left out. A tick that the log
+//! doesn't have is one that a failover lost, and may be shown only if there was such a failover at its time; its
+//! events then come again in a later tick, which the log has, or were lost with their transactions.
+
+use std::collections::BTreeSet;
+
+use crate::clients::{Got, Life, Start};
+use crate::reference::{Known, Place};
+
+/// The order of everything, and what may have happened to it.
+#[derive(Debug)]
+pub struct Law {
+    known: Vec<Known>,
+    ticks: BTreeSet<u64>,
+    /// When a primary was gone whose last ticks its standby may have lacked, numbered as ticks are.
+    losses: Vec<u64>,
+    /// In microseconds.
+    retention: Option<u64>,
+}
+
+/// What was found.
+#[derive(Debug, Default)]
+pub struct Verdict {
+    /// Events that came as they should.
+    pub events: usize,
+    /// Events of ticks that a failover lost.
+    pub lost_ticks: usize,
+    /// Connections.
+    pub connections: usize,
+    /// Resets that were due.
+    pub resets: usize,
+    /// What should not be.
+    pub faults: Vec<String>,
+}
+
+impl Law {
+    /// The law of a run whose log was `known`.
+    pub fn new(known: Vec<Known>, losses: Vec<u64>, retention: Option<u64>) -> Self {
+        let ticks = known.iter().map(|known| known.place.0).collect();
+        Self { known, ticks, losses, retention: retention.map(|seconds| seconds * 1_000_000) }
+    }
+
+    /// How many events there were.
+    pub fn events(&self) -> usize {
+        self.known.len()
+    }
+
+    /// Judges a life.
+    pub fn judge(&self, life: &Life) -> Verdict {
+        let due = |known: &&Known| life.topics.contains(&known.topic) && !life.seen.contains(&known.write.name);
+        let expected: Vec<&Known> = self.known.iter().filter(due).collect();
+        let behind = |place: Place| expected.partition_point(|known| known.place <= place);
+        let mut verdict = Verdict::default();
+        // The next event that should come; none as long as it is open where the stream starts.
+        let mut next = match life.start {
+            Start::Live => None,
+            Start::Earliest if self.retention.is_some() => None,
+            Start::Earliest | Start::Snapshot => Some(0),
+        };
+        let mut last: Option<Place> = None;
+        let mut position: Option<Place> = None;
+        for got in &life.got {
+            match *got {
+                Got::Connected => {
+                    verdict.connections += 1;
+                    // Ids rise within a stream. A proxy that has not heard of a failover yet may show lost ticks again to a
+                    // client that comes from another one; what is in the log is held to its order below.
+                    last = None;
+                }
+                Got::Id(place) => {
+                    let next = next.get_or_insert_with(|| behind(place));
+                    if expected.get(*next).is_some_and(|known| known.place <= place) {
+                        verdict
+                            .faults
+                            .push(format!("the stream stands at {place:?}: {}", missing(&expected, *next, place)));
+                        *next = behind(place);
+                    }
+                    position = Some(place);
+                }
+                Got::Reset(place, at) => {
+                    let old = position.zip(self.retention).is_some_and(|(at_place, time)| at >= at_place.0 + time);
+                    if position.is_some() && !old {
+                        verdict.faults.push(format!("a reset to {place:?} that was not due: it stood at {position:?}"));
+                    }
+                    verdict.resets += 1;
+                    next = Some(next.unwrap_or(0).max(behind(place)));
+                    position = Some(place);
+                }
+                Got::Event(place, print) => {
+                    if last.is_some_and(|last| last >= place) {
+                        verdict.faults.push(format!("{place:?} comes behind {last:?}"));
+                    }
+                    (last, position) = (Some(place), Some(place));
+                    if !self.ticks.contains(&place.0) {
+                        if self.is_lost(place.0) {
+                            verdict.lost_ticks += 1;
+                        } else {
+                            verdict.faults.push(format!("{place:?} was shown and is in no tick of the log"));
+                        }
+                        continue;
+                    }
+                    let next = next.get_or_insert_with(|| expected.partition_point(|known| known.place < place));
+                    match expected.get(*next) {
+                        Some(known) if known.place == place => {
+                            if known.print != print {
+                                verdict.faults.push(format!("{place:?} says something else than the log"));
+                            }
+                            *next += 1;
+                            verdict.events += 1;
+                        }
+                        Some(known) if known.place < place => {
+                            verdict.faults.push(format!("before {place:?}: {}", missing(&expected, *next, place)));
+                            *next = behind(place);
+                        }
+                        _ => verdict.faults.push(format!("{place:?} came, which was not its to come, or again")),
+                    }
+                }
+            }
+        }
+        if let Some(fault) = &life.fault {
+            verdict.faults.push(format!("{fault}; the last event was {last:?}"));
+        }
+        verdict
+    }
+
+    /// Whether a failover may have taken the tick away: one happened between the neighbours that the log has.
+    fn is_lost(&self, tick: u64) -> bool {
+        let before = self.ticks.range(..tick).next_back().copied().unwrap_or(0);
+        let after = self.ticks.range(tick..).next().copied().unwrap_or(u64::MAX);
+        self.losses.iter().any(|loss| before <= *loss && *loss <= after)
+    }
+}
+
+fn missing(expected: &[&Known], next: usize, place: Place) -> String {
+    let all: Vec<_> = expected[next..].iter().take_while(|known| known.place < place).collect();
+    let some: Vec<_> = all.iter().take(5).map(|known| (known.place, &known.write.name)).collect();
+    format!("{} events are missing, {some:?}", all.len().max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tidings_tests::ledger::Write;
+
+    fn law(losses: &[u64], retention: Option<u64>) -> Law {
+        let known = [(10, 1, 0), (10, 2, 1), (20, 1, 0), (40, 1, 0), (40, 2, 0)];
+        let known = known.iter().map(|(tick, n, topic)| Known {
+            place: (*tick, *n),
+            topic: *topic,
+            print: tick * 100 + u64::from(*n),
+            write: Write { name: format!("{tick}-{n}"), version: None },
+        });
+        Law::new(known.collect(), losses.to_vec(), retention)
+    }
+
+    fn life(start: Start, got: &[Got]) -> Life {
+        Life { topics: vec![0], start, got: got.to_vec(), ..Life::default() }
+    }
+
+    fn event(tick: u64, n: u32) -> Got {
+        Got::Event((tick, n), tick * 100 + u64::from(n))
+    }
+
+    #[test]
+    fn what_is_right_has_no_fault() {
+        let all = [event(10, 1), event(20, 1), Got::Id((30, u32::MAX)), Got::Connected, event(40, 1), event(40, 2)];
+        let verdict = law(&[], None).judge(&life(Start::Earliest, &all));
+        assert_eq!((verdict.faults, verdict.events), (vec![], 4));
+        let late = [Got::Id((10, u32::MAX)), event(20, 1)];
+        assert_eq!(law(&[], None).judge(&life(Start::Live, &late)).faults, Vec::<String>::new());
+        // Of a life that begins with an event, nothing is known of before.
+        assert_eq!(law(&[], None).judge(&life(Start::Live, &late[1..])).faults, Vec::<String>::new());
+    }
+
+    #[test]
+    fn each_fault_is_found() {
+        let faults = |got: &[Got]| law(&[], None).judge(&life(Start::Earliest, got)).faults.len();
+        assert_eq!(faults(&[event(20, 1)]), 1, "one is missing");
+        assert_eq!(faults(&[event(10, 1), Got::Id((30, 1))]), 1, "one is missing before a place");
+        assert_eq!(faults(&[event(10, 1), event(10, 1)]), 2, "twice, and back");
+        assert_eq!(faults(&[event(10, 1), event(10, 2)]), 1, "another topic's");
+        assert_eq!(faults(&[event(10, 1), event(20, 1), event(30, 1)]), 1, "of no tick");
+        assert_eq!(faults(&[Got::Event((10, 1), 0)]), 1, "another text");
+        assert_eq!(faults(&[event(10, 1), Got::Reset((20, u32::MAX), 25)]), 1, "a reset that is not due");
+        let mut seen = life(Start::Snapshot, &[event(20, 1)]);
+        seen.seen.insert("10-1".to_owned());
+        assert_eq!(law(&[], None).judge(&seen).faults.len(), 0);
+        seen.seen.clear();
+        assert_eq!(law(&[], None).judge(&seen).faults.len(), 1, "not in the snapshot, and not shown");
+    }
+
+    #[test]
+    fn a_lost_tick_is_excused_by_a_failover_at_its_time_only() {
+        let got = [event(10, 1), event(20, 1), event(30, 1), event(40, 1)];
+        let faults = |losses| law(losses, None).judge(&life(Start::Earliest, &got)).faults.len();
+        assert_eq!((faults(&[]), faults(&[15]), faults(&[35])), (1, 1, 0));
+    }
+
+    #[test]
+    fn a_lost_tick_may_be_shown_again_in_another_stream_only() {
+        let faults = |got: &[Got]| law(&[35], None).judge(&life(Start::Earliest, got)).faults.len();
+        let before = [event(10, 1), event(20, 1), event(30, 1)];
+        assert_eq!(faults(&[&before[..], &[Got::Connected, event(30, 1), event(40, 1)]].concat()), 0);
+        assert_eq!(faults(&[&before[..], &[event(30, 1), event(40, 1)]].concat()), 1);
+        assert_eq!(faults(&[&before[..], &[Got::Connected, event(20, 1)]].concat()), 1);
+    }
+
+    #[test]
+    fn a_reset_is_due_when_the_position_is_old() {
+        let got = [event(10, 1), Got::Reset((20, u32::MAX), 2_000_010), event(40, 1)];
+        let verdict = law(&[], Some(2)).judge(&life(Start::Live, &got));
+        assert_eq!((verdict.faults, verdict.resets), (vec![], 1));
+        assert_eq!(law(&[], Some(3)).judge(&life(Start::Live, &got)).faults.len(), 1);
+    }
+}

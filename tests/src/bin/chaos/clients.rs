@@ -1,0 +1,341 @@
+//! Clients that come and go, each with habits of its own. They note all that they get; nobody judges here.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use fastrand::Rng;
+use tidings_tests::sse::Request;
+use tidings_tests::{DEADLINE, Item, Sse};
+
+use crate::plan::Plan;
+use crate::reference::{Place, place, print};
+use crate::server::Server;
+use crate::writers::{END, topic};
+
+/// Between two attempts to connect.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Where a client begins.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Start {
+    /// With what comes from now on.
+    #[default]
+    Live,
+    /// With all that is retained.
+    Earliest,
+    /// With what a snapshot, in which it read the data, did not see.
+    Snapshot,
+}
+
+/// How a client behaves.
+#[derive(Clone, Debug)]
+pub struct Habits {
+    /// What it is called in reports.
+    pub name: String,
+    /// Where it goes, one after the other.
+    pub addresses: Vec<SocketAddr>,
+    /// The numbers of its topics.
+    pub topics: Vec<usize>,
+    /// Where it begins.
+    pub start: Start,
+    /// After at most so many events it leaves, and comes back with the id of its last.
+    pub leaves: Option<usize>,
+    /// The longest that it stays away then.
+    pub away: Duration,
+    /// After at most so many events it reads nothing for up to so long.
+    pub pauses: Option<(usize, Duration)>,
+    /// After at most so long it begins anew and knows nothing of before.
+    pub lives: Option<Duration>,
+}
+
+/// What a client got, in order.
+#[derive(Clone, Debug)]
+pub enum Got {
+    /// It has connected.
+    Connected,
+    /// An event.
+    Event(Place, u64),
+    /// Where the stream stands.
+    Id(Place),
+    /// A reset, and when it came, in microseconds since the Unix epoch.
+    Reset(Place, u64),
+}
+
+/// One life of a client: from its start without an id to its end.
+#[derive(Clone, Debug, Default)]
+pub struct Life {
+    /// Whose it is.
+    pub name: String,
+    /// Its topics.
+    pub topics: Vec<usize>,
+    /// Where it began.
+    pub start: Start,
+    /// The names of the writes that its snapshot had.
+    pub seen: HashSet<String>,
+    /// What it got.
+    pub got: Vec<Got>,
+    /// Whether it went on to the last event.
+    pub complete: bool,
+    /// Something that must not be.
+    pub fault: Option<String>,
+}
+
+/// Running clients.
+#[derive(Debug)]
+pub struct Clients {
+    threads: Vec<JoinHandle<Vec<Life>>>,
+    closing: Arc<AtomicBool>,
+}
+
+impl Clients {
+    /// Starts some of every kind. `direct` are the proxies, `balanced` what stands in front of them.
+    pub fn start(server: &Arc<Server>, plan: &Plan, direct: &[SocketAddr], balanced: Option<SocketAddr>) -> Self {
+        let closing = Arc::new(AtomicBool::new(false));
+        let threads = all_habits(plan, direct, balanced).into_iter().enumerate().map(|(number, habits)| {
+            let client = Client {
+                server: server.clone(),
+                habits,
+                random: plan.random(1000 + number as u64),
+                closing: closing.clone(),
+                visits: number,
+            };
+            std::thread::spawn(move || client.run())
+        });
+        Self { threads: threads.collect(), closing }
+    }
+
+    /// From now on they stay until the last event.
+    pub fn close(&self) {
+        self.closing.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits until all have the last event; gives their lives.
+    pub fn finish(self) -> Vec<Life> {
+        self.threads
+            .into_iter()
+            .flat_map(|thread| {
+                thread.join().unwrap_or_else(|panic| {
+                    let why = panic.downcast_ref::<String>().cloned().unwrap_or_else(|| "a client panicked".to_owned());
+                    vec![Life { fault: Some(why), ..Life::default() }]
+                })
+            })
+            .collect()
+    }
+}
+
+fn all_habits(plan: &Plan, direct: &[SocketAddr], balanced: Option<SocketAddr>) -> Vec<Habits> {
+    let mut random = plan.random(999);
+    let everything: Vec<usize> = (0..plan.world.topics).collect();
+    let balanced: Vec<SocketAddr> = balanced.into_iter().chain(direct.iter().copied()).collect();
+    let quiet = |name: &str, addresses: &[SocketAddr], topics: &[usize]| Habits {
+        name: name.to_owned(),
+        addresses: addresses.to_vec(),
+        topics: topics.to_vec(),
+        start: Start::Live,
+        leaves: None,
+        away: Duration::ZERO,
+        pauses: None,
+        lives: None,
+    };
+    let some = |random: &mut Rng| {
+        let mut topics = everything.clone();
+        random.shuffle(&mut topics);
+        topics.truncate(random.usize(1..=everything.len()));
+        topics
+    };
+    let mut all = Vec::new();
+    for (i, address) in direct.iter().enumerate() {
+        all.push(quiet(&format!("faithful to {i}"), &[*address], &everything));
+    }
+    all.push(quiet("balanced", &balanced[..1], &everything));
+    for i in 0..2 {
+        let topics = some(&mut random);
+        all.push(Habits { leaves: Some(60), ..quiet(&format!("hopping {i}"), &balanced, &topics) });
+        let topics = some(&mut random);
+        let pauses = Some((200, Duration::from_secs(5)));
+        all.push(Habits { pauses, ..quiet(&format!("slow {i}"), &direct[i % direct.len()..], &topics) });
+        let away = Duration::from_secs(if plan.world.retention.is_some() { 75 } else { 15 });
+        let topics = some(&mut random);
+        all.push(Habits { leaves: Some(300), away, ..quiet(&format!("sleeping {i}"), &balanced, &topics) });
+        let lives = Some(Duration::from_secs(4));
+        let topics = some(&mut random);
+        all.push(Habits { lives, ..quiet(&format!("fleeting {i}"), &balanced, &topics) });
+    }
+    let lives = Some(Duration::from_secs(20));
+    all.push(Habits { lives, start: Start::Snapshot, ..quiet("from a snapshot", &balanced, &everything) });
+    let lives = Some(Duration::from_secs(40));
+    all.push(Habits { lives, start: Start::Earliest, ..quiet("from the beginning", &balanced, &some(&mut random)) });
+    all
+}
+
+struct Client {
+    server: Arc<Server>,
+    habits: Habits,
+    random: Rng,
+    closing: Arc<AtomicBool>,
+    visits: usize,
+}
+
+/// How a visit ended.
+enum Visit {
+    /// The last event was there.
+    End,
+    /// The life is over.
+    Over,
+    /// The client or the proxy hung up.
+    Again,
+}
+
+impl Client {
+    fn run(mut self) -> Vec<Life> {
+        let mut lives = Vec::new();
+        loop {
+            let life = self.live();
+            let last = life.complete || life.fault.is_some();
+            lives.push(life);
+            if last || self.closing() {
+                return lives;
+            }
+        }
+    }
+
+    fn closing(&self) -> bool {
+        self.closing.load(Ordering::Relaxed)
+    }
+
+    fn live(&mut self) -> Life {
+        let names: Vec<String> = self.habits.topics.iter().map(|lane| topic(*lane)).collect();
+        let mut request = Request::live(&names.iter().map(String::as_str).collect::<Vec<_>>());
+        let Habits { name, topics, start, .. } = self.habits.clone();
+        let mut life = Life { name, topics, start, ..Life::default() };
+        match life.start {
+            Start::Live => {}
+            Start::Earliest => request.since = Some("earliest".to_owned()),
+            Start::Snapshot => {
+                let Some((position, seen)) = self.snapshot() else {
+                    life.start = Start::Live;
+                    std::thread::sleep(PAUSE);
+                    return life;
+                };
+                (request.since, life.seen) = (Some(position), seen);
+            }
+        }
+        let dies = self.habits.lives.map(|most| Instant::now() + most.mul_f64(0.1 + 0.9 * self.random.f64()));
+        let mut progress = Instant::now();
+        loop {
+            let address = self.habits.addresses[self.visits % self.habits.addresses.len()];
+            match Sse::connect(address, &request) {
+                Ok(sse) => {
+                    life.got.push(Got::Connected);
+                    self.visits += 1;
+                    match self.visit(sse, &mut request, &mut life, dies, &mut progress) {
+                        Visit::End => life.complete = true,
+                        Visit::Over => {}
+                        Visit::Again => {
+                            std::thread::sleep(PAUSE);
+                            continue;
+                        }
+                    }
+                    return life;
+                }
+                Err(_) => {
+                    // One that is down for long is not waited for when there are others.
+                    self.visits += usize::from(self.random.u8(..4) == 0);
+                    if progress.elapsed() > DEADLINE {
+                        life.fault = Some(format!("no stream and no event for {DEADLINE:?}"));
+                    }
+                    if life.fault.is_some() || dies.is_some_and(|at| at < Instant::now()) && !self.closing() {
+                        return life;
+                    }
+                    std::thread::sleep(PAUSE);
+                }
+            }
+        }
+    }
+
+    fn visit(
+        &mut self,
+        mut sse: Sse,
+        request: &mut Request,
+        life: &mut Life,
+        dies: Option<Instant>,
+        progress: &mut Instant,
+    ) -> Visit {
+        let leaves = self.habits.leaves.map(|most| self.random.usize(1..=most));
+        let mut pauses = self.habits.pauses.map(|(most, _)| self.random.usize(1..=most));
+        let mut events = 0;
+        while let Some(item) = sse.item() {
+            request.last_event_id = sse.last_id().map(str::to_owned);
+            match item {
+                Item::Retry(_) | Item::Comment(_) => {}
+                Item::Id(id) => life.got.extend(place(&id).map(Got::Id)),
+                Item::Frame(frame) => {
+                    let Some(at) = frame.id.as_deref().and_then(place) else {
+                        life.fault = Some(format!("an event without a position: {frame:?}"));
+                        return Visit::Over;
+                    };
+                    *progress = Instant::now();
+                    if frame.event == "reset" {
+                        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                        life.got.push(Got::Reset(at, now.as_micros() as u64));
+                        continue;
+                    }
+                    life.got.push(Got::Event(at, print(&frame.event, &frame.data)));
+                    events += 1;
+                    if frame.data.contains(&format!("{{\"write\": \"{END}\"}}")) {
+                        return Visit::End;
+                    }
+                }
+            }
+            let closing = self.closing();
+            if closing && progress.elapsed() > DEADLINE {
+                life.fault = Some(format!("no event for {DEADLINE:?}"));
+                return Visit::Over;
+            }
+            if !closing {
+                if dies.is_some_and(|at| at < Instant::now()) {
+                    return Visit::Over;
+                }
+                if leaves.is_some_and(|n| events >= n) {
+                    drop(sse);
+                    let away = self.habits.away.mul_f64(self.random.f64());
+                    self.sleep(away);
+                    *progress = Instant::now();
+                    return Visit::Again;
+                }
+                if let (Some(n), Some((most, pause))) = (pauses, self.habits.pauses)
+                    && events >= n
+                {
+                    pauses = Some(events + self.random.usize(1..=most));
+                    let pause = pause.mul_f64(self.random.f64());
+                    self.sleep(pause);
+                }
+            }
+        }
+        Visit::Again
+    }
+
+    /// Sleeps, but not once the run is to end.
+    fn sleep(&self, time: Duration) {
+        let end = Instant::now() + time;
+        while Instant::now() < end && !self.closing() {
+            std::thread::sleep(PAUSE.min(end.saturating_duration_since(Instant::now())));
+        }
+    }
+
+    /// The data, and the position to go on from, as a page would read them.
+    fn snapshot(&self) -> Option<(String, HashSet<String>)> {
+        let mut client = self.server.connect()?;
+        let mut reader = client.build_transaction();
+        reader = reader.isolation_level(postgres::IsolationLevel::RepeatableRead).read_only(true);
+        let mut reader = reader.start().ok()?;
+        let seen = reader.query("SELECT write FROM truth", &[]).ok()?.iter().map(|row| row.get(0)).collect();
+        let position = reader.query_one("SELECT tidings.position()", &[]).ok()?.get(0);
+        reader.commit().ok()?;
+        Some((position, seen))
+    }
+}

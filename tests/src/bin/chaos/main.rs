@@ -1,0 +1,329 @@
+//! `make chaos`: writers whose commits are on record, clients that come and go, and faults drawn from a seed; in the end
+//! every client must have got exactly what was committed.
+//!
+//! `--seed N` repeats a run, `--seeds K` takes K seeds from there on, `--minutes M` is how long faults strike in each.
+
+mod balancer;
+mod check;
+mod clients;
+mod network;
+mod plan;
+mod reference;
+mod report;
+mod server;
+mod strike;
+mod writers;
+
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tidings_tests::cluster::free_port;
+use tidings_tests::process::{memory, open_files};
+use tidings_tests::{Proxy, eventually, ledger, until};
+
+use balancer::Balancer;
+use check::Law;
+use clients::Clients;
+use network::{Filter, Wire};
+use plan::{Means, Plan, Standby};
+use reference::Observer;
+use report::Report;
+use server::{DATABASE, PROXY_ROLE, Server};
+use strike::Stage;
+use writers::Writers;
+
+/// Commits answered so shortly before the loss of an asynchronous primary may be gone with it: the longest lag that a plan
+/// draws, and the time that a busy machine takes for the rest.
+const LAG: Duration = Duration::from_secs(5);
+
+/// Faults that are listed for each client.
+const LISTED: usize = 5;
+
+/// What a process may have open in the end more than in the beginning. Postgres keeps open what it has once used (the
+/// partitions of the log with their indexes, the catalogs): some hundred files, where a leak would be one for each of
+/// thousands of ticks. A proxy keeps its second connection.
+const MORE_FILES: [(&str, usize); 2] = [("proxy", 4), ("relay", 120)];
+
+/// The memory beside the history that a process may keep in the end: what an allocator doesn't give back, of the 1 MiB
+/// pages that are read from the log and of queues that were full.
+const MORE_MEMORY: u64 = 48 << 20;
+
+struct Options {
+    seed: u64,
+    seeds: u64,
+    minutes: f64,
+}
+
+fn options() -> Result<Options, String> {
+    let mut options = Options { seed: fastrand::u64(..1_000_000), seeds: 1, minutes: 3.0 };
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        let (name, value) = match arg.split_once('=') {
+            Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
+            None => (arg, args.next()),
+        };
+        let value = value.ok_or_else(|| format!("{name} needs a value"))?;
+        let bad = |_| format!("{name}: {value} is no number");
+        match name.as_str() {
+            "--seed" => options.seed = value.parse().map_err(bad)?,
+            "--seeds" => options.seeds = value.parse().map_err(bad)?,
+            "--minutes" => options.minutes = value.parse().map_err(|_| format!("{value} is no number"))?,
+            _ => return Err(format!("unknown option {name}; there are --seed, --seeds and --minutes")),
+        }
+    }
+    Ok(options)
+}
+
+fn main() {
+    let options = options().unwrap_or_else(|error| {
+        eprintln!("{error}");
+        std::process::exit(2);
+    });
+    let means = Means { namespaces: network::enter(), clock: server::clock_can_jump() };
+    if !means.namespaces {
+        println!("without root: no faults of the network but those of the relay, and no full disk");
+    }
+    if !means.clock {
+        println!("without libfaketime: the clock does not jump");
+    }
+    let ports = [free_port(), free_port()];
+    let filter = means.namespaces.then(|| Filter::new(ports));
+    let mut failed = Vec::new();
+    for seed in options.seed..options.seed + options.seeds {
+        let plan = Plan::draw(seed, Duration::from_secs_f64(options.minutes * 60.0), means);
+        let report = Report::open(seed);
+        println!("==> seed {seed}; everything is kept in {}", report.dir().display());
+        report.write("plan", &plan.to_string());
+        println!("{:?}", plan.world);
+        let faults = catch_unwind(AssertUnwindSafe(|| run(&plan, ports, filter.as_ref(), &report)))
+            .unwrap_or_else(|panic| vec![why(&*panic)]);
+        if let Some(filter) = &filter {
+            filter.heal();
+        }
+        if faults.is_empty() {
+            report.say("passed");
+        } else {
+            report.write("faults", &faults.join("\n"));
+            println!("\n{}\nwhat happened:\n{}", plan, report.history());
+            println!("==> seed {seed} FAILED:\n{}", faults.join("\n"));
+            println!("again: make chaos ARGS='--seed {seed} --minutes {}'", options.minutes);
+            println!("logs: {}", report.dir().display());
+            failed.push(seed);
+        }
+    }
+    println!(
+        "==> {} of {} seeds passed, {} minutes each",
+        options.seeds - failed.len() as u64,
+        options.seeds,
+        options.minutes
+    );
+    if !failed.is_empty() {
+        println!("failed: {failed:?}");
+        std::process::exit(1);
+    }
+}
+
+fn why(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("a panic").to_owned()
+}
+
+/// Runs a plan; gives what was wrong.
+fn run(plan: &Plan, ports: [u16; 2], filter: Option<&Filter>, report: &Report) -> Vec<String> {
+    let world = &plan.world;
+    let server = Arc::new(Server::start(world, plan.time.as_secs_f64() / 60.0, ports));
+    writers::prepare(&server, world.topics);
+    let (wire, wired) = Wire::start(ports);
+    let url = |[a, b]: [u16; 2]| {
+        format!("postgres://{PROXY_ROLE}@127.0.0.1:{a},127.0.0.1:{b}/{DATABASE}?target_session_attrs=read-write")
+    };
+    let args = ["--history-bytes", world.history, "--client-queue-bytes", world.queue, "--heartbeat", world.heartbeat];
+    let args = [&args[..], &["--retry", "100ms", "--drain", "1s"]].concat();
+    let proxies: Vec<Mutex<Proxy>> = (0..world.proxies)
+        .map(|i| Mutex::new(Proxy::start(&url(if i + 1 == world.proxies { wired } else { ports }), &args)))
+        .collect();
+    let addresses: Vec<SocketAddr> = proxies.iter().map(|proxy| locked(proxy).address()).collect();
+    let sizes = Sizes::take(&server, &proxies);
+    let balancer = Balancer::start(&addresses);
+
+    let observer = Observer::start(&server);
+    let clients = Clients::start(&server, plan, &addresses, Some(balancer.address));
+    let writers = Writers::start(&server, plan);
+    writers.wait_for(50);
+    let stage = Stage { server: &server, proxies: &proxies, filter, wire: &wire, writers: &writers, report };
+    let mut faults = strike_all(&stage, plan);
+
+    report.say("all is healed");
+    if faults.is_empty() {
+        faults.extend(settle(&server, &proxies));
+    }
+    let committed = writers.counts.committed.load(Ordering::Relaxed);
+    let (no_room, lost) = (&writers.counts.no_room, &writers.counts.lost);
+    report.say(format_args!(
+        "{committed} transactions committed, {} without room, {} connections lost",
+        no_room.load(Ordering::Relaxed),
+        lost.load(Ordering::Relaxed)
+    ));
+    let (notes, refusals) = writers.finish();
+    faults.extend(refusals);
+    if !faults.is_empty() {
+        // It is broken already; what the clients have by now would only hide it.
+        keep_logs(&server, &proxies, &balancer, report);
+        return faults;
+    }
+    clients.close();
+    writers::close(&server, world.topics);
+    let lives = clients.finish();
+    let known = observer.finish();
+    report.say("all clients have finished");
+    let known = match known {
+        Ok(known) => known,
+        Err(error) => {
+            keep_logs(&server, &proxies, &balancer, report);
+            return vec![error];
+        }
+    };
+
+    // The writers' notes, the database, the log and the clients, each against the one before.
+    let truth = writers::truth(&server);
+    let losses = if world.standby == Some(Standby::Asynchronous) { server.failovers() } else { Vec::new() };
+    let times: Vec<Instant> = losses.iter().map(|failover| failover.at).collect();
+    let (doubts, gone) = writers::doubt(&notes, &truth, &times, LAG);
+    faults.extend(doubts.into_iter().take(LISTED));
+    let shown: Vec<_> =
+        known.iter().map(|known| known.write.clone()).filter(|write| write.name != writers::END).collect();
+    faults.extend(ledger::compare(&truth, &shown).iter().map(|fault| format!("the log: {fault:?}")));
+    let law = Law::new(known, losses.iter().map(|failover| failover.tick).collect(), world.retention);
+    let mut totals = check::Verdict::default();
+    for life in &lives {
+        let verdict = law.judge(life);
+        totals.events += verdict.events;
+        totals.lost_ticks += verdict.lost_ticks;
+        totals.connections += verdict.connections;
+        totals.resets += verdict.resets;
+        if !verdict.faults.is_empty() {
+            report.write(&format!("client-{}", life.name.replace(' ', "-")), &format!("{life:#?}"));
+        }
+        faults.extend(verdict.faults.iter().take(LISTED).map(|fault| format!("client {}: {fault}", life.name)));
+    }
+    report.say(format_args!(
+        "{} events in the log ({} writes, {gone} transactions lost by failovers); {} lives of clients, {} connections, {} events, {} of lost ticks, {} resets",
+        law.events(),
+        truth.len(),
+        lives.len(),
+        totals.connections,
+        totals.events,
+        totals.lost_ticks,
+        totals.resets
+    ));
+    keep_logs(&server, &proxies, &balancer, report);
+    drop(balancer);
+    faults.extend(sizes.compare(&server, &proxies, world.history, report));
+    faults
+}
+
+fn locked(proxy: &Mutex<Proxy>) -> std::sync::MutexGuard<'_, Proxy> {
+    proxy.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Lets the lanes run beside one another until all are at their end, or one has failed.
+fn strike_all(stage: &Stage<'_>, plan: &Plan) -> Vec<String> {
+    let broken = AtomicBool::new(false);
+    let end = Instant::now() + plan.time;
+    std::thread::scope(|scope| {
+        let lanes: Vec<_> = plan
+            .lanes
+            .iter()
+            .map(|lane| {
+                let over = || broken.load(Ordering::Relaxed) || Instant::now() > end;
+                let broken = &broken;
+                scope.spawn(move || {
+                    let played = catch_unwind(AssertUnwindSafe(|| stage.play(lane, over)));
+                    played.map_err(|panic| {
+                        broken.store(true, Ordering::Relaxed);
+                        stage.report.say(format_args!("broken: {}", why(&*panic)));
+                        why(&*panic)
+                    })
+                })
+            })
+            .collect();
+        lanes.into_iter().filter_map(|lane| lane.join().expect("a lane").err()).collect()
+    })
+}
+
+/// Waits until everybody is up again.
+fn settle(server: &Server, proxies: &[Mutex<Proxy>]) -> Option<String> {
+    catch_unwind(AssertUnwindSafe(|| {
+        server.recover();
+        proxies.iter().for_each(|proxy| locked(proxy).wait_ready());
+    }))
+    .err()
+    .map(|panic| why(&*panic))
+}
+
+fn keep_logs(server: &Server, proxies: &[Mutex<Proxy>], balancer: &Balancer, report: &Report) {
+    server.keep_logs(report);
+    proxies.iter().for_each(|proxy| report.keep("proxy", locked(proxy).log_file()));
+    report.keep("haproxy", &balancer.log);
+}
+
+/// Open files and bytes of memory of the proxies and the relay.
+#[derive(Debug)]
+struct Sizes {
+    proxy: (usize, u64),
+    relay: (usize, u64),
+}
+
+impl Sizes {
+    fn of(pid: u32) -> Option<(usize, u64)> {
+        Some((open_files(pid)?, memory(pid, "RssAnon")?))
+    }
+
+    /// Those of the beginning. All proxies are alike.
+    fn take(server: &Server, proxies: &[Mutex<Proxy>]) -> Self {
+        let relay = || server.database(|database| Self::of(database.wait_relay()));
+        let proxy = eventually("the size of a proxy", || Self::of(locked(&proxies[0]).pid()));
+        Self { proxy, relay: eventually("the size of the relay", relay) }
+    }
+
+    /// What has grown that should not have.
+    fn compare(&self, server: &Server, proxies: &[Mutex<Proxy>], history: &str, report: &Report) -> Vec<String> {
+        let history: u64 = match history.strip_suffix("MiB") {
+            Some(n) => n.parse::<u64>().map(|n| n << 20).unwrap_or(0),
+            None => history.strip_suffix("KiB").and_then(|n| n.parse::<u64>().ok()).map_or(0, |n| n << 10),
+        };
+        let mut faults = Vec::new();
+        let mut compare = |name: &str, before: (usize, u64), now: (usize, u64), memory: u64, files: usize| {
+            report.say(format_args!(
+                "{name}: files {} -> {}, memory {} -> {} KiB",
+                before.0,
+                now.0,
+                before.1 >> 10,
+                now.1 >> 10
+            ));
+            if now.0 > before.0 + files || now.1 > before.1 + memory {
+                faults
+                    .push(format!("{name} has grown: {before:?} files and bytes in the beginning, {now:?} in the end"));
+            }
+        };
+        for (i, proxy) in proxies.iter().enumerate() {
+            let proxy = locked(proxy);
+            proxy.wait_clients(0);
+            until("no client is on its way any more", || proxy.metric("tidings_replays") == 0.0);
+            let [(_, more), _] = MORE_FILES;
+            // The last connections may still be closing.
+            until("the proxy has closed what it had open", || {
+                open_files(proxy.pid()).is_some_and(|files| files <= self.proxy.0 + more)
+            });
+            let now = Self::of(proxy.pid()).expect("a proxy");
+            compare(&format!("proxy {i}"), self.proxy, now, history + MORE_MEMORY, more);
+        }
+        let relay = server.database(|database| Self::of(database.wait_relay())).expect("a relay");
+        let [_, (_, more)] = MORE_FILES;
+        compare("relay", self.relay, relay, MORE_MEMORY, more);
+        faults
+    }
+}

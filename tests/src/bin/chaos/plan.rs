@@ -1,0 +1,315 @@
+//! What happens in a run: all of it drawn from the seed before anything starts, so that a seed can be repeated.
+//!
+//! Three lanes run beside one another (one breaks the database, one the proxies, one the network), so that faults of
+//! different kinds overlap and those of one kind do not. When exactly a fault meets a transaction is up to the machine.
+
+use std::fmt;
+use std::time::Duration;
+
+use fastrand::Rng;
+
+/// How a standby follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standby {
+    /// A commit does not wait for it: a failover may lose the last ticks.
+    Asynchronous,
+    /// A commit waits for it: a failover loses nothing.
+    Synchronous,
+}
+
+/// What a run takes place in.
+#[derive(Clone, Debug)]
+pub struct World {
+    /// The proxies; the last one reaches the database through the relay of [`crate::network::Wire`].
+    pub proxies: usize,
+    /// The writers.
+    pub writers: usize,
+    /// The topics.
+    pub topics: usize,
+    /// `tidings.retention` in seconds, if it is shorter than the run.
+    pub retention: Option<u64>,
+    /// `--history-bytes`.
+    pub history: &'static str,
+    /// `--client-queue-bytes`.
+    pub queue: &'static str,
+    /// `--heartbeat`.
+    pub heartbeat: &'static str,
+    /// Whether commits wait for the disk.
+    pub synchronous_commit: bool,
+    /// The standby that a failover goes to.
+    pub standby: Option<Standby>,
+    /// Whether the cluster lies on a disk so small that it can be filled.
+    pub small_disk: bool,
+    /// Whether the server's clock can be put forward and back.
+    pub clock: bool,
+}
+
+/// What can be broken on this machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Means {
+    /// A network and mounts of our own.
+    pub namespaces: bool,
+    /// libfaketime is there.
+    pub clock: bool,
+}
+
+/// One thing that goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The relay is ended in good order.
+    TerminateRelay,
+    /// The relay is killed: Postgres restarts all of itself.
+    KillRelay,
+    /// The relay stands still.
+    FreezeRelay,
+    /// One backend of a proxy is killed, the listening one or the reading one.
+    KillListener,
+    /// All processes of the server are killed at once.
+    KillServer,
+    /// The postmaster is killed, and a new one started as soon as it can be.
+    KillPostmaster,
+    /// The postmaster stands still.
+    FreezePostmaster,
+    /// The server is restarted in good order.
+    RestartServer,
+    /// Every backend and the relay are ended by `pg_terminate_backend`.
+    TerminateAll,
+    /// Somebody listens and does not read, and the notification queue fills to that many percent.
+    CrowdQueue(u8),
+    /// The disk is full.
+    FillDisk,
+    /// The server's clock jumps by that many seconds, and stays there.
+    JumpClock(i32),
+    /// The primary is gone, and the standby is promoted; it may have stood still for the time before.
+    Failover,
+    /// A proxy is killed.
+    KillProxy(usize),
+    /// A proxy is ended by SIGTERM.
+    TerminateProxy(usize),
+    /// A proxy stands still.
+    FreezeProxy(usize),
+    /// No packet between proxies and database arrives.
+    Cut,
+    /// That many percent of the packets between proxies and database are lost.
+    Loss(u8),
+    /// The way between proxies and database takes so many kilobytes a second, and as long as a queue there takes.
+    Narrow(u16),
+    /// Connections between proxies and database are reset.
+    Refuse,
+    /// Everything between the last proxy and the database comes that many milliseconds later, both ways.
+    Delay(u16),
+    /// What the last proxy and the database send each other is taken, and goes no further.
+    Stall,
+    /// The connections of the last proxy to the database are closed.
+    HangUp,
+    /// The proxies' backends are ended by `pg_terminate_backend`.
+    TerminateListeners,
+}
+
+/// A fault in its lane.
+#[derive(Clone, Copy, Debug)]
+pub struct Step {
+    /// The time of peace before it.
+    pub after: Duration,
+    /// What goes wrong.
+    pub fault: Fault,
+    /// How long, where that makes sense.
+    pub hold: Duration,
+}
+
+/// All that a seed says.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The seed.
+    pub seed: u64,
+    /// How long the lanes are drawn for.
+    pub time: Duration,
+    /// Where it takes place.
+    pub world: World,
+    /// What goes wrong, lane by lane: database, proxies, network.
+    pub lanes: [Vec<Step>; 3],
+}
+
+impl Plan {
+    /// Draws the plan of a seed.
+    pub fn draw(seed: u64, time: Duration, means: Means) -> Self {
+        let mut random = Rng::with_seed(seed);
+        let world = World::draw(&mut random, time, means);
+        let lanes = [
+            database_faults(&mut random, &world),
+            proxy_faults(&mut random, &world),
+            network_faults(&mut random, &world, means),
+        ];
+        // The database is the slowest to come back, so it gets the longest peace; a cut network shows only if it lasts.
+        let peace = [(1.0, 5.0), (2.0, 8.0), (0.5, 5.0)];
+        let holds = [(0.2, 4.0), (0.1, 5.0), (0.5, 9.0)];
+        let lanes = std::array::from_fn(|i| steps(&mut random, time, &lanes[i], peace[i], holds[i]));
+        Self { seed, time, world, lanes }
+    }
+
+    /// A number that depends on the seed and on `who` draws with it.
+    pub fn random(&self, who: u64) -> Rng {
+        Rng::with_seed(self.seed.wrapping_mul(1_000_003).wrapping_add(who))
+    }
+}
+
+impl World {
+    fn draw(random: &mut Rng, time: Duration, means: Means) -> Self {
+        let standby = match random.u8(..6) {
+            0 | 1 => Some(Standby::Asynchronous),
+            2 => Some(Standby::Synchronous),
+            _ => None,
+        };
+        // A small disk has no room for a standby's needs, and an unreal clock none for a retention in real time.
+        let small_disk = means.namespaces && standby.is_none() && random.bool();
+        let clock = means.clock && standby.is_none() && random.u8(..3) == 0;
+        let short = !clock && time >= Duration::from_secs(120) && random.u8(..3) == 0;
+        Self {
+            proxies: random.usize(2..=3),
+            writers: random.usize(4..=8),
+            topics: random.usize(3..=6),
+            retention: short.then_some(45),
+            history: if random.bool() { "64MiB" } else { "256KiB" },
+            queue: if random.bool() { "1MiB" } else { "128KiB" },
+            heartbeat: if random.bool() { "1s" } else { "3s" },
+            synchronous_commit: random.u8(..4) != 0,
+            standby,
+            small_disk,
+            clock,
+        }
+    }
+}
+
+/// Each fault that the lane knows, some more than once, so that in a shuffled row all of them come.
+fn database_faults(random: &mut Rng, world: &World) -> Vec<Fault> {
+    let mut faults = vec![
+        Fault::TerminateRelay,
+        Fault::KillRelay,
+        Fault::FreezeRelay,
+        Fault::FreezeRelay,
+        Fault::KillListener,
+        Fault::KillServer,
+        Fault::KillPostmaster,
+        Fault::FreezePostmaster,
+        Fault::RestartServer,
+        Fault::TerminateAll,
+    ];
+    if world.small_disk {
+        faults.extend([Fault::FillDisk; 3]);
+    } else {
+        // More than a tenth of the queue is gigabytes on the disk.
+        faults.push(Fault::CrowdQueue(12));
+    }
+    if world.clock {
+        faults.extend((0..3).map(|_| Fault::JumpClock(random.i32(-90..=90))));
+    }
+    if world.standby.is_some() {
+        faults.extend([Fault::Failover; 3]);
+    }
+    faults
+}
+
+fn proxy_faults(random: &mut Rng, world: &World) -> Vec<Fault> {
+    let all = 0..world.proxies;
+    let mut faults: Vec<Fault> = all.clone().flat_map(|i| [Fault::KillProxy(i), Fault::FreezeProxy(i)]).collect();
+    faults.push(Fault::TerminateProxy(random.usize(all)));
+    faults
+}
+
+fn network_faults(random: &mut Rng, _world: &World, means: Means) -> Vec<Fault> {
+    let mut faults = vec![
+        Fault::Delay(random.u16(20..400)),
+        Fault::Delay(random.u16(400..2000)),
+        Fault::Stall,
+        Fault::HangUp,
+        Fault::TerminateListeners,
+        Fault::TerminateListeners,
+    ];
+    if means.namespaces {
+        faults.extend([Fault::Cut, Fault::Cut, Fault::Loss(random.u8(2..=10)), Fault::Loss(random.u8(20..=50))]);
+        faults.extend([Fault::Narrow(random.u16(8..100)), Fault::Refuse]);
+    }
+    faults
+}
+
+fn steps(random: &mut Rng, time: Duration, faults: &[Fault], peace: (f64, f64), hold: (f64, f64)) -> Vec<Step> {
+    let mut draw = |(least, most): (f64, f64)| Duration::from_secs_f64(least + (most - least) * random.f64());
+    let mut drawn = Vec::new();
+    let (mut at, mut n) = (Duration::ZERO, 0);
+    while at < time {
+        let step = Step { after: draw(peace), fault: faults[n % faults.len()], hold: draw(hold) };
+        at += step.after + step.hold;
+        n += 1;
+        drawn.push(step);
+    }
+    let mut row: Vec<Fault> = Vec::new();
+    while row.len() < drawn.len() {
+        let mut all = faults.to_vec();
+        random.shuffle(&mut all);
+        row.extend(all);
+    }
+    for (step, fault) in drawn.iter_mut().zip(row) {
+        step.fault = fault;
+    }
+    drawn
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "seed {}, {:?}: {:?}", self.seed, self.time, self.world)?;
+        for (name, lane) in ["database", "proxies", "network"].iter().zip(&self.lanes) {
+            writeln!(f, "{name}:")?;
+            for step in lane {
+                writeln!(f, "  after {:.1?} {:?} for {:.1?}", step.after, step.fault, step.hold)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_gives_the_same_plan_and_another_seed_another_one() {
+        let means = Means { namespaces: true, clock: true };
+        let draw = |seed| Plan::draw(seed, Duration::from_secs(60), means).to_string();
+        assert_eq!(draw(7), draw(7));
+        assert_ne!(draw(7).split_once(':'), draw(8).split_once(':'));
+    }
+
+    #[test]
+    fn every_fault_is_drawn_by_some_seed() {
+        let means = Means { namespaces: true, clock: true };
+        let plans: Vec<_> = (0..40).map(|seed| Plan::draw(seed, Duration::from_secs(180), means).to_string()).collect();
+        for name in [
+            "TerminateRelay",
+            "KillRelay",
+            "FreezeRelay",
+            "KillListener",
+            "KillServer",
+            "KillPostmaster",
+            "FreezePostmaster",
+            "RestartServer",
+            "TerminateAll",
+            "CrowdQueue",
+            "FillDisk",
+            "JumpClock",
+            "Failover",
+            "KillProxy",
+            "TerminateProxy",
+            "FreezeProxy",
+            "Cut",
+            "Loss",
+            "Narrow",
+            "Refuse",
+            "Delay",
+            "Stall",
+            "HangUp",
+            "TerminateListeners",
+        ] {
+            assert!(plans.iter().any(|plan| plan.contains(name)), "{name}");
+        }
+    }
+}

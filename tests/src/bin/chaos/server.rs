@@ -1,0 +1,301 @@
+//! The database of a run: the primary of the moment, its standby, the disk it lies on and the clock it goes by.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use postgres::{Client, Config, NoTls};
+use tidings_tests::cluster::{SUPERUSER, Site};
+use tidings_tests::process::{Signal, fresh_path, is_running, send};
+use tidings_tests::{Cluster, Database, until};
+
+use crate::network::run;
+use crate::plan::{Standby, World};
+use crate::report::Report;
+
+/// The database's name.
+pub const DATABASE: &str = "chaos";
+
+/// The role of the proxies.
+pub const PROXY_ROLE: &str = "chaos_proxy";
+
+/// What the small disk holds beside what a run of some minutes writes, in megabytes.
+const DISK: u64 = 500;
+
+/// What is left free of a disk that is full: less than a new file of WAL, which is 16 MB, more than nothing.
+const LEFT: u64 = 3 << 20;
+
+/// Where Debian puts libfaketime. A process of Postgres has one thread.
+const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
+
+/// Whether the clock can be changed on this machine.
+pub fn clock_can_jump() -> bool {
+    Path::new(FAKETIME).exists()
+}
+
+/// A failover that has happened.
+#[derive(Clone, Copy, Debug)]
+pub struct Failover {
+    /// When the old primary was gone, in microseconds since the Unix epoch, as ticks are numbered.
+    pub tick: u64,
+    /// The same.
+    pub at: Instant,
+}
+
+/// The database.
+#[derive(Debug)]
+pub struct Server {
+    primary: Mutex<Arc<Cluster>>,
+    standby: Mutex<Option<Cluster>>,
+    mode: Option<Standby>,
+    ports: [u16; 2],
+    settings: Vec<(String, String)>,
+    disk: Option<Disk>,
+    clock: Option<PathBuf>,
+    failovers: Mutex<Vec<Failover>>,
+    /// Rises when a failover begins and when it is over: even numbers are peace.
+    era: AtomicU64,
+}
+
+impl Server {
+    /// Starts what the world asks for, with the database in it.
+    pub fn start(world: &World, minutes: f64, ports: [u16; 2]) -> Self {
+        let mut settings: Vec<(&str, String)> = vec![
+            ("wal_keep_size", "1GB".to_owned()),
+            ("wal_retrieve_retry_interval", "200ms".to_owned()),
+            ("log_min_duration_statement", "2s".to_owned()),
+            ("log_connections", "off".to_owned()),
+        ];
+        if world.small_disk {
+            settings = vec![("max_wal_size", "128MB".to_owned()), ("min_wal_size", "32MB".to_owned())];
+        }
+        if let Some(retention) = world.retention {
+            settings.push(("tidings.retention", format!("{retention}s")));
+        }
+        let settings: Vec<(String, String)> =
+            settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let disk = world.small_disk.then(|| Disk::mount(DISK + (minutes * 150.0) as u64));
+        let clock = world.clock.then(|| {
+            let file = fresh_path("clock");
+            fs::write(&file, "+0").expect("write the clock's file");
+            file
+        });
+        let mut server = Self {
+            primary: Mutex::new(Arc::new(Cluster::start_at(
+                Site {
+                    dir: disk.as_ref().map(|disk| disk.dir.clone()),
+                    port: Some(ports[0]),
+                    env: environment(clock.as_deref()),
+                },
+                &borrowed(&settings),
+            ))),
+            standby: Mutex::default(),
+            mode: world.standby,
+            ports,
+            settings,
+            disk,
+            clock,
+            failovers: Mutex::default(),
+            era: AtomicU64::new(0),
+        };
+        let primary = server.primary();
+        primary.session("postgres", SUPERUSER).run(&format!("CREATE DATABASE {DATABASE}"));
+        let mut session = primary.session(DATABASE, SUPERUSER);
+        session.run(&format!(
+            "CREATE EXTENSION tidings; CREATE ROLE {PROXY_ROLE} LOGIN; SELECT tidings.grant_proxy('{PROXY_ROLE}')"
+        ));
+        server.database(|database| database.wait_relay());
+        server.follow(ports[1]);
+        server
+    }
+
+    /// The primary of the moment.
+    pub fn primary(&self) -> Arc<Cluster> {
+        self.primary.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Does something with the database on the primary of the moment.
+    pub fn database<T>(&self, act: impl FnOnce(&Database<'_>) -> T) -> T {
+        let primary = self.primary();
+        act(&Database::existing(&primary, DATABASE))
+    }
+
+    /// How to connect to the primary of the moment, as the superuser.
+    pub fn config(&self) -> Config {
+        self.primary().config(DATABASE, SUPERUSER)
+    }
+
+    /// A connection, if there is one to be had.
+    pub fn connect(&self) -> Option<Client> {
+        self.config().connect(NoTls).ok()
+    }
+
+    /// How often a failover has begun or ended.
+    pub fn era(&self) -> u64 {
+        self.era.load(Ordering::SeqCst)
+    }
+
+    /// The failovers so far.
+    pub fn failovers(&self) -> Vec<Failover> {
+        self.failovers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits until the server is there and its relay runs, and starts it if it has ended by itself.
+    pub fn recover(&self) {
+        self.primary().revive();
+        self.database(|database| database.wait_relay());
+    }
+
+    /// Starts a standby at that port, if the world has one.
+    fn follow(&mut self, port: u16) {
+        *self.standby.lock().unwrap_or_else(PoisonError::into_inner) = self.new_standby(port);
+    }
+
+    fn new_standby(&self, port: u16) -> Option<Cluster> {
+        let mode = self.mode?;
+        let primary = self.primary();
+        let site = Site { dir: None, port: Some(port), env: environment(self.clock.as_deref()) };
+        let standby = primary.standby_at(site, &borrowed(&self.settings));
+        let mut session = primary.session("postgres", SUPERUSER);
+        if mode == Standby::Synchronous {
+            session.run("ALTER SYSTEM SET synchronous_standby_names = '*'");
+            session.run("SELECT pg_reload_conf()");
+        }
+        drop(session);
+        self.wait_standby();
+        Some(standby)
+    }
+
+    /// Waits until the standby has what the primary has, nearly.
+    fn wait_standby(&self) {
+        let state = if self.mode == Some(Standby::Synchronous) { "sync" } else { "async" };
+        let close = format!(
+            "SELECT EXISTS (SELECT FROM pg_stat_replication WHERE state = 'streaming' AND sync_state = '{state}'
+               AND pg_wal_lsn_diff(pg_current_wal_lsn(), replay_lsn) < 4 * 1024 * 1024)"
+        );
+        until("the standby follows", || {
+            let row = self.connect().and_then(|mut client| client.query_one(&close, &[]).ok());
+            row.is_some_and(|row| row.get(0))
+        });
+    }
+
+    /// Kills the primary, promotes the standby, and gives that one a new standby. An asynchronous one gets nothing of what the
+    /// primary does during `lag`.
+    pub fn fail_over(&self, lag: Duration, report: &Report) {
+        self.wait_standby();
+        let standby = self.standby.lock().unwrap_or_else(PoisonError::into_inner).take().expect("a standby");
+        let old = self.primary();
+        if self.mode == Some(Standby::Asynchronous) {
+            let receiver: i32 = standby.session("postgres", SUPERUSER).one("SELECT pid FROM pg_stat_wal_receiver");
+            let receiver = u32::try_from(receiver).expect("a process id");
+            send(receiver, Signal::SIGSTOP);
+            std::thread::sleep(lag);
+            old.kill();
+            // What lies in its socket is lost with it. Killed, it takes the standby's other processes along, which come back.
+            send(receiver, Signal::SIGKILL);
+            until("the receiver has gone", || !is_running(receiver));
+        } else {
+            old.kill();
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a time after 1970");
+        let failover = Failover { tick: now.as_micros() as u64, at: Instant::now() };
+        self.failovers.lock().unwrap_or_else(PoisonError::into_inner).push(failover);
+        self.era.fetch_add(1, Ordering::SeqCst);
+        report.keep("server", &old.log_file());
+        standby.wait_ready();
+        standby.session("postgres", SUPERUSER).run("SELECT pg_promote()");
+        let port = if standby.port() == self.ports[0] { self.ports[1] } else { self.ports[0] };
+        *self.primary.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(standby);
+        self.era.fetch_add(1, Ordering::SeqCst);
+        self.database(|database| database.wait_relay());
+        let next = self.new_standby(port);
+        *self.standby.lock().unwrap_or_else(PoisonError::into_inner) = next;
+    }
+
+    /// Fills the disk, but for a little.
+    pub fn fill_disk(&self) {
+        self.disk.as_ref().expect("a small disk").fill();
+    }
+
+    /// Frees the disk again.
+    pub fn free_disk(&self) {
+        self.disk.as_ref().expect("a small disk").free();
+    }
+
+    /// Puts the clock to that many seconds beside the real one.
+    pub fn set_clock(&self, offset: i32) {
+        let file = self.clock.as_ref().expect("a clock");
+        // Replaced in one step: a process that reads half of it would have another time.
+        let new = file.with_extension("new");
+        fs::write(&new, format!("{offset:+}")).expect("write the clock's file");
+        fs::rename(new, file).expect("put the clock");
+    }
+
+    /// Keeps the logs of all servers.
+    pub fn keep_logs(&self, report: &Report) {
+        report.keep("server", &self.primary().log_file());
+        if let Some(standby) = &*self.standby.lock().unwrap_or_else(PoisonError::into_inner) {
+            report.keep("standby", &standby.log_file());
+        }
+    }
+}
+
+fn borrowed(settings: &[(String, String)]) -> Vec<(&str, &str)> {
+    settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect()
+}
+
+fn environment(clock: Option<&Path>) -> Vec<(String, String)> {
+    let Some(clock) = clock else { return Vec::new() };
+    let clock = clock.display().to_string();
+    [
+        ("LD_PRELOAD", FAKETIME),
+        ("FAKETIME_TIMESTAMP_FILE", &clock),
+        ("FAKETIME_NO_CACHE", "1"),
+        ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .to_vec()
+}
+
+/// A file system in memory.
+#[derive(Debug)]
+struct Disk {
+    dir: PathBuf,
+}
+
+impl Disk {
+    fn mount(megabytes: u64) -> Self {
+        let dir = fresh_path("disk");
+        fs::create_dir(&dir).expect("create the disk's folder");
+        let size = format!("size={megabytes}m");
+        run("mount", &["-t", "tmpfs", "-o", &size, "tidings-chaos", &dir.display().to_string()]);
+        Self { dir }
+    }
+
+    fn ballast(&self) -> String {
+        self.dir.join("ballast").display().to_string()
+    }
+
+    fn fill(&self) {
+        let output = Command::new("df").args(["--output=avail", "-B1"]).arg(&self.dir).output().expect("run df");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let free: u64 = text.split_whitespace().last().and_then(|n| n.parse().ok()).expect("the free space");
+        if free > LEFT {
+            run("fallocate", &["-l", &(free - LEFT).to_string(), &self.ballast()]);
+        }
+    }
+
+    fn free(&self) {
+        let _ = fs::remove_file(self.ballast());
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.dir).status();
+        let _ = fs::remove_dir(&self.dir);
+    }
+}

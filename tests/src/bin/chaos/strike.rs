@@ -1,0 +1,210 @@
+//! The faults themselves: how each one strikes and how it is healed.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use postgres::NoTls;
+use tidings_tests::cluster::SUPERUSER;
+use tidings_tests::process::{Signal, is_running, send};
+use tidings_tests::{Proxy, eventually, until};
+
+use crate::network::{Filter, Wire};
+use crate::plan::{Fault, Step};
+use crate::report::Report;
+use crate::server::{DATABASE, PROXY_ROLE, Server};
+use crate::writers::Writers;
+
+/// Commits that the writers must get through after each fault of the database, before the next one.
+const PROGRESS: u64 = 30;
+
+/// Notifications of one transaction when the queue is filled, each of one page.
+const CROWD: u32 = 4000;
+
+/// The longest that a disk stays full until a writer has noticed.
+const FULL: Duration = Duration::from_secs(20);
+
+/// All that can be broken.
+#[derive(Debug)]
+pub struct Stage<'a> {
+    /// The database.
+    pub server: &'a Server,
+    /// The proxies.
+    pub proxies: &'a [Mutex<Proxy>],
+    /// The network's filter, if there is a network of our own.
+    pub filter: Option<&'a Filter>,
+    /// The relay in front of the last proxy's database.
+    pub wire: &'a Arc<Wire>,
+    /// The writers.
+    pub writers: &'a Writers,
+    /// Where it is noted.
+    pub report: &'a Report,
+}
+
+impl Stage<'_> {
+    /// Goes through a lane, until its end or until `over` says so.
+    pub fn play(&self, lane: &[Step], over: impl Fn() -> bool) {
+        for step in lane {
+            std::thread::sleep(step.after);
+            if over() {
+                return;
+            }
+            self.report.say(format_args!("{:?} for {:.1?}", step.fault, step.hold));
+            self.strike(step.fault, step.hold);
+            self.report.say(format_args!("{:?} is over", step.fault));
+        }
+    }
+
+    /// Lets one fault strike, and heals it.
+    fn strike(&self, fault: Fault, hold: Duration) {
+        let wait = || std::thread::sleep(hold);
+        match fault {
+            Fault::KillProxy(i) => {
+                let mut proxy = self.proxy(i);
+                proxy.kill();
+                wait();
+                proxy.start_again();
+            }
+            Fault::TerminateProxy(i) => {
+                let mut proxy = self.proxy(i);
+                let status = proxy.terminate();
+                assert!(status.success(), "a proxy that was told to end: {status}");
+                proxy.start_again();
+            }
+            Fault::FreezeProxy(i) => {
+                let proxy = self.proxy(i);
+                proxy.signal(Signal::SIGSTOP);
+                wait();
+                proxy.signal(Signal::SIGCONT);
+            }
+            Fault::Cut | Fault::Loss(_) | Fault::Refuse | Fault::Narrow(_) => {
+                let filter = self.filter.expect("a network of our own");
+                match fault {
+                    Fault::Cut => filter.cut(),
+                    Fault::Loss(percent) => filter.lose(percent),
+                    Fault::Narrow(kilobytes) => filter.narrow(Some(kilobytes)),
+                    _ => filter.refuse(),
+                }
+                wait();
+                if matches!(fault, Fault::Narrow(_)) { filter.narrow(None) } else { filter.heal() }
+            }
+            Fault::Delay(milliseconds) => {
+                self.wire.delay(Duration::from_millis(milliseconds.into()));
+                wait();
+                self.wire.delay(Duration::ZERO);
+            }
+            Fault::Stall => {
+                self.wire.stall(true);
+                wait();
+                self.wire.stall(false);
+            }
+            Fault::HangUp => self.wire.hang_up(),
+            Fault::TerminateListeners => self.terminate(&format!("usename = '{PROXY_ROLE}'")),
+            _ => {
+                self.break_database(fault, hold);
+                self.server.recover();
+                self.writers.wait_for(PROGRESS);
+            }
+        }
+    }
+
+    fn break_database(&self, fault: Fault, hold: Duration) {
+        let primary = self.server.primary();
+        let wait = || std::thread::sleep(hold);
+        let relay = || self.server.database(|database| database.wait_relay());
+        match fault {
+            Fault::TerminateRelay => self.terminate("backend_type = 'tidings relay'"),
+            Fault::KillRelay => self.kill(relay()),
+            Fault::FreezeRelay => {
+                let relay = relay();
+                send(relay, Signal::SIGSTOP);
+                wait();
+                send(relay, Signal::SIGCONT);
+            }
+            Fault::KillListener => {
+                let pid =
+                    format!("SELECT pid FROM pg_stat_activity WHERE usename = '{PROXY_ROLE}' ORDER BY pid LIMIT 1");
+                let pid = self.server.connect().and_then(|mut client| client.query_opt(&pid, &[]).ok().flatten());
+                if let Some(row) = pid {
+                    self.kill(u32::try_from(row.get::<_, i32>(0)).expect("a process id"));
+                }
+            }
+            Fault::KillServer => {
+                primary.kill();
+                wait();
+                primary.boot();
+            }
+            Fault::KillPostmaster => {
+                primary.kill_postmaster();
+                primary.boot();
+            }
+            Fault::FreezePostmaster => {
+                send(primary.pid(), Signal::SIGSTOP);
+                wait();
+                send(primary.pid(), Signal::SIGCONT);
+            }
+            Fault::RestartServer => {
+                primary.stop();
+                primary.boot();
+            }
+            Fault::TerminateAll => {
+                self.terminate("backend_type IN ('client backend', 'tidings relay', 'tidings launcher')")
+            }
+            Fault::CrowdQueue(percent) => self.crowd_queue(percent, hold),
+            Fault::FillDisk => {
+                let before = self.no_room();
+                self.server.fill_disk();
+                let start = Instant::now();
+                while start.elapsed() < hold || (self.no_room() == before && start.elapsed() < FULL) {
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                self.server.free_disk();
+                self.report.say(format_args!("{} times no room for a writer", self.no_room() - before));
+            }
+            Fault::JumpClock(seconds) => self.server.set_clock(seconds),
+            Fault::Failover => {
+                drop(primary);
+                self.server.fail_over(hold.min(Duration::from_secs(1)), self.report);
+            }
+            _ => unreachable!("not the database's"),
+        }
+    }
+
+    fn proxy(&self, i: usize) -> MutexGuard<'_, Proxy> {
+        self.proxies[i].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn no_room(&self) -> u64 {
+        self.writers.counts.no_room.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    fn kill(&self, pid: u32) {
+        send(pid, Signal::SIGKILL);
+        until("the killed one has gone", || !is_running(pid));
+    }
+
+    /// Ends backends, if there is a server to ask for it.
+    fn terminate(&self, which: &str) {
+        let sql = format!(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND {which}"
+        );
+        let count = self.server.connect().and_then(|mut client| client.query_one(&sql, &[]).ok());
+        self.report.say(format_args!("{:?} terminated", count.map(|row| row.get::<_, i64>(0))));
+    }
+
+    /// Somebody listens in a transaction that doesn't end, so that the queue keeps all that comes.
+    fn crowd_queue(&self, percent: u8, hold: Duration) {
+        let connect = || self.server.primary().config(DATABASE, SUPERUSER).connect(NoTls);
+        let (mut listener, mut notifier) = (connect().expect("a listener"), connect().expect("a notifier"));
+        listener.batch_execute("LISTEN crowd").expect("listen");
+        listener.batch_execute("BEGIN; SELECT 1").expect("a transaction that stays");
+        let fill = format!("SELECT pg_notify('crowd', i || repeat('x', 7900)) FROM generate_series(1, {CROWD}) i");
+        let usage = eventually("the queue is crowded", || {
+            notifier.batch_execute(&fill).expect("notify");
+            let usage: f64 = notifier.query_one("SELECT pg_notification_queue_usage()", &[]).ok()?.get(0);
+            (usage * 100.0 >= f64::from(percent)).then_some(usage)
+        });
+        self.report.say(format_args!("the notification queue is full to {:.0} %", usage * 100.0));
+        std::thread::sleep(hold);
+        drop(listener);
+    }
+}

@@ -1,0 +1,334 @@
+//! Writers that know what they did: each of their transactions is noted as committed, given up, or, where the answer to
+//! the COMMIT was lost, unknown.
+//!
+//! Each write leaves a row in the table `truth` within its transaction, as with the ledger of the tests. So the table
+//! tells what became of the unknown ones, and the notes tell whether the table itself is right.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use postgres::Client;
+use postgres::error::SqlState;
+use tidings_tests::ledger::Write;
+
+use crate::plan::Plan;
+use crate::server::Server;
+
+/// How many rows the writers fight for.
+const ITEMS: usize = 24;
+
+/// The name of the last event of each topic.
+pub const END: &str = "end";
+
+/// The longest pause between two transactions of a writer: the machine is to be broken, not worn out.
+const PAUSE: f64 = 0.06;
+
+/// What became of a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The COMMIT was answered.
+    Committed,
+    /// It failed before, or was rolled back.
+    GivenUp,
+    /// The COMMIT was sent, and there was no answer.
+    Unknown,
+}
+
+/// A transaction on record.
+#[derive(Clone, Debug)]
+pub struct Note {
+    /// `<writer>.<number>`
+    pub transaction: String,
+    /// Its writes, without those of savepoints that were rolled back.
+    pub writes: usize,
+    /// What became of it.
+    pub outcome: Outcome,
+    /// When that was known.
+    pub at: Instant,
+}
+
+/// The topic with that number.
+pub fn topic(lane: usize) -> String {
+    format!("lane_{lane}")
+}
+
+/// Creates the tables and watches them.
+pub fn prepare(server: &Server, topics: usize) {
+    server.database(|database| {
+        database.session().run(&format!(
+            "CREATE TABLE item (id int PRIMARY KEY, lane int NOT NULL, version bigint NOT NULL, write text) WITH (fillfactor = 50);
+             INSERT INTO item SELECT i, i % {topics}, 0 FROM generate_series(1, {ITEMS}) i;
+             CREATE TABLE note (lane int NOT NULL, write text NOT NULL, filler text);
+             CREATE TABLE truth (write text PRIMARY KEY, item int, version bigint);
+             SELECT tidings.watch('item', topic => 'lane_{{lane}}');
+             SELECT tidings.watch('note', topic => 'lane_{{lane}}');"
+        ));
+    });
+}
+
+/// Publishes the event that stands behind all others of its topic, for each topic, in one transaction.
+pub fn close(server: &Server, topics: usize) {
+    let publish = |lane| format!("SELECT tidings.publish('{}', '{{\"write\": \"{END}\"}}')", topic(lane));
+    let all: Vec<String> = (0..topics).map(publish).collect();
+    server.database(|database| database.session().run(&all.join(";")));
+}
+
+/// The committed writes, as the database knows them.
+pub fn truth(server: &Server) -> Vec<Write> {
+    server.database(|database| {
+        let rows = database.session().all("SELECT write, item, version FROM truth", &[]);
+        rows.iter()
+            .map(|row| Write {
+                name: row.get(0),
+                version: row.get::<_, Option<i32>>(1).map(|item| (item, row.get::<_, i64>(2))),
+            })
+            .collect()
+    })
+}
+
+/// What is wrong with the table, by the writers' notes. Commits answered within `lag` before one of the `losses` may be gone.
+pub fn doubt(notes: &[Note], truth: &[Write], losses: &[Instant], lag: Duration) -> (Vec<String>, usize) {
+    let mut found: HashMap<&str, usize> = HashMap::new();
+    for write in truth {
+        *found.entry(write.transaction()).or_default() += 1;
+    }
+    let (mut faults, mut lost) = (Vec::new(), 0);
+    for note in notes {
+        let there = found.get(note.transaction.as_str()).copied().unwrap_or(0);
+        let right = match note.outcome {
+            Outcome::Committed => there == note.writes,
+            Outcome::GivenUp => there == 0,
+            Outcome::Unknown => there == 0 || there == note.writes,
+        };
+        if right {
+            continue;
+        }
+        let excused = |loss: &Instant| note.at <= *loss && *loss - note.at <= lag;
+        if note.outcome == Outcome::Committed && there == 0 && losses.iter().any(excused) {
+            lost += 1;
+        } else {
+            faults.push(format!("transaction {note:?} has {there} writes in the database"));
+        }
+    }
+    (faults, lost)
+}
+
+/// What the writers have done and what went wrong.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Transactions committed.
+    pub committed: AtomicU64,
+    /// Errors for want of room on the disk.
+    pub no_room: AtomicU64,
+    /// Connections lost.
+    pub lost: AtomicU64,
+}
+
+/// Running writers.
+#[derive(Debug)]
+pub struct Writers {
+    threads: Vec<JoinHandle<Vec<Note>>>,
+    stop: Arc<AtomicBool>,
+    /// What they have done.
+    pub counts: Arc<Counts>,
+    refusals: Arc<Mutex<Vec<String>>>,
+}
+
+impl Writers {
+    /// Starts those of the plan.
+    pub fn start(server: &Arc<Server>, plan: &Plan) -> Self {
+        let (stop, counts, refusals) = (Arc::new(AtomicBool::new(false)), Arc::<Counts>::default(), Arc::default());
+        let threads = (0..plan.world.writers).map(|number| {
+            let mut writer = Writer {
+                server: server.clone(),
+                random: plan.random(number as u64),
+                name: format!("w{number}"),
+                topics: plan.world.topics,
+                durable: plan.world.synchronous_commit || plan.world.standby.is_some(),
+                transaction: 0,
+                counts: counts.clone(),
+                refusals: Arc::clone(&refusals),
+                notes: Vec::new(),
+            };
+            let stop = stop.clone();
+            std::thread::spawn(move || {
+                writer.work(&stop);
+                writer.notes
+            })
+        });
+        Self { threads: threads.collect(), stop, counts, refusals }
+    }
+
+    /// Waits until at least `n` more transactions are committed.
+    pub fn wait_for(&self, n: u64) {
+        let goal = self.counts.committed.load(Ordering::Relaxed) + n;
+        tidings_tests::until("the writers get on", || self.counts.committed.load(Ordering::Relaxed) >= goal);
+    }
+
+    /// Stops them; gives their notes, and the errors that they should not have got.
+    pub fn finish(self) -> (Vec<Note>, Vec<String>) {
+        self.stop.store(true, Ordering::Relaxed);
+        let notes = self.threads.into_iter().flat_map(|thread| thread.join().expect("a writer")).collect();
+        let refusals = std::mem::take(&mut *self.refusals.lock().unwrap_or_else(PoisonError::into_inner));
+        (notes, refusals)
+    }
+}
+
+struct Writer {
+    server: Arc<Server>,
+    random: Rng,
+    name: String,
+    topics: usize,
+    durable: bool,
+    transaction: u64,
+    counts: Arc<Counts>,
+    refusals: Arc<Mutex<Vec<String>>>,
+    notes: Vec<Note>,
+}
+
+impl Writer {
+    fn work(&mut self, stop: &AtomicBool) {
+        while !stop.load(Ordering::Relaxed) {
+            let Some(mut client) = self.server.connect() else {
+                std::thread::sleep(Duration::from_millis(30));
+                continue;
+            };
+            let setup = if self.durable { "" } else { "SET synchronous_commit = off" };
+            if client.batch_execute(setup).is_err() {
+                continue;
+            }
+            while !stop.load(Ordering::Relaxed) && !client.is_closed() {
+                self.transaction += 1;
+                let mut work = Work { number: 0, kept: 0, sent_commit: false };
+                let outcome = match self.transact(&mut client, &mut work) {
+                    Ok(true) => Outcome::Committed,
+                    Ok(false) => Outcome::GivenUp,
+                    Err(error) => self.judge(&mut client, &error, work.sent_commit),
+                };
+                if outcome == Outcome::Committed {
+                    self.counts.committed.fetch_add(1, Ordering::Relaxed);
+                }
+                let transaction = format!("{}.{}", self.name, self.transaction);
+                self.notes.push(Note { transaction, writes: work.kept, outcome, at: Instant::now() });
+                std::thread::sleep(Duration::from_secs_f64(self.random.f64() * PAUSE));
+            }
+            if client.is_closed() {
+                self.counts.lost.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// What an error says about the transaction. Those that no fault explains go on record.
+    fn judge(&self, client: &mut Client, error: &postgres::Error, sent_commit: bool) -> Outcome {
+        const EXCUSED: [SqlState; 9] = [
+            SqlState::T_R_DEADLOCK_DETECTED,
+            SqlState::T_R_SERIALIZATION_FAILURE,
+            SqlState::ADMIN_SHUTDOWN,
+            SqlState::CRASH_SHUTDOWN,
+            SqlState::CANNOT_CONNECT_NOW,
+            SqlState::DISK_FULL,
+            SqlState::IO_ERROR,
+            SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT,
+            SqlState::TOO_MANY_CONNECTIONS,
+        ];
+        if error.code() == Some(&SqlState::DISK_FULL) {
+            self.counts.no_room.fetch_add(1, Ordering::Relaxed);
+        }
+        if error.code().is_some_and(|code| !EXCUSED.contains(code)) {
+            self.refusals
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(format!("a writer was refused: {error:?}"));
+        }
+        // An ERROR aborts; whoever is cut off, or sees the server go down, doesn't know.
+        let aborted = error.as_db_error().is_some_and(|error| error.severity() == "ERROR");
+        let _ = client.batch_execute("ROLLBACK");
+        if sent_commit && !aborted { Outcome::Unknown } else { Outcome::GivenUp }
+    }
+
+    /// One random transaction; false if it was rolled back on purpose.
+    fn transact(&mut self, client: &mut Client, work: &mut Work) -> Result<bool, postgres::Error> {
+        client.batch_execute("BEGIN")?;
+        for _ in 0..self.random.usize(1..=4) {
+            if self.random.u8(..) < 50 {
+                let before = work.kept;
+                client.batch_execute("SAVEPOINT s")?;
+                self.write(client, work)?;
+                if self.random.bool() {
+                    self.write(client, work)?;
+                }
+                if self.random.bool() {
+                    client.batch_execute("ROLLBACK TO s")?;
+                    work.kept = before;
+                } else {
+                    client.batch_execute("RELEASE s")?;
+                }
+            } else {
+                self.write(client, work)?;
+            }
+            if self.random.u8(..) < 25 {
+                client.batch_execute(&format!("SELECT pg_sleep({})", self.random.f64() * 0.03))?;
+            }
+        }
+        if self.random.u8(..) < 30 {
+            client.batch_execute("ROLLBACK")?;
+            return Ok(false);
+        }
+        work.sent_commit = true;
+        client.batch_execute("COMMIT")?;
+        Ok(true)
+    }
+
+    fn write(&mut self, client: &mut Client, work: &mut Work) -> Result<(), postgres::Error> {
+        let prefix = format!("{}.{}.", self.name, self.transaction);
+        let lane = self.random.usize(..self.topics);
+        let (rows, size) = match self.random.u16(..1000) {
+            // Too much for one segment, for one notification, for a notification at all.
+            0 => (self.random.usize(2_000..6_000), 40),
+            1..=12 => (self.random.usize(100..400), 50),
+            13..=40 => (1, self.random.usize(7_000..30_000)),
+            41..=399 => (1, 0),
+            400..=549 => {
+                let name = format!("{prefix}{}", work.next(1));
+                return client.batch_execute(&format!(
+                    "SELECT tidings.publish('{}', '{{\"write\": \"{name}\"}}'); INSERT INTO truth VALUES ('{name}')",
+                    topic(lane)
+                ));
+            }
+            _ => {
+                let (name, item) = (format!("{prefix}{}", work.next(1)), self.random.usize(1..=ITEMS));
+                return client.batch_execute(&format!(
+                    "WITH updated AS (UPDATE item SET version = version + 1, write = '{name}' WHERE id = {item} RETURNING version)
+                     INSERT INTO truth SELECT '{name}', {item}, version FROM updated"
+                ));
+            }
+        };
+        let first = work.next(rows);
+        client.batch_execute(&format!(
+            "WITH written AS (INSERT INTO note SELECT {lane}, '{prefix}' || i, repeat('n', {size})
+               FROM generate_series({first}, {first} + {rows} - 1) i RETURNING write)
+             INSERT INTO truth SELECT write FROM written"
+        ))
+    }
+}
+
+/// One transaction's own account.
+struct Work {
+    number: usize,
+    kept: usize,
+    sent_commit: bool,
+}
+
+impl Work {
+    /// The number of the next write, or of the first of several.
+    fn next(&mut self, rows: usize) -> usize {
+        let first = self.number + 1;
+        self.number += rows;
+        self.kept += rows;
+        first
+    }
+}

@@ -1,0 +1,141 @@
+//! `/channels/NAME`: plain LISTEN for many clients over one connection, also in a database without the extension.
+
+use tidings_tests::http::{self, Response};
+use tidings_tests::sse::Parser;
+use tidings_tests::{Database, Frame, Item, Proxy, shared, until};
+
+/// A stream of a channel.
+struct Channel {
+    response: Response,
+    parser: Parser,
+    items: std::collections::VecDeque<Item>,
+}
+
+impl Channel {
+    /// Opens it and waits until the proxy says that it listens.
+    #[track_caller]
+    fn open(proxy: &Proxy, name: &str) -> Self {
+        let path = format!("/channels/{}", http::escape(name));
+        let response = http::open(proxy.address(), &path, &[("Accept", "text/event-stream")]).expect("an answer");
+        assert_eq!(response.head.status, 200);
+        let mut channel = Self { response, parser: Parser::default(), items: Default::default() };
+        channel.wait_listening();
+        channel
+    }
+
+    #[track_caller]
+    fn wait_listening(&mut self) {
+        while self.item() != Item::Comment("tidings".into()) {}
+    }
+
+    #[track_caller]
+    fn item(&mut self) -> Item {
+        while self.items.is_empty() {
+            let mut bytes = Vec::new();
+            assert!(self.response.read(&mut bytes).expect("more"), "the stream has ended");
+            let items = &mut self.items;
+            self.parser.feed(&bytes, &mut |item| items.push_back(item)).expect("an event stream");
+        }
+        self.items.pop_front().expect("an item")
+    }
+
+    #[track_caller]
+    fn frame(&mut self) -> Frame {
+        loop {
+            if let Item::Frame(frame) = self.item() {
+                return frame;
+            }
+        }
+    }
+}
+
+/// A proxy of a database without the extension, by a role that may log in and nothing else.
+fn proxy(db: &Database<'_>, args: &[&str]) -> Proxy {
+    Proxy::start(&db.cluster().url(db.name(), &db.role("listener")), args)
+}
+
+fn notify(db: &Database<'_>, channel: &str, payload: &str) {
+    db.session().with("SELECT pg_notify($1, $2)", &[&channel, &payload]);
+}
+
+/// What the proxy's connection did last.
+fn last_statement(db: &Database<'_>) -> Vec<String> {
+    let role = format!("{}_listener", db.name());
+    let rows =
+        db.session().all("SELECT query FROM pg_stat_activity WHERE usename = $1 AND datname IS NOT NULL", &[&role]);
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
+#[test]
+fn what_is_notified_reaches_the_channels_clients_and_no_others() {
+    let db = shared().empty_database();
+    let proxy = proxy(&db, &["--channel", "board_*", "--channel", "News&\"more\""]);
+    let mut one = Channel::open(&proxy, "board_5");
+    let mut two = Channel::open(&proxy, "board_5");
+    let mut other = Channel::open(&proxy, "board_6");
+    let mut odd = Channel::open(&proxy, "News&\"more\"");
+    for (channel, payload) in
+        [("board_5", "a\r\nb"), ("board_6", "for another"), ("board_5", ""), ("News&\"more\"", "odd")]
+    {
+        notify(&db, channel, payload);
+    }
+    notify(&db, "board_5", "last");
+    for channel in [&mut one, &mut two] {
+        let frames = [channel.frame(), channel.frame(), channel.frame()];
+        assert_eq!(frames.each_ref().map(|frame| frame.data.as_str()), ["a\nb", "", "last"]);
+        assert!(frames.iter().all(|frame| frame.id.is_none() && frame.event == "message"), "{frames:?}");
+    }
+    assert_eq!(other.frame().data, "for another");
+    assert_eq!(odd.frame().data, "odd");
+}
+
+#[test]
+fn the_proxy_listens_from_the_first_client_to_the_last() {
+    let db = shared().empty_database();
+    let proxy = proxy(&db, &["--channel", "*"]);
+    let connections = last_statement(&db).len();
+    let streams = [Channel::open(&proxy, "board_5"), Channel::open(&proxy, "board_5")];
+    assert!(last_statement(&db).contains(&"LISTEN \"board_5\"".to_owned()), "{:?}", last_statement(&db));
+    let [one, two] = streams;
+    drop(one);
+    proxy.wait_clients(1);
+    let mut two = two;
+    notify(&db, "board_5", "still here");
+    assert_eq!(two.frame().data, "still here");
+    drop(two);
+    until("it listens no more", || last_statement(&db).contains(&"UNLISTEN \"board_5\"".to_owned()));
+    let mut again = Channel::open(&proxy, "board_5");
+    notify(&db, "board_5", "again");
+    assert_eq!(again.frame().data, "again");
+    assert_eq!(last_statement(&db).len(), connections, "all over the one connection");
+}
+
+#[test]
+fn after_the_database_was_away_clients_are_told_so_and_hear_again() {
+    let db = shared().empty_database();
+    let proxy = proxy(&db, &["--channel", "*"]);
+    let mut channel = Channel::open(&proxy, "board_5");
+    for round in 0..3 {
+        let role = format!("{}_listener", db.name());
+        db.session().with("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = $1", &[&role]);
+        let reset = channel.frame();
+        assert_eq!((reset.event.as_str(), reset.data.as_str()), ("reset", "{\"reason\":\"upstream\"}"));
+        channel.wait_listening();
+        notify(&db, "board_5", &round.to_string());
+        assert_eq!(channel.frame().data, round.to_string());
+    }
+}
+
+#[test]
+fn only_what_the_patterns_name_is_served() {
+    let db = shared().empty_database();
+    let proxy = proxy(&db, &["--channel", "board_*"]);
+    let long = "board_".to_owned() + &"x".repeat(60);
+    for (name, status) in
+        [("board_5", 200), ("boards_5", 403), ("Board_5", 403), ("", 400), (long.as_str(), 400), ("board_\n", 400)]
+    {
+        let path = format!("/channels/{}", http::escape(name));
+        let response = http::open(proxy.address(), &path, &[]).expect("an answer");
+        assert_eq!(response.head.status, status, "{name:?}");
+    }
+}

@@ -1,0 +1,180 @@
+//! Each limit bites where it should, is counted, and hurts nobody else.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::Command;
+
+use tidings_tests::follower::Habits;
+use tidings_tests::sse::Request;
+use tidings_tests::{DEADLINE, Database, Follower, Item, Proxy, Sse, http, until};
+
+use crate::{all_until_now, boards, titles};
+
+const STREAM: &str = "/events?topic=boards_5";
+
+/// Those who are in go on, an EventSource is told to come back much later, and others are told 503.
+#[track_caller]
+fn is_full(db: &Database<'_>, proxy: &Proxy, stays: &mut Sse, limit: &str) {
+    let mut turned_away = proxy.live(&["boards_5"]);
+    // `--retry` is 1 s: 15 times that, more or less by half.
+    let Some(Item::Retry(wait)) = turned_away.item() else { panic!("a time to wait comes first") };
+    assert!((7_500..=22_500).contains(&wait), "{wait}");
+    assert_eq!(turned_away.item(), None, "and the end");
+    let (head, body) = http::get(proxy.address(), STREAM).expect("an answer");
+    assert_eq!(head.status, 503, "{body}");
+    assert!(head.header("retry-after").is_some());
+    assert_eq!(proxy.metrics()[&format!("tidings_over_limit_total{{limit=\"{limit}\"}}")], 2.0);
+    db.session().run("INSERT INTO board_items VALUES (1, 5, 'for those who are in')");
+    assert_eq!(titles(&all_until_now(db, "boards_5", stays)), ["for those who are in"]);
+}
+
+#[test]
+fn there_are_only_so_many_streams() {
+    let db = boards();
+    let proxy = db.proxy(&["--max-clients", "3", "--retry", "1s"]);
+    let mut streams: Vec<Sse> = (0..3).map(|_| proxy.live(&["boards_5"])).collect();
+    proxy.wait_clients(3);
+    is_full(&db, &proxy, &mut streams[0], "clients");
+    drop(streams.pop());
+    proxy.wait_clients(2);
+    assert!(matches!(proxy.live(&["boards_5"]).item(), Some(Item::Retry(500..=1500))), "there is room again");
+}
+
+#[test]
+fn one_address_has_only_so_many_streams() {
+    let db = boards();
+    let proxy = db.proxy(&["--max-clients-per-address", "2", "--retry", "1s"]);
+    let mut streams: Vec<Sse> = (0..2).map(|_| proxy.live(&["boards_5"])).collect();
+    is_full(&db, &proxy, &mut streams[0], "clients_per_address");
+    // Another address is another matter.
+    let mut command = Command::new("curl");
+    command.args(["--silent", "--interface", "127.0.0.77", "--head", &format!("http://{}{STREAM}", proxy.address())]);
+    let output = command.output().expect("run curl");
+    assert!(String::from_utf8_lossy(&output.stdout).starts_with("HTTP/1.1 200"));
+    drop(streams.pop());
+    proxy.wait_clients(1);
+    assert!(matches!(proxy.live(&["boards_5"]).item(), Some(Item::Retry(500..=1500))), "there is room again");
+}
+
+#[test]
+fn who_takes_too_long_to_ask_is_hung_up_on() {
+    let db = boards();
+    let proxy = db.proxy(&["--header-timeout", "300ms"]);
+    let mut stays = proxy.live(&["boards_5"]);
+    for beginning in ["", "G", "PR", "GET /events?topic=boards_5 HTTP/1.1\r\nHost: x\r\nX-Slow: "] {
+        let mut socket = TcpStream::connect(proxy.address()).expect("connect");
+        socket.write_all(beginning.as_bytes()).expect("begin");
+        socket.set_read_timeout(Some(DEADLINE)).expect("set a limit");
+        let mut answer = String::new();
+        match socket.read_to_string(&mut answer) {
+            Ok(_) => {}
+            // What it had sent was not even read.
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset),
+        }
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 408"), "{answer}");
+    }
+    until("nothing of them is left", || proxy.metric("tidings_connections") <= 1.0);
+    db.session().run("INSERT INTO board_items VALUES (1, 5, 'a')");
+    assert_eq!(titles(&all_until_now(&db, "boards_5", &mut stays)), ["a"]);
+}
+
+#[test]
+fn out_of_file_descriptors_nobody_who_is_connected_is_dropped() {
+    let db = boards();
+    let proxy = db.proxy(&[]);
+    let mut stays = proxy.live(&["boards_5"]);
+    let used = std::fs::read_dir(format!("/proc/{}/fd", proxy.pid())).expect("its descriptors").count();
+    let limit = format!("--nofile={}", used + 10);
+    let status = Command::new("prlimit").args(["--pid", &proxy.pid().to_string(), &limit]).status();
+    assert!(status.expect("run prlimit").success());
+    // The kernel still takes them; the proxy can't.
+    let crowd: Vec<TcpStream> =
+        (0..30).map(|_| TcpStream::connect(proxy.address()).expect("a place in the kernel's queue")).collect();
+    // It can't be asked for its metrics now. Who is served goes on to be.
+    for id in 1..=20 {
+        db.session().run(&format!("INSERT INTO board_items VALUES ({id}, 5, 'served')"));
+        assert_eq!(titles(&[stays.frame()]), ["served"]);
+    }
+    drop(crowd);
+    until("it takes newcomers again", || http::get(proxy.address(), "/healthz").is_ok());
+    assert!(proxy.metric("tidings_accept_errors_total") > 0.0, "they were more than it could take");
+    let mut newcomer = proxy.live(&["boards_5"]);
+    db.session().run("INSERT INTO board_items VALUES (0, 5, 'for both')");
+    assert_eq!(titles(&[stays.frame(), newcomer.frame()]), ["for both", "for both"]);
+}
+
+#[test]
+fn a_stream_of_a_certain_age_ends_in_good_order_and_its_client_misses_nothing() {
+    let db = boards();
+    let proxy = db.proxy(&["--max-stream-age", "1s", "--heartbeat", "200ms", "--retry", "100ms"]);
+    let is_end = |frame: &tidings_tests::Frame| frame.json()["record"]["title"] == "the last";
+    let follower = Follower::start(Habits::faithful(proxy.address()), Request::live(&["boards_5"]), is_end);
+    let mut session = db.session();
+    let mut id = 0;
+    until("its stream has ended three times", || {
+        id += 1;
+        session.run(&format!("INSERT INTO board_items VALUES ({id}, 5, 'n')"));
+        follower.connections() > 3
+    });
+    session.run(&format!("INSERT INTO board_items VALUES ({}, 5, 'the last')", id + 1));
+    assert!(proxy.metric("tidings_aged_total") >= 3.0);
+    let ids: Vec<_> = follower.finish().iter().map(|frame| frame.json()["record"]["id"].as_u64()).collect();
+    assert_eq!(ids, (1..=id).map(Some).collect::<Vec<_>>());
+}
+
+#[test]
+fn clients_that_come_back_at_once_are_served_from_memory() {
+    const CLIENTS: usize = 300;
+    let db = boards();
+    let proxy = db.proxy(&[]);
+    let mut first = proxy.live(&["boards_5"]);
+    let mut session = db.session();
+    session.run("INSERT INTO board_items VALUES (0, 5, 'seen by all')");
+    let last = first.frame().id().to_owned();
+    for id in 1..=50 {
+        session.run(&format!("INSERT INTO board_items VALUES ({id}, 5, 'missed')"));
+    }
+    first.take(50);
+    // The log must not be needed: it can't be read.
+    let role = db.proxy_role();
+    session.run(&format!(
+        "REVOKE EXECUTE ON FUNCTION tidings.changes(text, text[], int), tidings.locate(text) FROM {role}"
+    ));
+    let open = || proxy.open(&Request::resume(&["boards_5"], &last));
+    let mut streams: Vec<Sse> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(open)).collect();
+        threads.into_iter().map(|thread| thread.join().expect("a stream")).collect()
+    });
+    for sse in &mut streams {
+        assert_eq!(sse.take(50).len(), 50);
+    }
+    let metrics = proxy.metrics();
+    assert_eq!(metrics["tidings_resumes_total{source=\"memory\"}"], CLIENTS as f64);
+    assert_eq!(metrics["tidings_resumes_total{source=\"log\"}"], 0.0);
+    assert_eq!(metrics["tidings_log_events_total"], 0.0);
+}
+
+#[test]
+fn who_reads_the_log_slowly_delays_nobody() {
+    const ROWS: i64 = 20_000;
+    let db = boards();
+    db.session()
+        .run(&format!("INSERT INTO board_items SELECT i, 5, repeat('.', 1000) FROM generate_series(1, {ROWS}) i"));
+    // Nothing is in memory, and as many read the log as may at once, none of whom takes more than the kernel does.
+    let proxy = db.proxy(&["--history-bytes", "0", "--max-replays", "2", "--heartbeat", "1h"]);
+    let slow: Vec<Sse> = (0..4).map(|_| proxy.open(&Request::since(&["boards_5"], "earliest"))).collect();
+    until("they are being served", || proxy.metric("tidings_replays") == 4.0);
+    let mut live = proxy.live(&["boards_5"]);
+    let mut quick = proxy.open(&Request::since(&["boards_5"], "earliest"));
+    for id in 1..=20 {
+        db.session().run(&format!("INSERT INTO board_items VALUES (-{id}, 5, 'live')"));
+        assert_eq!(titles(&[live.frame()]), ["live"]);
+    }
+    assert_eq!(proxy.metric("tidings_replays"), 5.0, "the slow ones are still at it");
+    assert_eq!(quick.take(ROWS as usize).len(), ROWS as usize);
+    assert_eq!(titles(&quick.take(20)), ["live"; 20]);
+    // They get all of it when they read.
+    for mut sse in slow {
+        assert_eq!(sse.take(ROWS as usize + 20).len(), ROWS as usize + 20);
+    }
+}

@@ -1,0 +1,73 @@
+//! `tidings.open_topics`: SQL can ask who is looking.
+
+use std::collections::BTreeMap;
+
+use tidings_tests::{Database, Sse, shared, until};
+
+/// Topics with their subscribers and proxies, as SQL sees them.
+fn open(db: &Database<'_>) -> BTreeMap<String, (i64, i64)> {
+    let rows = db
+        .session()
+        .all("SELECT topic, subscribers::bigint, cardinality(proxies)::bigint FROM tidings.open_topics", &[]);
+    rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))).collect()
+}
+
+#[track_caller]
+fn wait_open(db: &Database<'_>, expected: &[(&str, (i64, i64))]) {
+    let expected: BTreeMap<String, (i64, i64)> =
+        expected.iter().map(|(topic, counts)| ((*topic).to_owned(), *counts)).collect();
+    let mut seen = BTreeMap::new();
+    until(&format!("open topics are {expected:?}"), || {
+        seen = open(db);
+        seen == expected
+    });
+}
+
+#[test]
+fn a_topic_is_open_from_the_first_subscriber_at_any_proxy_to_the_last() {
+    let db = shared().database();
+    let proxies = [db.proxy(&[]), db.proxy(&[])];
+    assert_eq!(open(&db), BTreeMap::new());
+    let one = proxies[0].live(&["boards_5", "news"]);
+    let two = proxies[0].live(&["boards_5"]);
+    let three = proxies[1].live(&["boards_5"]);
+    wait_open(&db, &[("boards_5", (3, 2)), ("news", (1, 1))]);
+    drop(one);
+    wait_open(&db, &[("boards_5", (2, 2))]);
+    drop(three);
+    wait_open(&db, &[("boards_5", (1, 1))]);
+    drop(two);
+    wait_open(&db, &[]);
+}
+
+#[test]
+fn a_drained_proxy_takes_its_topics_along_and_a_dead_one_s_lease_expires() {
+    let db = shared().database();
+    let mut proxies = [db.proxy(&["--drain", "100ms"]), db.proxy(&[]), db.proxy(&[])];
+    let _streams: Vec<Sse> = proxies.iter().map(|proxy| proxy.live(&["boards_5"])).collect();
+    wait_open(&db, &[("boards_5", (3, 3))]);
+    assert!(proxies[0].terminate().success());
+    assert_eq!(open(&db)["boards_5"], (2, 2), "told before it ended");
+    proxies[1].kill();
+    wait_open(&db, &[("boards_5", (1, 1))]);
+}
+
+#[test]
+fn comings_and_goings_cost_a_bounded_number_of_reports() {
+    let db = shared().database();
+    let proxy = db.proxy(&[]);
+    let _stays = proxy.live(&["busy"]);
+    wait_open(&db, &[("busy", (1, 1))]);
+    let statements = "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()";
+    let mut session = db.session();
+    let before: i64 = session.one(statements);
+    for _ in 0..1000 {
+        drop(proxy.live(&["busy", "other"]));
+    }
+    proxy.wait_clients(1);
+    wait_open(&db, &[("busy", (1, 1))]);
+    session.run("SELECT pg_stat_clear_snapshot()");
+    let commits = session.one::<i64>(statements) - before;
+    // A thousand clients came and went; the looks of this test are among the commits.
+    assert!(commits < 300, "{commits} transactions");
+}
