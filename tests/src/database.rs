@@ -96,11 +96,15 @@ impl<'c> Database<'c> {
         until("a new relay runs", || self.relay().is_some_and(|pid| pid != old));
     }
 
-    /// Ends all connections of the proxies' role; gives how many there were.
-    pub fn cut_proxies(&self) -> i64 {
+    /// Waits until the proxies' role has connections, and ends them.
+    pub fn cut_proxies(&self) {
         let role = format!("{}_proxy", self.name);
-        self.session()
-            .one(&format!("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = '{role}'"))
+        let mut session = self.session();
+        until("connections of the proxies", || {
+            session.one::<i64>(&format!(
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = '{role}'"
+            )) > 0
+        });
     }
 
     /// Leaves the dropping to the test.

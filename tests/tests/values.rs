@@ -141,7 +141,8 @@ fn text(most: usize) -> BoxedStrategy<String> {
 
 fn identifier() -> BoxedStrategy<String> {
     let long = "[\"'\\\\ .$a-zÉ中👩]{1,63}";
-    let name = prop_oneof![Just("select".to_owned()), long.prop_map(|name| name)];
+    // `t` is the table's own name.
+    let name = prop_oneof![prop::sample::select(vec!["select", "t"]).prop_map(str::to_owned), long];
     name.prop_map(|mut name| {
         while name.len() > 63 {
             name.pop();
@@ -479,17 +480,17 @@ fn write(session: &mut Session, case: &Case) -> Vec<(String, Option<String>, Opt
     for (n, row) in case.rows.iter().enumerate() {
         let values: Vec<_> = row.iter().map(value).collect();
         let new =
-            session.one(&format!("INSERT INTO t VALUES ({n}, {}) RETURNING to_jsonb(t)::text", values.join(", ")));
+            session.one(&format!("INSERT INTO t VALUES ({n}, {}) RETURNING to_jsonb(t.*)::text", values.join(", ")));
         steps.push(("INSERT".to_owned(), Some(new), None));
     }
     for n in 0..case.rows.len() {
         let row = &case.rows[(n + 1) % case.rows.len()];
         let set: Vec<_> =
             case.names.iter().zip(row).map(|(name, v)| format!("{} = {}", ident(name), value(v))).collect();
-        let old: String = session.one(&format!("SELECT to_jsonb(t)::text FROM t WHERE n = {n}"));
-        session.run("CREATE TEMPORARY TABLE before ON COMMIT DROP AS SELECT t FROM t");
+        let old: String = session.one(&format!("SELECT to_jsonb(t.*)::text FROM t WHERE n = {n}"));
+        session.run("CREATE TEMPORARY TABLE before ON COMMIT DROP AS SELECT ROW(t.*)::v.t AS t FROM t");
         let new: String =
-            session.one(&format!("UPDATE t SET {} WHERE n = {n} RETURNING to_jsonb(t)::text", set.join(", ")));
+            session.one(&format!("UPDATE t SET {} WHERE n = {n} RETURNING to_jsonb(t.*)::text", set.join(", ")));
         let changed: bool =
             session.one(&format!("SELECT before.t *<> t.* FROM before, t WHERE (before.t).n = {n} AND t.n = {n}"));
         session.run("DROP TABLE before");
@@ -498,7 +499,7 @@ fn write(session: &mut Session, case: &Case) -> Vec<(String, Option<String>, Opt
         }
     }
     for n in 0..case.rows.len() {
-        let old = session.one(&format!("DELETE FROM t WHERE n = {n} RETURNING to_jsonb(t)::text"));
+        let old = session.one(&format!("DELETE FROM t WHERE n = {n} RETURNING to_jsonb(t.*)::text"));
         steps.push(("DELETE".to_owned(), None, Some(old)));
     }
     session.run("COMMIT");
