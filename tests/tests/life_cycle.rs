@@ -277,6 +277,41 @@ fn a_standby_serves_reads_and_after_its_promotion_everything() {
 }
 
 #[test]
+fn a_position_of_a_lost_primary_hides_nothing_of_the_new_one() {
+    let primary = Cluster::start(&[]);
+    let db = primary.database();
+    furnish(&db);
+    let standby = primary.standby();
+    catch_up(&db, &standby);
+    let mut there = standby.session(db.name(), "postgres");
+    there.run("ALTER SYSTEM SET primary_conninfo = ''");
+    there.run("SELECT pg_reload_conf()");
+    until("nothing is replicated any more", || there.all("SELECT FROM pg_stat_wal_receiver", &[]).is_empty());
+    let mut here = db.session();
+    for id in 2..30 {
+        here.run(&format!("INSERT INTO items VALUES ({id}, 5, 'lost')"));
+    }
+    let (xid, start): (String, String) = {
+        let row = &here.all("SELECT pg_snapshot_xmax(pg_current_snapshot())::text, tidings.position()", &[])[0];
+        (row.get(0), row.get(1))
+    };
+    let url = standby.url(db.name(), &db.proxy_role());
+    primary.kill();
+    there.run("SELECT pg_promote()");
+    until("the new primary has a relay", || there.one("SELECT tidings.relay_pid() IS NOT NULL"));
+    there.run("INSERT INTO items VALUES (100, 5, 'kept')");
+    assert!(
+        there.one::<bool>(&format!("SELECT xmin::text::xid8 < '{xid}'::xid8 FROM items WHERE id = 100")),
+        "a number given twice"
+    );
+    let proxy = Proxy::start(&url, &[]);
+    let mut stream = proxy.open(&Request::since(&["b5"], &start));
+    assert_eq!(stream.frame().json()["record"]["id"], 100);
+    let rows = there.all("SELECT payload FROM tidings.changes($1, '{b5}')", &[&start]);
+    assert_eq!(rows.len(), 1);
+}
+
+#[test]
 fn a_client_carries_on_across_a_failover() {
     let primary = Cluster::start(&[]);
     let db = primary.database();

@@ -89,8 +89,6 @@ fn main() {
     if !means.clock {
         println!("without libfaketime: the clock does not jump");
     }
-    let ports = [free_port(), free_port()];
-    let filter = means.namespaces.then(|| Filter::new(ports));
     let mut failed = Vec::new();
     for seed in options.seed..options.seed + options.seeds {
         let plan = Plan::draw(seed, Duration::from_secs_f64(options.minutes * 60.0), means);
@@ -98,6 +96,9 @@ fn main() {
         println!("==> seed {seed}; everything is kept in {}", report.dir().display());
         report.write("plan", &plan.to_string());
         println!("{:?}", plan.world);
+        // A seed that failed may leave its servers running.
+        let ports = [free_port(), free_port()];
+        let filter = means.namespaces.then(|| Filter::new(ports));
         let faults = catch_unwind(AssertUnwindSafe(|| run(&plan, ports, filter.as_ref(), &report)))
             .unwrap_or_else(|panic| vec![why(&*panic)]);
         if let Some(filter) = &filter {
