@@ -2,7 +2,7 @@
 //!
 //! The rooms, along the way of a change:
 //!
-//! - [`watch`]: what a trigger's arguments ask for, compiled against its table once and kept.
+//! - [`watch`]: what a trigger's arguments ask for, compiled against its table once and kept, [`columns`]: which columns.
 //! - [`value`]: a column's value as JSON or as text, and [`payload`]: a whole event's payload.
 //! - [`capture`]: the trigger function and `publish`.
 //! - [`buffer`]: the events of the running transaction, savepoints included, up to its commit.
@@ -26,6 +26,7 @@ use pgrx::prelude::*;
 mod access;
 mod buffer;
 mod capture;
+mod columns;
 mod errors;
 mod foreign;
 mod launcher;

@@ -2,8 +2,9 @@
 
 use serde_json::Value;
 
+use crate::columns::Columns;
 use crate::value::{self, TooLong};
-use crate::watch::{Columns, WatchError};
+use crate::watch::WatchError;
 
 /// What happened to a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

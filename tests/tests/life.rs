@@ -17,7 +17,8 @@ fn relays(db: &tidings_tests::Database<'_>) -> i64 {
 #[test]
 fn create_extension_starts_the_relay_and_drop_extension_ends_it() {
     let db = shared().empty_database();
-    assert_eq!(relays(&db), 0);
+    // One may just be looking at the new database.
+    until("no relay stays", || relays(&db) == 0);
     let mut session = db.session();
     session.run("BEGIN; CREATE EXTENSION tidings; ROLLBACK");
     session.run("CREATE EXTENSION tidings");

@@ -1,0 +1,175 @@
+//! The columns of a watched table: which of them are captured, and a row as an object of JSON.
+
+use pgrx::prelude::*;
+
+use crate::payload::Row;
+use crate::value::{self, TooLong, Writer};
+use crate::watch::WatchError;
+
+/// The columns of a table, by attribute number less one.
+pub struct Columns {
+    all: Vec<Option<Column>>,
+    /// The names of those that have no value in a trigger and so are not in `all` (from PostgreSQL 18 on).
+    virtual_columns: Vec<String>,
+    /// Those that go into records and whose change makes an UPDATE an event.
+    captured: Vec<usize>,
+    /// Where the writers' function look-ups live.
+    context: pg_sys::MemoryContext,
+}
+
+struct Column {
+    name: String,
+    /// The name as the key of a JSON member, with its colon.
+    key: Vec<u8>,
+    writer: Writer,
+}
+
+/// `ATTRIBUTE_GENERATED_VIRTUAL`, which PostgreSQL has from 18 on.
+const VIRTUAL: std::ffi::c_char = b'v' as std::ffi::c_char;
+
+impl Columns {
+    /// The columns of a table; those to capture are named by `only`, or are all but those named by `exclude`.
+    ///
+    /// # Safety
+    /// The relation is open and locked.
+    pub unsafe fn of(relation: pg_sys::Relation, only: &[&str], exclude: &[&str]) -> Result<Self, WatchError> {
+        // SAFETY: the context lives under the cache's context until this value is dropped.
+        let context = unsafe {
+            pg_sys::AllocSetContextCreateInternal(
+                pg_sys::CacheMemoryContext,
+                c"tidings watch".as_ptr(),
+                pg_sys::ALLOCSET_SMALL_MINSIZE as usize,
+                pg_sys::ALLOCSET_SMALL_INITSIZE as usize,
+                pg_sys::ALLOCSET_SMALL_MAXSIZE as usize,
+            )
+        };
+        let mut columns = Self { all: Vec::new(), virtual_columns: Vec::new(), captured: Vec::new(), context };
+        // SAFETY: the caller holds the relation open; its descriptor has natts attributes.
+        let descriptor = unsafe { pgrx::PgTupleDesc::from_pg_unchecked((*relation).rd_att) };
+        for attribute in (0..descriptor.len()).map(|i| descriptor.get(i)) {
+            let attribute = attribute.filter(|a| !a.attisdropped);
+            if let Some(attribute) = attribute.filter(|a| a.attgenerated == VIRTUAL) {
+                columns.virtual_columns.push(attribute.name().into());
+                columns.all.push(None);
+                continue;
+            }
+            columns.all.push(attribute.map(|attribute| {
+                let mut key = Vec::new();
+                value::string(&mut key, attribute.name().as_bytes());
+                key.push(b':');
+                let writer = Writer::new(attribute.atttypid, attribute.attbyval, attribute.attlen, context);
+                Column { name: attribute.name().into(), key, writer }
+            }));
+        }
+        columns.captured = match (only, exclude) {
+            ([], []) => columns.indexes().collect(),
+            (names, []) => names.iter().map(|name| columns.find(name)).collect::<Result<_, _>>()?,
+            ([], names) => {
+                let left_out: Vec<_> = names.iter().map(|name| columns.find(name)).collect::<Result<_, _>>()?;
+                columns.indexes().filter(|index| !left_out.contains(index)).collect()
+            }
+            _ => return Err(WatchError::ColumnsAndExclude),
+        };
+        if let Some(twice) =
+            columns.captured.iter().enumerate().find(|(i, index)| columns.captured[..*i].contains(index))
+        {
+            return Err(WatchError::RepeatedColumn(columns.column(*twice.1).name.clone()));
+        }
+        if columns.captured.is_empty() && columns.indexes().next().is_some() {
+            return Err(WatchError::NoColumns);
+        }
+        Ok(columns)
+    }
+
+    fn indexes(&self) -> impl Iterator<Item = usize> {
+        self.all.iter().enumerate().filter_map(|(index, column)| column.as_ref().map(|_| index))
+    }
+
+    /// How many attributes a row has, dropped ones included.
+    pub fn count(&self) -> usize {
+        self.all.len()
+    }
+
+    /// The index of the column with this name.
+    pub fn find(&self, name: &str) -> Result<usize, WatchError> {
+        let named = |column: &Option<Column>| column.as_ref().is_some_and(|column| column.name == name);
+        self.all.iter().position(named).ok_or_else(|| {
+            let is_virtual = self.virtual_columns.iter().any(|column| column == name);
+            if is_virtual { WatchError::Virtual(name.into()) } else { WatchError::Column(name.into()) }
+        })
+    }
+
+    fn column(&self, index: usize) -> &Column {
+        self.all[index].as_ref().expect("only live columns are captured or named")
+    }
+
+    /// What writes a column's values.
+    pub fn writer(&self, index: usize) -> &Writer {
+        &self.column(index).writer
+    }
+
+    /// Whether a column has the same value in two rows.
+    pub fn same(&self, index: usize, a: &Row, b: &Row) -> bool {
+        match (a.get(index), b.get(index)) {
+            (Some(a), Some(b)) => self.writer(index).same(a, b),
+            (a, b) => a.is_none() && b.is_none(),
+        }
+    }
+
+    /// Whether a captured column has changed.
+    pub fn changed(&self, old: &Row, new: &Row) -> bool {
+        self.captured.iter().any(|index| !self.same(*index, old, new))
+    }
+
+    /// Writes one value, `null` if there is none; gives up when `out` gets longer than `most`.
+    pub fn write_value(&self, out: &mut Vec<u8>, index: usize, row: Option<&Row>, most: usize) -> Result<(), TooLong> {
+        match row.and_then(|row| row.get(index)) {
+            Some(value) => self.writer(index).json(out, value, most)?,
+            None => out.extend_from_slice(b"null"),
+        }
+        if out.len() > most { Err(TooLong) } else { Ok(()) }
+    }
+
+    /// Writes the captured columns of a row, `null` if there is none.
+    pub fn write_record(&self, out: &mut Vec<u8>, row: Option<&Row>, most: usize) -> Result<(), TooLong> {
+        match row {
+            Some(row) => self.write_object(out, row, most, |_| true),
+            None => {
+                out.extend_from_slice(b"null");
+                Ok(())
+            }
+        }
+    }
+
+    /// Writes the old values of the captured columns that have changed.
+    pub fn write_changed(&self, out: &mut Vec<u8>, old: &Row, new: &Row, most: usize) -> Result<(), TooLong> {
+        self.write_object(out, old, most, |index| !self.same(index, old, new))
+    }
+
+    fn write_object(
+        &self,
+        out: &mut Vec<u8>,
+        row: &Row,
+        most: usize,
+        which: impl Fn(usize) -> bool,
+    ) -> Result<(), TooLong> {
+        out.push(b'{');
+        let mut first = true;
+        for &index in self.captured.iter().filter(|index| which(**index)) {
+            if !std::mem::take(&mut first) {
+                out.push(b',');
+            }
+            out.extend_from_slice(&self.column(index).key);
+            self.write_value(out, index, Some(row), most)?;
+        }
+        out.push(b'}');
+        Ok(())
+    }
+}
+
+impl Drop for Columns {
+    fn drop(&mut self) {
+        // SAFETY: made by this value, and nothing that lives in it is used any more.
+        unsafe { pg_sys::MemoryContextDelete(self.context) }
+    }
+}
