@@ -46,6 +46,11 @@ pub fn write(segment: Segment<'_>) {
     unsafe {
         let relation = pg_sys::table_open(partition, pg_sys::RowExclusiveLock as i32);
         let xid = pg_sys::GetTopFullTransactionId().value;
+        shared::note_writer(|| {
+            // The snapshot has 32 bits of it; it is no younger than this transaction.
+            let xmin = (*pg_sys::GetActiveSnapshot()).xmin.into_inner();
+            xid - u64::from((xid as u32).wrapping_sub(xmin))
+        });
         // The stamp is later than anything this transaction has waited for.
         let mut values = [
             pg_sys::Datum::from(slot as i16),

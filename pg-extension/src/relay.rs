@@ -41,9 +41,7 @@ pub extern "C-unwind" fn tidings_relay_main(database: pg_sys::Datum) {
     let ticker = BackgroundWorker::transaction(|| Ticker::resume(db));
     let mut ticker = ticker.unwrap_or_else(|error| error!("the relay cannot read its tables: {error}"));
     if is_first {
-        // What committed before a crash or a failover may be lost, and its transaction numbers given anew. This tick ends the
-        // meaning of all snapshots in positions that are older: what comes behind it is told to everybody.
-        ticker.cut_empty();
+        ticker.end_former_life();
     }
     log!("tidings: relay started behind tick {}", ticker.last);
     run(db, extension, ticker);

@@ -25,6 +25,8 @@ static SHARED: PgAtomic<Shared> = unsafe {
 /// The shared memory.
 pub struct Shared {
     clock: AtomicU64,
+    /// See [`first_xid`].
+    first_xid: AtomicU64,
     launcher: AtomicI32,
     databases: [Database; MAX_DATABASES],
 }
@@ -80,6 +82,7 @@ impl Default for Shared {
     fn default() -> Self {
         Self {
             clock: AtomicU64::new(0),
+            first_xid: AtomicU64::new(0),
             launcher: AtomicI32::new(NOBODY),
             databases: std::array::from_fn(|_| Database {
                 oid: AtomicU32::new(0),
@@ -118,6 +121,22 @@ pub fn next_stamp() -> u64 {
 /// Keeps the clock above a value that is already stored.
 pub fn raise_clock(stored: u64) {
     SHARED.get().clock.fetch_max(stored, SeqCst);
+}
+
+/// A segment is about to be written. All transactions that have written any since the server started are no older than the
+/// first one's snapshot: `xmin` gives what was the oldest running then.
+pub fn note_writer(xmin: impl FnOnce() -> u64) {
+    let first = &SHARED.get().first_xid;
+    if first.load(SeqCst) == 0 {
+        // Whoever comes second changes nothing.
+        let _ = first.compare_exchange(0, xmin(), SeqCst, SeqCst);
+    }
+}
+
+/// Transactions from this on may have written segments since the server started (or was promoted), those below have not; None
+/// while nobody has.
+pub fn first_xid() -> Option<u64> {
+    Some(SHARED.get().first_xid.load(SeqCst)).filter(|xid| *xid != 0)
 }
 
 /// Tells where the launcher is.

@@ -43,6 +43,17 @@ impl Snapshot {
         let running = format!("{{{}}}", fields.next().unwrap_or_default());
         Self { text, xmax, running }
     }
+
+    /// The same as if transactions from `limit` on had not started.
+    fn below(self, limit: u64) -> Self {
+        if limit >= self.xmax {
+            return self;
+        }
+        let running = self.running.trim_matches(['{', '}']).split(',');
+        let running: Vec<_> = running.filter(|xid| xid.parse().is_ok_and(|xid: u64| xid < limit)).collect();
+        let xmin = running.first().map_or_else(|| limit.to_string(), ToString::to_string);
+        Self::parse(format!("{xmin}:{limit}:{}", running.join(",")))
+    }
 }
 
 /// Cuts the ticks of one database, one after the other.
@@ -106,6 +117,21 @@ impl Ticker {
 
     /// Cuts a tick if there is something for it; says how many segments it has.
     pub fn cut(&mut self) -> usize {
+        self.cut_below(|| u64::MAX)
+    }
+
+    /// Cuts what was committed before the server started, and behind it a tick without events.
+    ///
+    /// A crash or a failover may have lost transactions, whose numbers are then given to others; a position's snapshot that saw the
+    /// lost ones must not hide those. Its meaning ends with the first tick cut after it: that is this one, behind all that
+    /// it can have seen, and in front of all that it cannot.
+    pub fn end_former_life(&mut self) {
+        self.cut_below(|| shared::first_xid().unwrap_or(u64::MAX));
+        self.cut_empty();
+    }
+
+    /// Cuts a tick of the transactions below a limit, which is asked for when the tick's snapshot is there.
+    fn cut_below(&mut self, limit: impl FnOnce() -> u64) -> usize {
         // The number comes before the snapshot: a tick numbered above some time sees all that was committed by then.
         let tick = shared::next_stamp();
         self.in_transaction(|ticker, client| {
@@ -113,8 +139,12 @@ impl Ticker {
                 let plan = &ticker.plans(client)?.snapshot;
                 client.select(plan, Some(1), &[])?.first().get_one::<String>()?.unwrap_or_default()
             };
-            let snapshot = Snapshot::parse(snapshot);
-            let segments = ticker.read(client, tick)?;
+            let limit = limit();
+            let snapshot = Snapshot::parse(snapshot).below(limit);
+            let mut segments = ticker.read(client, tick)?;
+            if segments.len() <= MAX_SEGMENTS {
+                segments.retain(|segment| segment.xid < limit);
+            }
             let count = segments.len();
             if count > 0 {
                 // The tick itself lies in the current partition, also if its segments are all in others.

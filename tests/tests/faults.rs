@@ -110,6 +110,27 @@ fn what_was_committed_right_before_a_crash_arrives_after_it() {
 }
 
 #[test]
+fn what_a_page_has_read_right_before_a_crash_is_not_told_again() {
+    let cluster = Cluster::start(&[]);
+    let db = cluster.database();
+    create_boards(&db);
+    tidings_tests::process::send(db.wait_relay(), tidings_tests::process::Signal::SIGSTOP);
+    let mut session = db.session();
+    session.run("INSERT INTO board_items VALUES (1, 5, 'read')");
+    let position: String = session.one("SELECT tidings.position()");
+    session.run("INSERT INTO board_items VALUES (2, 5, 'written after that')");
+    cluster.kill();
+    cluster.boot();
+    db.session().run("INSERT INTO board_items VALUES (3, 5, 'written after the crash')");
+    let proxy = db.proxy(&[]);
+    let mut sse = proxy.open(&Request::since(&["boards_5"], &position));
+    assert_eq!(titles(&all_until_now(&db, "boards_5", &mut sse)), ["written after that", "written after the crash"]);
+    let told = "SELECT payload::jsonb #>> '{record,title}' FROM tidings.changes($1, '{boards_5}') LIMIT 2";
+    let told: Vec<String> = db.session().all(told, &[&position]).iter().map(|row| row.get(0)).collect();
+    assert_eq!(told, ["written after that", "written after the crash"]);
+}
+
+#[test]
 fn a_proxy_waits_for_a_server_that_is_not_there_yet() {
     let cluster = Cluster::start(&[]);
     let db = cluster.database();
