@@ -42,6 +42,8 @@ const QUERIES: [&str; 2] = ["sum(octet_length(to_jsonb(r)::text))", "count(r)"];
 /// Measures narrow and wide rows.
 pub fn measure(database: &Database<'_>, effort: Effort, report: &mut Report) {
     let mut session = database.session();
+    let log = "SELECT sum(pg_relation_size(relid))::bigint FROM pg_partition_tree('tidings.log')";
+    let written: i64 = session.one(log);
     for rows in Rows::ALL {
         println!("==> rendering of {}", rows.name());
         session.run(&format!(
@@ -77,6 +79,7 @@ pub fn measure(database: &Database<'_>, effort: Effort, report: &mut Report) {
         }
         session.run("DROP TABLE render_source");
     }
+    assert_eq!(session.one::<i64>(log), written, "segments were written");
 }
 
 /// Inserts and rolls back; gives the microseconds of a row.
