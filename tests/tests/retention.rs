@@ -1,8 +1,10 @@
 //! What the relay throws away, and what it may not.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use tidings_tests::process::{Process, Signal, fresh_path};
 use tidings_tests::{Cluster, Database, Session, eventually, until};
 
 use crate::log::Log;
@@ -43,7 +45,7 @@ fn events_leave_after_the_retention_time_and_never_before() {
     events_table(&db);
     let mut session = db.session();
     let mut kept: VecDeque<(Instant, String)> = VecDeque::new();
-    let (mut id, mut starts) = (0, std::collections::BTreeSet::new());
+    let (mut id, mut starts) = (0, BTreeSet::new());
     until("the log has rotated several times", || {
         id += 1;
         // Noted before the event is there, so the event is younger than the note says.
@@ -79,7 +81,7 @@ fn the_log_stays_bounded_under_load() {
     let write = "INSERT INTO items SELECT i, (SELECT string_agg(md5((random() * i * j)::text), '') FROM generate_series(1, 50) j) FROM generate_series(1, 100) i";
     let (mut written, mut most) = (0, 0);
     let start = Instant::now();
-    let mut rotations = std::collections::BTreeSet::new();
+    let mut rotations = BTreeSet::new();
     until("the log has been used up three times", || {
         session.run(write);
         written += 100 * 50 * 32;
@@ -158,6 +160,68 @@ fn a_reader_in_the_way_stops_neither_writers_nor_for_good_the_rotation() {
 }
 
 #[test]
+fn readers_who_follow_each_other_without_a_pause_do_not_stop_the_rotation() {
+    let cluster = Cluster::start(SHORT);
+    let db = cluster.database();
+    events_table(&db);
+    let mut session = db.session();
+    session.run("INSERT INTO items VALUES (0)");
+    let script = fresh_path("read.sql");
+    std::fs::write(&script, "SELECT count(*) FROM tidings.changes('earliest');\n").expect("write the script");
+    // So many that some are always at it.
+    let mut readers = cluster.tool("pgbench");
+    readers.args(["-n", "-c", "6", "-j", "2", "-T", "3600", "-f"]).arg(script).arg(db.name());
+    readers.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut readers = Process::spawn(&mut readers, Signal::SIGKILL).expect("start pgbench");
+    let mut starts = BTreeSet::from([oldest(&mut session)]);
+    until("the log has rotated several times", || {
+        session.run("INSERT INTO items VALUES (1)");
+        starts.insert(oldest(&mut session));
+        starts.len() > 4
+    });
+    assert!(readers.exited().is_none(), "they read all the time");
+    let reading = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%earliest%' AND pid <> pg_backend_pid()";
+    assert_eq!(session.one::<i64>(reading), 6);
+}
+
+#[test]
+fn a_partition_that_has_only_the_tick_of_others_events_is_kept_as_long_as_they_are() {
+    let cluster = Cluster::start(&[("tidings.retention", "1s"), ("max_prepared_transactions", "1")]);
+    let db = cluster.database();
+    events_table(&db);
+    let mut session = db.session();
+    let slot = "SELECT slot FROM tidings.tick ORDER BY tick DESC LIMIT 1";
+    let first: i16 = session.one(slot);
+    session.run("BEGIN; INSERT INTO items VALUES (1); PREPARE TRANSACTION 'old'");
+    session.run("INSERT INTO items VALUES (2)");
+    until("another partition is the current one", || session.one::<i16>(slot) != first);
+    // Nothing rotates any more.
+    retain(&mut session, "1h");
+    let second: i16 = session.one(slot);
+    session.run("INSERT INTO items VALUES (3)");
+    until("its event is in a tick", || {
+        session.one::<i64>("SELECT count(*) FROM tidings.events WHERE payload LIKE '%\"id\":3,%'") == 1
+    });
+    let used: i64 = session.one("SELECT last_tick FROM tidings.status");
+    // A look at the partitions comes once a second: the two ticks are to lie further apart.
+    until("some time has passed", || session.one::<i64>("SELECT tidings.stamp()") > used + 2_500_000);
+    let position: String = session.one("SELECT tidings.position()");
+    let noted = Instant::now();
+    session.run("COMMIT PREPARED 'old'");
+    until("its event is in a tick", || read(&mut session, &position) == Ok(1));
+    assert_eq!(session.one::<i16>(slot), second, "the tick lies in the partition of the one before");
+    retain(&mut session, "4s");
+    until("the event goes", || match read(&mut session, &position) {
+        Err(code) => code == "TI001",
+        Ok(events) => {
+            assert_eq!(events, 1);
+            false
+        }
+    });
+    assert!(noted.elapsed() > Duration::from_secs(4), "given up after {:?}", noted.elapsed());
+}
+
+#[test]
 fn an_old_snapshot_is_told_of_a_gap_and_not_shown_one() {
     let cluster = Cluster::start(SHORT);
     let db = cluster.database();
@@ -202,7 +266,7 @@ fn a_publication_of_all_tables_does_not_stop_the_relay() {
     let mut session = db.session();
     session.run("CREATE PUBLICATION everything FOR ALL TABLES");
     let relay = db.wait_relay();
-    let mut rotations = std::collections::BTreeSet::new();
+    let mut rotations = BTreeSet::new();
     until("the log has rotated", || {
         session.run("INSERT INTO items VALUES (1)");
         rotations.insert(oldest(&mut session));

@@ -1,20 +1,14 @@
 //! One statement that changes many rows: its time, the memory it takes, and what it leaves in the log and the WAL.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::time::Instant;
 
 use tidings_tests::process::MemoryWatch;
 use tidings_tests::{Database, Session};
 
 use crate::report::{Report, Target};
-use crate::schema::{self, Way};
+use crate::schema::{self, Rows, Way};
 use crate::{Effort, median};
-
-/// Rows of the UPDATE.
-const UPDATED: u32 = 200_000;
-
-/// Rows of the COPY.
-const COPIED: u32 = 1_000_000;
 
 const MIB: f64 = 1024.0 * 1024.0;
 
@@ -31,58 +25,76 @@ struct Cost {
     relay: f64,
 }
 
-/// Measures the UPDATE and the COPY.
+/// Measures the UPDATE and the COPY, of narrow and of wide rows.
 pub fn measure(database: &Database<'_>, effort: Effort, report: &mut Report) {
-    println!("==> UPDATE of {UPDATED} rows");
-    let update = rounds(
+    for rows in Rows::ALL {
+        update(database, rows, effort, report);
+        copy(database, rows, effort, report);
+    }
+}
+
+fn update(database: &Database<'_>, rows: Rows, effort: Effort, report: &mut Report) {
+    let (count, generate) = match rows {
+        // Titles that compress no better than people's.
+        Rows::Narrow => (200_000, "i % 100, 'Item number ' || i || ' ' || md5(i::text), 0"),
+        Rows::Wide => (100_000, rows.expressions()),
+    };
+    let what = format!("UPDATE of {count} {}", rows.name());
+    println!("==> {what}");
+    let costs = rounds(
         database,
+        rows,
         effort.rounds,
-        |session, way| {
+        |session, table| {
             session.run(&format!(
-            "TRUNCATE {0}; ALTER TABLE {0} DISABLE TRIGGER USER;
-             INSERT INTO {0} (board_id, title) SELECT i % 100, 'Item number ' || i || ' ' || md5(i::text) FROM generate_series(1, {UPDATED}) i;
-             ALTER TABLE {0} ENABLE TRIGGER USER; ANALYZE {0}",
-            way.table()
-        ));
+                "ALTER TABLE {table} DISABLE TRIGGER USER;
+                 INSERT INTO {table} ({}) SELECT {generate} FROM generate_series(1, {count}) i;
+                 ALTER TABLE {table} ENABLE TRIGGER USER; ANALYZE {table}",
+                rows.columns()
+            ));
         },
-        |session, way| session.run(&format!("UPDATE {} SET position = position + 1", way.table())),
+        |session, table| session.run(&format!("UPDATE {table} SET position = position + 1")),
     );
-    tell(report, &format!("UPDATE of {UPDATED} rows"), &update);
-    let extra = |of: usize, figure: fn(&Cost) -> f64| figure(&update[of]) - figure(&update[0]);
-    report.add("log of the UPDATE: Tidings", update[1].log / MIB, "MiB", Target::None);
-    report.add("log of the UPDATE: one row an event", update[2].log / MIB, "MiB", Target::None);
-    report.add("log ÷ one row an event", update[1].log / update[2].log, "", Target::AtMost(0.2));
-    report.add("WAL of the UPDATE beyond its own: Tidings", extra(1, |cost| cost.wal) / MIB, "MiB", Target::None);
+    tell(report, &what, &costs);
+    let target = if rows == Rows::Narrow { Target::AtMost(0.2) } else { Target::None };
+    let extra = |of: usize, figure: fn(&Cost) -> f64| figure(&costs[of]) - figure(&costs[0]);
+    report.add(format!("{what}, log: Tidings"), costs[1].log / MIB, "MiB", Target::None);
+    report.add(format!("{what}, log: one row an event"), costs[2].log / MIB, "MiB", Target::None);
+    report.add(format!("{what}, log ÷ one row an event"), costs[1].log / costs[2].log, "", target);
+    report.add(format!("{what}, WAL beyond its own: Tidings"), extra(1, |cost| cost.wal) / MIB, "MiB", Target::None);
     report.add(
-        "WAL of the UPDATE beyond its own: one row an event",
+        format!("{what}, WAL beyond its own: one row an event"),
         extra(2, |cost| cost.wal) / MIB,
         "MiB",
         Target::None,
     );
-    report.add(
-        "extra WAL ÷ one row an event",
-        extra(1, |cost| cost.wal) / extra(2, |cost| cost.wal),
-        "",
-        Target::AtMost(0.2),
-    );
+    let ratio = extra(1, |cost| cost.wal) / extra(2, |cost| cost.wal);
+    report.add(format!("{what}, extra WAL ÷ one row an event"), ratio, "", target);
+}
 
-    println!("==> COPY of {COPIED} rows");
+fn copy(database: &Database<'_>, rows: Rows, effort: Effort, report: &mut Report) {
+    let count = if rows == Rows::Narrow { 1_000_000 } else { 200_000 };
+    let what = format!("COPY of {count} {}", rows.name());
+    println!("==> {what}");
     let mut data = Vec::new();
-    for i in 0..COPIED {
-        writeln!(data, "{}\tItem number {i}\t{}", i % 1000, i % 17).expect("write to memory");
-    }
-    let copy = rounds(
+    let generate = format!("COPY (SELECT {} FROM generate_series(1, {count}) i) TO STDOUT", rows.expressions());
+    let mut session = database.session();
+    let mut reader = session.client().copy_out(&generate).expect("begin to generate");
+    reader.read_to_end(&mut data).expect("generate");
+    drop(reader);
+    let costs = rounds(
         database,
+        rows,
         effort.rounds.min(3),
-        |session, way| session.run(&format!("TRUNCATE {}", way.table())),
-        |session, way| {
-            let sql = format!("COPY {} (board_id, title, position) FROM STDIN", way.table());
+        |_, _| (),
+        |session, table| {
+            let sql = format!("COPY {table} ({}) FROM STDIN", rows.columns());
             let mut writer = session.client().copy_in(&sql).expect("begin to copy");
             writer.write_all(&data).expect("copy");
             writer.finish().expect("copy");
         },
     );
-    tell(report, &format!("COPY of {COPIED} rows"), &copy);
+    tell(report, &what, &costs);
 }
 
 fn tell(report: &mut Report, what: &str, costs: &[Cost; 3]) {
@@ -99,23 +111,25 @@ fn tell(report: &mut Report, what: &str, costs: &[Cost; 3]) {
 /// Alternates the ways; gives the median of each figure.
 fn rounds(
     database: &Database<'_>,
+    rows: Rows,
     rounds: usize,
-    prepare: impl Fn(&mut Session, Way),
-    work: impl Fn(&mut Session, Way),
+    prepare: impl Fn(&mut Session, &str),
+    work: impl Fn(&mut Session, &str),
 ) -> [Cost; 3] {
     let mut costs = [const { Vec::new() }; 3];
     for _ in 0..rounds {
         for (way, costs) in WAYS.into_iter().zip(&mut costs) {
-            schema::empty(database, way);
+            let table = rows.table(way);
+            schema::empty(database, rows, way);
             let mut session = database.session();
-            prepare(&mut session, way);
+            prepare(&mut session, &table);
             settle(database);
             // Full-page images belong to the checkpoint, not to the way: every round begins with the same.
             session.run("CHECKPOINT");
             let (wal, log) = (wal(&mut session), log(&mut session, way));
             let watch = MemoryWatch::start(&[session.backend(), database.wait_relay()]);
             let start = Instant::now();
-            work(&mut session, way);
+            work(&mut session, &table);
             let seconds = start.elapsed().as_secs_f64();
             settle(database);
             let peaks = watch.finish();

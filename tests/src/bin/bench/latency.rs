@@ -13,7 +13,7 @@ use tidings_tests::sse::Request;
 use tidings_tests::{Database, Proxy, Sse};
 
 use crate::report::{Report, Target};
-use crate::schema::Way;
+use crate::schema::{Rows, Way};
 use crate::{Effort, overhead, quantile, slow_commit};
 
 /// The board that the client follows; the load beside writes to others.
@@ -61,11 +61,11 @@ pub fn measure(database: &Database<'_>, effort: Effort, report: &mut Report) {
 /// One series; gives the times in milliseconds.
 fn round(database: &Database<'_>, proxy: &Proxy, way: Way, loaded: bool, samples: usize) -> Vec<f64> {
     let load = loaded.then(|| {
-        let mut command = overhead::pgbench(database, way, 1000);
+        let mut command = overhead::pgbench(database, Rows::Narrow, way, 1000);
         command.args(["-c", "4", "--rate", "500", "-T", "3600"]).stdout(Stdio::null()).stderr(Stdio::null());
         Process::spawn(&mut command, Signal::SIGKILL).expect("start pgbench")
     });
-    let table = way.table();
+    let table = Rows::Narrow.table(way);
     let mut writer = database.session();
     let mut write = |client: &mut dyn FnMut()| {
         writer.run(&format!("BEGIN; INSERT INTO {table} (board_id, title) VALUES ({BOARD}, 'measured')"));

@@ -4,13 +4,14 @@
 //! all of them; the figure is the median. Unlike the tests, the cluster writes to the disk (`fsync = on`).
 //!
 //! `--long` takes more and longer rounds; `--small` a hundredth of the clients, to try the program. Naming parts (`overhead`,
-//! `latency`, `bulk`, `access`, and those of `load`) leaves the others out.
+//! `latency`, `bulk`, `rendering`, `access`, and those of `load`) leaves the others out.
 
 mod access;
 mod bulk;
 mod latency;
 mod load;
 mod overhead;
+mod rendering;
 mod report;
 mod schema;
 
@@ -40,7 +41,7 @@ struct Effort {
 }
 
 /// The parts that are not of [`load`].
-const PARTS: &[&str] = &["overhead", "latency", "bulk", "access"];
+const PARTS: &[&str] = &["overhead", "latency", "bulk", "rendering", "access"];
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -76,6 +77,9 @@ fn main() {
     }
     if wanted("bulk") {
         bulk::measure(&database, effort, &mut report);
+    }
+    if wanted("rendering") {
+        rendering::measure(&database, effort, &mut report);
     }
     if wanted("access") {
         access::measure(&database, effort, &mut report);

@@ -1,0 +1,105 @@
+//! What it takes to turn a row into JSON: the record of an event beside `to_jsonb(row)::text`.
+//!
+//! Rows are inserted in transactions that are rolled back and too small for an early flush, so nothing of an event is ever
+//! written. Each figure is the difference of two tables that differ in the rendering alone, spread over the rows:
+//! - Tidings: a watch whose payload is the record, less a watch whose payload is a constant;
+//! - in a trigger: a plpgsql trigger that evaluates `to_jsonb(NEW)::text` and does nothing with it, less one that does nothing;
+//! - in a query: `octet_length(to_jsonb(row)::text)` of rows in a table, less `count(row)`.
+
+use std::time::Instant;
+
+use tidings_tests::{Database, Session};
+
+use crate::report::{Report, Target};
+use crate::schema::Rows;
+use crate::{Effort, median};
+
+/// Rows of one transaction: their events stay below the size at which some are written before the commit.
+const BATCH: u32 = 200;
+
+/// Transactions of one round.
+const BATCHES: u32 = 250;
+
+/// The tables, each with what its trigger does.
+const TABLES: [(&str, &str); 4] = [
+    ("render_record", "SELECT tidings.watch('render_record', topic => 'boards_{board_id}', payload => '\"$record\"')"),
+    ("render_constant", "SELECT tidings.watch('render_constant', topic => 'boards_{board_id}', payload => '0')"),
+    (
+        "render_jsonb",
+        "CREATE FUNCTION render_jsonb() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM to_jsonb(NEW)::text; RETURN NULL; END $$;
+         CREATE TRIGGER render AFTER INSERT ON render_jsonb FOR EACH ROW EXECUTE FUNCTION render_jsonb()",
+    ),
+    (
+        "render_nothing",
+        "CREATE FUNCTION render_nothing() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+         CREATE TRIGGER render AFTER INSERT ON render_nothing FOR EACH ROW EXECUTE FUNCTION render_nothing()",
+    ),
+];
+
+/// The statements of the last comparison.
+const QUERIES: [&str; 2] = ["sum(octet_length(to_jsonb(r)::text))", "count(r)"];
+
+/// Measures narrow and wide rows.
+pub fn measure(database: &Database<'_>, effort: Effort, report: &mut Report) {
+    let mut session = database.session();
+    let log = "SELECT sum(pg_relation_size(relid))::bigint FROM pg_partition_tree('tidings.log')";
+    let written: i64 = session.one(log);
+    for rows in Rows::ALL {
+        println!("==> rendering of {}", rows.name());
+        session.run(&format!(
+            "CREATE TABLE render_source ({}); INSERT INTO render_source ({}) SELECT {} FROM generate_series(1, {BATCH}) i; ANALYZE render_source",
+            rows.definition(), rows.columns(), rows.expressions()
+        ));
+        for (table, trigger) in TABLES {
+            session.run(&format!("CREATE TABLE {table} (LIKE render_source); {trigger}"));
+        }
+        let mut times = [const { Vec::new() }; TABLES.len() + QUERIES.len()];
+        for _ in 0..effort.rounds * 3 {
+            let (of_tables, of_queries) = times.split_at_mut(TABLES.len());
+            for ((table, _), times) in TABLES.iter().zip(of_tables) {
+                times.push(insert(&mut session, table));
+            }
+            for (query, times) in QUERIES.iter().zip(of_queries) {
+                times.push(time(
+                    &mut session,
+                    &format!("SELECT {query} FROM generate_series(1, {BATCHES}), render_source r"),
+                ));
+            }
+        }
+        let [record, constant, jsonb, nothing, query, count] = times.map(|mut times| median(&mut times));
+        let (ours, trigger, query) = (record - constant, jsonb - nothing, query - count);
+        let name = rows.name();
+        report.add(format!("rendering of {name}: Tidings"), ours, "µs", Target::None);
+        report.add(format!("rendering of {name}: to_jsonb(NEW)::text in a trigger"), trigger, "µs", Target::None);
+        report.add(format!("rendering of {name}: to_jsonb(row)::text in a query"), query, "µs", Target::None);
+        report.add(format!("rendering of {name}: Tidings ÷ in a trigger"), ours / trigger, "", Target::AtMost(1.0));
+        report.add(format!("rendering of {name}: Tidings ÷ in a query"), ours / query, "", Target::AtMost(1.0));
+        for (table, _) in TABLES {
+            session.run(&format!("DROP TABLE {table}; DROP FUNCTION IF EXISTS {table}()"));
+        }
+        session.run("DROP TABLE render_source");
+    }
+    assert_eq!(session.one::<i64>(log), written, "segments were written");
+}
+
+/// Inserts and rolls back; gives the microseconds of a row.
+fn insert(session: &mut Session, table: &str) -> f64 {
+    session.run(&format!("TRUNCATE {table}"));
+    time(
+        session,
+        &format!(
+            "DO $$ BEGIN
+               FOR batch IN 1..{BATCHES} LOOP
+                 INSERT INTO {table} SELECT * FROM render_source;
+                 ROLLBACK;
+               END LOOP;
+             END $$"
+        ),
+    )
+}
+
+fn time(session: &mut Session, sql: &str) -> f64 {
+    let start = Instant::now();
+    session.run(sql);
+    start.elapsed().as_secs_f64() * 1e6 / f64::from(BATCH * BATCHES)
+}
