@@ -6,7 +6,7 @@
 #   make run       Teamboard, the demonstration, on a throw-away cluster; ARGS=--alone for no simulated teammate
 #   make test      lint, unit tests, and the tests with real clusters, real proxies and a real browser
 #   make test-browser  those with the browser alone; needs Node.js 20, installs Chromium
-#   make bench     measures, beside the targets; ARGS=--long for more rounds, ARGS="idle fanout" for parts of it
+#   make bench     measures beside the targets and the rivals, into docs/benchmarks.md; ARGS=--long, ARGS="idle fanout" for parts, ARGS=--small to try it
 #   make fuzz      hostile bytes for every parser, guided by coverage; SECONDS_EACH=600 for longer
 #   make chaos     breaks everything, by a seed, and checks that every client gets what was committed; ARGS="--seed N --minutes M --seeds K"
 #   make lint      formatting, clippy and documentation without a warning
