@@ -19,7 +19,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup build install run test test-browser browser clients fuzz bench chaos lint package clean
+.PHONY: help setup build install run test test-browser browser clients rivals fuzz bench chaos lint package clean
 
 PG_CONFIG ?= /usr/lib/postgresql/15/bin/pg_config
 export PG_CONFIG
@@ -37,7 +37,8 @@ PACKAGES := postgresql-15 postgresql-server-dev-15 clang libclang-dev pkg-config
 # security uses: it is run as it stands.
 TEST_PACKAGES := curl openssl nginx haproxy python3-venv
 BROWSER_PACKAGES := chromium nginx haproxy
-BENCH_PACKAGES := nginx libnginx-mod-nchan
+# What Tidings is measured against. What can't be had is left out, and the page says so.
+BENCH_PACKAGES := nginx libnginx-mod-nchan postgresql-15-wal2json
 CHAOS_PACKAGES := haproxy nftables iproute2 libfaketime
 
 help:
@@ -123,7 +124,6 @@ run: install
 # What follows reaches setup too.
 test: MORE_PACKAGES = $(TEST_PACKAGES) $(BROWSER_PACKAGES)
 test-browser: MORE_PACKAGES = $(BROWSER_PACKAGES)
-bench: MORE_PACKAGES = $(BENCH_PACKAGES)
 chaos: MORE_PACKAGES = $(CHAOS_PACKAGES)
 
 test: install lint browser clients
@@ -166,7 +166,14 @@ fuzz: setup
 	  target/*/release/"$$target" -max_total_time="$${SECONDS_EACH:-60}" -print_final_stats=1 "corpus/$$target"
 	done
 
-bench: install
+rivals: setup
+	@$(MAKE) -s setup MORE_PACKAGES="$(BENCH_PACKAGES)" || for package in $(BENCH_PACKAGES); do
+	  $(MAKE) -s setup MORE_PACKAGES="$$package" || printf '==> left out: %s\n' "$$package"
+	done
+	cd tests/rivals/node
+	[ node_modules/.package-lock.json -nt package-lock.json ] || npm ci --ignore-scripts --no-audit --no-fund || printf '==> left out: Node\n'
+
+bench: install rivals
 	@cargo run --release --locked -p tidings-tests --bin tidings-bench -- $(ARGS)
 
 chaos: install
@@ -191,4 +198,4 @@ package: build
 
 clean:
 	@printf '==> removing what was built\n'
-	rm -rf target dist tests/artifacts tests/browser/node_modules tests/clients/node_modules tests/clients/venv
+	rm -rf target dist tests/artifacts tests/browser/node_modules tests/clients/node_modules tests/rivals/node/node_modules tests/clients/venv

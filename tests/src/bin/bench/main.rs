@@ -5,12 +5,13 @@
 //! The figures go to `docs/benchmarks.md`.
 //!
 //! `--long` takes more and longer rounds; `--small` a hundredth of the clients and few rounds, to try the program: its figures
-//! go to `target/bench`. Naming parts (`overhead`,
+//! go to `target/bench`. Naming parts (`overhead`, `decoding`,
 //! `latency`, `bulk`, `access`, and those of `load`) leaves the others out.
 
 mod access;
 mod bulk;
 mod chart;
+mod decoding;
 mod latency;
 mod load;
 mod machine;
@@ -27,6 +28,7 @@ use report::Report;
 /// Settings of the measured cluster: durable, and nothing that strikes at some round and not at another.
 const SETTINGS: &[(&str, &str)] = &[
     ("fsync", "on"),
+    ("wal_level", "replica"),
     ("deadlock_timeout", "1s"),
     ("autovacuum", "off"),
     ("checkpoint_timeout", "1h"),
@@ -46,7 +48,7 @@ struct Effort {
 }
 
 /// The parts that are not of [`load`].
-const PARTS: &[&str] = &["overhead", "latency", "bulk", "access"];
+const PARTS: &[&str] = &["overhead", "decoding", "latency", "bulk", "access"];
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -61,7 +63,7 @@ fn main() {
     let wanted = |part: &&str| parts.is_empty() || parts.contains(part);
     let small = options.contains(&"--small");
     let effort = if small {
-        Effort { rounds: 2, seconds: 1, samples: 60 }
+        Effort { rounds: 2, seconds: 2, samples: 60 }
     } else if options.contains(&"--long") {
         Effort { rounds: 7, seconds: 10, samples: 3000 }
     } else {
@@ -82,6 +84,7 @@ fn main() {
     for part in known.into_iter().filter(|part| wanted(part)) {
         match part {
             "overhead" => overhead::measure(&database, effort, &mut report),
+            "decoding" => decoding::measure(&database, effort, &mut report),
             "latency" => latency::measure(&database, effort, &mut report),
             "bulk" => bulk::measure(&database, effort, &mut report),
             "access" => access::measure(&database, effort, &mut report),

@@ -12,13 +12,36 @@ use crate::report::{Report, Target};
 /// Events of one burst.
 const BURST: usize = 100;
 
+/// From the write to one client, to a hundred, and to one beside thousands that are idle.
+pub fn clients(database: &Database<'_>, scale: Scale, report: &mut Report) {
+    let idle = scale.of(10_000);
+    let rivals = [Rival::Tidings, Rival::Node];
+    Turns::new(&rivals, database, idle + 100, &[]).run(
+        scale,
+        report,
+        |server, rival, report| {
+            let (who, hall) = (rival.name(), [HALL.to_owned()]);
+            for (clients, label) in [(1, "1 client"), (100, "100 clients")] {
+                let crowd = Crowd::open(server.address(), same(server, HALL, clients));
+                let run = series(server, &crowd, &hall, clients, Pace::new(50.0, scale));
+                run.report(report, &format!("write → {label}, 50 events/s"), who);
+            }
+            let _idle = Crowd::open(server.address(), each(server, &names("idle", idle)));
+            let crowd = Crowd::open(server.address(), same(server, HALL, 1));
+            let run = series(server, &crowd, &hall, 1, Pace::new(50.0, scale));
+            run.report(report, &format!("write → 1 client beside {idle} idle, 50 events/s"), who);
+        },
+        |_, _| (),
+    );
+}
+
 /// What a client costs that gets nothing but heartbeats.
 pub fn idle(database: &Database<'_>, scale: Scale, report: &mut Report) {
     let clients = scale.of(15_000);
     let heartbeat = format!("{}s", scale.seconds);
     let pause = Duration::from_secs(scale.seconds.into());
     let label = format!("{clients} idle clients");
-    let rivals = [Rival::Tidings, Rival::Nchan];
+    let rivals = [Rival::Tidings, Rival::Nchan, Rival::Node];
     Turns::new(&rivals, database, clients, &["--heartbeat", &heartbeat]).run(
         scale,
         report,
@@ -48,7 +71,7 @@ pub fn idle(database: &Database<'_>, scale: Scale, report: &mut Report) {
 /// One topic that thousands follow, and thousands that one follows each.
 pub fn fanout(database: &Database<'_>, scale: Scale, report: &mut Report) {
     let clients = scale.of(10_000);
-    let rivals = [Rival::Nchan, Rival::Tidings];
+    let rivals = [Rival::Nchan, Rival::Tidings, Rival::Node];
     Turns::new(&rivals, database, clients, &[]).run(
         scale,
         report,

@@ -7,6 +7,7 @@ mod against;
 mod crowd;
 mod histogram;
 mod nchan;
+mod node;
 mod rivals;
 mod scenes;
 
@@ -21,7 +22,7 @@ use crowd::{Ask, Crowd, stamp};
 use histogram::Histogram;
 
 /// The parts, by name.
-pub const PARTS: &[&str] = &["idle", "fanout", "stalled", "storm", "growth", "quiet", "neighbours"];
+pub const PARTS: &[&str] = &["clients", "idle", "fanout", "stalled", "storm", "growth", "quiet", "neighbours"];
 
 /// The topic that thousands follow.
 const HALL: &str = "hall";
@@ -30,6 +31,7 @@ const HALL: &str = "hall";
 pub fn measure(part: &str, database: &Database<'_>, scale: Scale, report: &mut Report) {
     println!("==> {part}");
     let alone = match part {
+        "clients" => return against::clients(database, scale, report),
         "idle" => return against::idle(database, scale, report),
         "fanout" => return against::fanout(database, scale, report),
         "stalled" => scenes::stalled,

@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use tidings_tests::Database;
 
 use super::nchan::Nchan;
+use super::node::Node;
 use super::{Scale, Server, Tidings};
 use crate::report::Report;
 
@@ -16,6 +17,8 @@ pub enum Rival {
     Tidings,
     /// nginx with Nchan.
     Nchan,
+    /// Node with `pg` and `better-sse`.
+    Node,
 }
 
 impl Rival {
@@ -24,6 +27,7 @@ impl Rival {
         match self {
             Self::Tidings => "Tidings",
             Self::Nchan => "Nchan",
+            Self::Node => "Node, better-sse",
         }
     }
 
@@ -37,6 +41,7 @@ impl Rival {
         Ok(match self {
             Self::Tidings => Box::new(Tidings::start(database, args)),
             Self::Nchan => Box::new(Nchan::start(clients)?),
+            Self::Node => Box::new(Node::start(database)?),
         })
     }
 }
