@@ -8,7 +8,7 @@
 #   make test-core     the tests of what is promised alone, for one Postgres more
 #   make postgres-18   fetches that Postgres, or postgres-16, for tests, and prints where its pg_config is
 #   make test-browser  those with the browser alone; needs Node.js 20, installs Chromium
-#   make bench     measures, beside the targets; ARGS=--long for more rounds, ARGS="idle fanout" for parts of it
+#   make bench     measures beside the targets and the rivals, into docs/benchmarks.md; ARGS=--long, ARGS="idle fanout" for parts, ARGS=--small to try it
 #   make fuzz      hostile bytes for every parser, guided by coverage; SECONDS_EACH=600 for longer
 #   make chaos     breaks everything, by a seed, and checks that every client gets what was committed; ARGS="--seed N --minutes M --seeds K"
 #   make lint      formatting, clippy and documentation without a warning
@@ -22,7 +22,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup build install run test test-core test-browser postgres-16 postgres-18 browser clients fuzz bench chaos lint package clean
+.PHONY: help setup build install run test test-core test-browser postgres-16 postgres-18 browser clients rivals fuzz bench chaos lint package clean
 
 PG_CONFIG ?= /usr/lib/postgresql/15/bin/pg_config
 export PG_CONFIG
@@ -41,7 +41,8 @@ BUILD_PACKAGES := clang libclang-dev pkg-config build-essential
 # security uses: it is run as it stands.
 TEST_PACKAGES := curl openssl nginx haproxy python3-venv
 BROWSER_PACKAGES := chromium nginx haproxy
-BENCH_PACKAGES := nginx libnginx-mod-nchan
+# What Tidings is measured against. What can't be had is left out, and the page says so.
+BENCH_PACKAGES := nginx libnginx-mod-nchan postgresql-15-wal2json
 CHAOS_PACKAGES := haproxy nftables iproute2 libfaketime
 
 help:
@@ -132,7 +133,6 @@ run: install
 # What follows reaches setup too.
 test: MORE_PACKAGES = $(TEST_PACKAGES) $(BROWSER_PACKAGES)
 test-browser: MORE_PACKAGES = $(BROWSER_PACKAGES)
-bench: MORE_PACKAGES = $(BENCH_PACKAGES)
 chaos: MORE_PACKAGES = $(CHAOS_PACKAGES)
 
 test: install lint browser clients
@@ -213,7 +213,14 @@ fuzz: setup
 	  target/*/release/"$$target" -max_total_time="$${SECONDS_EACH:-60}" -print_final_stats=1 "corpus/$$target"
 	done
 
-bench: install
+rivals: setup
+	@$(MAKE) -s setup MORE_PACKAGES="$(BENCH_PACKAGES)" || for package in $(BENCH_PACKAGES); do
+	  $(MAKE) -s setup MORE_PACKAGES="$$package" || printf '==> left out: %s\n' "$$package"
+	done
+	cd tests/rivals/node
+	[ node_modules/.package-lock.json -nt package-lock.json ] || npm ci --ignore-scripts --no-audit --no-fund || printf '==> left out: Node\n'
+
+bench: install rivals
 	@cargo run --release --locked -p tidings-tests --bin tidings-bench -- $(ARGS)
 
 chaos: install
@@ -238,4 +245,4 @@ package: build
 
 clean:
 	@printf '==> removing what was built\n'
-	rm -rf target dist tests/artifacts tests/browser/node_modules tests/clients/node_modules tests/clients/venv "$(WHEELS)"
+	rm -rf target dist tests/artifacts tests/browser/node_modules tests/clients/node_modules tests/rivals/node/node_modules tests/clients/venv "$(WHEELS)"

@@ -8,7 +8,7 @@ use tidings_tests::{Database, Session};
 
 use crate::report::{Report, Target};
 use crate::schema::{self, Rows, Way};
-use crate::{Effort, median};
+use crate::{Effort, median, overhead};
 
 const MIB: f64 = 1024.0 * 1024.0;
 
@@ -126,7 +126,7 @@ fn rounds(
             settle(database);
             // Full-page images belong to the checkpoint, not to the way: every round begins with the same.
             session.run("CHECKPOINT");
-            let (wal, log) = (wal(&mut session), log(&mut session, way));
+            let (wal, log) = (overhead::wal(&mut session), log(&mut session, way));
             let watch = MemoryWatch::start(&[session.backend(), database.wait_relay()]);
             let start = Instant::now();
             work(&mut session, &table);
@@ -136,7 +136,7 @@ fn rounds(
             let bytes = |n: u64| n as f64;
             costs.push(Cost {
                 seconds,
-                wal: self::wal(&mut session) - wal,
+                wal: overhead::wal(&mut session) - wal,
                 log: self::log(&mut session, way) - log,
                 backend: bytes(peaks[0]),
                 relay: bytes(peaks[1]),
@@ -162,10 +162,6 @@ fn settle(database: &Database<'_>) {
     let before = last(&mut session);
     session.publish("settled", "true");
     tidings_tests::until("the relay has caught up", || last(&mut session) > before);
-}
-
-fn wal(session: &mut Session) -> f64 {
-    session.one::<i64>("SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint") as f64
 }
 
 /// The size of what the way writes beside the table.

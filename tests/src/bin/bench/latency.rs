@@ -35,24 +35,21 @@ pub fn measure(database: &Database<'_>, effort: Effort, report: &mut Report) {
                 (true, true) => "beside 500 TPS, slow commit",
             };
             println!("==> commit to client, {label}");
-            let mut raw = Vec::new();
-            let mut ours = Vec::new();
             for _ in 0..effort.rounds {
-                raw.extend(round(database, &proxy, Way::Notify, loaded, effort.samples / effort.rounds));
-                ours.extend(round(database, &proxy, Way::Tidings, loaded, effort.samples / effort.rounds));
+                let mut quantiles = |way, name: &str| {
+                    let mut times = round(database, &proxy, way, loaded, effort.samples / effort.rounds);
+                    let (p50, p99) = (quantile(&mut times, 0.5), quantile(&mut times, 0.99));
+                    report.compare(format!("commit → client, p50, {label}"), name, p50, "ms", Target::None);
+                    report.compare(format!("commit → client, p99, {label}"), name, p99, "ms", Target::None);
+                    (p50, p99)
+                };
+                let raw = quantiles(Way::Notify, "raw LISTEN");
+                let ours = quantiles(Way::Tidings, "Tidings, SSE");
+                let target = if (loaded, slow) == (false, false) { Target::AtMost(2.5) } else { Target::None };
+                report.add(format!("SSE p50 ÷ raw p50, {label}"), ours.0 / raw.0, "", target);
+                let target = if loaded && slow { Target::AtMost(1.0) } else { Target::None };
+                report.add(format!("SSE p99 ÷ raw p99, {label}"), ours.1 / raw.1, "", target);
             }
-            let mut add = |name: &str, values: &mut [f64]| {
-                let (p50, p99) = (quantile(values, 0.5), quantile(values, 0.99));
-                report.add(format!("commit → {name}, p50, {label}"), p50, "ms", Target::None);
-                report.add(format!("commit → {name}, p99, {label}"), p99, "ms", Target::None);
-                (p50, p99)
-            };
-            let raw = add("raw LISTEN", &mut raw);
-            let ours = add("SSE client", &mut ours);
-            let target = if (loaded, slow) == (false, false) { Target::AtMost(2.5) } else { Target::None };
-            report.add(format!("SSE p50 ÷ raw p50, {label}"), ours.0 / raw.0, "", target);
-            let target = if loaded && slow { Target::AtMost(1.0) } else { Target::None };
-            report.add(format!("SSE p99 ÷ raw p99, {label}"), ours.1 / raw.1, "", target);
         }
     }
     slow_commit(database, false);

@@ -2,26 +2,34 @@
 //!
 //! All rounds of one comparison run in one cluster and alternate, so that a machine that is busy for a while is busy for
 //! all of them; the figure is the median. Unlike the tests, the cluster writes to the disk (`fsync = on`).
+//! The figures go to `docs/benchmarks.md`.
 //!
-//! `--long` takes more and longer rounds; `--small` a hundredth of the clients, to try the program. Naming parts (`overhead`,
-//! `latency`, `bulk`, `rendering`, `access`, and those of `load`) leaves the others out.
+//! `--long` takes more and longer rounds; `--small` a hundredth of the clients and few rounds, to try the program: its figures
+//! go to `target/bench`. Naming parts (`overhead`, `decoding`, `latency`, `bulk`, `rendering`, `access`, and those of `load`)
+//! leaves the others out.
 
 mod access;
 mod bulk;
+mod chart;
+mod decoding;
 mod latency;
 mod load;
+mod machine;
 mod overhead;
+mod page;
 mod rendering;
 mod report;
 mod schema;
 
 use tidings_tests::{Cluster, Database};
 
+use page::Page;
 use report::Report;
 
 /// Settings of the measured cluster: durable, and nothing that strikes at some round and not at another.
 const SETTINGS: &[(&str, &str)] = &[
     ("fsync", "on"),
+    ("wal_level", "replica"),
     ("deadlock_timeout", "1s"),
     ("autovacuum", "off"),
     ("checkpoint_timeout", "1h"),
@@ -41,53 +49,52 @@ struct Effort {
 }
 
 /// The parts that are not of [`load`].
-const PARTS: &[&str] = &["overhead", "latency", "bulk", "rendering", "access"];
+const PARTS: &[&str] = &["overhead", "decoding", "latency", "bulk", "rendering", "access"];
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let (options, parts): (Vec<&str>, Vec<&str>) =
         args.iter().map(String::as_str).partition(|arg| arg.starts_with("--"));
-    let known: Vec<&str> = PARTS.iter().chain(load::PARTS).copied().collect();
+    let known: Vec<&'static str> = PARTS.iter().chain(load::PARTS).copied().collect();
     let unknown = parts.iter().find(|part| !known.contains(part));
     if let Some(unknown) = unknown.or(options.iter().find(|option| !["--long", "--small"].contains(option))) {
         eprintln!("unknown: {unknown}; there are {}, and the options --long and --small", known.join(", "));
         std::process::exit(2);
     }
-    let wanted = |part| parts.is_empty() || parts.contains(&part);
-    let effort = if options.contains(&"--long") {
+    let wanted = |part: &&str| parts.is_empty() || parts.contains(part);
+    let small = options.contains(&"--small");
+    let effort = if small {
+        Effort { rounds: 2, seconds: 2, samples: 60 }
+    } else if options.contains(&"--long") {
         Effort { rounds: 7, seconds: 10, samples: 3000 }
     } else {
-        Effort { rounds: 3, seconds: 3, samples: 600 }
+        Effort { rounds: 3, seconds: 3, samples: 900 }
     };
     let scale = load::Scale {
-        divisor: if options.contains(&"--small") { 100 } else { 1 },
-        seconds: if options.contains(&"--small") { 2 } else { effort.seconds * 3 },
+        divisor: if small { 100 } else { 1 },
+        seconds: if small { 2 } else { effort.seconds + 2 },
+        rounds: effort.rounds,
     };
     more_files();
 
     let cluster = Cluster::start(SETTINGS);
     let database = cluster.database();
     schema::create(&database);
-    let mut report = Report::default();
-    if wanted("overhead") {
-        overhead::measure(&database, effort, &mut report);
+    let mut report = Report::new(Page::new(known.clone(), small), &options);
+    let mut targets = String::new();
+    for part in known.into_iter().filter(|part| wanted(part)) {
+        match part {
+            "overhead" => overhead::measure(&database, effort, &mut report),
+            "decoding" => decoding::measure(&database, effort, &mut report),
+            "latency" => latency::measure(&database, effort, &mut report),
+            "bulk" => bulk::measure(&database, effort, &mut report),
+            "rendering" => rendering::measure(&database, effort, &mut report),
+            "access" => access::measure(&database, effort, &mut report),
+            _ => load::measure(part, &database, scale, &mut report),
+        }
+        targets = report.finish(part, &database);
     }
-    if wanted("latency") {
-        latency::measure(&database, effort, &mut report);
-    }
-    if wanted("bulk") {
-        bulk::measure(&database, effort, &mut report);
-    }
-    if wanted("rendering") {
-        rendering::measure(&database, effort, &mut report);
-    }
-    if wanted("access") {
-        access::measure(&database, effort, &mut report);
-    }
-    for part in load::PARTS.iter().filter(|part| wanted(part)) {
-        load::measure(part, &database, scale, &mut report);
-    }
-    report.print(&database);
+    println!("\n{targets}");
 }
 
 /// Takes as many file descriptors as this process may have: each stream takes one here and one in the server.

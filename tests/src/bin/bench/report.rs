@@ -1,6 +1,10 @@
-//! The table at the end: each figure, its target, and whether it is reached.
+//! The figures of a part: each with its rounds, and what it should be.
 
+use serde_json::{Value, json};
 use tidings_tests::Database;
+
+use crate::page::Page;
+use crate::{machine, quantile};
 
 /// What a figure should be.
 #[derive(Clone, Copy, Debug)]
@@ -16,46 +20,109 @@ pub enum Target {
 #[derive(Debug)]
 struct Line {
     what: String,
-    figure: f64,
+    /// Which of the compared ones, where several are.
+    who: Option<String>,
     unit: &'static str,
     target: Target,
+    /// One of each round.
+    values: Vec<f64>,
 }
 
-/// The figures so far.
-#[derive(Debug, Default)]
+/// The figures so far, of the part that is being measured.
+#[derive(Debug)]
 pub struct Report {
+    page: Page,
+    /// How the measurement is repeated.
+    command: String,
     lines: Vec<Line>,
+    versions: Vec<String>,
+    left_out: Vec<String>,
 }
 
 impl Report {
-    /// Adds a figure, and shows it at once.
-    pub fn add(&mut self, what: impl Into<String>, figure: f64, unit: &'static str, target: Target) {
-        let line = Line { what: what.into(), figure, unit, target };
-        println!("  {}: {} {}", line.what, round(line.figure), line.unit);
-        self.lines.push(line);
+    /// A report that goes to `page`, of a program that was called with these options.
+    pub fn new(page: Page, options: &[&str]) -> Self {
+        let command = options.join(" ");
+        Self { page, command, lines: Vec::new(), versions: Vec::new(), left_out: Vec::new() }
     }
 
-    /// Prints the table.
-    pub fn print(&self, database: &Database<'_>) {
-        let version: String = database.session().one("SHOW server_version");
-        let cores = std::thread::available_parallelism().map_or(0, usize::from);
-        println!("\nPostgreSQL {version}, {cores} cores shared by all\n");
-        println!("| what | figure | target | |\n|---|---:|---:|---|");
-        for Line { what, figure, unit, target } in &self.lines {
-            let (target, verdict) = match *target {
-                Target::AtLeast(least) => {
-                    (format!("≥ {least}"), if *figure >= least { "reached" } else { "NOT REACHED" })
-                }
-                Target::AtMost(most) => (format!("≤ {most}"), if *figure <= most { "reached" } else { "NOT REACHED" }),
-                Target::None => (String::new(), ""),
-            };
-            println!("| {what} | {} {unit} | {target} | {verdict} |", round(*figure));
+    /// Adds a figure, and shows it at once. The same one of another round joins it.
+    pub fn add(&mut self, what: impl Into<String>, figure: f64, unit: &'static str, target: Target) {
+        self.line(what.into(), None, figure, unit, target);
+    }
+
+    /// The same for one of several that are compared, and plotted beside one another.
+    pub fn compare(&mut self, what: impl Into<String>, who: &str, figure: f64, unit: &'static str, target: Target) {
+        self.line(what.into(), Some(who.to_owned()), figure, unit, target);
+    }
+
+    fn line(&mut self, what: String, who: Option<String>, figure: f64, unit: &'static str, target: Target) {
+        println!(
+            "  {what}{}: {} {unit}",
+            who.as_ref().map(|who| format!(", {who}")).unwrap_or_default(),
+            round(figure)
+        );
+        match self.lines.iter_mut().find(|line| line.what == what && line.who == who) {
+            Some(line) => line.values.push(figure),
+            None => self.lines.push(Line { what, who, unit, target, values: vec![figure] }),
         }
+    }
+
+    /// Names what was measured beside Tidings, with its version.
+    pub fn version(&mut self, program: &str) {
+        if !self.versions.iter().any(|known| known == program) {
+            self.versions.push(program.to_owned());
+        }
+    }
+
+    /// Names what could not be measured, and why.
+    pub fn leave_out(&mut self, who: &str, why: &str) {
+        let text = format!("{who}: {why}");
+        if !self.left_out.contains(&text) {
+            println!("  LEFT OUT: {text}");
+            self.left_out.push(text);
+        }
+    }
+
+    /// Keeps the figures of a part, gives the table of all targets, and begins with the next one.
+    pub fn finish(&mut self, part: &str, database: &Database<'_>) -> String {
+        let lines: Vec<Value> = self.lines.drain(..).map(|line| line.record()).collect();
+        let mut versions = machine::versions(database);
+        versions.append(&mut self.versions);
+        let command = [part, &self.command].join(" ");
+        self.page.save(
+            part,
+            &json!({
+                "date": machine::today(database),
+                "machine": machine::describe(),
+                "versions": versions,
+                "command": format!("make bench ARGS=\"{}\"", command.trim_end()),
+                "left_out": std::mem::take(&mut self.left_out),
+                "lines": lines,
+            }),
+        );
+        self.page.render()
+    }
+}
+
+impl Line {
+    fn record(mut self) -> Value {
+        let values = self.values.clone();
+        let figure = quantile(&mut self.values, 0.5);
+        let (target, reached) = match self.target {
+            Target::AtLeast(least) => (format!("≥ {least}"), Some(figure >= least)),
+            Target::AtMost(most) => (format!("≤ {most}"), Some(figure <= most)),
+            Target::None => (String::new(), None),
+        };
+        json!({
+            "what": self.what, "who": self.who, "unit": self.unit, "values": values, "target": target, "reached": reached,
+            "median": figure, "low": self.values[0], "high": self.values[self.values.len() - 1],
+        })
     }
 }
 
 /// Three digits that count.
-fn round(figure: f64) -> String {
+pub fn round(figure: f64) -> String {
     match figure.abs() {
         n if n >= 100.0 => format!("{figure:.0}"),
         n if n >= 10.0 => format!("{figure:.1}"),

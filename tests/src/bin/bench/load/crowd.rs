@@ -23,8 +23,8 @@ const PER_ADDRESS: usize = 4000;
 /// What a client that reads nothing lets the kernel keep for it, in bytes.
 const SMALL_BUFFER: usize = 4096;
 
-/// What marks an arrival.
-const MARK: &str = "data: t=";
+/// What marks an arrival, after a space or not, before the time.
+const MARK: &str = "data:";
 
 /// The microseconds since 1970.
 pub fn now() -> u64 {
@@ -255,7 +255,9 @@ fn arrivals(mark: &Finder<'_>, rest: &mut Vec<u8>, bytes: &[u8], times: &mut Vec
     let now = now();
     let mut count = |lines: &[u8]| {
         for at in mark.find_iter(lines) {
-            let digits = lines[at + MARK.len()..].iter().take_while(|byte| byte.is_ascii_digit());
+            let data = &lines[at + MARK.len()..];
+            let Some(time) = data.strip_prefix(b" ").unwrap_or(data).strip_prefix(b"t=") else { continue };
+            let digits = time.iter().take_while(|byte| byte.is_ascii_digit());
             let sent = digits.fold(0, |n: u64, digit| n * 10 + u64::from(digit - b'0'));
             times.push(now.saturating_sub(sent));
         }
@@ -276,7 +278,7 @@ mod tests {
 
     #[test]
     fn an_arrival_counts_once_however_the_bytes_come() {
-        let text = format!("HTTP/1.1 200 OK\r\n\r\nid: 1\ndata: {}\n\nid: 2\ndata: {}\n\n", stamp(5), stamp(50));
+        let text = format!("HTTP/1.1 200 OK\r\n\r\nid: 1\ndata: {}\n\nid:2\ndata:{}\n\n", stamp(5), stamp(50));
         for at in 0..text.len() {
             let (mut rest, mut times) = (Vec::new(), Vec::new());
             for part in [&text[..at], &text[at..]] {

@@ -3,9 +3,12 @@
 //! CPU and memory are the proxy's own, from `/proc`. A time begins when the writer puts it into the event, before its
 //! transaction begins, and ends when the client reads it.
 
+mod against;
 mod crowd;
 mod histogram;
 mod nchan;
+mod node;
+mod rivals;
 mod scenes;
 
 use std::net::SocketAddr;
@@ -18,7 +21,30 @@ use crate::report::{Report, Target};
 use crowd::{Ask, Crowd, stamp};
 use histogram::Histogram;
 
-pub use scenes::{PARTS, measure};
+/// The parts, by name.
+pub const PARTS: &[&str] = &["clients", "idle", "fanout", "stalled", "storm", "growth", "quiet", "neighbours"];
+
+/// The topic that thousands follow.
+const HALL: &str = "hall";
+
+/// Measures one part.
+pub fn measure(part: &str, database: &Database<'_>, scale: Scale, report: &mut Report) {
+    println!("==> {part}");
+    let alone = match part {
+        "clients" => return against::clients(database, scale, report),
+        "idle" => return against::idle(database, scale, report),
+        "fanout" => return against::fanout(database, scale, report),
+        "stalled" => scenes::stalled,
+        "storm" => scenes::storm,
+        "growth" => scenes::growth,
+        "quiet" => scenes::quiet,
+        "neighbours" => scenes::neighbours,
+        _ => panic!("no such part: {part}"),
+    };
+    for _ in 0..scale.rounds {
+        alone(database, scale, report);
+    }
+}
 
 /// How much is loaded.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +53,8 @@ pub struct Scale {
     pub divisor: usize,
     /// Seconds of one series.
     pub seconds: u32,
+    /// Rounds of each comparison.
+    pub rounds: usize,
 }
 
 impl Scale {
@@ -40,12 +68,14 @@ type Publish<'a> = Box<dyn FnMut(&[&str], &str) + Send + 'a>;
 
 /// A server of streams: ours or another.
 trait Server {
-    /// What reports call it.
-    fn name(&self) -> &str;
+    /// Its name and version, unless the report has them.
+    fn version(&self) -> Option<String> {
+        None
+    }
     /// Where it listens.
     fn address(&self) -> SocketAddr;
-    /// The process that serves.
-    fn pid(&self) -> u32;
+    /// The processes that serve.
+    fn pids(&self) -> Vec<u32>;
     /// The path of a topic's stream.
     fn path(&self, topic: &str) -> String;
     /// What publishes a text to a topic and waits until that is done; may be called from a thread of its own.
@@ -65,16 +95,12 @@ impl<'a> Tidings<'a> {
 }
 
 impl Server for Tidings<'_> {
-    fn name(&self) -> &str {
-        "Tidings"
-    }
-
     fn address(&self) -> SocketAddr {
         self.proxy.address()
     }
 
-    fn pid(&self) -> u32 {
-        self.proxy.pid()
+    fn pids(&self) -> Vec<u32> {
+        vec![self.proxy.pid()]
     }
 
     fn path(&self, topic: &str) -> String {
@@ -105,9 +131,9 @@ impl Series {
         self.arrivals as f64 / self.cpu
     }
 
-    fn report(&self, report: &mut Report, label: &str) {
-        report.add(format!("p50, {label}"), self.times.quantile(0.5), "ms", Target::None);
-        report.add(format!("p99, {label}"), self.times.quantile(0.99), "ms", Target::None);
+    fn report(&self, report: &mut Report, label: &str, who: &str) {
+        report.compare(format!("{label}, p50"), who, self.times.quantile(0.5), "ms", Target::None);
+        report.compare(format!("{label}, p99"), who, self.times.quantile(0.99), "ms", Target::None);
     }
 }
 
@@ -150,11 +176,11 @@ fn series(server: &dyn Server, crowd: &Crowd, topics: &[String], listeners: usiz
 }
 
 fn cpu(server: &dyn Server) -> f64 {
-    cpu_seconds(server.pid()).expect("the server runs")
+    server.pids().into_iter().map(|pid| cpu_seconds(pid).expect("the server runs")).sum()
 }
 
 fn resident(server: &dyn Server) -> f64 {
-    memory(server.pid(), "VmRSS").expect("the server runs") as f64
+    server.pids().into_iter().map(|pid| memory(pid, "VmRSS").expect("the server runs") as f64).sum()
 }
 
 /// As many clients of one topic.

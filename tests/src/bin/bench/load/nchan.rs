@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::process::Stdio;
 
 use tidings_tests::balancer::nginx;
@@ -11,8 +12,12 @@ use tidings_tests::eventually;
 use tidings_tests::process::{Process, Signal, children, fresh_path};
 
 use super::{Publish, Server};
+use crate::machine::debian_version;
 
-const CONFIGURATION: &str = "load_module /usr/lib/nginx/modules/ngx_nchan_module.so;
+/// Where Debian puts it.
+const MODULE: &str = "/usr/lib/nginx/modules/ngx_nchan_module.so";
+
+const CONFIGURATION: &str = "load_module {module};
 pid {dir}/pid;
 error_log stderr;
 worker_processes 1;
@@ -48,12 +53,16 @@ pub struct Nchan {
 }
 
 impl Nchan {
-    /// Starts it for up to `clients` streams.
-    pub fn start(clients: usize) -> Self {
+    /// Starts it for up to `clients` streams, if it is installed.
+    pub fn start(clients: usize) -> Result<Self, String> {
+        if !Path::new(MODULE).exists() {
+            return Err("nginx with Nchan is not installed".to_owned());
+        }
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let dir = fresh_path("nchan");
         fs::create_dir(&dir).expect("create nginx's folder");
         let text = CONFIGURATION
+            .replace("{module}", MODULE)
             .replace("{dir}", &dir.to_string_lossy())
             .replace("{address}", &address.to_string())
             .replace("{files}", &(clients + 500).to_string())
@@ -65,21 +74,21 @@ impl Nchan {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let process = Process::spawn(&mut command, Signal::SIGTERM).expect("start nginx");
         eventually("nginx listens", || TcpStream::connect(address).ok());
-        Self { process, address }
+        Ok(Self { process, address })
     }
 }
 
 impl Server for Nchan {
-    fn name(&self) -> &str {
-        "Nchan"
+    fn version(&self) -> Option<String> {
+        Some(format!("Nchan {}", debian_version("libnginx-mod-nchan")?))
     }
 
     fn address(&self) -> SocketAddr {
         self.address
     }
 
-    fn pid(&self) -> u32 {
-        *children(self.process.pid()).first().expect("nginx's worker")
+    fn pids(&self) -> Vec<u32> {
+        children(self.process.pid())
     }
 
     fn path(&self, topic: &str) -> String {

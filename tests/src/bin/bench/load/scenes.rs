@@ -1,4 +1,4 @@
-//! What is measured, one function a part.
+//! What is measured of the proxy alone, one function a part.
 
 use std::time::Instant;
 
@@ -6,115 +6,15 @@ use tidings_tests::process::MemoryWatch;
 use tidings_tests::{Database, until};
 
 use super::crowd::{Ask, Crowd, stamp};
-use super::nchan::Nchan;
-use super::{Pace, Scale, Series, Server, Tidings, cpu, each, names, resident, same, series};
+use super::{HALL, Pace, Scale, Series, Server, Tidings, each, names, same, series};
 use crate::report::{Report, Target};
-
-/// The parts, by name.
-pub const PARTS: &[&str] = &["idle", "fanout", "topics", "stalled", "storm", "growth", "quiet", "neighbours"];
-
-/// The topic that thousands follow.
-const HALL: &str = "hall";
-
-/// Events of one burst.
-const BURST: usize = 100;
-
-/// Measures one part.
-pub fn measure(part: &str, database: &Database<'_>, scale: Scale, report: &mut Report) {
-    println!("==> {part}");
-    match part {
-        "idle" => idle(database, scale, report),
-        "fanout" => fanout(database, scale, report),
-        "topics" => topics(database, scale, report),
-        "stalled" => stalled(database, scale, report),
-        "storm" => storm(database, scale, report),
-        "growth" => growth(database, scale, report),
-        "quiet" => quiet(database, scale, report),
-        "neighbours" => neighbours(database, scale, report),
-        _ => panic!("no such part: {part}"),
-    }
-}
-
-/// What a client costs that gets nothing but heartbeats.
-fn idle(database: &Database<'_>, scale: Scale, report: &mut Report) {
-    let clients = scale.of(15_000);
-    let heartbeat = format!("{}s", scale.seconds);
-    let tidings = Tidings::start(database, &["--heartbeat", &heartbeat]);
-    let nchan = Nchan::start(clients);
-    for server in [&tidings as &dyn Server, &nchan] {
-        let topics = names("idle", clients / 10 + 1);
-        let asks = (0..clients).map(|i| Ask::live(server.path(&topics[i / 10]))).collect();
-        // A first client pays for what all share.
-        drop(Crowd::open(server.address(), same(server, HALL, 1)));
-        let before = resident(server);
-        let _crowd = Crowd::open(server.address(), asks);
-        // Two rounds of heartbeats, and what it took to connect has been given back if it ever is.
-        std::thread::sleep(std::time::Duration::from_secs((scale.seconds * 2).into()));
-        let used = (resident(server) - before) / clients as f64 / 1024.0;
-        let target = if server.name() == "Tidings" { Target::AtMost(2.0) } else { Target::None };
-        report.add(format!("{}: resident for each of {clients} idle clients", server.name()), used, "KiB", target);
-        let (before, start) = (cpu(server), Instant::now());
-        std::thread::sleep(std::time::Duration::from_secs(scale.seconds.into()));
-        let share = (cpu(server) - before) / start.elapsed().as_secs_f64() * 100.0;
-        report.add(format!("{}: CPU of {clients} idle clients", server.name()), share, "% of a core", Target::None);
-    }
-}
-
-/// One topic that thousands follow.
-fn fanout(database: &Database<'_>, scale: Scale, report: &mut Report) {
-    let clients = scale.of(10_000);
-    let tidings = Tidings::start(database, &[]);
-    let nchan = Nchan::start(clients);
-    let (mut steady, mut burst) = (Vec::new(), Vec::new());
-    for server in [&nchan as &dyn Server, &tidings] {
-        let name = server.name();
-        let crowd = Crowd::open(server.address(), same(server, HALL, clients));
-        let hall = [HALL.to_owned()];
-        let run = series(server, &crowd, &hall, clients, Pace::new(10.0, scale));
-        run.report(report, &format!("{name}, 1 topic × {clients} clients, 10 events/s"));
-        let rate = run.deliveries_per_cpu_second();
-        report.add(format!("{name}: deliveries for each CPU second"), rate, "", Target::None);
-        steady.push(rate);
-        let run = bursts(server, &crowd, clients, scale);
-        let rate = run.deliveries_per_cpu_second();
-        report.add(format!("{name}: the same with {BURST} events at once"), rate, "", Target::None);
-        burst.push(rate);
-    }
-    report.add("Tidings ÷ Nchan, 10 events/s", steady[1] / steady[0], "", Target::AtLeast(1.3));
-    report.add(format!("Tidings ÷ Nchan, {BURST} events at once"), burst[1] / burst[0], "", Target::AtLeast(5.0));
-}
-
-/// Events that come together, so that clients have several to take.
-fn bursts(server: &dyn Server, crowd: &Crowd, clients: usize, scale: Scale) -> Series {
-    crowd.forget();
-    let before = cpu(server);
-    let mut publish = server.publisher();
-    let rounds = (scale.seconds / 2).max(1);
-    for round in 1..=rounds {
-        publish(&[HALL; BURST], &stamp(100));
-        let goal = (BURST * clients) as u64 * u64::from(round);
-        until("the burst has arrived", || crowd.arrivals() >= goal);
-    }
-    Series { cpu: cpu(server) - before, arrivals: crowd.arrivals(), times: crowd.times() }
-}
-
-/// Thousands of topics, each with one client.
-fn topics(database: &Database<'_>, scale: Scale, report: &mut Report) {
-    let clients = scale.of(10_000);
-    let server = Tidings::start(database, &[]);
-    let topics = names("board", clients);
-    let crowd = Crowd::open(server.address(), each(&server, &topics));
-    let run = series(&server, &crowd, &topics, 1, Pace::new(500.0, scale));
-    run.report(report, &format!("{clients} topics × 1 client, 500 events/s"));
-    report.add(format!("CPU of an event, {clients} topics × 1 client"), micros(&run), "µs", Target::None);
-}
 
 fn micros(run: &Series) -> f64 {
     run.cpu * 1e6 / run.arrivals as f64
 }
 
 /// A tenth of the clients reads nothing: what the others and the memory notice of it.
-fn stalled(database: &Database<'_>, scale: Scale, report: &mut Report) {
+pub fn stalled(database: &Database<'_>, scale: Scale, report: &mut Report) {
     let clients = scale.of(10_000);
     let tenth = clients / 10;
     let mut p99 = Vec::new();
@@ -125,15 +25,15 @@ fn stalled(database: &Database<'_>, scale: Scale, report: &mut Report) {
         asks.iter_mut().for_each(|ask| ask.stalled = stall);
         let sleepers = Crowd::open(server.address(), asks);
         let crowd = Crowd::open(server.address(), same(&server, HALL, clients - tenth));
-        let peak = MemoryWatch::start(&[server.pid()]);
+        let peak = MemoryWatch::start(&server.pids());
         let pace = Pace { size: 4096, ..Pace::new(10.0, scale) };
         let run = series(&server, &crowd, &[HALL.to_owned()], clients - tenth, pace);
         let label = if stall { "a tenth reads nothing" } else { "all read" };
-        run.report(report, &format!("{} of {clients} clients, 10 events/s of 4 KiB, {label}", clients - tenth));
+        run.report(report, &format!("{} of {clients} clients, 10 events/s of 4 KiB", clients - tenth), label);
         let peak = peak.finish()[0] as f64 / 1024.0 / 1024.0;
-        report.add(format!("proxy's memory at most, {label}"), peak, "MiB", Target::None);
+        report.compare("proxy's memory at most", label, peak, "MiB", Target::None);
         let evicted = server.proxy.metric("tidings_evictions_total");
-        report.add(format!("clients given up, {label}"), evicted, "", Target::None);
+        report.compare("clients given up", label, evicted, "", Target::None);
         assert_eq!(crowd.closed(), 0, "who reads is never given up");
         drop(sleepers);
         p99.push(run.times.quantile(0.99));
@@ -142,7 +42,7 @@ fn stalled(database: &Database<'_>, scale: Scale, report: &mut Report) {
 }
 
 /// Thousands come back at once with the id of their last event.
-fn storm(database: &Database<'_>, scale: Scale, report: &mut Report) {
+pub fn storm(database: &Database<'_>, scale: Scale, report: &mut Report) {
     const MISSED: usize = 20;
     let clients = scale.of(10_000);
     let server = Tidings::start(database, &[]);
@@ -179,7 +79,7 @@ fn storm(database: &Database<'_>, scale: Scale, report: &mut Report) {
 }
 
 /// What an event costs, whatever number of topics is followed.
-fn growth(database: &Database<'_>, scale: Scale, report: &mut Report) {
+pub fn growth(database: &Database<'_>, scale: Scale, report: &mut Report) {
     /// As many names as fit into a request of 64 KiB.
     const TOPICS_OF_A_STREAM: usize = 4000;
     let mut costs = Vec::new();
@@ -194,15 +94,16 @@ fn growth(database: &Database<'_>, scale: Scale, report: &mut Report) {
         let open = "SELECT count(DISTINCT topic) FROM tidings.open_topics";
         until("the topics are reported", || database.session().one::<i64>(open) as usize >= count);
         let run = series(&server, &crowd, &one, 1, Pace::new(1000.0, scale));
-        report.add(format!("CPU of an event, {count} topics followed"), micros(&run), "µs", Target::None);
-        run.report(report, &format!("{count} topics followed, 1,000 events/s"));
+        let who = format!("{count} topics followed");
+        report.compare("CPU of an event", &who, micros(&run), "µs", Target::None);
+        run.report(report, "1,000 events/s", &who);
         costs.push(micros(&run));
     }
     report.add("CPU of an event, most topics ÷ one", costs[2] / costs[0], "", Target::AtMost(1.5));
 }
 
 /// One client among thousands that are idle.
-fn quiet(database: &Database<'_>, scale: Scale, report: &mut Report) {
+pub fn quiet(database: &Database<'_>, scale: Scale, report: &mut Report) {
     let clients = scale.of(10_000);
     let server = Tidings::start(database, &[]);
     let _idle = Crowd::open(server.address(), each(&server, &names("quiet", clients)));
@@ -215,7 +116,7 @@ fn quiet(database: &Database<'_>, scale: Scale, report: &mut Report) {
 }
 
 /// A small topic beside one that thousands follow.
-fn neighbours(database: &Database<'_>, scale: Scale, report: &mut Report) {
+pub fn neighbours(database: &Database<'_>, scale: Scale, report: &mut Report) {
     let clients = scale.of(9_000);
     let server = Tidings::start(database, &[]);
     let hall = Crowd::open(server.address(), same(&server, HALL, clients));
@@ -246,7 +147,7 @@ fn neighbours(database: &Database<'_>, scale: Scale, report: &mut Report) {
             run
         });
         let beside = if rate > 0.0 { format!("{rate} events/s to {clients}") } else { "nothing".to_owned() };
-        run.report(report, &format!("a topic of one, beside {beside}"));
+        run.report(report, "a topic of one", &format!("beside {beside}"));
         if rate > 0.0 {
             let times = hall.times();
             report.add(format!("p99 of the {clients}"), times.quantile(0.99), "ms", Target::None);

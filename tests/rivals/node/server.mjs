@@ -1,0 +1,45 @@
+// Events from Postgres to EventSource as they are commonly made with Node: one connection LISTENs on one channel, whose
+// messages name a topic; better-sse has a channel for each topic that somebody follows.
+//
+//   node server.mjs PORT, with the database in DATABASE_URL
+//
+//   GET /events?topic=T        the stream
+//   NOTIFY events, '{"topic": "T", "data": "…"}'
+
+import { createServer } from "node:http";
+import { createChannel, createSession } from "better-sse";
+import pg from "pg";
+
+const channels = new Map();
+
+function channel(topic) {
+  let found = channels.get(topic);
+  if (!found) {
+    found = createChannel();
+    found.on("session-deregistered", () => {
+      if (found.sessionCount === 0) channels.delete(topic);
+    });
+    channels.set(topic, found);
+  }
+  return found;
+}
+
+const database = new pg.Client({ connectionString: process.env.DATABASE_URL });
+database.on("notification", ({ payload }) => {
+  const { topic, data } = JSON.parse(payload);
+  channels.get(topic)?.broadcast(data, "message");
+});
+await database.connect();
+await database.query("LISTEN events");
+
+const server = createServer(async (request, response) => {
+  const topic = new URL(request.url, "http://localhost").searchParams.get("topic");
+  if (!topic) {
+    response.writeHead(404).end();
+    return;
+  }
+  // The data is text already.
+  const session = await createSession(request, response, { keepAlive: 20_000, serializer: (data) => data });
+  channel(topic).register(session);
+});
+server.listen({ port: Number(process.argv[2]), host: "127.0.0.1", backlog: 4096 });

@@ -1,0 +1,163 @@
+//! `docs/benchmarks.md`: its words are written by hand, its figures and plots from the latest run of each part.
+//!
+//! A part's figures are kept in `benchmarks/<part>.json`, so a part that is measured alone leaves those of the others as they
+//! are. On the page they stand between two comments, see [`begin`]; a part that has no place there gets one at the end.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::chart;
+use crate::report::round;
+
+/// What ends a place for figures.
+const END: &str = "<!-- end of figures -->";
+
+/// The name of the place of the table of targets.
+const TARGETS: &str = "targets";
+
+/// The page, with its figures and plots beside it.
+#[derive(Debug)]
+pub struct Page {
+    dir: PathBuf,
+    parts: Vec<&'static str>,
+}
+
+impl Page {
+    /// The page of the documentation; with `trial` a copy of it in `target/bench`, so no figure of a trial gets among the others.
+    pub fn new(parts: Vec<&'static str>, trial: bool) -> Self {
+        let dir = repository().join(if trial { "target/bench" } else { "docs" });
+        fs::create_dir_all(dir.join("benchmarks")).expect("create the folder of the figures");
+        Self { dir, parts }
+    }
+
+    /// Keeps the figures of a part.
+    pub fn save(&self, part: &str, record: &Value) {
+        let text = serde_json::to_string_pretty(record).expect("JSON");
+        fs::write(self.file(part, "json"), text + "\n").expect("keep the figures");
+    }
+
+    /// Writes the page with what is kept, and the plots; gives the table of targets.
+    pub fn render(&self) -> String {
+        let path = repository().join("docs/benchmarks.md");
+        let mut page = fs::read_to_string(&path).unwrap_or_else(|_| "# Benchmarks\n".to_owned());
+        let mut targets = String::from("| part | what | figure | target | |\n|---|---|---:|---:|---|\n");
+        for part in &self.parts {
+            let Ok(text) = fs::read_to_string(self.file(part, "json")) else {
+                fill(&mut page, part, "Not measured yet.\n");
+                continue;
+            };
+            let record: Value = serde_json::from_str(&text).expect("the figures that were kept");
+            let plot = chart::draw(part, lines(&record));
+            let mut figures = origin(&record);
+            if let Some(plot) = plot {
+                fs::write(self.file(part, "svg"), plot).expect("write the plot");
+                figures.push_str(&format!("\n![{part}](benchmarks/{part}.svg)\n"));
+            }
+            figures.push_str("\n| what | median | lowest to highest round | target | |\n|---|---:|---:|---:|---|\n");
+            for line in lines(&record) {
+                figures.push_str(&row(line));
+                if !line["reached"].is_null() {
+                    let (figure, target, verdict) = (figure(line), text_of(&line["target"]), verdict(line));
+                    targets.push_str(&format!("| {part} | {} | {figure} | {target} | {verdict} |\n", name(line)));
+                }
+            }
+            fill(&mut page, part, &figures);
+        }
+        fill(&mut page, TARGETS, &targets);
+        fs::write(self.dir.join("benchmarks.md"), page).expect("write the page");
+        println!("  written: {}", self.dir.join("benchmarks.md").display());
+        targets
+    }
+
+    fn file(&self, part: &str, kind: &str) -> PathBuf {
+        self.dir.join(format!("benchmarks/{part}.{kind}"))
+    }
+}
+
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the repository")
+}
+
+/// What begins a part's place for figures.
+fn begin(part: &str) -> String {
+    format!("<!-- figures: {part} -->\n")
+}
+
+/// Puts `figures` into the place of a part.
+fn fill(page: &mut String, part: &str, figures: &str) {
+    let begin = begin(part);
+    let Some(start) = page.find(&begin).map(|at| at + begin.len()) else {
+        page.push_str(&format!("\n## {part}\n\n{begin}{figures}{END}\n"));
+        return;
+    };
+    let length = page[start..].find(END).expect("the end of a place for figures");
+    page.replace_range(start..start + length, figures);
+}
+
+/// Where the figures come from, and who is missing.
+fn origin(record: &Value) -> String {
+    let list = |name: &str, between: &str| {
+        let items = record[name].as_array().into_iter().flatten().map(text_of);
+        items.collect::<Vec<_>>().join(between)
+    };
+    let (date, machine, command) = (text_of(&record["date"]), text_of(&record["machine"]), text_of(&record["command"]));
+    let mut text = format!("`{command}`, {date}: {machine}; {}.\n", list("versions", ", "));
+    let left_out = list("left_out", "; ");
+    if !left_out.is_empty() {
+        text.push_str(&format!("\n**Left out:** {left_out}.\n"));
+    }
+    text
+}
+
+fn lines(record: &Value) -> &[Value] {
+    record["lines"].as_array().map_or(&[], Vec::as_slice)
+}
+
+fn row(line: &Value) -> String {
+    let number = |name: &str| round(line[name].as_f64().unwrap_or(f64::NAN));
+    let rounds = line["values"].as_array().map_or(0, Vec::len);
+    let spread =
+        if rounds > 1 { format!("{} to {} ({rounds})", number("low"), number("high")) } else { "one round".to_owned() };
+    format!("| {} | {} | {spread} | {} | {} |\n", name(line), figure(line), text_of(&line["target"]), verdict(line))
+}
+
+fn name(line: &Value) -> String {
+    match line["who"].as_str() {
+        Some(who) => format!("{}: {who}", text_of(&line["what"])),
+        None => text_of(&line["what"]).to_owned(),
+    }
+}
+
+/// The median and its unit.
+fn figure(line: &Value) -> String {
+    let figure = round(line["median"].as_f64().unwrap_or(f64::NAN));
+    format!("{figure} {}", text_of(&line["unit"])).trim_end().to_owned()
+}
+
+fn verdict(line: &Value) -> &'static str {
+    match line["reached"].as_bool() {
+        Some(true) => "reached",
+        Some(false) => "**missed**",
+        None => "",
+    }
+}
+
+fn text_of(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_take_their_place_and_leave_the_words() {
+        let mut page = format!("Words.\n{}old\n{END}\nMore words.\n", begin("idle"));
+        fill(&mut page, "idle", "new\n");
+        assert_eq!(page, format!("Words.\n{}new\n{END}\nMore words.\n", begin("idle")));
+        fill(&mut page, "storm", "figures\n");
+        assert!(page.ends_with(&format!("\n## storm\n\n{}figures\n{END}\n", begin("storm"))));
+    }
+}
