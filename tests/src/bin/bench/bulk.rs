@@ -8,7 +8,7 @@ use tidings_tests::{Database, Session};
 
 use crate::report::{Report, Target};
 use crate::schema::{self, Rows, Way};
-use crate::{Effort, median, overhead};
+use crate::{Effort, overhead};
 
 const MIB: f64 = 1024.0 * 1024.0;
 
@@ -55,21 +55,16 @@ fn update(database: &Database<'_>, rows: Rows, effort: Effort, report: &mut Repo
         },
         |session, table| session.run(&format!("UPDATE {table} SET position = position + 1")),
     );
-    tell(report, &what, &costs);
-    let target = if rows == Rows::Narrow { Target::AtMost(0.2) } else { Target::None };
-    let extra = |of: usize, figure: fn(&Cost) -> f64| figure(&costs[of]) - figure(&costs[0]);
-    report.add(format!("{what}, log: Tidings"), costs[1].log / MIB, "MiB", Target::None);
-    report.add(format!("{what}, log: one row an event"), costs[2].log / MIB, "MiB", Target::None);
-    report.add(format!("{what}, log ÷ one row an event"), costs[1].log / costs[2].log, "", target);
-    report.add(format!("{what}, WAL beyond its own: Tidings"), extra(1, |cost| cost.wal) / MIB, "MiB", Target::None);
-    report.add(
-        format!("{what}, WAL beyond its own: one row an event"),
-        extra(2, |cost| cost.wal) / MIB,
-        "MiB",
-        Target::None,
-    );
-    let ratio = extra(1, |cost| cost.wal) / extra(2, |cost| cost.wal);
-    report.add(format!("{what}, extra WAL ÷ one row an event"), ratio, "", target);
+    for costs in &costs {
+        tell(report, &what, costs);
+        let extra = |of: usize| costs[of].wal - costs[0].wal;
+        report.add(format!("{what}, log: Tidings"), costs[1].log / MIB, "MiB", Target::None);
+        report.add(format!("{what}, log: one row an event"), costs[2].log / MIB, "MiB", Target::None);
+        report.add(format!("{what}, log ÷ one row an event"), costs[1].log / costs[2].log, "", Target::AtMost(0.2));
+        report.add(format!("{what}, WAL beyond its own: Tidings"), extra(1) / MIB, "MiB", Target::None);
+        report.add(format!("{what}, WAL beyond its own: one row an event"), extra(2) / MIB, "MiB", Target::None);
+        report.add(format!("{what}, extra WAL ÷ one row an event"), extra(1) / extra(2), "", Target::AtMost(0.2));
+    }
 }
 
 fn copy(database: &Database<'_>, rows: Rows, effort: Effort, report: &mut Report) {
@@ -94,7 +89,9 @@ fn copy(database: &Database<'_>, rows: Rows, effort: Effort, report: &mut Report
             writer.finish().expect("copy");
         },
     );
-    tell(report, &what, &costs);
+    for costs in &costs {
+        tell(report, &what, costs);
+    }
 }
 
 fn tell(report: &mut Report, what: &str, costs: &[Cost; 3]) {
@@ -108,17 +105,16 @@ fn tell(report: &mut Report, what: &str, costs: &[Cost; 3]) {
     report.add(format!("{what}, memory of the relay"), costs[1].relay / MIB, "MiB", Target::None);
 }
 
-/// Alternates the ways; gives the median of each figure.
+/// Alternates the ways; gives what each took, of every round.
 fn rounds(
     database: &Database<'_>,
     rows: Rows,
     rounds: usize,
     prepare: impl Fn(&mut Session, &str),
     work: impl Fn(&mut Session, &str),
-) -> [Cost; 3] {
-    let mut costs = [const { Vec::new() }; 3];
-    for _ in 0..rounds {
-        for (way, costs) in WAYS.into_iter().zip(&mut costs) {
+) -> Vec<[Cost; 3]> {
+    let round = || {
+        WAYS.map(|way| {
             let table = rows.table(way);
             schema::empty(database, rows, way);
             let mut session = database.session();
@@ -134,25 +130,16 @@ fn rounds(
             settle(database);
             let peaks = watch.finish();
             let bytes = |n: u64| n as f64;
-            costs.push(Cost {
+            Cost {
                 seconds,
                 wal: overhead::wal(&mut session) - wal,
                 log: self::log(&mut session, way) - log,
                 backend: bytes(peaks[0]),
                 relay: bytes(peaks[1]),
-            });
-        }
-    }
-    costs.map(|costs| {
-        let of = |figure: fn(&Cost) -> f64| median(&mut costs.iter().map(figure).collect::<Vec<_>>());
-        Cost {
-            seconds: of(|cost| cost.seconds),
-            wal: of(|cost| cost.wal),
-            log: of(|cost| cost.log),
-            backend: of(|cost| cost.backend),
-            relay: of(|cost| cost.relay),
-        }
-    })
+            }
+        })
+    };
+    (0..rounds).map(|_| round()).collect()
 }
 
 /// Waits until the relay has announced all that is committed.

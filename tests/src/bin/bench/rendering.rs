@@ -10,9 +10,9 @@ use std::time::Instant;
 
 use tidings_tests::{Database, Session};
 
+use crate::Effort;
 use crate::report::{Report, Target};
 use crate::schema::Rows;
-use crate::{Effort, median};
 
 /// Rows of one transaction: their events stay below the size at which some are written before the commit.
 const BATCH: u32 = 200;
@@ -53,27 +53,19 @@ pub fn measure(database: &Database<'_>, effort: Effort, report: &mut Report) {
         for (table, trigger) in TABLES {
             session.run(&format!("CREATE TABLE {table} (LIKE render_source); {trigger}"));
         }
-        let mut times = [const { Vec::new() }; TABLES.len() + QUERIES.len()];
-        for _ in 0..effort.rounds * 3 {
-            let (of_tables, of_queries) = times.split_at_mut(TABLES.len());
-            for ((table, _), times) in TABLES.iter().zip(of_tables) {
-                times.push(insert(&mut session, table));
-            }
-            for (query, times) in QUERIES.iter().zip(of_queries) {
-                times.push(time(
-                    &mut session,
-                    &format!("SELECT {query} FROM generate_series(1, {BATCHES}), render_source r"),
-                ));
-            }
-        }
-        let [record, constant, jsonb, nothing, query, count] = times.map(|mut times| median(&mut times));
-        let (ours, trigger, query) = (record - constant, jsonb - nothing, query - count);
         let name = rows.name();
-        report.add(format!("rendering of {name}: Tidings"), ours, "µs", Target::None);
-        report.add(format!("rendering of {name}: to_jsonb(NEW)::text in a trigger"), trigger, "µs", Target::None);
-        report.add(format!("rendering of {name}: to_jsonb(row)::text in a query"), query, "µs", Target::None);
-        report.add(format!("rendering of {name}: Tidings ÷ in a trigger"), ours / trigger, "", Target::AtMost(1.0));
-        report.add(format!("rendering of {name}: Tidings ÷ in a query"), ours / query, "", Target::AtMost(1.0));
+        for _ in 0..effort.rounds * 3 {
+            let [record, constant, jsonb, nothing] = TABLES.map(|(table, _)| insert(&mut session, table));
+            let [query, count] = QUERIES.map(|query| {
+                time(&mut session, &format!("SELECT {query} FROM generate_series(1, {BATCHES}), render_source r"))
+            });
+            let (ours, trigger, query) = (record - constant, jsonb - nothing, query - count);
+            report.add(format!("rendering of {name}: Tidings"), ours, "µs", Target::None);
+            report.add(format!("rendering of {name}: to_jsonb(NEW)::text in a trigger"), trigger, "µs", Target::None);
+            report.add(format!("rendering of {name}: to_jsonb(row)::text in a query"), query, "µs", Target::None);
+            report.add(format!("rendering of {name}: Tidings ÷ in a trigger"), ours / trigger, "", Target::AtMost(1.0));
+            report.add(format!("rendering of {name}: Tidings ÷ in a query"), ours / query, "", Target::AtMost(1.0));
+        }
         for (table, _) in TABLES {
             session.run(&format!("DROP TABLE {table}; DROP FUNCTION IF EXISTS {table}()"));
         }
