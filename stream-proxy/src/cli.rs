@@ -1,10 +1,11 @@
 //! The command line. Every flag has an environment variable `TIDINGS_…`.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgGroup, Parser, ValueEnum};
+use clap::{ArgAction, ArgGroup, Command, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
 use crate::channels::Pattern;
 use crate::route::Route;
@@ -44,11 +45,11 @@ pub struct Cli {
     pub jwks_file: Option<PathBuf>,
 
     /// Audience that a token must be for; with more than one, one of them
-    #[arg(long, env = "TIDINGS_JWT_AUDIENCE", value_delimiter = ' ', value_name = "TEXT")]
+    #[arg(long, env = "TIDINGS_JWT_AUDIENCE", value_name = "TEXT")]
     pub jwt_audience: Vec<String>,
 
     /// Issuer that a token must be by; with more than one, one of them
-    #[arg(long, env = "TIDINGS_JWT_ISSUER", value_delimiter = ' ', value_name = "TEXT")]
+    #[arg(long, env = "TIDINGS_JWT_ISSUER", value_name = "TEXT")]
     pub jwt_issuer: Vec<String>,
 
     /// Database role of those who come without a token, or with one that names no role; without it they are refused
@@ -64,15 +65,15 @@ pub struct Cli {
     pub reauthorize: Duration,
 
     /// Another path for a topic's stream, as in /api/boards/{id}/events=boards_{id}; may be given more than once
-    #[arg(long = "route", env = "TIDINGS_ROUTE", value_delimiter = ' ', value_name = "PATH=TOPIC")]
+    #[arg(long = "route", env = "TIDINGS_ROUTE", value_name = "PATH=TOPIC")]
     pub route: Vec<Route>,
 
     /// Serve plain LISTEN at /channels/NAME for names of this pattern, * for any text; may be given more than once
-    #[arg(long, env = "TIDINGS_CHANNEL", value_delimiter = ' ', value_name = "PATTERN")]
+    #[arg(long, env = "TIDINGS_CHANNEL", value_name = "PATTERN")]
     pub channel: Vec<Pattern>,
 
     /// A website whose pages may read streams, scheme and host, with the port if it has one; may be given more than once
-    #[arg(long, env = "TIDINGS_CORS_ORIGIN", value_delimiter = ' ', value_parser = origin, value_name = "ORIGIN")]
+    #[arg(long, env = "TIDINGS_CORS_ORIGIN", value_parser = origin, value_name = "ORIGIN")]
     pub cors_origin: Vec<String>,
 
     /// Certificate chain, in PEM: serves TLS instead of plain text
@@ -146,6 +147,14 @@ pub enum LogFormat {
 }
 
 impl Cli {
+    /// Takes the command line and the environment; ends the process, with a message, if they won't do.
+    pub fn read() -> Self {
+        let mut args: Vec<_> = std::env::args_os().collect();
+        let command = spread_variables(Self::command(), &mut args, |name| std::env::var(name).ok());
+        let matches = command.get_matches_from(args);
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    }
+
     /// How long a client that is over a limit is told to wait: long enough to be no load, different for each.
     pub fn long_retry(&self) -> Duration {
         (self.retry * OVER_LIMIT_FACTOR).mul_f64(0.5 + fastrand::f64())
@@ -155,6 +164,37 @@ impl Cli {
     pub fn next_retry(&self) -> Duration {
         self.retry.mul_f64(0.5 + fastrand::f64())
     }
+}
+
+/// Makes flags of the variables that hold several values with blanks between. A flag's own value is taken whole: names of
+/// channels and topics may have blanks. As everywhere, a flag outdoes its variable.
+fn spread_variables(
+    mut command: Command,
+    args: &mut Vec<OsString>,
+    variable: impl Fn(&str) -> Option<String>,
+) -> Command {
+    let repeatable = command.get_arguments().filter(|arg| matches!(arg.get_action(), ArgAction::Append));
+    let flags: Vec<_> = repeatable
+        .filter_map(|arg| {
+            Some((arg.get_id().clone(), format!("--{}", arg.get_long()?), arg.get_env()?.to_str()?.to_owned()))
+        })
+        .collect();
+    for (id, flag, name) in flags {
+        let given = |arg: &OsString| {
+            arg.to_str()
+                .and_then(|arg| arg.strip_prefix(&flag))
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+        };
+        if args.iter().any(given) {
+            continue;
+        }
+        if let Some(text) = variable(&name) {
+            args.extend(text.split_whitespace().map(|value| format!("{flag}={value}").into()));
+            // An empty one is none.
+            command = command.mut_arg(id, |arg| arg.env(None));
+        }
+    }
+    command
 }
 
 /// A number of bytes, as in `1048576`, `64MiB`, `64MB` or `64k`.
@@ -192,7 +232,6 @@ fn header_bytes(text: &str) -> Result<usize, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent_and_every_flag_has_a_variable() {
@@ -202,6 +241,32 @@ mod tests {
             let variable = format!("TIDINGS_{}", flag.get_id().as_str().to_uppercase());
             assert_eq!(flag.get_env().and_then(|e| e.to_str()), Some(variable.as_str()));
         }
+    }
+
+    /// The settings by these arguments, with one variable set.
+    fn read(args: &[&str], (name, text): (&str, &str)) -> Cli {
+        let mut args: Vec<OsString> =
+            ["tidings-proxy", "--open", "--database-url", "x"].iter().chain(args).map(OsString::from).collect();
+        let variable = |wanted: &str| (wanted == name).then(|| text.to_owned());
+        let command = spread_variables(Cli::command(), &mut args, variable);
+        Cli::from_arg_matches(&command.try_get_matches_from(args).unwrap()).unwrap()
+    }
+
+    fn patterns(texts: &[&str]) -> Vec<Pattern> {
+        texts.iter().map(|text| Pattern::from(text.to_string())).collect()
+    }
+
+    #[test]
+    fn a_flag_is_one_value_and_a_variable_holds_several() {
+        let channels = |args: &[&str], text| read(args, ("TIDINGS_CHANNEL", text)).channel;
+        assert_eq!(channels(&["--channel", "a b", "--channel=c"], ""), patterns(&["a b", "c"]));
+        assert_eq!(channels(&[], " a_*  b\n--open "), patterns(&["a_*", "b", "--open"]));
+        assert_eq!(channels(&["--channel", "a b"], "c d"), patterns(&["a b"]));
+        assert_eq!(channels(&[], " "), []);
+        let routes = read(&["--route", "/b/{id}=board {id}"], ("", "")).route;
+        assert_eq!(routes[0].topic("/b/5").unwrap().unwrap().as_str(), "board 5");
+        let origins = read(&[], ("TIDINGS_CORS_ORIGIN", "https://a.example http://b:3000")).cors_origin;
+        assert_eq!(origins, ["https://a.example", "http://b:3000"]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::{CommandFactory, Parser, error::ErrorKind};
+use clap::{CommandFactory, error::ErrorKind};
 use tidings_proxy::Start;
 use tidings_proxy::cli::{Cli, LogFormat};
 use tidings_proxy::database::Database;
@@ -20,7 +20,7 @@ use tracing_subscriber::EnvFilter;
 const BACKLOG: u32 = 65_535;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::read();
     let refuse = |message: String| -> ! { Cli::command().error(ErrorKind::ValueValidation, message).exit() };
     let source = cli.jwt_secret_file.clone().map(Source::Secret).or(cli.jwks_file.clone().map(Source::Jwks));
     let keys = source.map(|source| {
