@@ -9,7 +9,8 @@ use bytes::{Bytes, BytesMut};
 use hyper::body::{Body as HttpBody, Frame as HttpFrame, SizeHint};
 
 use crate::proxy::Subscription;
-use crate::subscriber::{CountBytes, Subscriber};
+use crate::stream::CountBytes;
+use crate::subscriber::Subscriber;
 
 /// The body of a response.
 #[derive(Debug)]

@@ -9,7 +9,9 @@
 //! who comes meanwhile finds it in history and is passed over. Events of other topics may overtake it, but not on the way
 //! to a subscriber that has several topics: those wait in line.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+mod topics;
+
+use std::collections::{HashSet, VecDeque};
 use std::convert::Infallible;
 use std::sync::Arc;
 
@@ -19,13 +21,12 @@ use tidings_wire::position::END;
 use tokio::sync::{Notify, watch};
 use tokio::task::yield_now;
 
-use crate::audience::{Audience, Tally};
+use crate::audience::Tally;
 use crate::frame::Frame;
 use crate::metrics::Metrics;
-use crate::subscriber::{Pushed, Seat, Subscriber};
+use crate::subscriber::{Pushed, Subscriber};
 
-/// What an event in history takes beside its frame and topic, in bytes: its entries in two queues and in the map.
-const EVENT_OVERHEAD: usize = 200;
+use topics::Topics;
 
 /// Events that may wait for the rest of their subscribers; beyond it the upstream waits too.
 const MAX_FILLING: usize = 64;
@@ -98,29 +99,15 @@ pub struct Hub {
 
 #[derive(Debug, Default)]
 struct Inner {
-    topics: HashMap<Arc<str>, Entry>,
-    /// The topics of all events in history, oldest first.
-    order: VecDeque<Arc<str>>,
-    /// Bytes of history.
-    bytes: usize,
-    /// Topics whose subscribers have come or gone since this was last asked.
-    changed: HashSet<Arc<str>>,
+    topics: Topics,
     /// Up to where events have been published; `None` until the upstream has told where the log stands.
     place: Option<Place>,
-    /// All events behind this place are in history.
-    floor: Option<Place>,
     /// How many events have been published, which is the last one's number.
     count: u64,
     /// Published events that some of their subscribers have yet to be queued, in order.
     filling: VecDeque<Fill>,
     /// The subscriber with the most waiting of those served since events were last published.
     fullest: Option<(usize, Arc<Subscriber>)>,
-}
-
-#[derive(Debug, Default)]
-struct Entry {
-    audience: Audience,
-    history: VecDeque<(Place, Frame)>,
 }
 
 /// An event on its way round.
@@ -134,12 +121,6 @@ struct Fill {
     next: usize,
     /// Ticks that are complete when this is done.
     ticks: Vec<u64>,
-}
-
-impl Entry {
-    fn is_idle(&self) -> bool {
-        self.audience.is_empty() && self.history.is_empty()
-    }
 }
 
 impl Hub {
@@ -175,11 +156,11 @@ impl Hub {
             let place = Place { tick, n };
             inner.place = Some(place);
             inner.count += 1;
-            let topic = inner.keep(place, topic, frame.clone());
+            let topic = inner.topics.keep(place, topic, frame.clone());
             inner.send(topic, frame, &mut tally);
-            inner.evict(self.budget);
+            inner.topics.evict(self.budget);
         }
-        self.metrics.history_bytes.set(inner.bytes as u64);
+        self.metrics.history_bytes.set(inner.topics.bytes() as u64);
         self.metrics.topics.set(inner.topics.len() as u64);
         tally.count(&self.metrics);
         inner.fullest = tally.fullest;
@@ -275,7 +256,7 @@ impl Hub {
         let frame = Frame::reset(Position::after_tick(tick));
         // A subscriber of several topics is told once.
         let mut told = HashSet::new();
-        for subscriber in inner.topics.values().flat_map(|entry| entry.audience.subscribers()) {
+        for subscriber in inner.topics.subscribers() {
             if told.insert(Arc::as_ptr(subscriber)) {
                 match subscriber.push(frame.clone()) {
                     Pushed::Waiting(_) => self.metrics.resets.add(1),
@@ -307,7 +288,7 @@ impl Hub {
     /// it is no more than is comfortable for the subscriber.
     pub fn resume(&self, subscriber: &Arc<Subscriber>, topics: &[Arc<str>], after: Place) -> Joined {
         let mut inner = self.inner.lock();
-        match (inner.floor, inner.place) {
+        match (inner.topics.floor(), inner.place) {
             (Some(floor), Some(place)) if after <= place => {
                 if after < floor {
                     return Joined::TooOld;
@@ -315,7 +296,7 @@ impl Hub {
             }
             _ => return Joined::Ahead,
         }
-        let (missed, reached) = inner.missed(topics, after, subscriber.comfortable());
+        let (missed, reached) = inner.topics.missed(topics, after, subscriber.comfortable());
         for frame in missed {
             subscriber.feed(frame);
         }
@@ -331,20 +312,13 @@ impl Hub {
     pub fn leave(&self, subscriber: &Subscriber) {
         let mut inner = self.inner.lock();
         let seats = subscriber.leave();
-        inner.unseat(seats);
+        inner.topics.unseat(seats);
         self.metrics.topics.set(inner.topics.len() as u64);
     }
 
     /// How many subscribers the topics have whose subscribers have come or gone since the last call, or all topics.
     pub fn watched(&self, all: bool) -> Vec<(Arc<str>, usize)> {
-        let mut inner = self.inner.lock();
-        let changed = std::mem::take(&mut inner.changed);
-        let count = |topic: &Arc<str>| inner.topics.get(topic).map_or(0, |entry| entry.audience.len());
-        if all {
-            let counts = inner.topics.keys().map(|topic| (topic.clone(), count(topic)));
-            return counts.filter(|(_, subscribers)| *subscribers > 0).collect();
-        }
-        changed.into_iter().map(|topic| (topic.clone(), count(&topic))).collect()
+        self.inner.lock().topics.watched(all)
     }
 
     /// Runs `visit` while nothing is published, with the hub's place if every live subscriber has been queued all up to it.
@@ -356,19 +330,14 @@ impl Hub {
 
 impl Inner {
     fn restart(&mut self, tick: u64) {
-        self.place = Some(Place::after_tick(tick));
-        self.floor = self.place;
-        self.order.clear();
-        self.bytes = 0;
-        self.topics.retain(|_, entry| {
-            entry.history = VecDeque::new();
-            !entry.is_idle()
-        });
+        let place = Place::after_tick(tick);
+        self.place = Some(place);
+        self.topics.forget(place);
     }
 
     /// Queues the event that was published last to its topic's subscribers, or to the first of them.
     fn send(&mut self, topic: Arc<str>, frame: Frame, tally: &mut Tally) {
-        let Some(Entry { audience, .. }) = self.topics.get(&topic) else { return };
+        let Some(audience) = self.topics.audience(&topic) else { return };
         let in_line =
             !self.filling.is_empty() && (audience.is_shared() || self.filling.iter().any(|fill| fill.topic == topic));
         let next = if in_line { Some(0) } else { audience.send(self.count, &frame, 0, tally) };
@@ -381,8 +350,8 @@ impl Inner {
     /// chunk, with the ticks that are complete now.
     fn fill(&mut self, tally: &mut Tally) -> Option<Vec<u64>> {
         let fill = self.filling.front_mut()?;
-        let entry = self.topics.get(&fill.topic);
-        match entry.and_then(|entry| entry.audience.send(fill.event, &fill.frame, fill.next, tally)) {
+        let audience = self.topics.audience(&fill.topic);
+        match audience.and_then(|audience| audience.send(fill.event, &fill.frame, fill.next, tally)) {
             Some(next) => {
                 fill.next = next;
                 None
@@ -391,95 +360,13 @@ impl Inner {
         }
     }
 
-    /// Takes an event into history; gives the map's own copy of its topic.
-    fn keep(&mut self, place: Place, topic: &str, frame: Frame) -> Arc<str> {
-        self.bytes += cost(topic, &frame);
-        let key = match self.topics.get_key_value(topic) {
-            Some((key, _)) => key.clone(),
-            None => topic.into(),
-        };
-        self.topics.entry(key.clone()).or_default().history.push_back((place, frame));
-        self.order.push_back(key.clone());
-        key
-    }
-
-    /// Forgets the oldest events until history fits.
-    fn evict(&mut self, budget: usize) {
-        while self.bytes > budget
-            && let Some(topic) = self.order.pop_front()
-        {
-            let Some(entry) = self.topics.get_mut(&topic) else { continue };
-            if let Some((place, frame)) = entry.history.pop_front() {
-                self.bytes -= cost(&topic, &frame);
-                self.floor = Some(place);
-            }
-            if entry.is_idle() {
-                self.topics.remove(&topic);
-            } else if entry.history.is_empty() {
-                entry.history = VecDeque::new();
-            }
-        }
-    }
-
-    /// The frames behind `after`, in order, up to about `limit` bytes, and the place reached if that is not all.
-    fn missed(&self, topics: &[Arc<str>], after: Place, limit: usize) -> (Vec<Frame>, Option<Place>) {
-        let mut sources: Vec<_> = topics
-            .iter()
-            .filter_map(|topic| self.topics.get(topic))
-            .map(|entry| {
-                let start = entry.history.partition_point(|(place, _)| *place <= after);
-                entry.history.range(start..)
-            })
-            .collect();
-        let (mut frames, mut bytes, mut reached) = (Vec::new(), 0, after);
-        while let Some(source) =
-            sources.iter_mut().filter(|s| s.len() > 0).min_by_key(|s| (**s).clone().next().map(|(place, _)| *place))
-        {
-            if bytes >= limit && !frames.is_empty() {
-                return (frames, Some(reached));
-            }
-            if let Some((place, frame)) = source.next() {
-                bytes += frame.len();
-                reached = *place;
-                frames.push(frame.clone());
-            }
-        }
-        (frames, None)
-    }
-
+    /// Enters the subscriber, for events from now on.
     fn seat(&mut self, subscriber: &Arc<Subscriber>, topics: &[Arc<str>]) {
-        let (since, shared) = (self.count, topics.len() > 1);
-        let seats: Box<[Seat]> = topics
-            .iter()
-            .map(|topic| {
-                let key = self.topics.get_key_value(topic).map_or(topic, |(key, _)| key).clone();
-                self.changed.insert(key.clone());
-                let entry = self.topics.entry(key.clone()).or_default();
-                let seat = entry.audience.seat(subscriber.clone(), since, shared);
-                (key, seat)
-            })
-            .collect();
+        let seats = self.topics.seat(subscriber, topics, self.count);
         if let Err(seats) = subscriber.sit(seats, true) {
-            self.unseat(seats);
+            self.topics.unseat(seats);
         }
     }
-
-    fn unseat(&mut self, seats: Box<[Seat]>) {
-        let shared = seats.len() > 1;
-        for (topic, seat) in seats {
-            if let Some(entry) = self.topics.get_mut(&topic) {
-                entry.audience.unseat(seat, shared);
-                if entry.is_idle() {
-                    self.topics.remove(&topic);
-                }
-                self.changed.insert(topic);
-            }
-        }
-    }
-}
-
-fn cost(topic: &str, frame: &Frame) -> usize {
-    EVENT_OVERHEAD + topic.len() + frame.len()
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Carries the events of a Tidings database to browsers over Server-Sent Events.
 //!
 //! The way of an event: [`upstream`] hears of it, [`frame`] encodes it once, [`hub`] queues it to each [`subscriber`] of its
-//! topic's [`audience`], whose task writes it to the socket. The way of a request: [`server`] accepts, [`routes`] answers, [`query`] takes the
+//! topic's [`audience`], whose [`stream`] writes it to the socket. The way of a request: [`server`] accepts, [`routes`] answers, [`query`] takes the
 //! request apart, [`auth`] decides ([`token`] says who asks, [`gate`] asks the database), [`proxy`] opens the stream, [`replay`] brings it from its position to the present.
 
 #![forbid(unsafe_code)]
@@ -27,6 +27,7 @@ pub mod replay;
 pub mod route;
 pub mod routes;
 pub mod server;
+pub mod stream;
 pub mod subscriber;
 pub mod tls;
 pub mod token;

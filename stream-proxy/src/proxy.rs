@@ -18,7 +18,8 @@ use crate::metrics::Metrics;
 use crate::query::{Start, Wanted};
 use crate::reads::Reads;
 use crate::replay::Replay;
-use crate::subscriber::{CountBytes, Subscriber};
+use crate::stream::CountBytes;
+use crate::subscriber::Subscriber;
 use crate::tls::Tls;
 use crate::upstream::Readiness;
 

@@ -28,7 +28,8 @@ use crate::body::Body;
 use crate::frame::Frame;
 use crate::proxy::{Proxy, Subscription};
 use crate::routes::{Answer, answer};
-use crate::subscriber::{Stream, Subscriber};
+use crate::stream::Stream;
+use crate::subscriber::Subscriber;
 
 /// How long to wait when there are no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

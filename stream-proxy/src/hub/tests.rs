@@ -1,7 +1,8 @@
 //! What the hub promises.
 
-use super::*;
+use super::topics::EVENT_OVERHEAD;
 use crate::audience::CHUNK;
+use super::*;
 use proptest::prelude::*;
 use std::task::{Context, Poll, Waker};
 
@@ -286,6 +287,6 @@ proptest! {
                 Joined::Ahead => { prop_assert!(after > hub.place().unwrap()); break; }
             }
         }
-        prop_assert!(hub.inner.lock().bytes <= budget);
+        prop_assert!(hub.inner.lock().topics.bytes() <= budget);
     }
 }

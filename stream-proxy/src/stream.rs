@@ -1,0 +1,181 @@
+//! The task of one client: it writes the frames that wait for a subscriber to its socket, and knows nothing of where they
+//! come from.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::io::IoSlice;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::frame::Frame;
+use crate::subscriber::{End, Subscriber};
+
+/// Frames that leave in one write at most.
+const WRITE_BATCH: usize = 256;
+
+/// What a client may send after its request, which nobody reads, in bytes.
+const MAX_NOISE: u32 = 64 * 1024;
+
+/// The task of one client: writes what waits for it and notices when it goes. It owns the socket and a `guard` that gives
+/// back what the client held when the task ends.
+#[derive(Debug)]
+pub struct Stream<IO, G> {
+    io: IO,
+    subscriber: Arc<Subscriber>,
+    guard: G,
+    /// Frames taken from the queue and not yet written.
+    batch: VecDeque<Frame>,
+    /// Bytes of the first of them that are written already.
+    offset: usize,
+    noise: u32,
+    closing: bool,
+}
+
+/// Counts what a stream writes.
+pub trait CountBytes {
+    /// That many bytes have been written.
+    fn wrote(&self, bytes: usize);
+}
+
+impl<IO, G> Stream<IO, G> {
+    /// The task that writes `subscriber`'s frames to `io`.
+    pub fn new(io: IO, subscriber: Arc<Subscriber>, guard: G) -> Self {
+        Self { io, subscriber, guard, batch: VecDeque::new(), offset: 0, noise: 0, closing: false }
+    }
+
+    /// Takes `written` bytes off the batch.
+    fn advance(&mut self, written: usize) {
+        let mut done = self.offset + written;
+        while let Some(first) = self.batch.front()
+            && first.len() <= done
+        {
+            done -= first.len();
+            self.batch.pop_front();
+        }
+        self.offset = done;
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin, G: CountBytes> Stream<IO, G> {
+    /// Reads and drops what the client sends; ready when it is gone.
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut space = [0; 512];
+        loop {
+            let mut buffer = ReadBuf::new(&mut space);
+            match Pin::new(&mut self.io).poll_read(cx, &mut buffer) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => self.noise += buffer.filled().len() as u32,
+                Poll::Ready(_) => return Poll::Ready(()),
+            }
+            if self.noise > MAX_NOISE {
+                return Poll::Ready(());
+            }
+        }
+    }
+
+    /// Writes until nothing waits; ready when the stream is over, with whether to close the connection in good order.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        let mut written = 0;
+        loop {
+            if self.batch.is_empty() {
+                match self.subscriber.poll_frames(cx, std::mem::take(&mut written)) {
+                    Poll::Ready(Some(batch)) => self.batch = batch,
+                    Poll::Ready(None) => return Poll::Ready(self.subscriber.ended() == Some(End::Finished)),
+                    Poll::Pending => {
+                        // Frees what the batch had set aside: an idle client keeps nothing.
+                        self.batch = VecDeque::new();
+                        return match Pin::new(&mut self.io).poll_flush(cx) {
+                            Poll::Ready(Err(_)) => Poll::Ready(false),
+                            _ => Poll::Pending,
+                        };
+                    }
+                }
+            }
+            let mut slices = [IoSlice::new(&[]); WRITE_BATCH];
+            let mut count = 0;
+            for (slice, frame) in slices.iter_mut().zip(&self.batch) {
+                *slice = IoSlice::new(&frame.bytes()[if count == 0 { self.offset } else { 0 }..]);
+                count += 1;
+            }
+            match Pin::new(&mut self.io).poll_write_vectored(cx, &slices[..count]) {
+                Poll::Ready(Ok(n)) if n > 0 => {
+                    self.guard.wrote(n);
+                    written += n;
+                    self.advance(n);
+                }
+                Poll::Ready(_) => return Poll::Ready(false),
+                Poll::Pending => return self.subscriber.poll_blocked(cx, written).map(|()| false),
+            }
+        }
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin, G: CountBytes + Unpin> Future for Stream<IO, G> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        if this.poll_gone(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        if !this.closing {
+            match this.poll_write(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(false) => return Poll::Ready(()),
+                Poll::Ready(true) => this.closing = true,
+            }
+        }
+        Pin::new(&mut this.io).poll_shutdown(cx).map(|_| ())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncReadExt;
+
+    struct Uncounted;
+    impl CountBytes for Uncounted {
+        fn wrote(&self, _: usize) {}
+    }
+
+    fn frame(text: &str) -> Frame {
+        Frame::raw(text.to_string())
+    }
+
+    #[tokio::test]
+    async fn a_finished_stream_is_written_to_its_end_and_closed() {
+        let (mut client, server) = tokio::io::duplex(7);
+        let subscriber = Subscriber::new(1000);
+        let task = tokio::spawn(Stream::new(server, subscriber.clone(), Uncounted));
+        for text in ["one\n\n", "two\n\n", "a longer three\n\n"] {
+            subscriber.push(frame(text));
+        }
+        subscriber.close(End::Finished);
+        let mut all = String::new();
+        client.read_to_string(&mut all).await.unwrap();
+        assert_eq!(all, "one\n\ntwo\n\na longer three\n\n");
+        task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_task_ends_when_the_client_goes() {
+        let (client, server) = tokio::io::duplex(64);
+        let task = tokio::spawn(Stream::new(server, Subscriber::new(1000), Uncounted));
+        drop(client);
+        task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_blocked_task_ends_when_its_stream_is_ended() {
+        let (_client, server) = tokio::io::duplex(1);
+        let subscriber = Subscriber::new(1000);
+        let task = tokio::spawn(Stream::new(server, subscriber.clone(), Uncounted));
+        subscriber.push(frame("does not fit"));
+        subscriber.close(End::Stalled);
+        task.await.unwrap();
+    }
+}
