@@ -21,7 +21,7 @@ use tidings_wire::position::END;
 use tokio::sync::{Notify, watch};
 use tokio::task::yield_now;
 
-use crate::audience::Tally;
+use crate::audience::{CHUNK, Tally};
 use crate::frame::Frame;
 use crate::metrics::Metrics;
 use crate::subscriber::{Pushed, Subscriber};
@@ -335,12 +335,14 @@ impl Inner {
         self.topics.forget(place);
     }
 
-    /// Queues the event that was published last to its topic's subscribers, or to the first of them.
+    /// Queues the event that was published last to its topic's subscribers, or puts it in line. Those of a large topic are
+    /// for later, all of them: small topics of the same tick come first.
     fn send(&mut self, topic: Arc<str>, frame: Frame, tally: &mut Tally) {
         let Some(audience) = self.topics.audience(&topic) else { return };
-        let in_line =
+        let behind_others =
             !self.filling.is_empty() && (audience.is_shared() || self.filling.iter().any(|fill| fill.topic == topic));
-        let next = if in_line { Some(0) } else { audience.send(self.count, &frame, 0, tally) };
+        let next =
+            if behind_others || audience.len() > CHUNK { Some(0) } else { audience.send(self.count, &frame, 0, tally) };
         if let Some(next) = next {
             self.filling.push_back(Fill { topic, event: self.count, frame, next, ticks: Vec::new() });
         }

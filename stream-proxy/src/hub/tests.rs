@@ -1,7 +1,6 @@
 //! What the hub promises.
 
 use super::topics::EVENT_OVERHEAD;
-use crate::audience::CHUNK;
 use super::*;
 use proptest::prelude::*;
 use std::task::{Context, Poll, Waker};
