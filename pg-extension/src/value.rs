@@ -1,8 +1,8 @@
 //! A column's value as JSON, the same as `to_jsonb` gives it, and as text for a topic.
 //!
 //! The type is looked at once, when the watch is compiled; writing a value is then a match and a copy. What is rare
-//! (arrays, composites, types with a cast to `json`) goes through `to_json`, which says the same as `to_jsonb` but never
-//! fails: a `json` may hold what a `jsonb` cannot, such as `\u0000`.
+//! (composites, arrays of several dimensions, types with a cast to `json`) goes through `to_json`, which says the same as
+//! `to_jsonb` but never fails: a `json` may hold what a `jsonb` cannot, such as `\u0000`.
 
 use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int};
@@ -19,8 +19,17 @@ pub struct Writer {
     text: FunctionCall,
     by_value: bool,
     length: i16,
+    /// How to write the elements, if it is an array.
+    element: Option<Box<Element>>,
     /// The last date or time that was written: many rows of one statement have the same one.
     last_time: Cell<Option<LastTime>>,
+}
+
+/// The elements of an array.
+struct Element {
+    type_oid: pg_sys::Oid,
+    align: c_char,
+    writer: Writer,
 }
 
 struct LastTime {
@@ -120,7 +129,8 @@ impl Writer {
             Kind::Composed => FunctionCall::new(pg_sys::Oid::from(pg_sys::F_TO_JSON), type_oid, context),
             _ => FunctionCall(text.0),
         };
-        Self { kind, json, text, by_value, length, last_time: Cell::new(None) }
+        let element = Element::of(base, context).map(Box::new);
+        Self { kind, json, text, by_value, length, element, last_time: Cell::new(None) }
     }
 
     /// Writes a value as JSON, unless that alone is longer than `most` bytes: then nothing is even fetched.
@@ -150,7 +160,10 @@ impl Writer {
             Kind::Text => with_text(value, |text| string(out, text)),
             Kind::Jsonb => jsonb(out, value),
             Kind::Json => with_text(value, |text| normal_json(out, text)),
-            Kind::Composed => with_text(self.json.call(value), |text| normal_json(out, text)),
+            Kind::Composed => match &self.element {
+                Some(element) => element.array(out, value, most, &self.json)?,
+                None => composed(out, value, &self.json),
+            },
             Kind::Time(type_oid) => {
                 out.push(b'"');
                 self.time(out, type_oid, value);
@@ -207,6 +220,74 @@ impl Writer {
     }
 }
 
+impl Element {
+    /// The elements of a type, if it is one of arrays. `context` outlives the result.
+    fn of(base: pg_sys::Oid, context: pg_sys::MemoryContext) -> Option<Self> {
+        let (mut length, mut by_value, mut align) = (0, false, 0);
+        // SAFETY: plain look-ups in the system caches, inside a transaction.
+        let type_oid = unsafe {
+            let type_oid = pg_sys::get_element_type(base);
+            if type_oid == pg_sys::InvalidOid {
+                return None;
+            }
+            pg_sys::get_typlenbyvalalign(type_oid, &mut length, &mut by_value, &mut align);
+            type_oid
+        };
+        Some(Self { type_oid, align, writer: Writer::new(type_oid, by_value, length, context) })
+    }
+
+    /// Writes an array. If it has one dimension, element by element: `to_json` would look up anew, for each array, how they
+    /// are written.
+    fn array(
+        &self,
+        out: &mut Vec<u8>,
+        value: pg_sys::Datum,
+        most: usize,
+        to_json: &FunctionCall,
+    ) -> Result<(), TooLong> {
+        // SAFETY: the value is an array; a copy made here lies in the trigger's context.
+        let array = unsafe { pg_sys::pg_detoast_datum(value.cast_mut_ptr()).cast::<pg_sys::ArrayType>() };
+        // SAFETY: as above.
+        if unsafe { (*array).ndim } > 1 {
+            composed(out, pg_sys::Datum::from(array), to_json);
+            return Ok(());
+        }
+        let Writer { by_value, length, .. } = self.writer;
+        let (mut values, mut nulls, mut count) = (std::ptr::null_mut(), std::ptr::null_mut(), 0);
+        // SAFETY: it is an array of these elements; what is made here lies in the trigger's context, and both lists have
+        // `count` members. Those of an empty array are not null either.
+        let (values, nulls) = unsafe {
+            pg_sys::deconstruct_array(
+                array,
+                self.type_oid,
+                length.into(),
+                by_value,
+                self.align,
+                &mut values,
+                &mut nulls,
+                &mut count,
+            );
+            (std::slice::from_raw_parts(values, count as usize), std::slice::from_raw_parts(nulls, count as usize))
+        };
+        out.push(b'[');
+        for (i, (value, null)) in values.iter().zip(nulls).enumerate() {
+            if i > 0 {
+                out.push(b',');
+            }
+            if *null {
+                out.extend_from_slice(b"null");
+            } else {
+                self.writer.json(out, *value, most)?;
+            }
+            if out.len() > most {
+                return Err(TooLong);
+            }
+        }
+        out.push(b']');
+        Ok(())
+    }
+}
+
 impl Kind {
     fn of(base: pg_sys::Oid) -> Self {
         match base {
@@ -242,6 +323,11 @@ fn is_composed(base: pg_sys::Oid) -> bool {
                 &mut cast,
             ) == pg_sys::CoercionPathType::COERCION_PATH_FUNC
     }
+}
+
+/// Writes what Postgres's own `to_json` says.
+fn composed(out: &mut Vec<u8>, value: pg_sys::Datum, to_json: &FunctionCall) {
+    with_text(to_json.call(value), |text| normal_json(out, text));
 }
 
 /// Writes a JSON string, escaped as Postgres's `escape_json` does.
