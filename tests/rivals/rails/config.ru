@@ -44,7 +44,7 @@ class EventsController < ActionController::Base
       stream.write("", event: HEARTBEAT)
       loop do
         database.wait_for_notify do |_channel, _pid, payload|
-          payload.empty? ? stream.write("", event: HEARTBEAT) : stream.write(payload)
+          payload.to_s.empty? ? stream.write("", event: HEARTBEAT) : stream.write(payload)
         end
       end
     ensure
