@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use tidings_tests::{Database, until};
 
 use super::crowd::{Ask, Crowd, stamp};
+use super::rails::MOST;
 use super::rivals::{Rival, Turns, of};
 use super::{HALL, Pace, Scale, Series, Server, cpu, each, names, resident, same, series};
 use crate::report::{Report, Target};
@@ -15,7 +16,7 @@ const BURST: usize = 100;
 /// From the write to one client, to a hundred, and to one beside thousands that are idle.
 pub fn clients(database: &Database<'_>, scale: Scale, report: &mut Report) {
     let idle = scale.of(10_000);
-    let rivals = [Rival::Tidings, Rival::Node];
+    let rivals = [Rival::Tidings, Rival::Node, Rival::Rails];
     Turns::new(&rivals, database, idle + 100, &[]).run(
         scale,
         report,
@@ -25,6 +26,10 @@ pub fn clients(database: &Database<'_>, scale: Scale, report: &mut Report) {
                 let crowd = Crowd::open(server.address(), same(server, HALL, clients));
                 let run = series(server, &crowd, &hall, clients, Pace::new(50.0, scale));
                 run.report(report, &format!("write → {label}, 50 events/s"), who);
+            }
+            if rival == Rival::Rails {
+                let why = format!("each stream takes a thread and a database connection, so there are at most {MOST}");
+                return report.leave_out(&format!("{who}, beside {idle} idle"), &why);
             }
             let _idle = Crowd::open(server.address(), each(server, &names("idle", idle)));
             let crowd = Crowd::open(server.address(), same(server, HALL, 1));

@@ -8,6 +8,7 @@ mod crowd;
 mod histogram;
 mod nchan;
 mod node;
+mod rails;
 mod rivals;
 mod scenes;
 

@@ -7,6 +7,7 @@ use tidings_tests::Database;
 
 use super::nchan::Nchan;
 use super::node::Node;
+use super::rails::Rails;
 use super::{Scale, Server, Tidings};
 use crate::report::Report;
 
@@ -19,6 +20,8 @@ pub enum Rival {
     Nchan,
     /// Node with `pg` and `better-sse`.
     Node,
+    /// The article's design.
+    Rails,
 }
 
 impl Rival {
@@ -28,6 +31,7 @@ impl Rival {
             Self::Tidings => "Tidings",
             Self::Nchan => "Nchan",
             Self::Node => "Node, better-sse",
+            Self::Rails => "Rails, as in the article",
         }
     }
 
@@ -42,6 +46,7 @@ impl Rival {
             Self::Tidings => Box::new(Tidings::start(database, args)),
             Self::Nchan => Box::new(Nchan::start(clients)?),
             Self::Node => Box::new(Node::start(database)?),
+            Self::Rails => Box::new(Rails::start(database)?),
         })
     }
 }
