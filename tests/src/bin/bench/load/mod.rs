@@ -6,6 +6,7 @@
 mod against;
 mod crowd;
 mod histogram;
+mod more;
 mod nchan;
 mod node;
 mod rails;
@@ -23,7 +24,19 @@ use crowd::{Ask, Crowd, stamp};
 use histogram::Histogram;
 
 /// The parts, by name.
-pub const PARTS: &[&str] = &["clients", "idle", "fanout", "stalled", "storm", "growth", "quiet", "neighbours"];
+pub const PARTS: &[&str] = &[
+    "clients",
+    "idle",
+    "fanout",
+    "stalled",
+    "storm",
+    "growth",
+    "watches",
+    "retained",
+    "proxies",
+    "quiet",
+    "neighbours",
+];
 
 /// The topic that thousands follow.
 const HALL: &str = "hall";
@@ -38,6 +51,9 @@ pub fn measure(part: &str, database: &Database<'_>, scale: Scale, report: &mut R
         "stalled" => scenes::stalled,
         "storm" => scenes::storm,
         "growth" => scenes::growth,
+        "watches" => more::watches,
+        "retained" => more::retained,
+        "proxies" => more::proxies,
         "quiet" => scenes::quiet,
         "neighbours" => scenes::neighbours,
         _ => panic!("no such part: {part}"),

@@ -1,0 +1,102 @@
+//! What grows beside a stream, one function a part: watched tables, the retained log, and proxies on one database.
+
+use std::time::Instant;
+
+use tidings_tests::{Database, until};
+
+use super::crowd::{Ask, Crowd, stamp};
+use super::{Pace, Scale, Server, Tidings, each, series};
+use crate::overhead;
+use crate::report::{Report, Target};
+use crate::schema::{Rows, Way};
+
+/// Writers at once.
+const WRITERS: u32 = 8;
+
+/// What a client has missed that comes back.
+const MISSED: usize = 1000;
+
+/// One table's writers, when more and more other tables are watched.
+pub fn watches(database: &Database<'_>, scale: Scale, report: &mut Report) {
+    let mut there = 0;
+    let mut session = database.session();
+    session.run("DROP SCHEMA IF EXISTS watched CASCADE; CREATE SCHEMA watched");
+    for count in [1, 100, 1000] {
+        for table in there + 1..count {
+            session.run(&format!(
+                "CREATE TABLE watched.t{table} (id bigint); SELECT tidings.watch('watched.t{table}', topic => 'watched_{{id}}')"
+            ));
+        }
+        there = count - 1;
+        let load = overhead::run(database, Rows::Narrow, Way::Tidings, WRITERS, scale.seconds);
+        let what = format!("TPS of inserts into one of the watched tables, {WRITERS} clients");
+        report.compare(what, &format!("Tidings, {count} watched"), load.tps, "/s", Target::None);
+    }
+    session.run("DROP SCHEMA watched CASCADE");
+}
+
+/// Writers, and a client that comes back, when more and more events are retained.
+pub fn retained(database: &Database<'_>, scale: Scale, report: &mut Report) {
+    let most = scale.of(1_000_000);
+    // A database of its own begins with an empty log.
+    let fresh = database.cluster().database();
+    let mut there = 0;
+    for count in [0, most / 10, most] {
+        fill(&fresh, count - there);
+        there = count;
+        let who = format!("Tidings, {count} events retained");
+        let server = Tidings::start(&fresh, &["--history-bytes", "1KiB"]);
+        let position: String = fresh.session().one("SELECT tidings.position()");
+        server.publisher()(&["back"; MISSED], &stamp(100));
+        let ask = Ask { last_event_id: Some(position), ..Ask::live(server.path("back")) };
+        let start = Instant::now();
+        let crowd = Crowd::open(server.address(), vec![ask]);
+        until("the client has caught up", || crowd.arrivals() >= MISSED as u64);
+        let took = start.elapsed().as_secs_f64() * 1000.0;
+        report.compare(
+            format!("a client catches up with {MISSED} events from the log"),
+            &who,
+            took,
+            "ms",
+            Target::None,
+        );
+        drop(crowd);
+        let one = ["one".to_owned()];
+        let crowd = Crowd::open(server.address(), each(&server, &one));
+        series(&server, &crowd, &one, 1, Pace::new(200.0, scale)).report(report, "write → client, 200 events/s", &who);
+    }
+}
+
+/// Adds events to the log in transactions of a hundred.
+fn fill(database: &Database<'_>, events: usize) {
+    let mut session = database.session();
+    session.run("SET synchronous_commit = off");
+    session.run(&format!(
+        "DO $$ BEGIN
+           FOR n IN 1 .. {events} / 100 LOOP
+             PERFORM tidings.publish_text('log_' || n % 1000, 'an event that stays') FROM generate_series(1, 100);
+             COMMIT;
+           END LOOP;
+         END $$"
+    ));
+}
+
+/// Several proxies that follow one database.
+pub fn proxies(database: &Database<'_>, scale: Scale, report: &mut Report) {
+    let one = ["one".to_owned()];
+    for count in [1, 2, 4] {
+        let servers: Vec<_> = (0..count).map(|_| Tidings::start(database, &[])).collect();
+        let crowds: Vec<_> = servers.iter().map(|server| Crowd::open(server.address(), each(server, &one))).collect();
+        crowds.iter().for_each(Crowd::forget);
+        let relay = database.wait_relay();
+        let cpu = || tidings_tests::process::cpu_seconds(relay).expect("the relay runs");
+        let before = cpu();
+        let pace = Pace::new(500.0, scale);
+        let run = series(&servers[0], &crowds[0], &one, 1, pace);
+        until("every proxy has delivered", || crowds.iter().all(|crowd| crowd.arrivals() >= u64::from(pace.events)));
+        let who = format!("Tidings, proxies: {count}");
+        run.report(report, "write → client of one proxy, 500 events/s", &who);
+        let cost = (cpu() - before) * 1e6 / f64::from(pace.events);
+        report.compare("CPU of the relay for an event", &who, cost, "µs", Target::None);
+    }
+}
