@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use tidings_tests::cluster::{SUPERUSER, free_port};
 use tidings_tests::process::{Process, Signal};
-use tidings_tests::{Database, eventually, http};
+use tidings_tests::{Database, eventually};
 
 use super::{Publish, Server};
 use crate::machine::debian_version;
@@ -49,7 +49,7 @@ impl<'a> Rails<'a> {
         command.stdin(Stdio::null()).stdout(Stdio::null());
         // It would wait for the end of its streams otherwise.
         let puma = Process::spawn(&mut command, Signal::SIGKILL).map_err(|error| format!("puma: {error}"))?;
-        eventually("puma answers", || http::get(address, "/nothing").ok());
+        eventually("puma listens", || TcpStream::connect(address).ok());
         Ok(Self { puma, _redis: redis, address, database })
     }
 }
