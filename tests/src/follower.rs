@@ -43,7 +43,7 @@ impl Habits {
 impl Follower {
     /// Follows what `request` asks for, until an event that `is_end` accepts.
     ///
-    /// Without `since` the first connection is made here, so what comes after this call is not missed.
+    /// Without `since` the first connection is made here, and has told where it begins: what comes after this call is not missed.
     #[track_caller]
     pub fn start(habits: Habits, request: Request, is_end: impl Fn(&Frame) -> bool + Send + 'static) -> Self {
         let seen = Arc::new(AtomicUsize::new(0));
@@ -52,7 +52,10 @@ impl Follower {
         let last = Arc::new(Mutex::new(None));
         let first = request.since.is_none().then(|| {
             connections.fetch_add(1, Ordering::Relaxed);
-            Sse::connect(habits.proxies[0], &request).unwrap_or_else(|error| panic!("{request:?}: {error}"))
+            let mut sse =
+                Sse::connect(habits.proxies[0], &request).unwrap_or_else(|error| panic!("{request:?}: {error}"));
+            sse.wait_id();
+            sse
         });
         let (counted, connected, noted) = (seen.clone(), connections.clone(), last.clone());
         let refused = refusals.clone();
@@ -80,8 +83,7 @@ impl Follower {
                 let before = frames.len();
                 while let Some(frame) = sse.frame_or_end() {
                     progress = Instant::now();
-                    request.last_event_id = frame.id.clone().or(request.last_event_id);
-                    noted.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&request.last_event_id);
+                    *noted.lock().unwrap_or_else(PoisonError::into_inner) = sse.last_id().map(str::to_owned);
                     if is_end(&frame) {
                         return frames;
                     }
@@ -91,6 +93,8 @@ impl Follower {
                         break;
                     }
                 }
+                // As a browser does: also of a stream that told where it begins, and ended before any event.
+                request.last_event_id = sse.last_id().map(str::to_owned);
                 assert!(progress.elapsed() < DEADLINE, "streams without an event for {DEADLINE:?}");
                 assert!(habits.patience.is_none_or(|n| visits <= n + 1), "the proxy hung up {visits} times");
                 if frames.len() == before {

@@ -207,6 +207,18 @@ impl Sse {
         self.last_id.as_deref()
     }
 
+    /// Waits until the stream has told where it begins, before any event.
+    #[track_caller]
+    pub fn wait_id(&mut self) {
+        while self.last_id.is_none() {
+            match self.item() {
+                Some(Item::Frame(frame)) => panic!("an event before the place: {frame:?}"),
+                Some(_) => {}
+                None => panic!("the stream has ended"),
+            }
+        }
+    }
+
     /// The next item; `None` when the stream has ended. Silence until the deadline fails the test.
     #[track_caller]
     pub fn item(&mut self) -> Option<Item> {
