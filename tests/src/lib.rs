@@ -1,6 +1,6 @@
 //! What the tests, `make run` and `make bench` are made of: real clusters, real proxies, exact clients.
 //!
-//! - [`wait`]: waiting for a condition, the only place that sleeps.
+//! - [`wait`]: waiting for a condition.
 //! - [`process`]: child processes that never outlive their owner, and what `/proc` tells of them.
 //! - [`cluster`]: a throw-away Postgres cluster that has the extension preloaded.
 //! - [`database`]: a database with the extension, and sessions in it.

@@ -1,4 +1,4 @@
-//! Waiting for a condition. Nothing else in this crate sleeps to let something happen.
+//! Waiting for a condition. Who sleeps elsewhere in this crate sets a pace, or tries again; nobody hopes that something has happened.
 
 use std::time::{Duration, Instant};
 
