@@ -43,7 +43,7 @@ TEST_PACKAGES := curl openssl nginx haproxy python3-venv
 BROWSER_PACKAGES := chromium nginx haproxy
 # What Tidings is measured against. What can't be had is left out, and the page says so.
 BENCH_PACKAGES := nginx libnginx-mod-nchan postgresql-15-wal2json \
-  ruby-rails puma redis-server ruby-redis ruby-pg
+  ruby-rails puma redis-server ruby-redis ruby-pg pushpin
 CHAOS_PACKAGES := haproxy nftables iproute2 libfaketime
 
 help:

@@ -46,7 +46,7 @@ pub fn idle(database: &Database<'_>, scale: Scale, report: &mut Report) {
     let heartbeat = format!("{}s", scale.seconds);
     let pause = Duration::from_secs(scale.seconds.into());
     let label = format!("{clients} idle clients");
-    let rivals = [Rival::Tidings, Rival::Nchan, Rival::Node];
+    let rivals = [Rival::Tidings, Rival::Nchan, Rival::Node, Rival::Pushpin];
     Turns::new(&rivals, database, clients, &["--heartbeat", &heartbeat]).run(
         scale,
         report,
@@ -76,7 +76,7 @@ pub fn idle(database: &Database<'_>, scale: Scale, report: &mut Report) {
 /// One topic that thousands follow, and thousands that one follows each.
 pub fn fanout(database: &Database<'_>, scale: Scale, report: &mut Report) {
     let clients = scale.of(10_000);
-    let rivals = [Rival::Nchan, Rival::Tidings, Rival::Node];
+    let rivals = [Rival::Nchan, Rival::Tidings, Rival::Node, Rival::Pushpin];
     Turns::new(&rivals, database, clients, &[]).run(
         scale,
         report,

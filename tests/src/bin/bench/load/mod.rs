@@ -9,6 +9,7 @@ mod histogram;
 mod more;
 mod nchan;
 mod node;
+mod pushpin;
 mod rails;
 mod rivals;
 mod scenes;

@@ -7,6 +7,7 @@ use tidings_tests::Database;
 
 use super::nchan::Nchan;
 use super::node::Node;
+use super::pushpin::Pushpin;
 use super::rails::Rails;
 use super::{Scale, Server, Tidings};
 use crate::report::Report;
@@ -20,6 +21,8 @@ pub enum Rival {
     Nchan,
     /// Node with `pg` and `better-sse`.
     Node,
+    /// Pushpin.
+    Pushpin,
     /// The article's design.
     Rails,
 }
@@ -31,6 +34,7 @@ impl Rival {
             Self::Tidings => "Tidings",
             Self::Nchan => "Nchan",
             Self::Node => "Node, better-sse",
+            Self::Pushpin => "Pushpin",
             Self::Rails => "Rails, as in the article",
         }
     }
@@ -46,6 +50,7 @@ impl Rival {
             Self::Tidings => Box::new(Tidings::start(database, args)),
             Self::Nchan => Box::new(Nchan::start(clients)?),
             Self::Node => Box::new(Node::start(database)?),
+            Self::Pushpin => Box::new(Pushpin::start(clients)?),
             Self::Rails => Box::new(Rails::start(database)?),
         })
     }
