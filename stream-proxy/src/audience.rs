@@ -71,13 +71,13 @@ impl Audience {
         self.seats.iter().map(|(_, listener)| &listener.subscriber)
     }
 
-    /// Queues event number `event` to those from seat `first` on, at most a chunk of them; gives the seat to go on with.
-    pub fn send(&self, event: u64, frame: &Frame, first: usize, tally: &mut Tally) -> Option<usize> {
+    /// Queues events, each with its number, to those from seat `first` on, at most a chunk of them; gives the seat to go on with.
+    pub fn send(&self, events: &[(u64, Frame)], first: usize, tally: &mut Tally) -> Option<usize> {
         let all = self.seats.capacity();
         let end = all.min(first + CHUNK);
         // Few seats of a large hall are asked one by one: that is what goes on in the middle, and when many have left.
         for listener in (first..end).filter_map(|seat| self.seats.get(seat)) {
-            if listener.since < event {
+            for (_, frame) in events.iter().filter(|(event, _)| listener.since < *event) {
                 tally.push(&listener.subscriber, frame);
             }
         }
@@ -117,15 +117,15 @@ mod tests {
         let early: Vec<_> = (0..3 * CHUNK).map(|_| Subscriber::new(1000)).collect();
         let seats: Vec<_> = early.iter().map(|subscriber| audience.seat(subscriber.clone(), 0, false)).collect();
         let mut tally = Tally::default();
-        let frame = Frame::raw("x");
-        let mut next = audience.send(1, &frame, 0, &mut tally);
+        let events = [(1, Frame::raw("x"))];
+        let mut next = audience.send(&events, 0, &mut tally);
         assert_eq!((next, tally.sent), (Some(CHUNK), CHUNK as u64));
         // Somebody leaves who has not been served, and somebody who came later sits there.
         audience.unseat(seats[CHUNK + 5], false);
         let late = audience.seat(Subscriber::new(1000), 1, true);
         assert_eq!(late, seats[CHUNK + 5]);
         while let Some(first) = next {
-            next = audience.send(1, &frame, first, &mut tally);
+            next = audience.send(&events, first, &mut tally);
         }
         assert_eq!(tally.sent, early.len() as u64 - 1);
         assert!(audience.is_shared());

@@ -110,13 +110,11 @@ struct Inner {
     fullest: Option<(usize, Arc<Subscriber>)>,
 }
 
-/// An event on its way round.
+/// Events of one topic on their way round, with their numbers: a subscriber is queued all of them at once, and writes them at once.
 #[derive(Debug)]
 struct Fill {
     topic: Arc<str>,
-    /// Its number.
-    event: u64,
-    frame: Frame,
+    events: Vec<(u64, Frame)>,
     /// The seat to go on with.
     next: usize,
     /// Ticks that are complete when this is done.
@@ -216,7 +214,8 @@ impl Hub {
         loop {
             // Before the look, so that no news slips in between.
             let filled = self.filled.notified();
-            if self.inner.lock().filling.len() <= most {
+            let filling: usize = self.inner.lock().filling.iter().map(|fill| fill.events.len()).sum();
+            if filling <= most {
                 return;
             }
             filled.await;
@@ -341,19 +340,22 @@ impl Inner {
         let Some(audience) = self.topics.audience(&topic) else { return };
         let behind_others =
             !self.filling.is_empty() && (audience.is_shared() || self.filling.iter().any(|fill| fill.topic == topic));
-        let next =
-            if behind_others || audience.len() > CHUNK { Some(0) } else { audience.send(self.count, &frame, 0, tally) };
-        if let Some(next) = next {
-            self.filling.push_back(Fill { topic, event: self.count, frame, next, ticks: Vec::new() });
+        let event = [(self.count, frame)];
+        let next = if behind_others || audience.len() > CHUNK { Some(0) } else { audience.send(&event, 0, tally) };
+        let Some(next) = next else { return };
+        match self.filling.back_mut() {
+            // Nobody has got that yet, and nothing stands between the two.
+            Some(last) if last.topic == topic && last.next == 0 => last.events.extend(event),
+            _ => self.filling.push_back(Fill { topic, events: event.into(), next, ticks: Vec::new() }),
         }
     }
 
-    /// Goes on with the first event that is on its way round, by a chunk of its subscribers. Answers, when that was the last
+    /// Goes on with the first events that are on their way round, by a chunk of their subscribers. Answers, when that was the last
     /// chunk, with the ticks that are complete now.
     fn fill(&mut self, tally: &mut Tally) -> Option<Vec<u64>> {
         let fill = self.filling.front_mut()?;
         let audience = self.topics.audience(&fill.topic);
-        match audience.and_then(|audience| audience.send(fill.event, &fill.frame, fill.next, tally)) {
+        match audience.and_then(|audience| audience.send(&fill.events, fill.next, tally)) {
             Some(next) => {
                 fill.next = next;
                 None

@@ -162,6 +162,23 @@ fn a_small_topic_overtakes_a_large_one_but_not_on_the_way_to_a_subscriber_of_bot
 }
 
 #[test]
+fn events_that_come_together_go_to_each_subscriber_together() {
+    let hub = hub(100_000);
+    hub.restart(1);
+    let large: Vec<_> = (0..3 * CHUNK).map(|_| Subscriber::new(1000)).collect();
+    large.iter().for_each(|subscriber| hub.join(subscriber, &topics(&["large"]), |_| Frame::raw("hello")));
+    publish(&hub, 2, &[("large", "l1"), ("large", "l2")]);
+    publish(&hub, 3, &[("large", "l3")]);
+    assert!(hub.fill());
+    assert_eq!(take(&large[0]), ["hello", "l1", "l2", "l3"]);
+    // Behind what is half way round already.
+    publish(&hub, 4, &[("large", "l4")]);
+    while hub.fill() {}
+    assert_eq!(take(&large[0]), ["l4"]);
+    assert_eq!(take(&large[3 * CHUNK - 1]), ["hello", "l1", "l2", "l3", "l4"]);
+}
+
+#[test]
 fn nothing_lies_behind_a_reset_that_belongs_before_it() {
     let hub = hub(100_000);
     hub.restart(1);
