@@ -66,7 +66,8 @@ impl Nchan {
             .replace("{dir}", &dir.to_string_lossy())
             .replace("{address}", &address.to_string())
             .replace("{files}", &(clients + 500).to_string())
-            .replace("{connections}", &(clients + 400).to_string());
+            // It takes more than one for each stream.
+            .replace("{connections}", &(clients * 3).to_string());
         let path = dir.join("nginx.conf");
         fs::write(&path, text).expect("write nginx's configuration");
         let log = File::create(dir.join("log")).expect("create nginx's log");
