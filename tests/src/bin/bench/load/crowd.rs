@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use memchr::memmem::Finder;
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Registry, Token};
+use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
 use socket2::{Domain, Socket, Type};
 use tidings_tests::until;
 
@@ -198,6 +199,8 @@ impl Reader {
         if ask.stalled {
             socket.set_recv_buffer_size(SMALL_BUFFER).expect("a small buffer");
         }
+        // Else the port is looked for one by one among those of all the streams before, for seconds.
+        setsockopt(&socket, IpBindAddressNoPort, &true).expect("leave the port to connect");
         socket.bind(&SocketAddr::from(source).into()).expect("a source address");
         if let Err(error) = socket.connect(&self.address.into()) {
             assert_eq!(error.raw_os_error(), Some(nix::libc::EINPROGRESS), "connect: {error}");
