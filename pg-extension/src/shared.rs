@@ -17,10 +17,8 @@ pub const SLOTS: usize = 4;
 /// No process.
 const NOBODY: i32 = -1;
 
-static SHARED: PgAtomic<Shared> = unsafe {
-    // SAFETY: no other library uses this name.
-    PgAtomic::new(c"tidings")
-};
+// SAFETY: no other library uses this name.
+static SHARED: PgAtomic<Shared> = unsafe { PgAtomic::new(c"tidings") };
 
 /// The shared memory.
 pub struct Shared {

@@ -192,9 +192,12 @@ pub fn check_altered(relation: pg_sys::Oid) {
 fn check(relation: pg_sys::Oid, which: impl Fn(&pg_sys::Trigger) -> bool) {
     // SAFETY: the lock keeps the relation's descriptor, and so its triggers, as they are until the end.
     let relation = unsafe { pgrx::PgRelation::with_lock(relation, pg_sys::AccessShareLock as i32) };
-    // SAFETY: the descriptor holds `numtriggers` triggers.
-    let triggers = unsafe { relation.trigdesc.as_ref() }.map_or(&[][..], |descriptor| unsafe {
-        std::slice::from_raw_parts(descriptor.triggers.cast_const(), descriptor.numtriggers.unsigned_abs() as usize)
+    // SAFETY: null, or the descriptor of the open relation.
+    let descriptor = unsafe { relation.trigdesc.as_ref() };
+    let triggers = descriptor.map_or(&[][..], |descriptor| {
+        let count = descriptor.numtriggers.unsigned_abs() as usize;
+        // SAFETY: the descriptor holds `numtriggers` triggers.
+        unsafe { std::slice::from_raw_parts(descriptor.triggers.cast_const(), count) }
     });
     for trigger in triggers.iter().filter(|trigger| which(trigger)) {
         // SAFETY: the relation is open and locked.
