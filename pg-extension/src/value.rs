@@ -332,14 +332,18 @@ fn composed(out: &mut Vec<u8>, value: pg_sys::Datum, to_json: &FunctionCall) {
 
 /// Writes a JSON string, escaped as Postgres's `escape_json` does.
 pub fn string(out: &mut Vec<u8>, text: &[u8]) {
+    let is_plain = |byte: u8| byte >= 0x20 && byte != b'"' && byte != b'\\';
     out.push(b'"');
-    let mut from = 0;
-    for (at, &byte) in text.iter().enumerate() {
-        if byte >= 0x20 && byte != b'"' && byte != b'\\' {
-            continue;
-        }
-        out.extend_from_slice(&text[from..at]);
-        from = at + 1;
+    let mut rest = text;
+    while !rest.is_empty() {
+        // Sixteen at a time as long as all are plain: without a way out of the loop, the compiler looks at all of them at once.
+        let blocks =
+            rest.chunks_exact(16).take_while(|block| block.iter().fold(true, |all, byte| all & is_plain(*byte)));
+        let plain = 16 * blocks.count();
+        let plain = plain + rest[plain..].iter().take_while(|byte| is_plain(**byte)).count();
+        out.extend_from_slice(&rest[..plain]);
+        let Some(&byte) = rest.get(plain) else { break };
+        rest = &rest[plain + 1..];
         match byte {
             b'"' => out.extend_from_slice(b"\\\""),
             b'\\' => out.extend_from_slice(b"\\\\"),
@@ -355,7 +359,6 @@ pub fn string(out: &mut Vec<u8>, text: &[u8]) {
             }
         }
     }
-    out.extend_from_slice(&text[from..]);
     out.push(b'"');
 }
 

@@ -22,22 +22,50 @@ const BOARD: i64 = 0;
 /// Between two events, so the next one finds everybody at rest.
 const PAUSE: Duration = Duration::from_millis(3);
 
-/// Measures both ways, idle and beside 500 transactions per second, with the disk's own commit and with a slow one.
+/// What writes to other boards meanwhile.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Load {
+    None,
+    /// So many transactions per second, as long as the way allows them.
+    Paced(u32),
+    /// So many clients that write as fast as they can.
+    Full(u32),
+}
+
+impl Load {
+    const ALL: [Self; 3] = [Self::None, Self::Paced(500), Self::Full(32)];
+
+    fn name(self) -> String {
+        match self {
+            Self::None => "idle".into(),
+            Self::Paced(rate) => format!("beside {rate} TPS"),
+            Self::Full(clients) => format!("beside {clients} writers at full speed"),
+        }
+    }
+
+    fn start(self, database: &Database<'_>, way: Way) -> Option<Process> {
+        let args: Vec<String> = match self {
+            Self::None => return None,
+            Self::Paced(rate) => vec!["-c".into(), "4".into(), "--rate".into(), rate.to_string()],
+            Self::Full(clients) => vec!["-c".into(), clients.to_string()],
+        };
+        let mut command = overhead::pgbench(database, Rows::Narrow, way, 1000);
+        command.args(args).args(["-T", "3600"]).stdout(Stdio::null()).stderr(Stdio::null());
+        Some(Process::spawn(&mut command, Signal::SIGKILL).expect("start pgbench"))
+    }
+}
+
+/// Measures both ways under each load, with the disk's own commit and with a slow one.
 pub fn measure(database: &Database<'_>, effort: Effort, report: &mut Report) {
     let proxy = database.proxy(&[]);
     for slow in [false, true] {
         slow_commit(database, slow);
-        for loaded in [false, true] {
-            let label = match (loaded, slow) {
-                (false, false) => "idle",
-                (true, false) => "beside 500 TPS",
-                (false, true) => "idle, slow commit",
-                (true, true) => "beside 500 TPS, slow commit",
-            };
+        for load in Load::ALL {
+            let label = format!("{}{}", load.name(), if slow { ", slow commit" } else { "" });
             println!("==> commit to client, {label}");
             for _ in 0..effort.rounds {
                 let mut quantiles = |way, name: &str| {
-                    let mut times = round(database, &proxy, way, loaded, effort.samples / effort.rounds);
+                    let mut times = round(database, &proxy, way, load, effort.samples / effort.rounds);
                     let (p50, p99) = (quantile(&mut times, 0.5), quantile(&mut times, 0.99));
                     report.compare(format!("commit → client, p50, {label}"), name, p50, "ms", Target::None);
                     report.compare(format!("commit → client, p99, {label}"), name, p99, "ms", Target::None);
@@ -45,9 +73,9 @@ pub fn measure(database: &Database<'_>, effort: Effort, report: &mut Report) {
                 };
                 let raw = quantiles(Way::Notify, "raw LISTEN");
                 let ours = quantiles(Way::Tidings, "Tidings, SSE");
-                let target = if (loaded, slow) == (false, false) { Target::AtMost(2.5) } else { Target::None };
+                let target = if load == Load::None && !slow { Target::AtMost(2.5) } else { Target::None };
                 report.add(format!("SSE p50 ÷ raw p50, {label}"), ours.0 / raw.0, "", target);
-                let target = if loaded && slow { Target::AtMost(1.0) } else { Target::None };
+                let target = if load != Load::None && slow { Target::AtMost(1.0) } else { Target::None };
                 report.add(format!("SSE p99 ÷ raw p99, {label}"), ours.1 / raw.1, "", target);
             }
         }
@@ -56,12 +84,8 @@ pub fn measure(database: &Database<'_>, effort: Effort, report: &mut Report) {
 }
 
 /// One series; gives the times in milliseconds.
-fn round(database: &Database<'_>, proxy: &Proxy, way: Way, loaded: bool, samples: usize) -> Vec<f64> {
-    let load = loaded.then(|| {
-        let mut command = overhead::pgbench(database, Rows::Narrow, way, 1000);
-        command.args(["-c", "4", "--rate", "500", "-T", "3600"]).stdout(Stdio::null()).stderr(Stdio::null());
-        Process::spawn(&mut command, Signal::SIGKILL).expect("start pgbench")
-    });
+fn round(database: &Database<'_>, proxy: &Proxy, way: Way, load: Load, samples: usize) -> Vec<f64> {
+    let writers = load.start(database, way);
     let table = Rows::Narrow.table(way);
     let mut writer = database.session();
     let mut write = |client: &mut dyn FnMut()| {
@@ -85,7 +109,7 @@ fn round(database: &Database<'_>, proxy: &Proxy, way: Way, loaded: bool, samples
     };
     let mut reader = reader;
     std::thread::spawn(move || while reader() && sender.send(Instant::now()).is_ok() {});
-    if loaded {
+    if writers.is_some() {
         // The load is on when its rows come.
         let mut session = database.session();
         let count = format!("SELECT count(*) FROM {table}");
@@ -104,7 +128,7 @@ fn round(database: &Database<'_>, proxy: &Proxy, way: Way, loaded: bool, samples
         }
         std::thread::sleep(PAUSE);
     }
-    drop(load);
+    drop(writers);
     // One more event ends the reader: nobody takes it any more.
     drop(arrivals);
     write(&mut || ());
