@@ -7,7 +7,7 @@ use tidings_tests::{Database, until};
 use super::crowd::{Ask, Crowd, stamp};
 use super::rails::MOST;
 use super::rivals::{Rival, Turns, of};
-use super::{HALL, Pace, Scale, Series, Server, cpu, each, names, resident, same, series};
+use super::{HALL, Pace, Scale, Series, Server, cpu, each, names, open, resident, same, series};
 use crate::report::{Report, Target};
 
 /// Events of one burst.
@@ -23,7 +23,7 @@ pub fn clients(database: &Database<'_>, scale: Scale, report: &mut Report) {
         |server, rival, report| {
             let (who, hall) = (rival.name(), [HALL.to_owned()]);
             for (clients, label) in [(1, "1 client"), (100, "100 clients")] {
-                let crowd = Crowd::open(server.address(), same(server, HALL, clients));
+                let crowd = open(server, same(server, HALL, clients));
                 let run = series(server, &crowd, &hall, clients, Pace::new(50.0, scale));
                 run.report(report, &format!("write → {label}, 50 events/s"), who);
             }
@@ -31,8 +31,8 @@ pub fn clients(database: &Database<'_>, scale: Scale, report: &mut Report) {
                 let why = format!("each stream takes a thread and a database connection, so there are at most {MOST}");
                 return report.leave_out(&format!("{who}, beside {idle} idle"), &why);
             }
-            let _idle = Crowd::open(server.address(), each(server, &names("idle", idle)));
-            let crowd = Crowd::open(server.address(), same(server, HALL, 1));
+            let _idle = open(server, each(server, &names("idle", idle)));
+            let crowd = open(server, same(server, HALL, 1));
             let run = series(server, &crowd, &hall, 1, Pace::new(50.0, scale));
             run.report(report, &format!("write → 1 client beside {idle} idle, 50 events/s"), who);
         },
@@ -55,9 +55,9 @@ pub fn idle(database: &Database<'_>, scale: Scale, report: &mut Report) {
             let topics = names("idle", clients / 10 + 1);
             let asks = (0..clients).map(|i| Ask::live(server.path(&topics[i / 10]))).collect();
             // A first client pays for what all share.
-            drop(Crowd::open(server.address(), same(server, HALL, 1)));
+            drop(open(server, same(server, HALL, 1)));
             let (before, start) = (resident(server), Instant::now());
-            let _crowd = Crowd::open(server.address(), asks);
+            let _crowd = open(server, asks);
             report.compare(format!("{label}: accepted"), who, start.elapsed().as_secs_f64(), "s", Target::None);
             // Two rounds of heartbeats, and what it took to connect has been given back if it ever is.
             std::thread::sleep(pause * 2);
@@ -85,7 +85,7 @@ pub fn fanout(database: &Database<'_>, scale: Scale, report: &mut Report) {
             let hall = [HALL.to_owned()];
             let mut rates = [0.0; 2];
             {
-                let crowd = Crowd::open(server.address(), same(server, HALL, clients));
+                let crowd = open(server, same(server, HALL, clients));
                 let one = format!("1 topic × {clients} clients");
                 let run = series(server, &crowd, &hall, clients, Pace::new(10.0, scale));
                 run.report(report, &format!("{one}, 10 events/s"), who);
@@ -94,7 +94,7 @@ pub fn fanout(database: &Database<'_>, scale: Scale, report: &mut Report) {
                 rates[1] = delivered(&run, &format!("{one}, {BURST} events at once"), who, report);
             }
             let topics = names("board", clients);
-            let crowd = Crowd::open(server.address(), each(server, &topics));
+            let crowd = open(server, each(server, &topics));
             let run = series(server, &crowd, &topics, 1, Pace::new(500.0, scale));
             let many = format!("{clients} topics × 1 client, 500 events/s");
             run.report(report, &many, who);

@@ -89,8 +89,8 @@ impl Crowd {
     }
 
     /// The same, and waits until all are open.
-    pub fn open(address: SocketAddr, asks: Vec<Ask>) -> Self {
-        let crowd = Self::start(address, asks, 200);
+    pub fn open(address: SocketAddr, asks: Vec<Ask>, at_once: usize) -> Self {
+        let crowd = Self::start(address, asks, at_once);
         until("all streams are open", || crowd.open_streams() == crowd.size);
         crowd
     }

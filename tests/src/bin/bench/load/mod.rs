@@ -96,6 +96,10 @@ trait Server {
     fn pids(&self) -> Vec<u32>;
     /// The path of a topic's stream.
     fn path(&self, topic: &str) -> String;
+    /// How many streams may wait for an answer at the same time.
+    fn at_once(&self) -> usize {
+        200
+    }
     /// What publishes a text to a topic and waits until that is done; may be called from a thread of its own.
     fn publisher(&self) -> Publish<'_>;
 }
@@ -204,6 +208,11 @@ fn resident(server: &dyn Server) -> f64 {
 /// As many clients of one topic.
 fn same(server: &dyn Server, topic: &str, n: usize) -> Vec<Ask> {
     vec![Ask::live(server.path(topic)); n]
+}
+
+/// Opens a stream for each of `asks`, as many at the same time as the server takes, and waits until all are open.
+fn open(server: &dyn Server, asks: Vec<Ask>) -> Crowd {
+    Crowd::open(server.address(), asks, server.at_once())
 }
 
 /// A client for each topic.

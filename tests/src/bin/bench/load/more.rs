@@ -5,7 +5,7 @@ use std::time::Instant;
 use tidings_tests::{Database, until};
 
 use super::crowd::{Ask, Crowd, stamp};
-use super::{Pace, Scale, Server, Tidings, each, series};
+use super::{Pace, Scale, Server, Tidings, each, open, series};
 use crate::overhead;
 use crate::report::{Report, Target};
 use crate::schema::{Rows, Way};
@@ -50,7 +50,7 @@ pub fn retained(database: &Database<'_>, scale: Scale, report: &mut Report) {
         server.publisher()(&["back"; MISSED], &stamp(100));
         let ask = Ask { last_event_id: Some(position), ..Ask::live(server.path("back")) };
         let start = Instant::now();
-        let crowd = Crowd::open(server.address(), vec![ask]);
+        let crowd = open(&server, vec![ask]);
         until("the client has caught up", || crowd.arrivals() >= MISSED as u64);
         let took = start.elapsed().as_secs_f64() * 1000.0;
         report.compare(
@@ -62,7 +62,7 @@ pub fn retained(database: &Database<'_>, scale: Scale, report: &mut Report) {
         );
         drop(crowd);
         let one = ["one".to_owned()];
-        let crowd = Crowd::open(server.address(), each(&server, &one));
+        let crowd = open(&server, each(&server, &one));
         series(&server, &crowd, &one, 1, Pace::new(200.0, scale)).report(report, "write → client, 200 events/s", &who);
     }
 }
@@ -86,7 +86,7 @@ pub fn proxies(database: &Database<'_>, scale: Scale, report: &mut Report) {
     let one = ["one".to_owned()];
     for count in [1, 2, 4] {
         let servers: Vec<_> = (0..count).map(|_| Tidings::start(database, &[])).collect();
-        let crowds: Vec<_> = servers.iter().map(|server| Crowd::open(server.address(), each(server, &one))).collect();
+        let crowds: Vec<_> = servers.iter().map(|server| open(server, each(server, &one))).collect();
         crowds.iter().for_each(Crowd::forget);
         let relay = database.wait_relay();
         let cpu = || tidings_tests::process::cpu_seconds(relay).expect("the relay runs");

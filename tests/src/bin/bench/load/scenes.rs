@@ -6,7 +6,7 @@ use tidings_tests::process::MemoryWatch;
 use tidings_tests::{Database, until};
 
 use super::crowd::{Ask, Crowd, stamp};
-use super::{HALL, Pace, Scale, Series, Server, Tidings, each, names, same, series};
+use super::{HALL, Pace, Scale, Series, Server, Tidings, each, names, open, same, series};
 use crate::report::{Report, Target};
 
 fn micros(run: &Series) -> f64 {
@@ -23,8 +23,8 @@ pub fn stalled(database: &Database<'_>, scale: Scale, report: &mut Report) {
         let server = Tidings::start(database, &["--heartbeat", "1h"]);
         let mut asks = same(&server, HALL, tenth);
         asks.iter_mut().for_each(|ask| ask.stalled = stall);
-        let sleepers = Crowd::open(server.address(), asks);
-        let crowd = Crowd::open(server.address(), same(&server, HALL, clients - tenth));
+        let sleepers = open(&server, asks);
+        let crowd = open(&server, same(&server, HALL, clients - tenth));
         let peak = MemoryWatch::start(&server.pids());
         let pace = Pace { size: 4096, ..Pace::new(10.0, scale) };
         let run = series(&server, &crowd, &[HALL.to_owned()], clients - tenth, pace);
@@ -90,9 +90,9 @@ pub fn growth(database: &Database<'_>, scale: Scale, report: &mut Report) {
         let server = Tidings::start(database, &["--max-topics", "5000", "--max-header-bytes", "128KiB"]);
         let topics: Vec<String> = (0..count).map(|i| format!("t{i:x}")).collect();
         let asks = topics.chunks(TOPICS_OF_A_STREAM).map(|chunk| Ask::live(server.path(&chunk.join("&topic="))));
-        let _background = Crowd::open(server.address(), asks.collect());
+        let _background = open(&server, asks.collect());
         let one = ["one".to_owned()];
-        let crowd = Crowd::open(server.address(), each(&server, &one));
+        let crowd = open(&server, each(&server, &one));
         // The report of open topics is another matter.
         let open = "SELECT count(DISTINCT topic) FROM tidings.open_topics";
         until("the topics are reported", || database.session().one::<i64>(open) as usize >= count);
@@ -109,9 +109,9 @@ pub fn growth(database: &Database<'_>, scale: Scale, report: &mut Report) {
 pub fn quiet(database: &Database<'_>, scale: Scale, report: &mut Report) {
     let clients = scale.of(10_000);
     let server = Tidings::start(database, &[]);
-    let _idle = Crowd::open(server.address(), each(&server, &names("quiet", clients)));
+    let _idle = open(&server, each(&server, &names("quiet", clients)));
     let one = ["one".to_owned()];
-    let crowd = Crowd::open(server.address(), each(&server, &one));
+    let crowd = open(&server, each(&server, &one));
     let run = series(&server, &crowd, &one, 1, Pace::new(100.0, scale));
     let label = format!("100 events/s to one, {clients} idle beside it");
     report.add(format!("p50, {label}"), run.times.quantile(0.5), "ms", Target::None);
@@ -122,9 +122,9 @@ pub fn quiet(database: &Database<'_>, scale: Scale, report: &mut Report) {
 pub fn neighbours(database: &Database<'_>, scale: Scale, report: &mut Report) {
     let clients = scale.of(9_000);
     let server = Tidings::start(database, &[]);
-    let hall = Crowd::open(server.address(), same(&server, HALL, clients));
+    let hall = open(&server, same(&server, HALL, clients));
     let small = ["small".to_owned()];
-    let crowd = Crowd::open(server.address(), each(&server, &small));
+    let crowd = open(&server, each(&server, &small));
     for rate in [0.0, 5.0] {
         let stop = std::sync::atomic::AtomicBool::new(false);
         hall.forget();
