@@ -34,27 +34,9 @@ pub fn measure(database: &Database<'_>, effort: Effort, report: &mut Report) {
 }
 
 fn update(database: &Database<'_>, rows: Rows, effort: Effort, report: &mut Report) {
-    let (count, generate) = match rows {
-        // Titles that compress no better than people's.
-        Rows::Narrow => (200_000, "i % 100, 'Item number ' || i || ' ' || md5(i::text), 0"),
-        Rows::Wide => (100_000, rows.expressions()),
-    };
-    let what = format!("UPDATE of {count} {}", rows.name());
+    let what = format!("UPDATE of {} {}", updated(rows), rows.name());
     println!("==> {what}");
-    let costs = rounds(
-        database,
-        rows,
-        effort.rounds,
-        |session, table| {
-            session.run(&format!(
-                "ALTER TABLE {table} DISABLE TRIGGER USER;
-                 INSERT INTO {table} ({}) SELECT {generate} FROM generate_series(1, {count}) i;
-                 ALTER TABLE {table} ENABLE TRIGGER USER; ANALYZE {table}",
-                rows.columns()
-            ));
-        },
-        |session, table| session.run(&format!("UPDATE {table} SET position = position + 1")),
-    );
+    let costs = rounds(database, rows, effort.rounds, |session, table| fill(session, rows, table), run_update);
     for costs in &costs {
         tell(report, &what, costs);
         let extra = |of: usize| costs[of].wal - costs[0].wal;
@@ -67,28 +49,61 @@ fn update(database: &Database<'_>, rows: Rows, effort: Effort, report: &mut Repo
     }
 }
 
-fn copy(database: &Database<'_>, rows: Rows, effort: Effort, report: &mut Report) {
-    let count = if rows == Rows::Narrow { 1_000_000 } else { 200_000 };
-    let what = format!("COPY of {count} {}", rows.name());
-    println!("==> {what}");
+/// Rows that the UPDATE changes.
+pub fn updated(rows: Rows) -> u32 {
+    if rows == Rows::Narrow { 200_000 } else { 100_000 }
+}
+
+/// Rows that are copied.
+pub fn copied(rows: Rows) -> u32 {
+    if rows == Rows::Narrow { 1_000_000 } else { 200_000 }
+}
+
+/// Puts the rows into an empty table that the UPDATE changes, without a trigger.
+pub fn fill(session: &mut Session, rows: Rows, table: &str) {
+    let generate = match rows {
+        // Titles that compress no better than people's.
+        Rows::Narrow => "i % 100, 'Item number ' || i || ' ' || md5(i::text), 0",
+        Rows::Wide => rows.expressions(),
+    };
+    session.run(&format!(
+        "ALTER TABLE {table} DISABLE TRIGGER USER;
+         INSERT INTO {table} ({}) SELECT {generate} FROM generate_series(1, {}) i;
+         ALTER TABLE {table} ENABLE TRIGGER USER; ANALYZE {table}",
+        rows.columns(),
+        updated(rows)
+    ));
+}
+
+/// Changes every row.
+pub fn run_update(session: &mut Session, table: &str) {
+    session.run(&format!("UPDATE {table} SET position = position + 1"));
+}
+
+/// What is copied.
+pub fn data(session: &mut Session, rows: Rows) -> Vec<u8> {
+    let (expressions, count) = (rows.expressions(), copied(rows));
+    let generate = format!("COPY (SELECT {expressions} FROM generate_series(1, {count}) i) TO STDOUT");
     let mut data = Vec::new();
-    let generate = format!("COPY (SELECT {} FROM generate_series(1, {count}) i) TO STDOUT", rows.expressions());
-    let mut session = database.session();
     let mut reader = session.client().copy_out(&generate).expect("begin to generate");
     reader.read_to_end(&mut data).expect("generate");
-    drop(reader);
-    let costs = rounds(
-        database,
-        rows,
-        effort.rounds.min(3),
-        |_, _| (),
-        |session, table| {
-            let sql = format!("COPY {table} ({}) FROM STDIN", rows.columns());
-            let mut writer = session.client().copy_in(&sql).expect("begin to copy");
-            writer.write_all(&data).expect("copy");
-            writer.finish().expect("copy");
-        },
-    );
+    data
+}
+
+/// Copies it into a table.
+pub fn run_copy(session: &mut Session, rows: Rows, table: &str, data: &[u8]) {
+    let sql = format!("COPY {table} ({}) FROM STDIN", rows.columns());
+    let mut writer = session.client().copy_in(&sql).expect("begin to copy");
+    writer.write_all(data).expect("copy");
+    writer.finish().expect("copy");
+}
+
+fn copy(database: &Database<'_>, rows: Rows, effort: Effort, report: &mut Report) {
+    let what = format!("COPY of {} {}", copied(rows), rows.name());
+    println!("==> {what}");
+    let data = data(&mut database.session(), rows);
+    let costs =
+        rounds(database, rows, effort.rounds.min(3), |_, _| (), |session, table| run_copy(session, rows, table, &data));
     for costs in &costs {
         tell(report, &what, costs);
     }
@@ -143,7 +158,7 @@ fn rounds(
 }
 
 /// Waits until the relay has announced all that is committed.
-fn settle(database: &Database<'_>) {
+pub fn settle(database: &Database<'_>) {
     let mut session = database.session();
     let last = |session: &mut Session| session.one::<i64>("SELECT coalesce(max(tick), 0) FROM tidings.tick");
     let before = last(&mut session);

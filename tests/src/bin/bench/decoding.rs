@@ -6,18 +6,18 @@ use std::process::Stdio;
 use std::time::Instant;
 
 use tidings_tests::process::{Process, Signal};
-use tidings_tests::{Cluster, Database, until};
+use tidings_tests::{Cluster, Database, Session, until};
 
 use crate::machine::debian_version;
 use crate::overhead;
 use crate::report::{Report, Target};
 use crate::schema::{self, Rows, Way};
-use crate::{Effort, SETTINGS};
+use crate::{Effort, SETTINGS, bulk};
 
 const SLOT: &str = "bench";
 const NAME: &str = "wal2json, pg_recvlogical";
 
-/// Measures one-row inserts without a trigger, with a watch, and with a consumer of the log.
+/// Measures one-row inserts without a trigger, with a watch, and with a consumer of the log; then statements of many rows.
 pub fn measure(database: &Database<'_>, effort: Effort, report: &mut Report) {
     let cluster = Cluster::start(&[SETTINGS, &[("wal_level", "logical")]].concat());
     let logical = cluster.database();
@@ -63,6 +63,63 @@ pub fn measure(database: &Database<'_>, effort: Effort, report: &mut Report) {
             report.add(format!("Tidings ÷ no trigger, {clients} clients"), tps[1] / tps[0], "", Target::None);
             report.add(format!("wal2json ÷ no trigger, {clients} clients"), tps[2] / tps[0], "", Target::None);
         }
+    }
+    let rows = Rows::Narrow;
+    many(
+        &logical,
+        &format!("UPDATE of {} rows", bulk::updated(rows)),
+        effort,
+        report,
+        |session, table| bulk::fill(session, rows, table),
+        bulk::run_update,
+    );
+    let data = bulk::data(&mut logical.session(), rows);
+    many(
+        &logical,
+        &format!("COPY of {} rows", bulk::copied(rows)),
+        effort,
+        report,
+        |_, _| (),
+        |session, table| bulk::run_copy(session, rows, table, &data),
+    );
+}
+
+/// One statement that changes many rows, without a consumer and with one; both with `wal_level = logical`.
+fn many(
+    database: &Database<'_>,
+    what: &str,
+    effort: Effort,
+    report: &mut Report,
+    prepare: impl Fn(&mut Session, &str),
+    work: impl Fn(&mut Session, &str),
+) {
+    println!("==> {what}, logical decoding");
+    let table = Rows::Narrow.table(Way::None);
+    for round in 0..effort.rounds {
+        let mut seconds = [0.0; 2];
+        for turn in 0..seconds.len() {
+            let turn = (turn + round) % seconds.len();
+            schema::empty(database, Rows::Narrow, Way::None);
+            let mut session = database.session();
+            prepare(&mut session, &table);
+            session.run("CHECKPOINT");
+            // It begins behind what was prepared.
+            let consumer = (turn == 1).then(|| Consumer::start(database));
+            let start = Instant::now();
+            work(&mut session, &table);
+            seconds[turn] = start.elapsed().as_secs_f64();
+            if let Some(consumer) = consumer {
+                report.add(
+                    format!("{what}, wal2json: behind after the commit"),
+                    consumer.catch_up(),
+                    "s",
+                    Target::None,
+                );
+            }
+        }
+        report.add(format!("{what}, wal_level = logical, no consumer"), seconds[0], "s", Target::None);
+        report.add(format!("{what}, {NAME}"), seconds[1], "s", Target::None);
+        report.add(format!("{what}, wal2json ÷ no consumer"), seconds[1] / seconds[0], "", Target::None);
     }
 }
 

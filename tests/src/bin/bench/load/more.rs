@@ -6,12 +6,15 @@ use tidings_tests::{Database, until};
 
 use super::crowd::{Ask, Crowd, stamp};
 use super::{Pace, Scale, Server, Tidings, each, open, series};
-use crate::overhead;
 use crate::report::{Report, Target};
 use crate::schema::{Rows, Way};
+use crate::{bulk, overhead};
 
 /// Writers at once.
 const WRITERS: u32 = 8;
+
+/// Sessions that fill the log.
+const FILLERS: usize = 4;
 
 /// What a client has missed that comes back.
 const MISSED: usize = 1000;
@@ -35,50 +38,65 @@ pub fn watches(database: &Database<'_>, scale: Scale, report: &mut Report) {
     session.run("DROP SCHEMA watched CASCADE");
 }
 
-/// Writers, and a client that comes back, when more and more events are retained.
+/// A client that stays, and one that comes back, when more and more rows are retained. The log only grows: all rounds at one size
+/// come before the next size.
 pub fn retained(database: &Database<'_>, scale: Scale, report: &mut Report) {
-    let most = scale.of(1_000_000);
     // A database of its own begins with an empty log.
     let fresh = database.cluster().database();
     let mut there = 0;
-    for count in [0, most / 10, most] {
-        fill(&fresh, count - there);
-        there = count;
-        let who = format!("Tidings, {count} events retained");
-        let server = Tidings::start(&fresh, &["--history-bytes", "1KiB"]);
-        let position: String = fresh.session().one("SELECT tidings.position()");
-        server.publisher()(&["back"; MISSED], &stamp(100));
-        let ask = Ask { last_event_id: Some(position), ..Ask::live(server.path("back")) };
+    for count in [1000, 100_000, 10_000_000].map(|count| scale.of(count)) {
         let start = Instant::now();
-        let crowd = open(&server, vec![ask]);
-        until("the client has caught up", || crowd.arrivals() >= MISSED as u64);
-        let took = start.elapsed().as_secs_f64() * 1000.0;
-        report.compare(
-            format!("a client catches up with {MISSED} events from the log"),
-            &who,
-            took,
-            "ms",
-            Target::None,
-        );
-        drop(crowd);
-        let one = ["one".to_owned()];
-        let crowd = open(&server, each(&server, &one));
-        series(&server, &crowd, &one, 1, Pace::new(200.0, scale)).report(report, "write → client, 200 events/s", &who);
+        fill(&fresh, count - there);
+        println!("  {} transactions more in {:.0?}", count - there, start.elapsed());
+        there = count;
+        let who = format!("Tidings, {count} rows retained");
+        let log = |sql: &str| fresh.session().one::<i64>(sql) as f64;
+        report.compare("rows in the log", &who, log("SELECT count(*) FROM tidings.log"), "", Target::None);
+        report.compare("ticks", &who, log("SELECT count(*) FROM tidings.tick"), "", Target::None);
+        let size = "SELECT sum(pg_total_relation_size(relid))::bigint FROM pg_partition_tree('tidings.log')";
+        report.compare("size of the log", &who, log(size) / 1024.0 / 1024.0, "MiB", Target::None);
+        for _ in 0..scale.rounds {
+            with_retained(&fresh, &who, scale, report);
+        }
     }
 }
 
-/// Adds events to the log in transactions of a hundred.
-fn fill(database: &Database<'_>, events: usize) {
-    let mut session = database.session();
-    session.run("SET synchronous_commit = off");
-    session.run(&format!(
-        "DO $$ BEGIN
-           FOR n IN 1 .. {events} / 100 LOOP
-             PERFORM tidings.publish_text('log_' || n % 1000, 'an event that stays') FROM generate_series(1, 100);
-             COMMIT;
-           END LOOP;
-         END $$"
-    ));
+fn with_retained(database: &Database<'_>, who: &str, scale: Scale, report: &mut Report) {
+    let server = Tidings::start(database, &["--history-bytes", "1KiB"]);
+    let position: String = database.session().one("SELECT tidings.position()");
+    server.publisher()(&["back"; MISSED], &stamp(100));
+    let ask = Ask { last_event_id: Some(position), ..Ask::live(server.path("back")) };
+    let start = Instant::now();
+    let crowd = open(&server, vec![ask]);
+    until("the client has caught up", || crowd.arrivals() >= MISSED as u64);
+    let took = start.elapsed().as_secs_f64() * 1000.0;
+    report.compare(format!("a client catches up with {MISSED} events from the log"), who, took, "ms", Target::None);
+    drop(crowd);
+    let one = ["one".to_owned()];
+    let crowd = open(&server, each(&server, &one));
+    series(&server, &crowd, &one, 1, Pace::new(200.0, scale)).report(report, "write → client, 200 events/s", who);
+}
+
+/// Adds rows to the log as writers do, each by a transaction of its own, but without waiting for the disk; then waits for the relay.
+fn fill(database: &Database<'_>, rows: usize) {
+    std::thread::scope(|scope| {
+        for writer in 0..FILLERS {
+            scope.spawn(move || {
+                let mut session = database.session();
+                session.run("SET synchronous_commit = off");
+                session.run(&format!(
+                    "DO $$ BEGIN
+                       FOR n IN 1 .. {} LOOP
+                         PERFORM tidings.publish_text('log_' || n % 1000, 'an event that stays');
+                         COMMIT;
+                       END LOOP;
+                     END $$",
+                    rows / FILLERS + usize::from(writer < rows % FILLERS)
+                ));
+            });
+        }
+    });
+    bulk::settle(database);
 }
 
 /// Several proxies that follow one database.
