@@ -166,7 +166,7 @@ impl Server for Pushpin {
 
     /// With 200 at once, about a hundred of 10,000 streams are answered by 502 although Zurl has got a 200 for every one, and
     /// some by 500 with "received message out of sequence" in the handler's log. Larger marks for Zurl's queues change
-    /// nothing. With 50 or 20 no stream fails, and all are open within about the same time.
+    /// nothing. With 50 or 20 no stream fails.
     fn at_once(&self) -> usize {
         20
     }
