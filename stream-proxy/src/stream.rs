@@ -3,7 +3,8 @@
 
 use std::collections::VecDeque;
 use std::future::Future;
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -62,9 +63,9 @@ impl<IO, G> Stream<IO, G> {
 impl<IO: AsyncRead + AsyncWrite + Unpin, G: CountBytes> Stream<IO, G> {
     /// Reads and drops what the client sends; ready when it is gone.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let mut space = [0; 512];
+        let mut space = [MaybeUninit::uninit(); 512];
         loop {
-            let mut buffer = ReadBuf::new(&mut space);
+            let mut buffer = ReadBuf::uninit(&mut space);
             match Pin::new(&mut self.io).poll_read(cx, &mut buffer) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(())) if !buffer.filled().is_empty() => self.noise += buffer.filled().len() as u32,
@@ -74,6 +75,22 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, G: CountBytes> Stream<IO, G> {
                 return Poll::Ready(());
             }
         }
+    }
+
+    /// Writes what it can of the batch, which is not empty.
+    fn poll_write_batch(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let io = Pin::new(&mut self.io);
+        if let ([frame], []) = self.batch.as_slices() {
+            // A plain `send` costs the kernel less than a list of one, and this is the usual case.
+            return io.poll_write(cx, &frame.bytes()[self.offset..]);
+        }
+        let mut slices = [IoSlice::new(&[]); WRITE_BATCH];
+        let mut count = 0;
+        for (slice, frame) in slices.iter_mut().zip(&self.batch) {
+            *slice = IoSlice::new(&frame.bytes()[if count == 0 { self.offset } else { 0 }..]);
+            count += 1;
+        }
+        io.poll_write_vectored(cx, &slices[..count])
     }
 
     /// Writes until nothing waits; ready when the stream is over, with whether to close the connection in good order.
@@ -94,13 +111,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, G: CountBytes> Stream<IO, G> {
                     }
                 }
             }
-            let mut slices = [IoSlice::new(&[]); WRITE_BATCH];
-            let mut count = 0;
-            for (slice, frame) in slices.iter_mut().zip(&self.batch) {
-                *slice = IoSlice::new(&frame.bytes()[if count == 0 { self.offset } else { 0 }..]);
-                count += 1;
-            }
-            match Pin::new(&mut self.io).poll_write_vectored(cx, &slices[..count]) {
+            match self.poll_write_batch(cx) {
                 Poll::Ready(Ok(n)) if n > 0 => {
                     self.guard.wrote(n);
                     written += n;
