@@ -12,7 +12,7 @@ use tidings_wire::segment::{self, Event};
 
 use crate::foreign::infallible::GetCurrentSubTransactionId;
 use crate::shared::Database;
-use crate::{errors, log, shared};
+use crate::{errors, log, shared, watch};
 
 /// Above this many bytes the current subtransaction's events are written early. Large enough for lz4 to find
 /// repetitions, small enough that a backend's memory stays flat under an update of millions of rows.
@@ -260,8 +260,10 @@ unsafe extern "C-unwind" fn at_transaction(event: pg_sys::XactEvent::Type, _arg:
             buffer.reset();
         }),
         XACT_EVENT_PREPARE | XACT_EVENT_ABORT => BUFFER.with_borrow_mut(Buffer::reset),
-        _ => {}
+        _ => return,
     }
+    // What an aborted statement has left.
+    watch::forget_altered();
 }
 
 /// Runs where an error would bring the whole server down: atomics and latches only.

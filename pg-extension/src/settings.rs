@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
+use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, pg_sys};
 
 /// An hour covers a closed laptop over lunch and a deployment gone wrong, and costs a busy database a few GiB.
 static RETENTION: GucSetting<i32> = GucSetting::<i32>::new(3600);
@@ -53,6 +53,9 @@ pub fn init() {
         GucContext::Sighup,
         GucFlags::UNIT_KB,
     );
+    // A misspelt setting is an error, not one more variable.
+    // SAFETY: in the postmaster, while it loads libraries.
+    unsafe { pg_sys::MarkGUCPrefixReserved(c"tidings".as_ptr()) };
 }
 
 /// How long events are kept.

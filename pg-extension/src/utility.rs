@@ -1,7 +1,7 @@
-//! The statements that concern us, seen as they pass: COMMIT PREPARED, DROP EXTENSION, those that want a database for
-//! themselves, and those that may take a column away from a watch.
+//! The statements that concern us, seen as they pass: COMMIT PREPARED, those that want a database for themselves, and
+//! whatever drops the extension or takes a column away from a watch.
 
-use std::ffi::{CStr, c_char};
+use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
@@ -14,13 +14,40 @@ use crate::{buffer, foreign, shared, watch};
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 static mut PREVIOUS: pg_sys::ProcessUtility_hook_type = None;
+static mut PREVIOUS_ACCESS: pg_sys::object_access_hook_type = None;
 
-/// Puts the hook in; called from `_PG_init`.
+/// Puts the hooks in; called from `_PG_init`.
 pub fn init() {
     // SAFETY: in the postmaster, before there is anyone else.
     unsafe {
         PREVIOUS = pg_sys::ProcessUtility_hook;
         pg_sys::ProcessUtility_hook = Some(process_utility);
+        PREVIOUS_ACCESS = pg_sys::object_access_hook;
+        pg_sys::object_access_hook = Some(object_access);
+    }
+}
+
+/// Postgres tells of each object that it alters or drops, whatever statement led to it: a column also goes with its type, its
+/// schema or its owner, or with an attribute of the type that its table is of. Like the hook below it has no guard: all it does
+/// is to set a flag or remember a number.
+unsafe extern "C-unwind" fn object_access(
+    access: pg_sys::ObjectAccessType::Type,
+    class: pg_sys::Oid,
+    object: pg_sys::Oid,
+    column: c_int,
+    argument: *mut c_void,
+) {
+    use pg_sys::ObjectAccessType::{OAT_DROP, OAT_POST_ALTER};
+    if class == pg_sys::RelationRelationId && column > 0 && matches!(access, OAT_DROP | OAT_POST_ALTER) {
+        watch::column_altered(object);
+    } else if class == pg_sys::ExtensionRelationId && access == OAT_DROP {
+        buffer::recheck_after_commit();
+    }
+    // SAFETY: the arguments are passed on as they came.
+    unsafe {
+        if let Some(next) = PREVIOUS_ACCESS {
+            next(access, class, object, column, argument);
+        }
     }
 }
 
@@ -62,14 +89,13 @@ unsafe extern "C-unwind" fn before(node: *mut pg_sys::Node) -> Kind {
 
 #[pg_guard]
 extern "C-unwind" fn after(kind: Kind) {
+    watch::check_altered();
     match kind {
-        Kind::Altered(relation) => watch::check_altered(relation),
         Kind::CommitPrepared => {
             if let Some(db) = shared::my_database() {
                 db.announce();
             }
         }
-        Kind::DropExtension => buffer::recheck_after_commit(),
         Kind::CreateDatabase => buffer::wake_launcher_after_commit(),
         Kind::Other => {}
     }
@@ -78,10 +104,7 @@ extern "C-unwind" fn after(kind: Kind) {
 /// What is to be done after a statement.
 #[repr(C)]
 enum Kind {
-    /// The columns of this table may be other ones now.
-    Altered(pg_sys::Oid),
     CommitPrepared,
-    DropExtension,
     CreateDatabase,
     Other,
 }
@@ -99,38 +122,10 @@ impl Kind {
                 {
                     Self::CommitPrepared
                 }
-                pg_sys::NodeTag::T_DropStmt
-                    if (*node.cast::<pg_sys::DropStmt>()).removeType == pg_sys::ObjectType::OBJECT_EXTENSION =>
-                {
-                    Self::DropExtension
-                }
-                pg_sys::NodeTag::T_AlterTableStmt => Self::altered((*node.cast::<pg_sys::AlterTableStmt>()).relation),
-                pg_sys::NodeTag::T_RenameStmt
-                    if (*node.cast::<pg_sys::RenameStmt>()).renameType == pg_sys::ObjectType::OBJECT_COLUMN =>
-                {
-                    Self::altered((*node.cast::<pg_sys::RenameStmt>()).relation)
-                }
                 pg_sys::NodeTag::T_CreatedbStmt => Self::CreateDatabase,
                 _ => Self::Other,
             }
         }
-    }
-}
-
-impl Kind {
-    /// # Safety
-    /// `name` names a relation, or is null.
-    unsafe fn altered(name: *mut pg_sys::RangeVar) -> Self {
-        if name.is_null() {
-            return Self::Other;
-        }
-        let (no_lock, no_callback) = (pg_sys::NoLock as i32, std::ptr::null_mut());
-        // SAFETY: as the caller promises; a look-up that takes no lock. The statement will take one on what it finds.
-        let relation = unsafe {
-            let missing_ok = pg_sys::RVROption::RVR_MISSING_OK;
-            pg_sys::RangeVarGetRelidExtended(name, no_lock, missing_ok, None, no_callback)
-        };
-        if relation == pg_sys::InvalidOid { Self::Other } else { Self::Altered(relation) }
     }
 }
 

@@ -113,6 +113,8 @@ thread_local! {
     static WATCHES: RefCell<HashMap<u32, Rc<Watch>>> = RefCell::new(HashMap::new());
     /// Counts invalidations, so that a watch compiled while one came in is not kept.
     static INVALIDATIONS: Cell<u64> = const { Cell::new(0) };
+    /// The tables whose columns the running statement has altered.
+    static ALTERED: RefCell<Vec<pg_sys::Oid>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Registers the callbacks; called from `_PG_init`, inherited by every backend.
@@ -163,48 +165,65 @@ fn check_watch(relation: pg_sys::Oid, name: &str) {
     });
 }
 
-/// Compiles the watches of a table that was altered, and of those that inherit from it, and raises an error if one can no
-/// longer do its work: it is better that the ALTER fails than every write after it.
-pub fn check_altered(relation: pg_sys::Oid) {
-    // SAFETY: inside a transaction; what the ALTER did becomes visible to this one.
-    unsafe { pg_sys::CommandCounterIncrement() };
-    let watched = Spi::connect(|client| {
-        let rows = client.select(
-            "WITH RECURSIVE tree AS (
-                 SELECT $1 AS relation
-                 UNION SELECT i.inhrelid FROM tree, pg_catalog.pg_inherits i WHERE i.inhparent = tree.relation)
-             SELECT DISTINCT t.tgrelid, t.tgfoid FROM tree, pg_catalog.pg_trigger t
-             WHERE t.tgrelid = tree.relation AND t.tgparentid = 0
-               AND t.tgfoid = pg_catalog.to_regprocedure('tidings.capture()')",
-            None,
-            &[relation.into()],
-        )?;
-        rows.map(|row| Ok((row.get(1)?, row.get(2)?))).collect::<spi::Result<Vec<_>>>()
-    });
-    for row in watched.unwrap_or_else(|error| error!("cannot look for watches: {error}")) {
-        if let (Some(relation), Some(capture)) = row {
-            check(relation, |trigger| trigger.tgfoid == capture);
+/// Remembers a table of which a column was altered or dropped.
+pub fn column_altered(relation: pg_sys::Oid) {
+    ALTERED.with_borrow_mut(|altered| {
+        if altered.last() != Some(&relation) {
+            altered.push(relation);
         }
+    });
+}
+
+/// Forgets such tables, at the end of the transaction.
+pub fn forget_altered() {
+    ALTERED.take();
+}
+
+/// Compiles the watches of the tables that a statement has altered, and raises an error if one can no longer do its work: it is
+/// better that the ALTER fails than every write after it.
+pub fn check_altered() {
+    for relation in ALTERED.take() {
+        // SAFETY: inside a transaction; what the statement did becomes visible to this one.
+        unsafe { pg_sys::CommandCounterIncrement() };
+        check(relation, is_watch);
     }
 }
 
-/// Compiles those triggers of a table, and raises what is wrong with them.
+/// Whether a trigger calls `tidings.capture()`. Asks the caches and no SQL: whoever alters a table may have no rights in the
+/// schema, and whatever search path.
+fn is_watch(trigger: &pg_sys::Trigger) -> bool {
+    // SAFETY: look-ups in the system caches, inside a transaction; a name that is there is a C string.
+    unsafe {
+        let namespace = pg_sys::get_namespace_oid(c"tidings".as_ptr(), true);
+        if namespace == pg_sys::InvalidOid || pg_sys::get_func_namespace(trigger.tgfoid) != namespace {
+            return false;
+        }
+        let name = pg_sys::get_func_name(trigger.tgfoid);
+        !name.is_null() && CStr::from_ptr(name) == c"capture"
+    }
+}
+
+/// Compiles those triggers of a table, if it is still there, and raises what is wrong with them.
 fn check(relation: pg_sys::Oid, which: impl Fn(&pg_sys::Trigger) -> bool) {
-    // SAFETY: the lock keeps the relation's descriptor, and so its triggers, as they are until the end.
-    let relation = unsafe { pgrx::PgRelation::with_lock(relation, pg_sys::AccessShareLock as i32) };
-    // SAFETY: null, or the descriptor of the open relation.
-    let descriptor = unsafe { relation.trigdesc.as_ref() };
-    let triggers = descriptor.map_or(&[][..], |descriptor| {
-        let count = descriptor.numtriggers.unsigned_abs() as usize;
-        // SAFETY: the descriptor holds `numtriggers` triggers.
-        unsafe { std::slice::from_raw_parts(descriptor.triggers.cast_const(), count) }
-    });
+    // SAFETY: inside a transaction, which keeps the lock, and with it the descriptor and its triggers as they are, until its end.
+    let relation = unsafe { pg_sys::try_relation_open(relation, pg_sys::AccessShareLock as i32) };
+    if relation.is_null() {
+        return;
+    }
+    // SAFETY: the relation is open; its descriptor of triggers is null, or holds `numtriggers` of them.
+    let triggers = unsafe {
+        (*relation).trigdesc.as_ref().map_or(&[][..], |descriptor| {
+            std::slice::from_raw_parts(descriptor.triggers.cast_const(), descriptor.numtriggers.unsigned_abs() as usize)
+        })
+    };
     for trigger in triggers.iter().filter(|trigger| which(trigger)) {
         // SAFETY: the relation is open and locked.
-        if let Err(error) = unsafe { compile(trigger, relation.as_ptr()) } {
+        if let Err(error) = unsafe { compile(trigger, relation) } {
             error.raise();
         }
     }
+    // SAFETY: opened above; the lock is kept.
+    unsafe { pg_sys::relation_close(relation, pg_sys::NoLock as i32) };
 }
 
 /// The arguments of a trigger, as they stand.

@@ -46,6 +46,22 @@ fn a_writer_without_rights_writes_and_its_events_arrive() {
 }
 
 #[test]
+fn an_owner_without_rights_alters_tables_as_before() {
+    let db = boards();
+    let owner = db.role("owner");
+    db.session().run(&format!(
+        "GRANT CREATE ON SCHEMA public TO {owner}; ALTER TABLE board_items OWNER TO {owner};
+         ALTER TABLE board_items ADD COLUMN spare int"
+    ));
+    let mut session = db.session_as(&owner);
+    session.run(
+        "CREATE TABLE mine (a int); ALTER TABLE mine ADD COLUMN b int; ALTER TABLE mine RENAME b TO c; ALTER TABLE mine DROP COLUMN a",
+    );
+    session.run("ALTER TABLE board_items ALTER COLUMN spare TYPE text; ALTER TABLE board_items DROP COLUMN spare");
+    assert_eq!(session.refused("ALTER TABLE board_items DROP COLUMN board_id").code().code(), "42703");
+}
+
+#[test]
 fn ungranted_roles_read_nothing() {
     let db = boards();
     let (writer, stranger) = (db.role("writer"), db.role("stranger"));

@@ -312,6 +312,34 @@ fn types_may_change_while_a_session_writes() {
 }
 
 #[test]
+fn a_column_that_a_watch_names_goes_by_no_way_round() {
+    let (db, mut log) = with(
+        "CREATE TYPE mood AS ENUM ('sad'); CREATE SCHEMA s; CREATE DOMAIN s.board AS int; CREATE TYPE pair AS (id int, board int);
+         CREATE TABLE moods (m mood); CREATE TABLE boards (b s.board, m mood); CREATE TABLE pairs OF pair;
+         SELECT tidings.watch('moods', topic => 'mood {m}'), tidings.watch('boards', topic => 'board', columns => '{b}'),
+                tidings.watch('pairs', topic => 'pair {board}')",
+    );
+    let mut session = db.session();
+    for statement in [
+        "DROP TYPE mood CASCADE",
+        "DROP SCHEMA s CASCADE",
+        "DROP DOMAIN s.board CASCADE",
+        "ALTER TYPE pair DROP ATTRIBUTE board CASCADE",
+        "ALTER TYPE pair RENAME ATTRIBUTE board TO plank CASCADE",
+        "DO $$ BEGIN ALTER TABLE pairs NOT OF; ALTER TABLE pairs RENAME board TO plank; END $$",
+    ] {
+        assert_eq!(session.refused(statement).code().code(), "42703", "{statement}");
+    }
+    session.run("INSERT INTO moods VALUES ('sad'); INSERT INTO boards VALUES (1); INSERT INTO pairs VALUES (1, 2)");
+    assert_eq!(kinds(&log.news()), ["INSERT mood sad", "INSERT board", "INSERT pair 2"]);
+    // What no watch names may go, and so may the whole table.
+    session.run("BEGIN; DROP TABLE moods; DROP TYPE mood CASCADE; ROLLBACK");
+    session.run("DROP TABLE moods; DROP TYPE mood CASCADE; ALTER TYPE pair DROP ATTRIBUTE id CASCADE");
+    session.run("INSERT INTO boards VALUES (2); INSERT INTO pairs VALUES (3)");
+    assert_eq!(kinds(&log.news()), ["INSERT board", "INSERT pair 3"]);
+}
+
+#[test]
 fn a_cast_to_json_counts_as_soon_as_it_is_there() {
     let (db, mut log) = with(
         "CREATE TYPE mood AS ENUM ('sad'); CREATE TABLE t (m mood); SELECT tidings.watch('t', topic => 't');

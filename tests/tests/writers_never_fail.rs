@@ -174,6 +174,12 @@ fn capture_can_be_switched_off_by_those_who_may() {
 }
 
 #[test]
+fn a_misspelt_setting_is_an_error() {
+    let (db, _) = with(ITEMS);
+    assert_eq!(db.session().refused("SET tidings.captur = off").code().code(), "42602");
+}
+
+#[test]
 fn row_level_security_hides_no_change_from_the_watch() {
     let (db, mut log) = with(ITEMS);
     let role = db.role("tenant");
