@@ -77,7 +77,7 @@ fn capture(data: &pg_sys::TriggerData) {
         pg_sys::TRIGGER_EVENT_UPDATE => {
             deform(old, data.tg_trigtuple);
             deform(new, data.tg_newtuple);
-            if !watch.same_topic(old, new) {
+            if moves(&watch, old, new) {
                 emit(&watch, Operation::Delete, None, Some(old), rendered);
                 emit(&watch, Operation::Insert, Some(new), None, rendered);
             } else if watch.columns.changed(old, new) {
@@ -89,6 +89,18 @@ fn capture(data: &pg_sys::TriggerData) {
     rendered.payload.clear();
     rendered.payload.shrink_to(KEEP);
     SCRATCH.set(scratch);
+}
+
+/// Whether an UPDATE moves the row to another topic. Other values may make the same one: `{a}_{b}` of (1_2, 3) and (1, 2_3).
+fn moves(watch: &Watch, old: &Row, new: &Row) -> bool {
+    if watch.same_topic(old, new) {
+        return false;
+    }
+    let [from, to] = [old, new].map(|row| {
+        let mut topic = Vec::new();
+        watch.write_topic(&mut topic, Some(row)).then_some(topic)
+    });
+    from != to
 }
 
 /// Takes a row apart.

@@ -28,6 +28,9 @@ pub struct Segment<'a> {
 /// copies it as a whole.
 const COMPRESS: usize = 8 * 1024;
 
+/// The index of the column for the events.
+const DATA: usize = 5;
+
 /// The ways of storage that take no compression (`TYPSTORAGE_PLAIN`, `TYPSTORAGE_EXTERNAL`): a DBA may have chosen one.
 const PLAIN: c_char = b'p' as c_char;
 /// See [`PLAIN`].
@@ -57,7 +60,7 @@ pub fn write(segment: Segment<'_>) {
             xid - u64::from((xid as u32).wrapping_sub(xmin))
         });
         // The stamp is later than anything this transaction has waited for.
-        let mut values = [
+        let mut values = vec![
             pg_sys::Datum::from(slot as i16),
             pg_sys::Datum::from(xid),
             pg_sys::Datum::from(shared::next_stamp()),
@@ -66,18 +69,21 @@ pub fn write(segment: Segment<'_>) {
             bytea(segment.bytes),
         ];
         let columns = pgrx::PgTupleDesc::from_pg_unchecked((*relation).rd_att);
-        let compressed = match columns.get(values.len() - 1) {
+        let compressed = match columns.get(DATA) {
             Some(data)
                 if segment.bytes.len() >= COMPRESS && data.attstorage != PLAIN && data.attstorage != EXTERNAL =>
             {
-                toast_compress_datum(values[5], data.attcompression)
+                toast_compress_datum(values[DATA], data.attcompression)
             }
             _ => pg_sys::Datum::null(),
         };
         if !compressed.is_null() {
-            values[5] = compressed;
+            values[DATA] = compressed;
         }
-        let mut nulls = [false; 6];
+        // A column that somebody has added stays empty, also after it was dropped again.
+        let mut nulls = vec![false; values.len()];
+        values.resize(columns.len().max(values.len()), pg_sys::Datum::null());
+        nulls.resize(values.len(), true);
         let tuple = pg_sys::heap_form_tuple((*relation).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
         insert(relation, tuple);
         pg_sys::heap_freetuple(tuple);

@@ -69,6 +69,8 @@ pub enum WatchError {
     OldRecord(String),
     #[error("a watch of TRUNCATE cannot have columns in its topic")]
     TruncateTopic,
+    #[error("the tables of tidings itself cannot be watched")]
+    Own,
 }
 
 impl WatchError {
@@ -77,6 +79,7 @@ impl WatchError {
             Self::Trigger => PgSqlErrorCode::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
             Self::Column(_) => PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
             Self::Virtual(_) => PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+            Self::Own => PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE,
             _ => PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
         }
     }
@@ -90,6 +93,7 @@ impl WatchError {
                 "A topic is 1 to 255 bytes; {column} stands for a column's value, {{ and }} for braces."
             }
             Self::Event(..) => "An event name is 1 to 255 bytes without control characters.",
+            Self::Own => "Each event would make another one. Watch a table of your own.",
             Self::Column(_) => {
                 "Name a column that the table has. To rename or drop one that a watch names, end the watch first and watch anew."
             }
@@ -157,6 +161,10 @@ pub fn of(data: &pg_sys::TriggerData) -> Rc<Watch> {
 /// `tidings.check_watch(relation, name)`: compiles the triggers of a watch only to see whether it can be done.
 #[pg_extern]
 fn check_watch(relation: pg_sys::Oid, name: &str) {
+    // SAFETY: look-ups in the system caches, inside a transaction.
+    if unsafe { pg_sys::get_rel_namespace(relation) == pg_sys::get_namespace_oid(c"tidings".as_ptr(), true) } {
+        WatchError::Own.raise();
+    }
     let names = [format!("tidings_{name}"), format!("tidings_{name}_truncate")];
     check(relation, |trigger| {
         // SAFETY: a trigger's name is a C string.

@@ -54,6 +54,13 @@ fn a_row_that_moves_to_another_topic_leaves_the_old_one() {
 }
 
 #[test]
+fn a_row_whose_topic_is_made_of_other_values_now_has_not_moved() {
+    let (db, mut log) = with("CREATE TABLE t (a text, b text); SELECT tidings.watch('t', topic => '{a}_{b}')");
+    db.session().run("INSERT INTO t VALUES ('1_2', '3'); UPDATE t SET a = '1', b = '2_3'; UPDATE t SET b = NULL; UPDATE t SET a = '7'");
+    assert_eq!(kinds(&log.news()), ["INSERT 1_2_3", "UPDATE 1_2_3", "DELETE 1_2_3"]);
+}
+
+#[test]
 fn a_null_in_the_topic_means_no_event() {
     let (db, mut log) = with(BOARDS);
     let mut session = db.session();

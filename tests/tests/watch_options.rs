@@ -375,7 +375,7 @@ fn only_tables_can_be_watched() {
     let (db, _) = items();
     let mut session = db.session();
     session.run("CREATE VIEW view AS SELECT * FROM items; CREATE MATERIALIZED VIEW mat AS SELECT * FROM items; CREATE SEQUENCE seq; CREATE INDEX ind ON items (title)");
-    for relation in ["view", "mat", "seq", "ind"] {
+    for relation in ["view", "mat", "seq", "ind", "tidings.tick", "tidings.log", "tidings.log_0"] {
         let error = session.refused(&format!("SELECT tidings.watch('{relation}', topic => 'x')"));
         assert_eq!(error.code().code(), "42809", "{relation}: {error}");
     }

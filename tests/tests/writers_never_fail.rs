@@ -316,6 +316,17 @@ fn maintenance_makes_no_events() {
 }
 
 #[test]
+fn a_column_that_somebody_added_to_the_log_stays_empty() {
+    let (db, mut log) = with(ITEMS);
+    let mut session = db.session();
+    session.run("ALTER TABLE tidings.log ADD COLUMN note text, ADD COLUMN more text; INSERT INTO items VALUES (1, 5)");
+    assert_eq!(log.news().len(), 1);
+    assert_eq!(session.one::<i64>("SELECT count(*) FROM tidings.log WHERE note IS NOT NULL OR more IS NOT NULL"), 0);
+    session.run("ALTER TABLE tidings.log DROP COLUMN note, DROP COLUMN more; INSERT INTO items VALUES (2, 5)");
+    assert_eq!(log.news().len(), 1);
+}
+
+#[test]
 fn thousands_of_savepoints_leave_a_writer_s_memory_flat() {
     let (db, mut log) = with(ITEMS);
     let mut session = db.session();
