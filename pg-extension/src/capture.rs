@@ -5,9 +5,10 @@ use std::cell::Cell;
 
 use pgrx::prelude::*;
 use tidings_wire::segment::Event;
-use tidings_wire::topic::check_name;
+use tidings_wire::topic::{TopicError, check_name};
 
 use crate::payload::{Change, Operation, Row};
+use crate::value::TooLong;
 use crate::watch::{self, Watch, WatchError};
 use crate::{buffer, errors, settings};
 
@@ -98,7 +99,7 @@ fn moves(watch: &Watch, old: &Row, new: &Row) -> bool {
     }
     let [from, to] = [old, new].map(|row| {
         let mut topic = Vec::new();
-        watch.write_topic(&mut topic, Some(row)).then_some(topic)
+        watch.write_topic(&mut topic, Some(row)).is_ok_and(|written| written).then_some(topic)
     });
     from != to
 }
@@ -119,11 +120,12 @@ fn emit(watch: &Watch, operation: Operation, new: Option<&Row>, old: Option<&Row
     let Rendered { topic, payload } = rendered;
     topic.clear();
     payload.clear();
-    if !watch.write_topic(topic, new.or(old)) {
+    let written = watch.write_topic(topic, new.or(old));
+    if matches!(written, Ok(false)) {
         return;
     }
     let topic = text(topic);
-    if let Err(error) = check_name(&topic) {
+    if let Err(error) = written.map_err(|TooLong| TopicError::TooLong).and_then(|_| check_name(&topic)) {
         buffer::warn_skipped(&format!("The topic that its watch makes cannot be used: {error}."));
         return;
     }

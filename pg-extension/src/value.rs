@@ -72,6 +72,9 @@ const SHRINK: usize = 16;
 /// Postgres can be asked for it.
 const UNWRITABLE: usize = 256 * 1024 * 1024;
 
+/// No value of more bytes has a text so short that a topic could hold it. Postgres might not be able to make one at all.
+const NO_TOPIC: usize = 1024 * 1024;
+
 /// A function of Postgres with one argument, looked up once. Lives in the memory context that it was made in.
 struct FunctionCall(*mut pg_sys::FmgrInfo);
 
@@ -141,12 +144,7 @@ impl Writer {
                 _ => most.saturating_mul(SHRINK).min(UNWRITABLE),
             };
             // SAFETY: a value of a type of variable length.
-            let size = match unsafe { plain(value) } {
-                Some(bytes) => bytes.len(),
-                // SAFETY: likewise.
-                None => unsafe { pg_sys::toast_raw_datum_size(value) - pg_sys::VARHDRSZ },
-            };
-            if size > most {
+            if unsafe { size(value) } > most {
                 return Err(TooLong);
             }
         }
@@ -175,14 +173,19 @@ impl Writer {
     }
 
     /// Writes a value as text, as the type's output function does; dates and times as in JSON, so that the name of a topic
-    /// does not depend on the session's `DateStyle`.
-    pub fn text(&self, out: &mut Vec<u8>, value: pg_sys::Datum) {
+    /// does not depend on the session's `DateStyle`. Nothing is even fetched of a value that makes no topic.
+    pub fn text(&self, out: &mut Vec<u8>, value: pg_sys::Datum) -> Result<(), TooLong> {
+        // SAFETY: a value of a type of variable length.
+        if self.length == -1 && unsafe { size(value) } > NO_TOPIC {
+            return Err(TooLong);
+        }
         match self.kind {
             Kind::Int2 | Kind::Int4 | Kind::Int8 => self.integer(out, value),
             Kind::Text => with_text(value, |text| out.extend_from_slice(text)),
             Kind::Time(type_oid) => self.time(out, type_oid, value),
             _ => out.extend_from_slice(self.text.output(value)),
         }
+        Ok(())
     }
 
     /// Whether two values are the same to the byte.
@@ -389,6 +392,15 @@ unsafe fn plain<'a>(value: pg_sys::Datum) -> Option<&'a [u8]> {
         }
         Some(std::slice::from_raw_parts(pgrx::vardata_any(varlena).cast(), pgrx::varsize_any_exhdr(varlena)))
     }
+}
+
+/// How many bytes a value of variable length has, decompressed.
+///
+/// # Safety
+/// The value is one of a type of variable length.
+unsafe fn size(value: pg_sys::Datum) -> usize {
+    // SAFETY: as the caller promises.
+    unsafe { plain(value).map_or_else(|| pg_sys::toast_raw_datum_size(value) - pg_sys::VARHDRSZ, <[u8]>::len) }
 }
 
 /// Writes JSON that was kept as it was typed. `to_jsonb` drops white space and all but the last of repeated keys, and so

@@ -12,6 +12,7 @@ use tidings_wire::topic::{TopicError, check_name};
 use crate::columns::Columns;
 use crate::errors;
 use crate::payload::{OldRecord, Row, Shape};
+use crate::value::TooLong;
 
 /// A compiled watch.
 pub struct Watch {
@@ -364,17 +365,17 @@ unsafe fn watched_name(trigger: &pg_sys::Trigger, relation: pg_sys::Relation) ->
 
 impl Watch {
     /// Writes a row's topic; false if a column of it is NULL, which means no event.
-    pub fn write_topic(&self, out: &mut Vec<u8>, row: Option<&Row>) -> bool {
+    pub fn write_topic(&self, out: &mut Vec<u8>, row: Option<&Row>) -> Result<bool, TooLong> {
         for piece in &self.topic {
             match piece {
                 TopicPiece::Text(text) => out.extend_from_slice(text.as_bytes()),
                 TopicPiece::Column(index) => match row.and_then(|row| row.get(*index)) {
-                    Some(value) => self.columns.writer(*index).text(out, value),
-                    None => return false,
+                    Some(value) => self.columns.writer(*index).text(out, value)?,
+                    None => return Ok(false),
                 },
             }
         }
-        true
+        Ok(true)
     }
 
     /// Whether two versions of a row go to the same topic.

@@ -92,6 +92,15 @@ fn a_topic_that_cannot_be_is_skipped_with_a_warning() {
 }
 
 #[test]
+fn a_value_that_has_no_text_makes_no_topic_and_no_error() {
+    let (db, mut log) =
+        with("CREATE TABLE t (id int, b bytea); SELECT tidings.watch('t', topic => 'b{b}', columns => '{id}')");
+    // Four characters for each byte are more than a text may have.
+    db.session().run("SET bytea_output = escape; INSERT INTO t VALUES (1, convert_to(repeat(E'\\x01', 270000000), 'UTF8')), (2, 'y')");
+    assert_eq!(log.only().topic, "by");
+}
+
+#[test]
 fn a_lock_timeout_is_not_for_the_log() {
     let (db, mut log) = with(ITEMS);
     let mut session = db.session();
