@@ -68,9 +68,9 @@ pub struct TooLong;
 /// at least five characters.
 const SHRINK: usize = 16;
 
-/// No text of Postgres is longer than 1 GiB, and a value's may be some times as long as the value: from here on not even
-/// Postgres can be asked for it.
-const UNWRITABLE: usize = 256 * 1024 * 1024;
+/// No text of Postgres is longer than 1 GiB, and JSON may need six bytes for one: from here on not even Postgres can be asked
+/// for it.
+const UNWRITABLE: usize = 160 * 1024 * 1024;
 
 /// No value of more bytes has a text so short that a topic could hold it. Postgres might not be able to make one at all.
 const NO_TOPIC: usize = 1024 * 1024;

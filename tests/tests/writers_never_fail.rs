@@ -60,6 +60,19 @@ fn a_value_that_no_client_could_read_is_no_hindrance() {
 }
 
 #[test]
+fn a_value_that_grows_beyond_what_postgres_can_write_is_left_out() {
+    let (db, mut log) =
+        with("CREATE TYPE pair AS (t text); CREATE TABLE t (p pair, j jsonb); SELECT tidings.watch('t', topic => 't')");
+    // As JSON each character takes six.
+    let value = "repeat(E'\\x01', 180000000)";
+    db.session().run(&format!(
+        "SET tidings.max_payload = '256MB'; INSERT INTO t (p) VALUES (ROW({value})); INSERT INTO t (j) VALUES (jsonb_build_array({value}))"
+    ));
+    let told: Vec<_> = log.news().iter().map(|event| event.json()["truncated"].clone()).collect();
+    assert_eq!(told, [true, true]);
+}
+
+#[test]
 fn json_that_jsonb_cannot_hold_is_told_as_it_was_typed() {
     let (db, mut log) = with("CREATE TABLE t (id int, j json, js json[]); SELECT tidings.watch('t', topic => 't')");
     let mut session = db.session();
