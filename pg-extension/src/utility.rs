@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use pgrx::prelude::*;
 
 use crate::relay::wait;
-use crate::{buffer, foreign, shared, watch};
+use crate::{buffer, errors, foreign, shared, watch};
 
 /// How long a statement that wants a database for itself waits for the relay to leave it.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -83,6 +83,13 @@ unsafe extern "C-unwind" fn before(node: *mut pg_sys::Node) -> Kind {
         if let Some(name) = database_wanted_alone(node) {
             pause(pg_sys::get_database_oid(name, true));
         }
+        if renames_our_schema(node) {
+            errors::raise(
+                PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+                "the schema of the extension tidings cannot be renamed",
+                "Its tables and functions are found by this name.",
+            );
+        }
         Kind::of(node)
     }
 }
@@ -126,6 +133,23 @@ impl Kind {
                 _ => Self::Other,
             }
         }
+    }
+}
+
+/// Whether a statement renames the extension's schema: no writer would find the log any more.
+///
+/// # Safety
+/// `node` is a statement.
+unsafe fn renames_our_schema(node: *mut pg_sys::Node) -> bool {
+    // SAFETY: a node's tag says which struct it is; a rename of a schema has its name. A look-up inside a transaction.
+    unsafe {
+        if (*node).type_ != pg_sys::NodeTag::T_RenameStmt {
+            return false;
+        }
+        let rename = &*node.cast::<pg_sys::RenameStmt>();
+        rename.renameType == pg_sys::ObjectType::OBJECT_SCHEMA
+            && CStr::from_ptr(rename.subname) == c"tidings"
+            && pg_sys::get_extension_oid(c"tidings".as_ptr(), true) != pg_sys::InvalidOid
     }
 }
 

@@ -83,6 +83,18 @@ fn description(session: &mut Session) -> BTreeSet<String> {
 }
 
 #[test]
+fn the_schema_keeps_its_name_as_long_as_the_extension_is_there() {
+    let db = shared().database();
+    let mut session = db.session();
+    let refused = session.refused("ALTER SCHEMA tidings RENAME TO elsewhere");
+    assert_eq!(refused.code().code(), "0A000");
+    assert!(refused.hint().is_some());
+    session.run("CREATE SCHEMA other; ALTER SCHEMA other RENAME TO another");
+    session
+        .run("DROP EXTENSION tidings; CREATE SCHEMA IF NOT EXISTS tidings; ALTER SCHEMA tidings RENAME TO elsewhere");
+}
+
+#[test]
 fn an_update_from_the_first_release_keeps_everything_and_ends_where_a_new_installation_begins() {
     let cluster = shared();
     let (db, fresh) = (cluster.empty_database(), cluster.database());
