@@ -11,7 +11,8 @@
 //! - [`relay`]: the background worker that cuts ticks and notifies, [`tick`]: one cut, [`pace`]: how often,
 //!   [`retention`]: what it throws away.
 //! - [`launcher`]: keeps one relay running in every database that has the extension.
-//! - [`utility`]: the statements that concern a relay: COMMIT PREPARED, DROP EXTENSION, DROP DATABASE.
+//! - [`utility`]: the statements that concern us: COMMIT PREPARED, those that want a database for themselves, what drops the
+//!   extension, renames its schema or takes a column away from a watch.
 //! - [`read`]: the functions that decode the log and positions for SQL.
 //! - [`access`]: topic templates as subscription rules use them.
 //! - [`settings`]: the settings, [`lock`]: locks and how long to wait for them, [`errors`]: how an error leaves, [`foreign`]: what pgrx does not declare.

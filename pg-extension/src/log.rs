@@ -1,7 +1,7 @@
 //! One segment into `tidings.log`, whoever the writer is.
 //!
 //! The row goes into its partition and the index by the calls that Postgres makes for its own catalogs: no plan, no
-//! executor, no look at the writer's rights or at `default_transaction_read_only`. TimescaleDB writes its tables likewise.
+//! executor, no look at the writer's rights or at `default_transaction_read_only`.
 
 use std::ffi::{CStr, c_char};
 use std::sync::atomic::Ordering::Relaxed;
@@ -132,7 +132,8 @@ unsafe fn insert(relation: pg_sys::Relation, tuple: pg_sys::HeapTuple) {
 fn bytea(bytes: &mut Vec<u8>) -> pg_sys::Datum {
     let head = [0, 0, 0, 0, segment::VERSION];
     bytes.splice(0..0, head);
-    // SAFETY: the length's four bytes are there, and aligned: the allocator gives no less than Postgres's own.
+    // SAFETY: the length's four bytes are there. A `Vec<u8>` promises no alignment, but Rust's allocator here is malloc (nobody
+    // sets another), which aligns every block for any type.
     unsafe { pgrx::set_varsize_4b(bytes.as_mut_ptr().cast::<pg_sys::varlena>(), bytes.len() as i32) };
     pg_sys::Datum::from(bytes.as_ptr())
 }

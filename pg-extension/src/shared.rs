@@ -49,7 +49,8 @@ pub struct Database {
     pub floor: AtomicU64,
     /// The last tick.
     pub tick: AtomicU64,
-    /// Counters since the server started: ticks, events in them, ticks announced by a hint, events that had no valid topic.
+    /// Counters since the server started: ticks, events that travelled inside of their notifications, ticks announced by a hint,
+    /// changes that made no valid topic.
     pub ticks: AtomicU64,
     /// See `ticks`.
     pub events: AtomicU64,

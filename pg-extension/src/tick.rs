@@ -283,10 +283,8 @@ impl Ticker {
             slot.into(),
             used.into(),
         ];
-        self.plans(client)?;
-        if let Some(plans) = &self.plans {
-            client.update(&plans.insert, None, &arguments)?;
-        }
+        let plan = &self.plans(client)?.insert;
+        client.update(plan, None, &arguments)?;
         Ok(())
     }
 
@@ -302,7 +300,10 @@ impl Ticker {
                     events += 1;
                 }
             }
-            self.db.events.fetch_add(events, Relaxed);
+            // One that is too large for a notification has made it a hint.
+            if !announcement.is_hint() {
+                self.db.events.fetch_add(events, Relaxed);
+            }
         } else {
             announcement.make_hint();
         }
@@ -340,7 +341,7 @@ impl Snapshot {
 }
 
 /// A transaction's full id as an argument of a query.
-pub fn xid8<'a>(xid: u64) -> DatumWithOid<'a> {
+fn xid8<'a>(xid: u64) -> DatumWithOid<'a> {
     // SAFETY: an xid8 is passed by value, as 64 bits; so is an int8.
     unsafe { DatumWithOid::new(xid as i64, pg_sys::XID8OID) }
 }

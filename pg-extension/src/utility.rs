@@ -1,5 +1,5 @@
-//! The statements that concern us, seen as they pass: COMMIT PREPARED, those that want a database for themselves, and
-//! whatever drops the extension or takes a column away from a watch.
+//! The statements that concern us, seen as they pass: COMMIT PREPARED, those that want a database for themselves, the
+//! rename of our schema, and whatever drops the extension or takes a column away from a watch.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::atomic::Ordering::SeqCst;

@@ -109,11 +109,11 @@ impl FunctionCall {
         unsafe { pg_sys::FunctionCall1Coll(self.0, pg_sys::InvalidOid, value) }
     }
 
-    /// The result of an output function.
-    fn output(&self, value: pg_sys::Datum) -> &[u8] {
+    /// Lends out the result of an output function.
+    fn output(&self, value: pg_sys::Datum, read: impl FnOnce(&[u8])) {
         // SAFETY: an output function returns a C string, allocated in the current context: the trigger's, which
-        // Postgres empties after each row.
-        unsafe { CStr::from_ptr(pg_sys::OutputFunctionCall(self.0, value)).to_bytes() }
+        // Postgres empties after each row, and not while `read` runs.
+        read(unsafe { CStr::from_ptr(pg_sys::OutputFunctionCall(self.0, value)).to_bytes() });
     }
 }
 
@@ -151,10 +151,10 @@ impl Writer {
         match self.kind {
             Kind::Bool => out.extend_from_slice(if value.value() as u8 != 0 { b"true" } else { b"false" }),
             Kind::Int2 | Kind::Int4 | Kind::Int8 => self.integer(out, value),
-            Kind::Number => match self.json.output(value) {
-                number if number.last().is_some_and(u8::is_ascii_digit) => out.extend_from_slice(number),
-                name => string(out, name),
-            },
+            Kind::Number => self.json.output(value, |text| match text.last() {
+                Some(last) if last.is_ascii_digit() => out.extend_from_slice(text),
+                _ => string(out, text),
+            }),
             Kind::Text => with_text(value, |text| string(out, text)),
             Kind::Jsonb => jsonb(out, value),
             Kind::Json => with_text(value, |text| normal_json(out, text)),
@@ -167,7 +167,7 @@ impl Writer {
                 self.time(out, type_oid, value);
                 out.push(b'"');
             }
-            Kind::Quoted | Kind::Bytes => string(out, self.json.output(value)),
+            Kind::Quoted | Kind::Bytes => self.json.output(value, |text| string(out, text)),
         }
         Ok(())
     }
@@ -183,7 +183,7 @@ impl Writer {
             Kind::Int2 | Kind::Int4 | Kind::Int8 => self.integer(out, value),
             Kind::Text => with_text(value, |text| out.extend_from_slice(text)),
             Kind::Time(type_oid) => self.time(out, type_oid, value),
-            _ => out.extend_from_slice(self.text.output(value)),
+            _ => self.text.output(value, |text| out.extend_from_slice(text)),
         }
         Ok(())
     }

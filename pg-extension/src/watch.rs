@@ -214,14 +214,15 @@ fn is_watch(trigger: &pg_sys::Trigger) -> bool {
 
 /// Compiles those triggers of a table, if it is still there, and raises what is wrong with them.
 fn check(relation: pg_sys::Oid, which: impl Fn(&pg_sys::Trigger) -> bool) {
-    // SAFETY: inside a transaction, which keeps the lock, and with it the descriptor and its triggers as they are, until its end.
+    // SAFETY: inside a transaction, which keeps the lock until its end.
     let relation = unsafe { pg_sys::try_relation_open(relation, pg_sys::AccessShareLock as i32) };
     if relation.is_null() {
         return;
     }
-    // SAFETY: the relation is open; its descriptor of triggers is null, or holds `numtriggers` of them.
+    // SAFETY: the relation is open; its descriptor of triggers is null, or holds `numtriggers` of them. It is copied, into the
+    // statement's memory: an invalidation that comes in while a trigger is compiled frees the original, whatever the lock.
     let triggers = unsafe {
-        (*relation).trigdesc.as_ref().map_or(&[][..], |descriptor| {
+        pg_sys::CopyTriggerDesc((*relation).trigdesc).as_ref().map_or(&[][..], |descriptor| {
             std::slice::from_raw_parts(descriptor.triggers.cast_const(), descriptor.numtriggers.unsigned_abs() as usize)
         })
     };

@@ -5,8 +5,10 @@ SELECT r.pid AS relay_pid,
        r.state AS relay_state,
        newest.tick AS last_tick,
        to_timestamp(newest.tick / 1000000.0) AS last_tick_at,
-       (SELECT to_timestamp(min(l.stamp) / 1000000.0)
-        FROM tidings.log l WHERE l.xid >= pg_snapshot_xmax(newest.until)) AS waiting_since,
+       (SELECT to_timestamp(min(w.stamp) / 1000000.0) FROM (
+            SELECT l.stamp FROM tidings.log l WHERE l.xid >= pg_snapshot_xmax(newest.until)
+            UNION ALL
+            SELECT l.stamp FROM tidings.log l WHERE l.xid = ANY (ARRAY(SELECT pg_snapshot_xip(newest.until)))) w) AS waiting_since,
        r.ticks, r.events AS inline_events, r.hints, r.skipped,
        (SELECT sum(pg_total_relation_size(i.inhrelid)) FROM pg_catalog.pg_inherits i
         WHERE i.inhparent IN ('tidings.log'::regclass, 'tidings.tick'::regclass))::bigint AS log_bytes,

@@ -237,7 +237,10 @@ impl Hub {
 
     /// Goes on from the end of `tick`, forgetting history: at the start, and when the log has lost ticks.
     pub fn restart(&self, tick: u64) {
-        self.inner.lock().restart(tick);
+        let mut inner = self.inner.lock();
+        inner.restart(tick);
+        self.metrics.topics.set(inner.topics.len() as u64);
+        drop(inner);
         self.metrics.history_bytes.set(0);
         self.tick.send_replace(Some(tick));
     }
@@ -252,6 +255,7 @@ impl Hub {
         }
         tally.count(&self.metrics);
         inner.restart(tick);
+        self.metrics.topics.set(inner.topics.len() as u64);
         let frame = Frame::reset(Position::after_tick(tick));
         // A subscriber of several topics is told once.
         let mut told = HashSet::new();

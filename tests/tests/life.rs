@@ -1,5 +1,6 @@
 //! The relay's life: from CREATE EXTENSION to DROP EXTENSION, one for each database.
 
+use tidings_tests::process::{Signal, send};
 use tidings_tests::sse::Request;
 use tidings_tests::{Cluster, Proxy, shared, until};
 
@@ -204,8 +205,25 @@ fn a_wrong_watch_is_an_error_at_once() {
 fn the_status_tells_of_the_relay() {
     let db = boards();
     let pid = i32::try_from(db.wait_relay()).expect("a process id");
-    let rows = db.session().all("SELECT to_jsonb(s)::text FROM tidings.status s", &[]);
-    assert_eq!(rows.len(), 1);
-    let status: String = rows[0].get(0);
-    assert!(status.contains(&pid.to_string()), "{status}");
+    let mut session = db.session();
+    until("the relay is at work", || {
+        let rows = session.all("SELECT relay_pid, relay_state FROM tidings.status", &[]);
+        assert_eq!(rows.len(), 1);
+        (rows[0].get::<_, Option<i32>>(0), rows[0].get::<_, &str>(1)) == (Some(pid), "running")
+    });
+}
+
+#[test]
+fn the_status_tells_of_a_straggler_that_waits_for_its_tick() {
+    let db = boards();
+    let (mut early, mut session) = (db.session(), db.session());
+    early.run("BEGIN; INSERT INTO board_items VALUES (1, 5, 'early')");
+    session.run("INSERT INTO board_items VALUES (2, 5, 'in the last tick')");
+    until("it is in a tick", || session.one("SELECT count(*) = 1 FROM tidings.events"));
+    let relay = db.wait_relay();
+    send(relay, Signal::SIGSTOP);
+    early.run("COMMIT");
+    let waits: bool = session.one("SELECT waiting_since IS NOT NULL FROM tidings.status");
+    send(relay, Signal::SIGCONT);
+    assert!(waits);
 }

@@ -182,7 +182,7 @@ fn the_proxy_role_reads_what_it_needs_and_writes_nothing() {
         "SELECT tidings.grant_proxy('postgres')",
         "CREATE TABLE tidings.mine ()",
     ] {
-        session.refused(attempt);
+        session.forbidden(attempt);
     }
 }
 

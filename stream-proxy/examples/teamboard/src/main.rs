@@ -67,6 +67,9 @@ async fn run(cli: Cli) -> Result<(), Box<dyn std::error::Error>> {
     }
 }
 
+/// How long to wait when there are no file descriptors left.
+const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
+
 async fn accept(listener: &TcpListener, app: &Arc<App>) -> std::convert::Infallible {
     loop {
         let socket = match listener.accept().await {
@@ -74,7 +77,7 @@ async fn accept(listener: &TcpListener, app: &Arc<App>) -> std::convert::Infalli
             // Out of file descriptors, most likely: others go on meanwhile.
             Err(error) => {
                 eprintln!("teamboard: accept: {error}");
-                tokio::task::yield_now().await;
+                tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };

@@ -155,7 +155,7 @@ fn enter(address: SocketAddr, asks: &[(String, String)], connected: &Barrier) ->
 
 /// How many files a process may have open.
 fn descriptors() -> usize {
-    let limits = fs::read_to_string("/proc/self/limits").expect("read the limits");
-    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).expect("the limit of files");
-    line.split_whitespace().next().and_then(|soft| soft.parse().ok()).unwrap_or(usize::MAX)
+    use nix::sys::resource::{Resource, getrlimit};
+    let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit of open files");
+    usize::try_from(limit).unwrap_or(usize::MAX)
 }

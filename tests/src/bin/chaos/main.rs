@@ -39,6 +39,10 @@ use writers::Writers;
 /// draws, and the time that a busy machine takes for the rest.
 const LAG: Duration = Duration::from_secs(5);
 
+/// Commits with `synchronous_commit = off` that were answered so shortly before a crash may be gone with it: Postgres promises three
+/// times `wal_writer_delay`.
+const UNFLUSHED: Duration = Duration::from_millis(600);
+
 /// Faults that are listed for each client.
 const LISTED: usize = 5;
 
@@ -191,8 +195,11 @@ fn run(plan: &Plan, ports: [u16; 2], filter: Option<&Filter>, report: &Report) -
     // The writers' notes, the database, the log and the clients, each against the one before.
     let truth = writers::truth(&server);
     let losses = if world.standby == Some(Standby::Asynchronous) { server.failovers() } else { Vec::new() };
-    let times: Vec<Instant> = losses.iter().map(|failover| failover.at).collect();
-    let (doubts, gone) = writers::doubt(&notes, &truth, &times, LAG);
+    let mut times: Vec<_> = losses.iter().map(|failover| earlier(failover.at, LAG)..=failover.at).collect();
+    if !world.synchronous_commit {
+        times.extend(server.crashes().into_iter().map(|crash| earlier(*crash.start(), UNFLUSHED)..=*crash.end()));
+    }
+    let (doubts, gone) = writers::doubt(&notes, &truth, &times);
     faults.extend(doubts.into_iter().take(LISTED));
     let shown: Vec<_> =
         known.iter().map(|known| known.write.clone()).filter(|write| write.name != writers::END).collect();
@@ -211,7 +218,7 @@ fn run(plan: &Plan, ports: [u16; 2], filter: Option<&Filter>, report: &Report) -
         faults.extend(verdict.faults.iter().take(LISTED).map(|fault| format!("client {}: {fault}", life.name)));
     }
     report.say(format_args!(
-        "{} events in the log ({} writes, {gone} transactions lost by failovers); {} lives of clients, {} connections, {} events, {} of lost ticks, {} resets",
+        "{} events in the log ({} writes, {gone} transactions lost by crashes and failovers); {} lives of clients, {} connections, {} events, {} of lost ticks, {} resets",
         law.events(),
         truth.len(),
         lives.len(),
@@ -224,6 +231,10 @@ fn run(plan: &Plan, ports: [u16; 2], filter: Option<&Filter>, report: &Report) -
     drop(balancer);
     faults.extend(sizes.compare(&server, &proxies, world.history, report));
     faults
+}
+
+fn earlier(time: Instant, by: Duration) -> Instant {
+    time.checked_sub(by).unwrap_or(time)
 }
 
 fn locked(proxy: &Mutex<Proxy>) -> std::sync::MutexGuard<'_, Proxy> {

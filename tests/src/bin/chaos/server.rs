@@ -1,6 +1,7 @@
 //! The database of a run: the primary of the moment, its standby, the disk it lies on and the clock it goes by.
 
 use std::fs;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -56,6 +57,8 @@ pub struct Server {
     disk: Option<Disk>,
     clock: Option<PathBuf>,
     failovers: Mutex<Vec<Failover>>,
+    /// From before the server crashed until it was back.
+    crashes: Mutex<Vec<RangeInclusive<Instant>>>,
     /// Rises when a failover begins and when it is over: even numbers are peace.
     era: AtomicU64,
 }
@@ -99,6 +102,7 @@ impl Server {
             disk,
             clock,
             failovers: Mutex::default(),
+            crashes: Mutex::default(),
             era: AtomicU64::new(0),
         };
         let primary = server.primary();
@@ -141,6 +145,16 @@ impl Server {
     /// The failovers so far.
     pub fn failovers(&self) -> Vec<Failover> {
         self.failovers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes a crash.
+    pub fn note_crash(&self, time: RangeInclusive<Instant>) {
+        self.crashes.lock().unwrap_or_else(PoisonError::into_inner).push(time);
+    }
+
+    /// The crashes so far.
+    pub fn crashes(&self) -> Vec<RangeInclusive<Instant>> {
+        self.crashes.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Waits until the server is there and its relay runs, and starts it if it has ended by itself.

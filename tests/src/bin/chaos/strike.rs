@@ -100,8 +100,12 @@ impl Stage<'_> {
             Fault::HangUp => self.wire.hang_up(),
             Fault::TerminateListeners => self.terminate(&format!("usename = '{PROXY_ROLE}'")),
             _ => {
+                let begin = Instant::now();
                 self.break_database(fault, hold);
                 self.server.recover();
+                if matches!(fault, Fault::KillRelay | Fault::KillListener | Fault::KillServer | Fault::KillPostmaster) {
+                    self.server.note_crash(begin..=Instant::now());
+                }
                 self.writers.wait_for(PROGRESS);
             }
         }

@@ -5,6 +5,7 @@
 //! tells what became of the unknown ones, and the notes tell whether the table itself is right.
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -90,8 +91,8 @@ pub fn truth(server: &Server) -> Vec<Write> {
     })
 }
 
-/// What is wrong with the table, by the writers' notes. Commits answered within `lag` before one of the `losses` may be gone.
-pub fn doubt(notes: &[Note], truth: &[Write], losses: &[Instant], lag: Duration) -> (Vec<String>, usize) {
+/// What is wrong with the table, by the writers' notes. Commits answered within one of the `losses` may be gone.
+pub fn doubt(notes: &[Note], truth: &[Write], losses: &[RangeInclusive<Instant>]) -> (Vec<String>, usize) {
     let mut found: HashMap<&str, usize> = HashMap::new();
     for write in truth {
         *found.entry(write.transaction()).or_default() += 1;
@@ -107,8 +108,7 @@ pub fn doubt(notes: &[Note], truth: &[Write], losses: &[Instant], lag: Duration)
         if right {
             continue;
         }
-        let excused = |loss: &Instant| note.at <= *loss && *loss - note.at <= lag;
-        if note.outcome == Outcome::Committed && there == 0 && losses.iter().any(excused) {
+        if note.outcome == Outcome::Committed && there == 0 && losses.iter().any(|loss| loss.contains(&note.at)) {
             lost += 1;
         } else {
             faults.push(format!("transaction {note:?} has {there} writes in the database"));
