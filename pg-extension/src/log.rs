@@ -54,11 +54,7 @@ pub fn write(segment: Segment<'_>) {
     unsafe {
         let relation = pg_sys::table_open(partition, pg_sys::RowExclusiveLock as i32);
         let xid = pg_sys::GetTopFullTransactionId().value;
-        shared::note_writer(|| {
-            // The snapshot has 32 bits of it; it is no younger than this transaction.
-            let xmin = (*pg_sys::GetActiveSnapshot()).xmin.into_inner();
-            xid - u64::from((xid as u32).wrapping_sub(xmin))
-        });
+        shared::note_writer(|| oldest_running(xid));
         // The stamp is later than anything this transaction has waited for.
         let mut values = vec![
             pg_sys::Datum::from(slot as i16),
@@ -91,6 +87,23 @@ pub fn write(segment: Segment<'_>) {
             pg_sys::pfree(compressed.cast_mut_ptr());
         }
         pg_sys::table_close(relation, pg_sys::NoLock as i32);
+    }
+}
+
+/// The oldest transaction that runs, prepared ones left out; no younger than this one, whose id is given.
+///
+/// # Safety
+/// Called with an active snapshot.
+unsafe fn oldest_running(this: u64) -> u64 {
+    // SAFETY: `xip` has `xcnt` elements. What has ended since the snapshot was taken has no process either, and has noted
+    // itself if it wrote.
+    unsafe {
+        let snapshot = &*pg_sys::GetActiveSnapshot();
+        let running = (0..snapshot.xcnt as usize).map(|i| *snapshot.xip.add(i));
+        let running = running.filter(|xid| pg_sys::BackendXidGetPid(*xid) != 0);
+        let all = running.chain([snapshot.xmax]).map(pg_sys::TransactionId::into_inner);
+        // They have 32 bits of an id that has 64, and lie around this one.
+        all.map(|xid| this.wrapping_add_signed(i64::from(xid.wrapping_sub(this as u32) as i32))).fold(this, u64::min)
     }
 }
 

@@ -123,12 +123,12 @@ pub fn raise_clock(stored: u64) {
 }
 
 /// A segment is about to be written. All transactions that have written any since the server started are no older than the
-/// first one's snapshot: `xmin` gives what was the oldest running then.
-pub fn note_writer(xmin: impl FnOnce() -> u64) {
+/// oldest that runs while the first one writes: `oldest` gives that. A prepared one from before does not count, it writes no more.
+pub fn note_writer(oldest: impl FnOnce() -> u64) {
     let first = &SHARED.get().first_xid;
     if first.load(SeqCst) == 0 {
         // Whoever comes second changes nothing.
-        let _ = first.compare_exchange(0, xmin(), SeqCst, SeqCst);
+        let _ = first.compare_exchange(0, oldest(), SeqCst, SeqCst);
     }
 }
 

@@ -94,6 +94,34 @@ fn a_prepared_transaction_outlives_a_crash() {
 }
 
 #[test]
+fn a_prepared_transaction_hides_nothing_when_somebody_writes_before_the_relay_is_back() {
+    let cluster = Cluster::start(&[]);
+    let db = cluster.database();
+    create_boards(&db);
+    let proxy = db.proxy(&[]);
+    let mut sse = proxy.live(&["boards_5"]);
+    db.session().run("BEGIN; INSERT INTO board_items VALUES (1, 5, 'prepared'); PREPARE TRANSACTION 'p'");
+    db.session().run("INSERT INTO board_items VALUES (2, 5, 'told')");
+    assert_eq!(titles(&[sse.frame()]), ["told"]);
+    tidings_tests::process::send(db.wait_relay(), tidings_tests::process::Signal::SIGSTOP);
+    db.session().run("INSERT INTO board_items VALUES (3, 5, 'read by the page')");
+    let position: String = db.session().one("SELECT tidings.position()");
+    // Its locks outlive the crash, so the next relay waits for it.
+    db.session().run("BEGIN; LOCK TABLE tidings.tick; PREPARE TRANSACTION 'lock'");
+    cluster.kill();
+    cluster.boot();
+    db.session().run("INSERT INTO board_items VALUES (4, 5, 'after the crash')");
+    db.session().run("COMMIT PREPARED 'lock'");
+    assert_eq!(titles(&[sse.frame(), sse.frame()]), ["read by the page", "after the crash"]);
+    let mut page = proxy.open(&Request::since(&["boards_5"], &position));
+    assert_eq!(titles(&[page.frame()]), ["after the crash"]);
+    db.session().run("COMMIT PREPARED 'p'");
+    for sse in [&mut sse, &mut page] {
+        assert_eq!(titles(&all_until_now(&db, "boards_5", sse)), ["prepared"]);
+    }
+}
+
+#[test]
 fn what_was_committed_right_before_a_crash_arrives_after_it() {
     let cluster = Cluster::start(&[]);
     let db = cluster.database();
