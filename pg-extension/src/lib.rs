@@ -40,6 +40,8 @@ mod relay;
 mod retention;
 mod settings;
 mod shared;
+mod snapshot;
+mod table;
 mod tick;
 mod utility;
 mod value;

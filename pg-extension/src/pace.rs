@@ -14,6 +14,12 @@ const MAX_REST: Duration = Duration::from_millis(10);
 /// The relay uses one part in this many of a core at the most, in the long run.
 const SHARE: i64 = 9;
 
+/// The same while writers are busy.
+const BUSY_SHARE: u32 = 20;
+
+/// The longest rest then.
+const MAX_BUSY_REST: Duration = Duration::from_millis(20);
+
 /// Budget that is kept for later: enough for a handful of ticks, so that a few commits in a row are not held up.
 const MOST: Duration = Duration::from_millis(1);
 
@@ -52,7 +58,7 @@ impl Pace {
         self.left = (self.left + earned).min(nanos(MOST)) - nanos(cost);
         self.left = self.left.max(-nanos(MAX_REST) / SHARE);
         if segments >= BATCH {
-            return MAX_REST;
+            return (cost * BUSY_SHARE).clamp(MAX_REST, MAX_BUSY_REST);
         }
         Duration::from_nanos(u64::try_from(-self.left * SHARE).unwrap_or(0))
     }

@@ -5,7 +5,6 @@
 //! last tick that has segments in it is older than the retention time; a transaction that wrote to it and is still open
 //! holds a lock on it, and then that waits. Nothing here waits for a lock longer than [`PATIENCE`].
 
-use std::ffi::CStr;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 use pgrx::bgworkers::BackgroundWorker;
@@ -14,15 +13,12 @@ use pgrx::spi::SpiClient;
 
 use crate::log::PARTITIONS;
 use crate::shared::{self, Database, SLOTS};
-use crate::tick::Ticker;
+use crate::tick::{TICKS, Ticker};
 use crate::{lock, settings};
 
 /// How many milliseconds the relay stands in line behind the readers of an old partition. More than an ordinary reader takes;
 /// longer than that neither those behind nor the events that are not announced meanwhile should have to wait.
 const PATIENCE: i32 = 500;
-
-/// The names of the ticks' partitions.
-const TICKS: [&CStr; SLOTS] = [c"tick_0", c"tick_1", c"tick_2", c"tick_3"];
 
 /// Keeps the partitions of one database.
 pub struct Retention {
@@ -73,7 +69,7 @@ impl Retention {
     fn empty(&mut self, ticker: &mut Ticker, slot: usize, floor: u64) {
         let done = BackgroundWorker::transaction(std::panic::AssertUnwindSafe(|| {
             Spi::connect_mut(|client| {
-                if !self.lock(client, slot)? || ticker.has_unticked(client, slot)? {
+                if !self.lock(client, slot)? || ticker.has_unticked(slot) {
                     return Ok::<_, spi::Error>(false);
                 }
                 // Readers look at this after they have read: whoever finds the partition empty finds this raised.

@@ -1,18 +1,23 @@
 //! One cut through the log: what has become visible since the last one, in order, as one tick (the idea of PgQ).
 
-use std::collections::HashMap;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
+use std::ops::{ControlFlow, Range};
 use std::sync::atomic::Ordering::Relaxed;
 
 use pgrx::bgworkers::BackgroundWorker;
-use pgrx::datum::DatumWithOid;
+use pgrx::direct_function_call;
 use pgrx::prelude::*;
-use pgrx::spi::{OwnedPreparedStatement, SpiClient};
 use tidings_wire::{Announcement, segment};
 
 use crate::foreign::Async_Notify;
+use crate::log::{DATA, ORDINAL, PARTITIONS, STAMP, XID};
 use crate::settings;
 use crate::shared::{self, Database, SLOTS};
+use crate::snapshot::Snapshot;
+use crate::table::Table;
+
+/// The names of the ticks' partitions.
+pub const TICKS: [&CStr; SLOTS] = [c"tick_0", c"tick_1", c"tick_2", c"tick_3"];
 
 /// Segments read for one tick at the most; a larger tick is announced by a hint and not read at all.
 const MAX_SEGMENTS: usize = 500;
@@ -23,38 +28,6 @@ const QUEUE_CROWDED: f64 = 0.1;
 
 /// See [`QUEUE_CROWDED`].
 const QUEUE_FULL: f64 = 0.8;
-
-/// Which transactions a snapshot sees, as far as a tick needs it.
-#[derive(Clone, Debug)]
-struct Snapshot {
-    /// As `pg_snapshot` writes it.
-    text: String,
-    /// Transactions from this on had not started.
-    xmax: u64,
-    /// Those that were running, as `xid8[]` writes it.
-    running: String,
-}
-
-impl Snapshot {
-    fn parse(text: String) -> Self {
-        let mut fields = text.splitn(3, ':').skip(1);
-        let xmax = fields.next().and_then(|xmax| xmax.parse().ok());
-        let xmax = xmax.unwrap_or_else(|| error!("not a snapshot: {text}"));
-        let running = format!("{{{}}}", fields.next().unwrap_or_default());
-        Self { text, xmax, running }
-    }
-
-    /// The same as if transactions from `limit` on had not started.
-    fn below(self, limit: u64) -> Self {
-        if limit >= self.xmax {
-            return self;
-        }
-        let running = self.running.trim_matches(['{', '}']).split(',');
-        let running: Vec<_> = running.filter(|xid| xid.parse().is_ok_and(|xid: u64| xid < limit)).collect();
-        let xmin = running.first().map_or_else(|| limit.to_string(), ToString::to_string);
-        Self::parse(format!("{xmin}:{limit}:{}", running.join(",")))
-    }
-}
 
 /// Cuts the ticks of one database, one after the other.
 pub struct Ticker {
@@ -70,21 +43,26 @@ pub struct Ticker {
     queue: f64,
     /// The last tick was not announced.
     unannounced: bool,
-    plans: Option<Plans>,
+    /// The segments of the tick that is being cut; its memory is kept.
+    batch: Batch,
 }
 
-struct Plans {
-    snapshot: OwnedPreparedStatement,
-    read: OwnedPreparedStatement,
-    insert: OwnedPreparedStatement,
+/// The segments of one tick.
+#[derive(Default)]
+struct Batch {
+    segments: Vec<Segment>,
+    /// Their data, one behind the other.
+    data: Vec<u8>,
+    /// There are more segments, or more data, than fit into notifications: what is here is not all.
+    large: bool,
 }
 
-/// A segment as the relay reads it; `data` is left out if it is large.
 struct Segment {
     xid: u64,
-    stamp: i64,
-    ordinal: i64,
-    data: Option<Vec<u8>>,
+    stamp: u64,
+    ordinal: u64,
+    /// Where it lies in the batch's data.
+    data: Range<usize>,
 }
 
 impl Ticker {
@@ -98,13 +76,13 @@ impl Ticker {
         let (Some(last), Some(until), Some(slot)) = last else {
             error!("tidings.tick is empty: drop and create the extension");
         };
-        let seen = Snapshot::parse(until);
-        let newest = Spi::connect(|client| {
-            let sql = "SELECT max(stamp) FROM tidings.log WHERE xid >= $1 OR xid = ANY ($2::xid8[])";
-            client.select(sql, Some(1), &seen.arguments())?.first().get_one::<i64>()
-        })?;
+        let seen: Snapshot = until.parse().unwrap_or_else(|_| error!("not a snapshot: {until}"));
         let last = last.unsigned_abs();
-        shared::raise_clock(last.max(newest.unwrap_or(0).unsigned_abs()));
+        shared::raise_clock(last);
+        unseen(&seen, |_, row| {
+            shared::raise_clock(row[STAMP].value() as u64);
+            ControlFlow::Continue(())
+        });
         db.slot.store(slot.unsigned_abs().into(), Relaxed);
         db.tick.store(last, Relaxed);
         let mut last_used = [0; SLOTS];
@@ -112,7 +90,7 @@ impl Ticker {
             let sql = "SELECT max(tick) FROM tidings.tick WHERE used & (1 << $1) <> 0";
             *last_used = Spi::get_one_with_args::<i64>(sql, &[(slot as i32).into()])?.unwrap_or(0).unsigned_abs();
         }
-        Ok(Self { db, channel, last, seen, last_used, queue: 0.0, unannounced: true, plans: None })
+        Ok(Self { db, channel, last, seen, last_used, queue: 0.0, unannounced: true, batch: Batch::default() })
     }
 
     /// Cuts a tick if there is something for it; says how many segments it has.
@@ -134,168 +112,108 @@ impl Ticker {
     fn cut_below(&mut self, limit: impl FnOnce() -> u64) -> usize {
         // The number comes before the snapshot: a tick numbered above some time sees all that was committed by then.
         let tick = shared::next_stamp();
-        self.in_transaction(|ticker, client| {
-            let snapshot = {
-                let plan = &ticker.plans(client)?.snapshot;
-                client.select(plan, Some(1), &[])?.first().get_one::<String>()?.unwrap_or_default()
-            };
+        transaction(|| {
+            let snapshot = Snapshot::active();
             let limit = limit();
-            let snapshot = Snapshot::parse(snapshot).below(limit);
-            let mut segments = ticker.read(client, tick)?;
-            if segments.len() <= MAX_SEGMENTS {
-                segments.retain(|segment| segment.xid < limit);
-            }
-            let count = segments.len();
-            if count > 0 {
-                // The tick itself lies in the current partition, also if its segments are all in others.
-                ticker.last_used[ticker.db.slot.load(Relaxed) as usize % SLOTS] = tick;
-                let since = std::mem::replace(&mut ticker.seen, snapshot.clone());
-                ticker.insert(client, tick, &since, &snapshot)?;
-                ticker.announce(tick, segments);
-                ticker.finish(tick);
+            let snapshot = snapshot.below(limit);
+            self.read(tick, limit);
+            let count = self.batch.segments.len();
+            if count == 0 {
+                self.seen = snapshot;
             } else {
-                ticker.seen = snapshot;
+                // The tick itself lies in the current partition, also if its segments are all in others.
+                self.last_used[self.db.slot.load(Relaxed) as usize % SLOTS] = tick;
+                self.insert(tick, &snapshot);
+                self.seen = snapshot;
+                self.announce(tick);
+                self.finish(tick);
             }
-            Ok(count)
+            count
         })
     }
 
     /// Cuts a tick without events, so that there is one in the current partition, or one behind all that is to go.
     pub fn cut_empty(&mut self) {
         let tick = shared::next_stamp();
-        self.in_transaction(|ticker, client| {
-            let seen = ticker.seen.clone();
-            ticker.insert(client, tick, &seen, &seen)?;
-            ticker.announce(tick, Vec::new());
-            ticker.finish(tick);
-            Ok(())
+        transaction(|| {
+            self.batch.clear();
+            self.insert(tick, &self.seen);
+            self.announce(tick);
+            self.finish(tick);
         });
     }
 
     /// Looks how full the notification queue is, and makes up for what could not be sent.
     pub fn check_queue(&mut self) {
-        self.in_transaction(|ticker, client| {
-            let usage =
-                client.select("SELECT pg_notification_queue_usage()", Some(1), &[])?.first().get_one::<f64>()?;
-            ticker.queue = usage.unwrap_or(0.0);
-            if ticker.unannounced && ticker.queue < QUEUE_FULL {
+        transaction(|| {
+            // SAFETY: takes no argument and looks at shared memory.
+            let usage = unsafe { direct_function_call::<f64>(pg_sys::pg_notification_queue_usage, &[]) };
+            self.queue = usage.unwrap_or(0.0);
+            if self.unannounced && self.queue < QUEUE_FULL {
                 // Nobody has seen the predecessor either: whoever gets this hint reads the log from where it stands.
-                ticker.notify(Announcement::new(ticker.last, 0));
+                self.notify(Announcement::new(self.last, 0));
             }
-            Ok(())
         });
     }
 
     /// Whether a partition holds segments that are in no tick yet. Sees what is committed now; called with the partition locked.
-    pub fn has_unticked(&self, client: &mut SpiClient<'_>, slot: usize) -> spi::Result<bool> {
-        let sql = format!("SELECT EXISTS (SELECT FROM tidings.log_{slot} WHERE xid >= $1 OR xid = ANY ($2::xid8[]))");
-        let found = client.update(sql.as_str(), Some(1), &self.seen.arguments())?.first().get_one::<bool>()?;
-        Ok(found.unwrap_or(true))
+    pub fn has_unticked(&self, slot: usize) -> bool {
+        let mut found = false;
+        // SAFETY: inside a transaction; the snapshot is taken off again.
+        unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot()) };
+        unseen_in(slot, &self.seen, |_| {
+            found = true;
+            ControlFlow::Break(())
+        });
+        // SAFETY: pushed above.
+        unsafe { pg_sys::PopActiveSnapshot() };
+        found
     }
 
-    /// Runs `body` in a transaction of its own, with one snapshot for all it reads. An error ends the relay; the
-    /// launcher starts another.
-    fn in_transaction<R>(&mut self, body: impl FnOnce(&mut Self, &mut SpiClient<'_>) -> spi::Result<R>) -> R {
-        let body = std::panic::AssertUnwindSafe(|| Spi::connect_mut(|client| body(self, client)));
-        BackgroundWorker::transaction(move || {
-            let body = body;
-            (body.0)().unwrap_or_else(|error| error!("the relay cannot read or write its tables: {error}"))
-        })
-    }
-
-    fn plans(&mut self, client: &SpiClient<'_>) -> spi::Result<&Plans> {
-        if self.plans.is_none() {
-            let oids = |types: &[pg_sys::Oid]| types.iter().copied().map(PgOid::from).collect::<Vec<_>>();
-            // Large data is not fetched: `octet_length` reads the length only.
-            const COLUMNS: &str = "slot, xid, stamp, ordinal, CASE WHEN octet_length(data) <= $3 THEN data END";
-            let read = format!(
-                "SELECT {COLUMNS} FROM tidings.log WHERE xid >= $1
-                 UNION ALL SELECT {COLUMNS} FROM tidings.log WHERE xid = ANY ($2::xid8[])"
-            );
-            let insert = "INSERT INTO tidings.tick (tick, previous, since, until, slot, used)
-                 VALUES ($1, $2, $3::pg_snapshot, $4::pg_snapshot, $5, $6)";
-            self.plans = Some(Plans {
-                snapshot: client.prepare("SELECT pg_current_snapshot()::text", &[])?.keep(),
-                read: client.prepare(&*read, &oids(&[pg_sys::XID8OID, pg_sys::TEXTOID, pg_sys::INT4OID]))?.keep(),
-                insert: client
-                    .prepare_mut(
-                        insert,
-                        &oids(&[
-                            pg_sys::INT8OID,
-                            pg_sys::INT8OID,
-                            pg_sys::TEXTOID,
-                            pg_sys::TEXTOID,
-                            pg_sys::INT2OID,
-                            pg_sys::INT2OID,
-                        ]),
-                    )?
-                    .keep(),
-            });
-        }
-        self.plans.as_ref().ok_or(spi::Error::NoTupleTable)
-    }
-
-    /// The segments that are new, at most one more than [`MAX_SEGMENTS`], and marks their partitions as used by `tick`.
-    fn read(&mut self, client: &SpiClient<'_>, tick: u64) -> spi::Result<Vec<Segment>> {
-        let seen = self.seen.clone();
-        let mut arguments = seen.arguments();
-        arguments.push((settings::notify_inline_limit() as i32).into());
-        let rows = client.select(&self.plans(client)?.read, Some(MAX_SEGMENTS as i64 + 1), &arguments)?;
-        let mut segments = Vec::with_capacity(rows.len());
-        for row in rows {
-            let slot = row.get::<i16>(1)?.unwrap_or(0).unsigned_abs();
-            self.last_used[usize::from(slot) % SLOTS] = tick;
-            segments.push(Segment {
-                xid: row.get_datum_by_ordinal(2)?.value_as_u64(),
-                stamp: row.get(3)?.unwrap_or(0),
-                ordinal: row.get(4)?.unwrap_or(0),
-                data: row.get(5)?,
-            });
-        }
-        if segments.len() > MAX_SEGMENTS {
-            self.mark_used(client, tick)?;
-        }
-        Ok(segments)
-    }
-
-    /// Marks the partitions of a tick that was not read to its end.
-    fn mark_used(&mut self, client: &SpiClient<'_>, tick: u64) -> spi::Result<()> {
-        for (slot, last_used) in self.last_used.iter_mut().enumerate() {
-            let sql = format!(
-                "SELECT EXISTS (SELECT FROM tidings.log_{slot} WHERE xid >= $1)
-                     OR EXISTS (SELECT FROM tidings.log_{slot} WHERE xid = ANY ($2::xid8[]))"
-            );
-            if client.select(sql.as_str(), Some(1), &self.seen.arguments())?.first().get_one::<bool>()? != Some(false) {
-                *last_used = tick;
+    /// Reads the segments that are new, of transactions below `limit`, and marks their partitions as used by `tick`.
+    fn read(&mut self, tick: u64, limit: u64) {
+        let Self { batch, seen, last_used, .. } = self;
+        batch.clear();
+        let most = settings::notify_inline_limit();
+        unseen(seen, |slot, row| {
+            let xid = row[XID].value() as u64;
+            if xid < limit {
+                last_used[slot] = tick;
+                batch.push(xid, row, most);
             }
-        }
-        Ok(())
+            // What does not fit is not read, but for one row of each partition that has any.
+            if batch.segments.len() > MAX_SEGMENTS { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
     }
 
-    fn insert(&mut self, client: &mut SpiClient<'_>, tick: u64, since: &Snapshot, until: &Snapshot) -> spi::Result<()> {
-        let slot = self.db.slot.load(Relaxed) as i16;
+    /// Inserts the row of a tick, which ends at a snapshot, into the current partition.
+    fn insert(&self, tick: u64, until: &Snapshot) {
+        let slot = self.db.slot.load(Relaxed) as usize % SLOTS;
         let used = (0..SLOTS).filter(|slot| self.last_used[*slot] == tick).fold(0i16, |used, slot| used | 1 << slot);
-        let arguments = [
-            (tick as i64).into(),
-            (self.last as i64).into(),
-            since.text.as_str().into(),
-            until.text.as_str().into(),
-            slot.into(),
-            used.into(),
-        ];
-        let plan = &self.plans(client)?.insert;
-        client.update(plan, None, &arguments)?;
-        Ok(())
+        let Some(partition) = Table::open(TICKS[slot], pg_sys::RowExclusiveLock) else { return };
+        // SAFETY: inside the relay's transaction; the values are of the types of the table's columns, in their order
+        // (sql/extension/10_log.sql), and none is NULL.
+        unsafe {
+            partition.insert([
+                pg_sys::Datum::from(slot as i16),
+                pg_sys::Datum::from(tick),
+                pg_sys::Datum::from(self.last),
+                self.seen.datum(),
+                until.datum(),
+                pg_sys::Datum::from(used),
+            ]);
+        }
     }
 
-    fn announce(&mut self, tick: u64, segments: Vec<Segment>) {
+    fn announce(&mut self, tick: u64) {
         let mut announcement = Announcement::new(tick, self.last);
-        let size: usize = segments.iter().map(|s| s.data.as_ref().map_or(0, Vec::len)).sum();
-        let whole = segments.len() <= MAX_SEGMENTS && segments.iter().all(|s| s.data.is_some());
-        if whole && size <= settings::notify_inline_limit() && self.queue < QUEUE_CROWDED {
+        if self.batch.large || self.queue >= QUEUE_CROWDED {
+            announcement.make_hint();
+        } else {
             let mut events = 0;
-            for segment in in_order(segments) {
-                for event in segment::events(segment.data.as_deref().unwrap_or_default()) {
+            self.batch.put_in_order();
+            for segment in &self.batch.segments {
+                for event in segment::events(&self.batch.data[segment.data.clone()]) {
                     announcement.push(&event.unwrap_or_else(|error| error!("tidings.log: {error}")));
                     events += 1;
                 }
@@ -304,8 +222,6 @@ impl Ticker {
             if !announcement.is_hint() {
                 self.db.events.fetch_add(events, Relaxed);
             }
-        } else {
-            announcement.make_hint();
         }
         self.notify(announcement);
     }
@@ -333,37 +249,65 @@ impl Ticker {
     }
 }
 
-impl Snapshot {
-    /// `$1` and `$2` of a query for what the snapshot does not see.
-    fn arguments(&self) -> Vec<DatumWithOid<'_>> {
-        vec![xid8(self.xmax), self.running.as_str().into()]
+impl Batch {
+    /// Adds a row of the log. Data beyond `most` bytes in all is left where it is.
+    fn push(&mut self, xid: u64, row: &[pg_sys::Datum], most: usize) {
+        let start = self.data.len();
+        // SAFETY: the column is a `bytea` and not NULL; what had to be unpacked is copied and given back.
+        unsafe {
+            self.large |= self.segments.len() >= MAX_SEGMENTS
+                || start + pg_sys::toast_raw_datum_size(row[DATA]) > most + pg_sys::VARHDRSZ;
+            if !self.large {
+                let stored = row[DATA].cast_mut_ptr::<pg_sys::varlena>();
+                let plain = pg_sys::pg_detoast_datum_packed(stored);
+                self.data.extend_from_slice(pgrx::varlena_to_byte_slice(plain));
+                if plain != stored {
+                    pg_sys::pfree(plain.cast());
+                }
+            }
+        }
+        let (stamp, ordinal) = (row[STAMP].value() as u64, row[ORDINAL].value() as u64);
+        self.segments.push(Segment { xid, stamp, ordinal, data: start..self.data.len() });
+    }
+
+    /// Transactions by their last stamp, each in its own order. `tidings.tick_segments` orders likewise.
+    fn put_in_order(&mut self) {
+        // Most transactions have one segment.
+        self.segments.sort_unstable_by_key(|segment| segment.xid);
+        for transaction in self.segments.chunk_by_mut(|a, b| a.xid == b.xid) {
+            let last = transaction.iter().map(|segment| segment.stamp).max().unwrap_or(0);
+            transaction.iter_mut().for_each(|segment| segment.stamp = last);
+        }
+        self.segments.sort_unstable_by_key(|segment| (segment.stamp, segment.ordinal));
+    }
+
+    fn clear(&mut self) {
+        self.segments.clear();
+        self.data.clear();
+        self.large = false;
     }
 }
 
-/// A transaction's full id as an argument of a query.
-fn xid8<'a>(xid: u64) -> DatumWithOid<'a> {
-    // SAFETY: an xid8 is passed by value, as 64 bits; so is an int8.
-    unsafe { DatumWithOid::new(xid as i64, pg_sys::XID8OID) }
-}
-
-/// The order of a tick: transactions by their last stamp, each in its own order. `tidings.tick_segments` orders likewise.
-fn in_order(mut segments: Vec<Segment>) -> Vec<Segment> {
-    let mut last = HashMap::new();
-    for segment in &segments {
-        let stamp = last.entry(segment.xid).or_insert(segment.stamp);
-        *stamp = segment.stamp.max(*stamp);
+/// Goes through the segments that `seen` does not see, until told to stop with one partition: then come those of the next.
+fn unseen(seen: &Snapshot, mut each: impl FnMut(usize, &[pg_sys::Datum]) -> ControlFlow<()>) {
+    for slot in 0..SLOTS {
+        unseen_in(slot, seen, |row| each(slot, row));
     }
-    segments.sort_by_key(|segment| (last[&segment.xid], segment.ordinal));
-    segments
 }
 
-/// Reads a column that pgrx has no Rust type for.
-trait ValueAsU64 {
-    fn value_as_u64(&self) -> u64;
-}
-
-impl ValueAsU64 for spi::SpiHeapTupleDataEntry<'_> {
-    fn value_as_u64(&self) -> u64 {
-        self.value::<pgrx::datum::AnyElement>().ok().flatten().map_or(0, |any| any.datum().value() as u64)
+/// The same in one partition.
+fn unseen_in(slot: usize, seen: &Snapshot, each: impl FnMut(&[pg_sys::Datum]) -> ControlFlow<()>) {
+    if let Some(partition) = Table::open(PARTITIONS[slot], pg_sys::AccessShareLock) {
+        partition.unseen(seen, each);
     }
+}
+
+/// Runs `body` in a transaction of its own, with one snapshot for all it reads. An error ends the relay; the launcher
+/// starts another.
+fn transaction<R>(body: impl FnOnce() -> R) -> R {
+    let body = std::panic::AssertUnwindSafe(body);
+    BackgroundWorker::transaction(move || {
+        let body = body;
+        (body.0)()
+    })
 }
