@@ -21,7 +21,7 @@ pub struct Writer {
     length: i16,
     /// How to write the elements, if it is an array.
     element: Option<Box<Element>>,
-    /// The last date or time that was written: many rows of one statement have the same one.
+    /// The last date or time that was written: the next row's is most likely of the same second.
     last_time: Cell<Option<LastTime>>,
 }
 
@@ -33,10 +33,13 @@ struct Element {
 }
 
 struct LastTime {
-    value: pg_sys::Datum,
+    /// The value, without a fraction of its second.
+    second: i64,
     /// The session's time zone, by which the text was made.
     zone: *mut pg_sys::pg_tz,
     text: Vec<u8>,
+    /// Where in the text a fraction belongs.
+    seconds_end: usize,
 }
 
 /// The families of types that JSON tells apart, after `json_categorize_type` in Postgres.
@@ -207,9 +210,20 @@ impl Writer {
     fn time(&self, out: &mut Vec<u8>, type_oid: pg_sys::Oid, value: pg_sys::Datum) {
         // SAFETY: a plain variable of this backend; Postgres never frees a zone.
         let zone = unsafe { pg_sys::session_timezone };
-        let last = self.last_time.take().filter(|last| last.value.value() == value.value() && last.zone == zone);
-        let last = last.unwrap_or_else(|| LastTime { value, zone, text: time(type_oid, value) });
-        out.extend_from_slice(&last.text);
+        let value = value.value() as i64;
+        // The ends of the range stand for infinity.
+        let is_timestamp = type_oid != pg_sys::DATEOID && ![i64::MIN, i64::MAX].contains(&value);
+        let fraction = if is_timestamp { value.rem_euclid(1_000_000) } else { 0 };
+        let second = value - fraction;
+        let last = self.last_time.take().filter(|last| last.second == second && last.zone == zone);
+        let last = last.unwrap_or_else(|| LastTime::new(type_oid, second, zone));
+        let (seconds, rest) = last.text.split_at(last.seconds_end);
+        out.extend_from_slice(seconds);
+        if fraction > 0 {
+            let digits = format!(".{fraction:06}");
+            out.extend_from_slice(digits.trim_end_matches('0').as_bytes());
+        }
+        out.extend_from_slice(rest);
         self.last_time.set(Some(last));
     }
 
@@ -220,6 +234,22 @@ impl Writer {
             _ => value.value() as i64,
         };
         out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
+    }
+}
+
+impl LastTime {
+    fn new(type_oid: pg_sys::Oid, second: i64, zone: *mut pg_sys::pg_tz) -> Self {
+        let mut buffer = [0 as c_char; pg_sys::MAXDATELEN as usize + 1];
+        // SAFETY: the buffer has the size that the function asks for; the value is of the type.
+        let text = unsafe {
+            let value = pg_sys::Datum::from(second);
+            pg_sys::JsonEncodeDateTime(buffer.as_mut_ptr(), value, type_oid, std::ptr::null());
+            CStr::from_ptr(buffer.as_ptr()).to_bytes().to_vec()
+        };
+        // Behind the seconds come the zone and the era; a date has neither, nor does it have a fraction.
+        let time = text.iter().position(|byte| *byte == b'T');
+        let seconds_end = time.map_or(text.len(), |time| time + "Thh:mm:ss".len());
+        Self { second, zone, text, seconds_end }
     }
 }
 
@@ -422,14 +452,5 @@ fn jsonb(out: &mut Vec<u8>, value: pg_sys::Datum) {
         let root = &raw mut (*varlena.cast::<pg_sys::Jsonb>()).root;
         let text = pg_sys::JsonbToCString(std::ptr::null_mut(), root, pgrx::varsize(varlena) as c_int);
         out.extend_from_slice(CStr::from_ptr(text).to_bytes());
-    }
-}
-
-fn time(type_oid: pg_sys::Oid, value: pg_sys::Datum) -> Vec<u8> {
-    let mut buffer = [0 as c_char; pg_sys::MAXDATELEN as usize + 1];
-    // SAFETY: the buffer has the size that the function asks for; the value is of the type.
-    unsafe {
-        pg_sys::JsonEncodeDateTime(buffer.as_mut_ptr(), value, type_oid, std::ptr::null());
-        CStr::from_ptr(buffer.as_ptr()).to_bytes().to_vec()
     }
 }

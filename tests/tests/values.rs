@@ -553,3 +553,26 @@ fn values_are_what_to_jsonb_says_for_any_table_row_and_setting() {
         panic!("{error}");
     }
 }
+
+#[test]
+fn times_of_the_same_second_keep_their_own_fractions_and_zones() {
+    let db = shared().database();
+    let mut session = db.session();
+    let mut log = Log::from_here(&db);
+    session.run("CREATE TABLE times (zoned timestamptz, plain timestamp, day date)");
+    session.run("SELECT tidings.watch('times', topic => 'times')");
+    for zone in ["UTC", "Asia/Kathmandu", "Europe/Amsterdam", "America/St_Johns"] {
+        session.run(&format!("TRUNCATE times; SET TimeZone = '{zone}'"));
+        let sql = "INSERT INTO times
+             SELECT v::timestamptz, v::timestamp, v::timestamp::date FROM unnest(ARRAY[
+                 '2024-02-29 23:59:59', '2024-02-29 23:59:59.5', '2024-02-29 23:59:59.999999', '2024-02-29 23:59:59.000001',
+                 '2024-02-29 23:59:59.10', '2024-03-01 00:00:00', '1899-12-31 23:59:59.25', '1899-12-31 23:59:59.250001',
+                 '2000-01-01 00:00:00', '1999-12-31 23:59:59.999999', '1999-12-31 23:59:59', '0044-03-15 12:00:00.5 BC',
+                 '0044-03-15 12:00:00.75 BC', '4714-11-25 00:00:00.000001 BC', '-infinity', 'infinity', '294276-12-30 23:59:59.999999',
+                 '20240-10-27 00:30:00.125', '2024-10-27 00:30:00.125', '2024-10-27 01:30:00.125']) v
+             RETURNING to_jsonb(times)::text";
+        let expected: Vec<Option<String>> = session.all(sql, &[]).iter().map(|row| row.get(0)).collect();
+        let told: Vec<_> = log.news().iter().map(|event| member(&mut session, event, "record")).collect();
+        assert_eq!(told, expected, "{zone}");
+    }
+}
