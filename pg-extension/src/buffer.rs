@@ -5,7 +5,7 @@
 //! segments; an early flush writes those of the current subtransaction only, for a row it writes goes when that
 //! subtransaction is rolled back.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use pgrx::prelude::*;
 use tidings_wire::segment::{self, Event};
@@ -20,6 +20,12 @@ const FLUSH_AT: usize = 256 * 1024;
 
 /// Memory a backend keeps from one transaction to the next.
 const KEEP: usize = 64 * 1024;
+
+/// Memory that an ordinary write finds in its context.
+const KEPT_CONTEXT: usize = 8 * 1024;
+
+/// A segment up to this size stays in its row: the row is smaller than `TOAST_TUPLE_THRESHOLD`, about 2 kB.
+const INLINE: usize = 1500;
 
 struct Run {
     /// The subtransaction that captured it.
@@ -66,6 +72,11 @@ thread_local! {
             paused: None,
         })
     };
+}
+
+thread_local! {
+    /// Where what a write allocates lies while it lasts.
+    static CONTEXT: Cell<Option<pg_sys::MemoryContext>> = const { Cell::new(None) };
 }
 
 /// Registers the callbacks; called from `_PG_init`, inherited by every backend.
@@ -229,24 +240,34 @@ fn write_released(subxid: pg_sys::SubTransactionId) {
     }
 }
 
-/// Runs `body` with a snapshot: maybe none is active any more, and a large value wants one. What is allocated meanwhile goes
-/// at once: a subtransaction that keeps any memory keeps it until the commit.
+/// Runs `body` with a snapshot if a value is large enough to be moved out of line: maybe none is active any more. What is allocated
+/// meanwhile goes at once: a subtransaction that keeps any memory keeps it until the commit.
 fn with_snapshot(body: impl FnOnce()) {
-    // SAFETY: inside a transaction that is still in progress.
+    // From PostgreSQL 18 on, an assertion wants one for every row of a table with a TOAST table.
+    let wanted = cfg!(feature = "pg18") || BUFFER.with_borrow(|buffer| buffer.bytes.len() > INLINE);
+    // SAFETY: inside a transaction that is still in progress. The context lives as long as the process; an error leaves what is in
+    // it to the next one.
     unsafe {
-        let context = pg_sys::AllocSetContextCreateInternal(
-            pg_sys::CurTransactionContext,
-            c"tidings write".as_ptr(),
-            pg_sys::ALLOCSET_SMALL_MINSIZE as usize,
-            pg_sys::ALLOCSET_DEFAULT_INITSIZE as usize,
-            pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
-        );
+        let context = CONTEXT.get().unwrap_or_else(|| {
+            pg_sys::AllocSetContextCreateInternal(
+                pg_sys::TopMemoryContext,
+                c"tidings write".as_ptr(),
+                KEPT_CONTEXT,
+                KEPT_CONTEXT,
+                pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
+            )
+        });
+        CONTEXT.set(Some(context));
         let before = pg_sys::MemoryContextSwitchTo(context);
-        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+        if wanted {
+            pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+        }
         body();
-        pg_sys::PopActiveSnapshot();
+        if wanted {
+            pg_sys::PopActiveSnapshot();
+        }
         pg_sys::MemoryContextSwitchTo(before);
-        pg_sys::MemoryContextDelete(context);
+        pg_sys::MemoryContextReset(context);
     }
 }
 

@@ -49,10 +49,10 @@ struct Effort {
 }
 
 impl Effort {
-    /// More rounds that are shorter, and the seconds of each: where the machine's own changes are as large as what is measured, the
+    /// More rounds that are shorter, and the seconds of each: where the machine's own changes are larger than what is measured, the
     /// compared must take turns often.
     fn short_rounds(self) -> (usize, u32) {
-        (self.rounds * 3, (self.seconds * 2 / 3).max(1))
+        (self.rounds * 8, (self.seconds / 3).max(1))
     }
 }
 
