@@ -43,6 +43,7 @@ mod shared;
 mod snapshot;
 mod table;
 mod tick;
+mod time;
 mod utility;
 mod value;
 mod watch;

@@ -4,6 +4,8 @@ use std::ffi::CStr;
 
 use pgrx::prelude::*;
 
+use crate::errors::attempt;
+
 /// The mode that TRUNCATE needs.
 const MODE: pg_sys::LOCKMODE = pg_sys::AccessExclusiveLock as pg_sys::LOCKMODE;
 
@@ -48,25 +50,6 @@ pub fn at_once(table: pg_sys::Oid) -> bool {
 /// The same, if it is to be had within some milliseconds. Those who come meanwhile stand behind.
 pub fn within(milliseconds: i32, table: pg_sys::Oid) -> bool {
     let _timeout = Timeout::set(milliseconds);
-    // SAFETY: inside a transaction. The error of a lock that is not to be had in time ends the subtransaction and is not seen
-    // outside of it; memory context and resource owner are put back, as Postgres asks of whoever begins one. Any other
-    // error ends the transaction and with it the subtransaction.
-    unsafe {
-        let (context, owner) = (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner);
-        pg_sys::BeginInternalSubTransaction(std::ptr::null());
-        let locked = PgTryBuilder::new(|| {
-            pg_sys::LockRelationOid(table, MODE);
-            true
-        })
-        .catch_when(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, |_| false)
-        .execute();
-        if locked {
-            pg_sys::ReleaseCurrentSubTransaction();
-        } else {
-            pg_sys::RollbackAndReleaseCurrentSubTransaction();
-        }
-        pg_sys::MemoryContextSwitchTo(context);
-        pg_sys::CurrentResourceOwner = owner;
-        locked
-    }
+    // SAFETY: inside a transaction, which releases the lock at its end.
+    attempt(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, || unsafe { pg_sys::LockRelationOid(table, MODE) }).is_some()
 }

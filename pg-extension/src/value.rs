@@ -4,12 +4,13 @@
 //! (composites, arrays of several dimensions, types with a cast to `json`) goes through `to_json`, which says the same as
 //! `to_jsonb` but never fails: a `json` may hold what a `jsonb` cannot, such as `\u0000`.
 
-use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int};
 
 use pgrx::prelude::*;
 
+use crate::errors::attempt;
 use crate::foreign::datum_image_eq;
+use crate::time::Time;
 
 /// How to write the values of one column.
 pub struct Writer {
@@ -21,8 +22,7 @@ pub struct Writer {
     length: i16,
     /// How to write the elements, if it is an array.
     element: Option<Box<Element>>,
-    /// The last date or time that was written: the next row's is most likely of the same second.
-    last_time: Cell<Option<LastTime>>,
+    time: Time,
 }
 
 /// The elements of an array.
@@ -30,16 +30,6 @@ struct Element {
     type_oid: pg_sys::Oid,
     align: c_char,
     writer: Writer,
-}
-
-struct LastTime {
-    /// The value, without a fraction of its second.
-    second: i64,
-    /// The session's time zone, by which the text was made.
-    zone: *mut pg_sys::pg_tz,
-    text: Vec<u8>,
-    /// Where in the text a fraction belongs.
-    seconds_end: usize,
 }
 
 /// The families of types that JSON tells apart, after `json_categorize_type` in Postgres.
@@ -75,8 +65,12 @@ const SHRINK: usize = 16;
 /// for it.
 const UNWRITABLE: usize = 160 * 1024 * 1024;
 
-/// No value of more bytes has a text so short that a topic could hold it. Postgres might not be able to make one at all.
-const NO_TOPIC: usize = 1024 * 1024;
+/// Postgres cannot write all that it can store: `1e131071` takes ten bytes, and some thousands of it in one value are longer than any
+/// text. A value up to this size it can write, whatever is in it.
+const WRITABLE: usize = 16 * 1024;
+
+/// No value of more bytes has a text so short that a topic could hold it.
+const NO_TOPIC: usize = WRITABLE;
 
 /// A function of Postgres with one argument, looked up once. Lives in the memory context that it was made in.
 struct FunctionCall(*mut pg_sys::FmgrInfo);
@@ -136,7 +130,7 @@ impl Writer {
             _ => FunctionCall(text.0),
         };
         let element = Element::of(base, context).map(Box::new);
-        Self { kind, json, text, by_value, length, element, last_time: Cell::new(None) }
+        Self { kind, json, text, by_value, length, element, time: Time::default() }
     }
 
     /// Writes a value as JSON, unless that alone is longer than `most` bytes: then nothing is even fetched.
@@ -151,6 +145,18 @@ impl Writer {
                 return Err(TooLong);
             }
         }
+        // SAFETY: as above.
+        let may_grow = matches!(self.kind, Kind::Jsonb | Kind::Composed | Kind::Quoted)
+            && self.length == -1
+            && unsafe { size(value) } > WRITABLE;
+        if !may_grow {
+            return self.write_json(out, value, most);
+        }
+        let limit = PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED;
+        attempt(limit, || self.write_json(out, value, most)).unwrap_or(Err(TooLong))
+    }
+
+    fn write_json(&self, out: &mut Vec<u8>, value: pg_sys::Datum, most: usize) -> Result<(), TooLong> {
         match self.kind {
             Kind::Bool => out.extend_from_slice(if value.value() as u8 != 0 { b"true" } else { b"false" }),
             Kind::Int2 | Kind::Int4 | Kind::Int8 => self.integer(out, value),
@@ -167,7 +173,7 @@ impl Writer {
             },
             Kind::Time(type_oid) => {
                 out.push(b'"');
-                self.time(out, type_oid, value);
+                self.time.write(out, type_oid, value);
                 out.push(b'"');
             }
             Kind::Quoted | Kind::Bytes => self.json.output(value, |text| string(out, text)),
@@ -185,7 +191,7 @@ impl Writer {
         match self.kind {
             Kind::Int2 | Kind::Int4 | Kind::Int8 => self.integer(out, value),
             Kind::Text => with_text(value, |text| out.extend_from_slice(text)),
-            Kind::Time(type_oid) => self.time(out, type_oid, value),
+            Kind::Time(type_oid) => self.time.write(out, type_oid, value),
             _ => self.text.output(value, |text| out.extend_from_slice(text)),
         }
         Ok(())
@@ -207,26 +213,6 @@ impl Writer {
         }
     }
 
-    fn time(&self, out: &mut Vec<u8>, type_oid: pg_sys::Oid, value: pg_sys::Datum) {
-        // SAFETY: a plain variable of this backend; Postgres never frees a zone.
-        let zone = unsafe { pg_sys::session_timezone };
-        let value = value.value() as i64;
-        // The ends of the range stand for infinity.
-        let is_timestamp = type_oid != pg_sys::DATEOID && ![i64::MIN, i64::MAX].contains(&value);
-        let fraction = if is_timestamp { value.rem_euclid(1_000_000) } else { 0 };
-        let second = value - fraction;
-        let last = self.last_time.take().filter(|last| last.second == second && last.zone == zone);
-        let last = last.unwrap_or_else(|| LastTime::new(type_oid, second, zone));
-        let (seconds, rest) = last.text.split_at(last.seconds_end);
-        out.extend_from_slice(seconds);
-        if fraction > 0 {
-            let digits = format!(".{fraction:06}");
-            out.extend_from_slice(digits.trim_end_matches('0').as_bytes());
-        }
-        out.extend_from_slice(rest);
-        self.last_time.set(Some(last));
-    }
-
     fn integer(&self, out: &mut Vec<u8>, value: pg_sys::Datum) {
         let value = match self.kind {
             Kind::Int2 => i64::from(value.value() as i16),
@@ -234,22 +220,6 @@ impl Writer {
             _ => value.value() as i64,
         };
         out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
-    }
-}
-
-impl LastTime {
-    fn new(type_oid: pg_sys::Oid, second: i64, zone: *mut pg_sys::pg_tz) -> Self {
-        let mut buffer = [0 as c_char; pg_sys::MAXDATELEN as usize + 1];
-        // SAFETY: the buffer has the size that the function asks for; the value is of the type.
-        let text = unsafe {
-            let value = pg_sys::Datum::from(second);
-            pg_sys::JsonEncodeDateTime(buffer.as_mut_ptr(), value, type_oid, std::ptr::null());
-            CStr::from_ptr(buffer.as_ptr()).to_bytes().to_vec()
-        };
-        // Behind the seconds come the zone and the era; a date has neither, nor does it have a fraction.
-        let time = text.iter().position(|byte| *byte == b'T');
-        let seconds_end = time.map_or(text.len(), |time| time + "Thh:mm:ss".len());
-        Self { second, zone, text, seconds_end }
     }
 }
 

@@ -73,6 +73,36 @@ fn a_value_that_grows_beyond_what_postgres_can_write_is_left_out() {
 }
 
 #[test]
+fn small_values_with_a_text_longer_than_any_fail_nobody() {
+    let (db, mut log) = with(
+        "CREATE TYPE pair AS (n numeric[], j jsonb);
+         CREATE TABLE t (id int, n numeric[], p pair, topic numeric[]); SELECT tidings.watch('t', topic => '{topic}')",
+    );
+    // Ten bytes each, and 131,072 digits.
+    let numbers = "array_fill(1e131071::numeric, ARRAY[100, 100])";
+    let mut session = db.session();
+    session.run(&format!(
+        "BEGIN;
+         INSERT INTO t VALUES (1, '{{1}}', NULL, '{{7}}');
+         SAVEPOINT s;
+         INSERT INTO t VALUES (2, '{{2}}', NULL, '{{7}}');
+         INSERT INTO t VALUES (3, {numbers}, NULL, '{{7}}');
+         INSERT INTO t VALUES (4, NULL, ({numbers}, NULL), '{{7}}');
+         INSERT INTO t VALUES (5, NULL, NULL, {numbers});
+         RELEASE s;
+         INSERT INTO t VALUES (6, array_fill(2::numeric, ARRAY[100, 100]), NULL, '{{7}}');
+         COMMIT"
+    ));
+    let told = |event: &crate::log::Event| {
+        let payload = event.json();
+        (payload["record"]["id"].as_i64(), payload["truncated"] == true)
+    };
+    let told: Vec<_> = log.news().iter().map(told).collect();
+    let left_out = (None, true);
+    assert_eq!(told, [(Some(1), false), (Some(2), false), left_out, left_out, (Some(6), false)]);
+}
+
+#[test]
 fn json_that_jsonb_cannot_hold_is_told_as_it_was_typed() {
     let (db, mut log) = with("CREATE TABLE t (id int, j json, js json[]); SELECT tidings.watch('t', topic => 't')");
     let mut session = db.session();
