@@ -82,6 +82,11 @@ impl Balancer {
     pub fn http2(&self) -> SocketAddr {
         self.http2
     }
+
+    /// The file of its log.
+    pub fn log_file(&self) -> &Path {
+        &self.log
+    }
 }
 
 impl Drop for Balancer {
@@ -97,6 +102,11 @@ pub fn nginx(path: &Path) -> Command {
     let mut command = Command::new(program("nginx"));
     command.arg("-c").arg(path).args(["-g", "daemon off;"]);
     command
+}
+
+/// An address where nobody listens, for the web application of those who have none.
+pub fn nobody() -> SocketAddr {
+    local(free_port())
 }
 
 fn local(port: u16) -> SocketAddr {

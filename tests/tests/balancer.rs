@@ -4,8 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 
-use tidings_tests::balancer::Balancer;
-use tidings_tests::cluster::free_port;
+use tidings_tests::balancer::{Balancer, nobody};
 use tidings_tests::follower::Habits;
 use tidings_tests::ledger::{self, Ledger, TOPICS};
 use tidings_tests::process::{Process, Signal};
@@ -18,11 +17,6 @@ type Start = fn([SocketAddr; 2], SocketAddr) -> Balancer;
 
 /// Each of them, by name.
 const BALANCERS: [(&str, Start); 2] = [("HAProxy", Balancer::haproxy), ("nginx", Balancer::nginx)];
-
-/// An address where nobody listens.
-fn nobody() -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], free_port()))
-}
 
 fn two_proxies(db: &Database<'_>, args: &[&str]) -> [Proxy; 2] {
     [db.proxy(args), db.proxy(args)]

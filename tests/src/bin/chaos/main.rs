@@ -3,7 +3,6 @@
 //!
 //! `--seed N` repeats a run, `--seeds K` takes K seeds from there on, `--minutes M` is how long faults strike in each.
 
-mod balancer;
 mod check;
 mod clients;
 mod network;
@@ -20,11 +19,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use tidings_tests::balancer::{Balancer, nobody};
 use tidings_tests::cluster::free_port;
 use tidings_tests::process::{memory, open_files};
-use tidings_tests::{Proxy, eventually, ledger, until};
+use tidings_tests::{Proxy, eventually, http, ledger, until};
 
-use balancer::Balancer;
 use check::Law;
 use clients::Clients;
 use network::{Filter, Wire};
@@ -152,10 +151,14 @@ fn run(plan: &Plan, ports: [u16; 2], filter: Option<&Filter>, report: &Report) -
         .collect();
     let addresses: Vec<SocketAddr> = proxies.iter().map(|proxy| locked(proxy).address()).collect();
     let sizes = Sizes::take(&server, &proxies);
-    let balancer = Balancer::start(&addresses);
+    // It has two proxies.
+    let balancer = Balancer::haproxy([addresses[0], addresses[1]], nobody());
+    until("the balancer passes requests on", || {
+        http::get(balancer.address(), "/events").is_ok_and(|(head, _)| head.status == 400)
+    });
 
     let observer = Observer::start(&server);
-    let clients = Clients::start(&server, plan, &addresses, Some(balancer.address));
+    let clients = Clients::start(&server, plan, &addresses, Some(balancer.address()));
     let writers = Writers::start(&server, plan);
     writers.wait_for(50);
     let stage = Stage { server: &server, proxies: &proxies, filter, wire: &wire, writers: &writers, report };
@@ -279,7 +282,7 @@ fn settle(server: &Server, proxies: &[Mutex<Proxy>]) -> Option<String> {
 fn keep_logs(server: &Server, proxies: &[Mutex<Proxy>], balancer: &Balancer, report: &Report) {
     server.keep_logs(report);
     proxies.iter().for_each(|proxy| report.keep("proxy", locked(proxy).log_file()));
-    report.keep("haproxy", &balancer.log);
+    report.keep("haproxy", balancer.log_file());
 }
 
 /// Open files and bytes of memory of the proxies and the relay.
