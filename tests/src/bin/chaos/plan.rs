@@ -138,7 +138,7 @@ impl Plan {
         let lanes = [
             database_faults(&mut random, &world),
             proxy_faults(&mut random, &world),
-            network_faults(&mut random, &world, means),
+            network_faults(&mut random, means),
         ];
         // The database is the slowest to come back, so it gets the longest peace; a cut network shows only if it lasts.
         let peace = [(1.0, 5.0), (2.0, 8.0), (0.5, 5.0)];
@@ -218,7 +218,7 @@ fn proxy_faults(random: &mut Rng, world: &World) -> Vec<Fault> {
     faults
 }
 
-fn network_faults(random: &mut Rng, _world: &World, means: Means) -> Vec<Fault> {
+fn network_faults(random: &mut Rng, means: Means) -> Vec<Fault> {
     let mut faults = vec![
         Fault::Delay(random.u16(20..400)),
         Fault::Delay(random.u16(400..2000)),
@@ -236,24 +236,19 @@ fn network_faults(random: &mut Rng, _world: &World, means: Means) -> Vec<Fault> 
 
 fn steps(random: &mut Rng, time: Duration, faults: &[Fault], peace: (f64, f64), hold: (f64, f64)) -> Vec<Step> {
     let mut draw = |(least, most): (f64, f64)| Duration::from_secs_f64(least + (most - least) * random.f64());
-    let mut drawn = Vec::new();
-    let (mut at, mut n) = (Duration::ZERO, 0);
+    let (mut times, mut at) = (Vec::new(), Duration::ZERO);
     while at < time {
-        let step = Step { after: draw(peace), fault: faults[n % faults.len()], hold: draw(hold) };
-        at += step.after + step.hold;
-        n += 1;
-        drawn.push(step);
+        let (after, hold) = (draw(peace), draw(hold));
+        at += after + hold;
+        times.push((after, hold));
     }
     let mut row: Vec<Fault> = Vec::new();
-    while row.len() < drawn.len() {
+    while row.len() < times.len() {
         let mut all = faults.to_vec();
         random.shuffle(&mut all);
         row.extend(all);
     }
-    for (step, fault) in drawn.iter_mut().zip(row) {
-        step.fault = fault;
-    }
-    drawn
+    times.into_iter().zip(row).map(|((after, hold), fault)| Step { after, fault, hold }).collect()
 }
 
 impl fmt::Display for Plan {
