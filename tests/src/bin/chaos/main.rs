@@ -169,9 +169,10 @@ fn run(plan: &Plan, ports: [u16; 2], filter: Option<&Filter>, report: &Report) -
         faults.extend(settle(&server, &proxies));
     }
     let committed = writers.counts.committed.load(Ordering::Relaxed);
-    let (no_room, lost) = (&writers.counts.no_room, &writers.counts.lost);
+    let (prepared, no_room, lost) = (&writers.counts.prepared, &writers.counts.no_room, &writers.counts.lost);
     report.say(format_args!(
-        "{committed} transactions committed, {} without room, {} connections lost",
+        "{committed} transactions committed, {} prepared, {} without room, {} connections lost",
+        prepared.load(Ordering::Relaxed),
         no_room.load(Ordering::Relaxed),
         lost.load(Ordering::Relaxed)
     ));
@@ -182,6 +183,7 @@ fn run(plan: &Plan, ports: [u16; 2], filter: Option<&Filter>, report: &Report) -
         keep_logs(&server, &proxies, &balancer, report);
         return faults;
     }
+    writers::end_all_prepared(&server);
     clients.close();
     writers::close(&server, world.topics);
     let lives = clients.finish();

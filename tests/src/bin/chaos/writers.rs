@@ -3,6 +3,9 @@
 //!
 //! Each write leaves a row in the table `truth` within its transaction, as with the ledger of the tests. So the table
 //! tells what became of the unknown ones, and the notes tell whether the table itself is right.
+//!
+//! A few transactions are prepared and ended some seconds later, over whatever strikes meanwhile. The name of each says how it is
+//! to end, so whoever comes after a crash, or on another primary, finds in the database alone what is left to do.
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
@@ -28,14 +31,20 @@ pub const END: &str = "end";
 /// The longest pause between two transactions of a writer: the machine is to be broken, not worn out.
 const PAUSE: f64 = 0.06;
 
+/// How many of 256 transactions are prepared.
+const PREPARED: u8 = 3;
+
+/// Before how many of 256 transactions a writer ends those that it has prepared: some seconds after they were.
+const ENDED: u8 = 2;
+
 /// What became of a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The COMMIT was answered.
+    /// The COMMIT was answered, or the PREPARE of one that is to be committed: nothing but its primary's loss can undo it.
     Committed,
-    /// It failed before, or was rolled back.
+    /// It failed before, or was rolled back, or is to be once prepared.
     GivenUp,
-    /// The COMMIT was sent, and there was no answer.
+    /// The COMMIT or the PREPARE was sent, and there was no answer.
     Unknown,
 }
 
@@ -76,6 +85,19 @@ pub fn close(server: &Server, topics: usize) {
     let publish = |lane| format!("SELECT tidings.publish('{}', '{{\"write\": \"{END}\"}}')", topic(lane));
     let all: Vec<String> = (0..topics).map(publish).collect();
     server.database(|database| database.session().run(&all.join(";")));
+}
+
+/// Ends what is still prepared when all writers have finished.
+pub fn end_all_prepared(server: &Server) {
+    tidings_tests::until("nothing is prepared any more", || {
+        server.connect().is_some_and(|mut client| end_prepared(&mut client, "%").is_ok())
+    });
+}
+
+/// Ends the prepared transactions with such names, each as its name says.
+fn end_prepared(client: &mut Client, names: &str) -> Result<(), postgres::Error> {
+    let ends = "SELECT format('%s PREPARED %L', split_part(gid, ' ', 2), gid) FROM pg_prepared_xacts WHERE gid LIKE $1";
+    client.query(ends, &[&names])?.iter().try_for_each(|row| client.batch_execute(row.get(0)))
 }
 
 /// The committed writes, as the database knows them.
@@ -122,6 +144,8 @@ pub fn doubt(notes: &[Note], truth: &[Write], losses: &[RangeInclusive<Instant>]
 pub struct Counts {
     /// Transactions committed.
     pub committed: AtomicU64,
+    /// Transactions prepared.
+    pub prepared: AtomicU64,
     /// Errors for want of room on the disk.
     pub no_room: AtomicU64,
     /// Connections lost.
@@ -202,8 +226,12 @@ impl Writer {
                 continue;
             }
             while !stop.load(Ordering::Relaxed) && !client.is_closed() {
+                if self.random.u8(..) < ENDED {
+                    self.end_prepared(&mut client);
+                }
                 self.transaction += 1;
-                let mut work = Work { number: 0, kept: 0, sent_commit: false };
+                let prepares = self.random.u8(..) < PREPARED;
+                let mut work = Work { number: 0, kept: 0, prepares, sent_commit: false };
                 let outcome = match self.transact(&mut client, &mut work) {
                     Ok(true) => Outcome::Committed,
                     Ok(false) => Outcome::GivenUp,
@@ -212,13 +240,33 @@ impl Writer {
                 if outcome == Outcome::Committed {
                     self.counts.committed.fetch_add(1, Ordering::Relaxed);
                 }
-                let transaction = format!("{}.{}", self.name, self.transaction);
-                self.notes.push(Note { transaction, writes: work.kept, outcome, at: Instant::now() });
+                self.notes.push(Note {
+                    transaction: self.transaction(),
+                    writes: work.kept,
+                    outcome,
+                    at: Instant::now(),
+                });
                 std::thread::sleep(Duration::from_secs_f64(self.random.f64() * PAUSE));
             }
             if client.is_closed() {
                 self.counts.lost.fetch_add(1, Ordering::Relaxed);
             }
+        }
+    }
+
+    /// `<writer>.<number>` of the transaction of the moment.
+    fn transaction(&self) -> String {
+        format!("{}.{}", self.name, self.transaction)
+    }
+
+    /// Ends those that this writer has prepared, as far as they are to be had.
+    fn end_prepared(&self, client: &mut Client) {
+        // The backend of a lost connection may just be at it, or have been.
+        const TAKEN: [SqlState; 2] = [SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE, SqlState::UNDEFINED_OBJECT];
+        if let Err(error) = end_prepared(client, &format!("{}.%", self.name))
+            && error.code().is_none_or(|code| !TAKEN.contains(code))
+        {
+            self.judge(client, &error, false);
         }
     }
 
@@ -250,7 +298,7 @@ impl Writer {
         if sent_commit && !aborted { Outcome::Unknown } else { Outcome::GivenUp }
     }
 
-    /// One random transaction; false if it was rolled back on purpose.
+    /// One random transaction; false if it was rolled back on purpose, or is to be.
     fn transact(&mut self, client: &mut Client, work: &mut Work) -> Result<bool, postgres::Error> {
         client.batch_execute("BEGIN")?;
         for _ in 0..self.random.usize(1..=4) {
@@ -274,6 +322,13 @@ impl Writer {
                 client.batch_execute(&format!("SELECT pg_sleep({})", self.random.f64() * 0.03))?;
             }
         }
+        if work.prepares {
+            work.sent_commit = self.random.u8(..) >= 64;
+            let end = if work.sent_commit { "COMMIT" } else { "ROLLBACK" };
+            client.batch_execute(&format!("PREPARE TRANSACTION '{} {end}'", self.transaction()))?;
+            self.counts.prepared.fetch_add(1, Ordering::Relaxed);
+            return Ok(work.sent_commit);
+        }
         if self.random.u8(..) < 30 {
             client.batch_execute("ROLLBACK")?;
             return Ok(false);
@@ -284,9 +339,10 @@ impl Writer {
     }
 
     fn write(&mut self, client: &mut Client, work: &mut Work) -> Result<(), postgres::Error> {
-        let prefix = format!("{}.{}.", self.name, self.transaction);
+        let prefix = format!("{}.", self.transaction());
         let lane = self.random.usize(..self.topics);
-        let (rows, size) = match self.random.u16(..1000) {
+        // A prepared transaction must not hold what the writers fight for: all would wait for its end.
+        let (rows, size) = match self.random.u16(..if work.prepares { 550 } else { 1000 }) {
             // Too much for one segment, for one notification, for a notification at all.
             0 => (self.random.usize(2_000..6_000), 40),
             1..=12 => (self.random.usize(100..400), 50),
@@ -320,6 +376,8 @@ impl Writer {
 struct Work {
     number: usize,
     kept: usize,
+    prepares: bool,
+    /// Or a PREPARE that a COMMIT is to follow.
     sent_commit: bool,
 }
 
