@@ -126,28 +126,14 @@ pub fn neighbours(database: &Database<'_>, scale: Scale, report: &mut Report) {
     let small = ["small".to_owned()];
     let crowd = open(&server, each(&server, &small));
     for rate in [0.0, 5.0] {
-        let stop = std::sync::atomic::AtomicBool::new(false);
         hall.forget();
         let run = std::thread::scope(|scope| {
-            if rate > 0.0 {
-                let (server, stop) = (&server, &stop);
-                scope.spawn(move || {
-                    let mut publish = server.publisher();
-                    let pace = Pace { events: u32::MAX, rate, size: 100 };
-                    let start = Instant::now();
-                    for n in 0..pace.events {
-                        let due = start + std::time::Duration::from_secs_f64(f64::from(n) / pace.rate);
-                        std::thread::sleep(due.saturating_duration_since(Instant::now()));
-                        if stop.load(std::sync::atomic::Ordering::Relaxed) {
-                            return;
-                        }
-                        publish(&[HALL], &stamp(100));
-                    }
-                });
-            }
-            let run = series(&server, &crowd, &small, 1, Pace::new(100.0, scale));
-            stop.store(true, std::sync::atomic::Ordering::Relaxed);
-            run
+            scope.spawn(|| {
+                let mut publish = server.publisher();
+                let pace = Pace::new(rate, scale);
+                pace.run(|_| publish(&[HALL], &stamp(pace.size)));
+            });
+            series(&server, &crowd, &small, 1, Pace::new(100.0, scale))
         });
         let beside = if rate > 0.0 { format!("{rate} events/s to {clients}") } else { "nothing".to_owned() };
         run.report(report, "a topic of one", &format!("beside {beside}"));
