@@ -100,10 +100,16 @@ impl Stage<'_> {
             Fault::HangUp => self.wire.hang_up(),
             Fault::TerminateListeners => self.terminate(&format!("usename = '{PROXY_ROLE}'")),
             _ => {
-                let begin = Instant::now();
+                let (begin, checkpointer) = (Instant::now(), self.checkpointer());
                 self.break_database(fault, hold);
                 self.server.recover();
-                if matches!(fault, Fault::KillRelay | Fault::KillListener | Fault::KillServer | Fault::KillPostmaster) {
+                let crashed = match fault {
+                    Fault::KillRelay | Fault::KillListener | Fault::KillServer | Fault::KillPostmaster => true,
+                    // Without room for WAL Postgres may give up, and start anew.
+                    Fault::FillDisk => self.checkpointer() != checkpointer,
+                    _ => false,
+                };
+                if crashed {
                     self.server.note_crash(begin..=Instant::now());
                 }
                 self.writers.wait_for(PROGRESS);
@@ -175,6 +181,13 @@ impl Stage<'_> {
 
     fn proxy(&self, i: usize) -> MutexGuard<'_, Proxy> {
         self.proxies[i].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The process id of the checkpointer, another one after each start of the server and after each crash.
+    fn checkpointer(&self) -> Option<i32> {
+        let pid = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'";
+        let row = self.server.connect().and_then(|mut client| client.query_opt(pid, &[]).ok().flatten());
+        row.map(|row| row.get(0))
     }
 
     fn no_room(&self) -> u64 {
