@@ -27,17 +27,24 @@ pub fn forget(table: pg_sys::Oid) {
 impl Table {
     /// Opens a table of schema `tidings`, if it is there.
     pub fn open(name: &'static CStr, mode: u32) -> Option<Self> {
-        let known = KNOWN.with_borrow(|known| known.iter().find(|known| known.0 == name).map(|known| known.1));
-        let table = match known {
-            Some(table) => table,
-            None => {
-                let table = lock::table(name)?;
-                KNOWN.with_borrow_mut(|known| known.push((name, table)));
-                table
+        loop {
+            let known = KNOWN.with_borrow(|known| known.iter().find(|known| known.0 == name).map(|known| known.1));
+            let table = match known {
+                Some(table) => table,
+                None => {
+                    let table = lock::table(name)?;
+                    KNOWN.with_borrow_mut(|known| known.push((name, table)));
+                    table
+                }
+            };
+            // SAFETY: inside a transaction.
+            let relation = unsafe { pg_sys::try_table_open(table, mode as pg_sys::LOCKMODE) };
+            if !relation.is_null() {
+                return Some(Self(relation));
             }
-        };
-        // SAFETY: inside a transaction.
-        Some(Self(unsafe { pg_sys::table_open(table, mode as pg_sys::LOCKMODE) }))
+            // Another session has dropped it. Whoever waits for a lock hears of that, so the next look-up is right.
+            forget(table);
+        }
     }
 
     fn name(&self) -> &str {
@@ -127,7 +134,7 @@ impl Table {
         }
     }
 
-    /// The index on transactions alone, open.
+    /// The B-tree on transactions alone, open. A DBA's index may be on them as well, but of a kind that finds other rows or fewer.
     fn index_on_xid(&self) -> pg_sys::Relation {
         // SAFETY: the relation is open and locked, so its indexes are there; the list has `length` of them, and an index has
         // at least one column.
@@ -138,7 +145,9 @@ impl Table {
                 let index = (*(*indexes).elements.add(i)).oid_value;
                 let index = pg_sys::index_open(index, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
                 let form = &*(*index).rd_index;
-                if form.indisvalid && form.indnatts == 1 && *form.indkey.values.as_ptr() == XID as i16 + 1 {
+                let is_btree = (*(*index).rd_rel).relam == pg_sys::BTREE_AM_OID;
+                let on_xid = form.indnatts == 1 && *form.indkey.values.as_ptr() == XID as i16 + 1;
+                if form.indisvalid && is_btree && on_xid && pg_sys::RelationGetIndexPredicate(index).is_null() {
                     return index;
                 }
                 pg_sys::index_close(index, pg_sys::NoLock as pg_sys::LOCKMODE);

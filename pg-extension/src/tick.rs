@@ -79,7 +79,7 @@ impl Ticker {
         let seen: Snapshot = until.parse().unwrap_or_else(|_| error!("not a snapshot: {until}"));
         let last = last.unsigned_abs();
         shared::raise_clock(last);
-        unseen(&seen, |_, row| {
+        unseen(&open_log(), &seen, |_, row| {
             shared::raise_clock(row[STAMP].value() as u64);
             ControlFlow::Continue(())
         });
@@ -113,23 +113,30 @@ impl Ticker {
         // The number comes before the snapshot: a tick numbered above some time sees all that was committed by then.
         let tick = shared::next_stamp();
         transaction(|| {
-            let snapshot = Snapshot::active();
-            let limit = limit();
-            let snapshot = snapshot.below(limit);
-            self.read(tick, limit);
-            let count = self.batch.segments.len();
-            if count == 0 {
-                self.seen = snapshot;
-            } else {
-                // The tick itself lies in the current partition, also if its segments are all in others.
-                self.last_used[self.db.slot.load(Relaxed) as usize % SLOTS] = tick;
-                self.insert(tick, &snapshot);
-                self.seen = snapshot;
-                self.announce(tick);
-                self.finish(tick);
-            }
-            count
+            // The locks come before the snapshot: an ALTER TABLE that rewrites a partition makes its rows its own, and a snapshot
+            // from before its commit would see none of them.
+            let log = open_log();
+            with_latest_snapshot(|| self.cut_of(&log, tick, limit))
         })
+    }
+
+    /// The same, of the active snapshot.
+    fn cut_of(&mut self, log: &Log, tick: u64, limit: impl FnOnce() -> u64) -> usize {
+        let limit = limit();
+        let snapshot = Snapshot::active().below(limit);
+        self.read(log, tick, limit);
+        let count = self.batch.segments.len();
+        if count == 0 {
+            self.seen = snapshot;
+        } else {
+            // The tick itself lies in the current partition, also if its segments are all in others.
+            self.last_used[self.db.slot.load(Relaxed) as usize % SLOTS] = tick;
+            self.insert(tick, &snapshot);
+            self.seen = snapshot;
+            self.announce(tick);
+            self.finish(tick);
+        }
+        count
     }
 
     /// Cuts a tick without events, so that there is one in the current partition, or one behind all that is to go.
@@ -159,23 +166,23 @@ impl Ticker {
     /// Whether a partition holds segments that are in no tick yet. Sees what is committed now; called with the partition locked.
     pub fn has_unticked(&self, slot: usize) -> bool {
         let mut found = false;
-        // SAFETY: inside a transaction; the snapshot is taken off again.
-        unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot()) };
-        unseen_in(slot, &self.seen, |_| {
-            found = true;
-            ControlFlow::Break(())
-        });
-        // SAFETY: pushed above.
-        unsafe { pg_sys::PopActiveSnapshot() };
+        if let Some(partition) = open_partition(slot) {
+            with_latest_snapshot(|| {
+                partition.unseen(&self.seen, |_| {
+                    found = true;
+                    ControlFlow::Break(())
+                });
+            });
+        }
         found
     }
 
     /// Reads the segments that are new, of transactions below `limit`, and marks their partitions as used by `tick`.
-    fn read(&mut self, tick: u64, limit: u64) {
+    fn read(&mut self, log: &Log, tick: u64, limit: u64) {
         let Self { batch, seen, last_used, .. } = self;
         batch.clear();
         let most = settings::notify_inline_limit();
-        unseen(seen, |slot, row| {
+        unseen(log, seen, |slot, row| {
             let xid = row[XID].value() as u64;
             if xid < limit {
                 last_used[slot] = tick;
@@ -288,17 +295,34 @@ impl Batch {
     }
 }
 
+/// The partitions of the log, open and locked; None for one that is gone.
+type Log = [Option<Table>; SLOTS];
+
+fn open_log() -> Log {
+    std::array::from_fn(open_partition)
+}
+
+fn open_partition(slot: usize) -> Option<Table> {
+    Table::open(PARTITIONS[slot], pg_sys::AccessShareLock)
+}
+
 /// Goes through the segments that `seen` does not see, until told to stop with one partition: then come those of the next.
-fn unseen(seen: &Snapshot, mut each: impl FnMut(usize, &[pg_sys::Datum]) -> ControlFlow<()>) {
-    for slot in 0..SLOTS {
-        unseen_in(slot, seen, |row| each(slot, row));
+fn unseen(log: &Log, seen: &Snapshot, mut each: impl FnMut(usize, &[pg_sys::Datum]) -> ControlFlow<()>) {
+    for (slot, partition) in log.iter().enumerate() {
+        if let Some(partition) = partition {
+            partition.unseen(seen, |row| each(slot, row));
+        }
     }
 }
 
-/// The same in one partition.
-fn unseen_in(slot: usize, seen: &Snapshot, each: impl FnMut(&[pg_sys::Datum]) -> ControlFlow<()>) {
-    if let Some(partition) = Table::open(PARTITIONS[slot], pg_sys::AccessShareLock) {
-        partition.unseen(seen, each);
+/// Runs `body` with what is committed now as the active snapshot. Called inside a transaction.
+fn with_latest_snapshot<R>(body: impl FnOnce() -> R) -> R {
+    // SAFETY: inside a transaction; the snapshot is taken off again, by the end of the transaction if an error unwinds.
+    unsafe {
+        pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot());
+        let result = body();
+        pg_sys::PopActiveSnapshot();
+        result
     }
 }
 

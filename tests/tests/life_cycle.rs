@@ -232,6 +232,28 @@ fn a_database_made_from_a_template_has_a_relay_and_watches_of_its_own() {
 }
 
 #[test]
+fn a_database_made_from_a_template_does_not_tell_its_events_again() {
+    let db = shared().database();
+    furnish(&db);
+    let mut log = Log::from_here(&db);
+    db.session().run("INSERT INTO items VALUES (4, 5, 'told')");
+    assert_eq!(log.news().len(), 1);
+    let told = "SELECT count(*) FROM tidings.events";
+    let before: i64 = db.session().one(told);
+    let mut admin = shared().session("postgres", "postgres");
+    let copy = shared().empty_database();
+    admin.run(&format!("DROP DATABASE {}", copy.name()));
+    until("everybody has left", || {
+        admin.client().batch_execute(&format!("CREATE DATABASE {} TEMPLATE {}", copy.name(), db.name())).is_ok()
+    });
+    copy.wait_relay();
+    let mut log = Log::from_here(&copy);
+    copy.session().run("INSERT INTO items VALUES (5, 5, 'in the copy')");
+    assert_eq!(kinds(&log.news()), ["INSERT b5"]);
+    assert_eq!(copy.session().one::<i64>(told) - before, 2, "the insert and the mark behind it");
+}
+
+#[test]
 fn watches_can_be_installed_by_an_owner_who_was_granted_as_much() {
     let db = shared().database();
     let role = db.role("migrator");

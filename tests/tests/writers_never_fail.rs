@@ -4,8 +4,8 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 
 use serde_json::json;
-use tidings_tests::process::MemoryWatch;
-use tidings_tests::{Cluster, Database, Session, shared};
+use tidings_tests::process::{MemoryWatch, Signal, send};
+use tidings_tests::{Cluster, Database, Session, shared, until};
 
 use crate::log::{Log, kinds};
 
@@ -376,6 +376,47 @@ fn a_column_that_somebody_added_to_the_log_stays_empty() {
     assert_eq!(session.one::<i64>("SELECT count(*) FROM tidings.log WHERE note IS NOT NULL OR more IS NOT NULL"), 0);
     session.run("ALTER TABLE tidings.log DROP COLUMN note, DROP COLUMN more; INSERT INTO items VALUES (2, 5)");
     assert_eq!(log.news().len(), 1);
+}
+
+#[test]
+fn an_index_that_somebody_added_to_the_log_hides_nothing() {
+    let (db, mut log) = with(ITEMS);
+    let mut session = db.session();
+    // A hash finds equal keys only. It is older than ours once that has been made anew.
+    session.run("CREATE INDEX mine ON tidings.log USING hash (xid)");
+    session.run("REINDEX INDEX CONCURRENTLY tidings.log_0_xid_idx");
+    for id in 1..=3 {
+        session.run(&format!("INSERT INTO items VALUES ({id}, 5)"));
+        assert_eq!(log.news().len(), 1);
+    }
+}
+
+#[test]
+fn a_log_that_is_rewritten_while_the_relay_waits_for_it_loses_nothing() {
+    let (db, mut log) = with(ITEMS);
+    let mut session = db.session();
+    let relay = db.wait_relay();
+    send(relay, Signal::SIGSTOP);
+    session.run("INSERT INTO items VALUES (1, 5)");
+    let mut dba = db.session();
+    dba.run("BEGIN; ALTER TABLE tidings.log ADD COLUMN at timestamptz DEFAULT clock_timestamp()");
+    send(relay, Signal::SIGCONT);
+    until("the relay waits", || {
+        session.one(&format!("SELECT EXISTS (SELECT FROM pg_locks WHERE pid = {relay} AND NOT granted)"))
+    });
+    dba.run("COMMIT");
+    assert_eq!(log.news().len(), 1);
+}
+
+#[test]
+fn who_publishes_while_another_session_drops_the_extension_commits() {
+    let (db, _) = with("CREATE TABLE rows (id int)");
+    let mut session = db.session();
+    session.publish("a", "1");
+    session.run("BEGIN; INSERT INTO rows VALUES (1); SELECT tidings.publish('a', '2')");
+    db.session().run("DROP EXTENSION tidings");
+    session.run("COMMIT");
+    assert_eq!(session.one::<i64>("SELECT count(*) FROM rows"), 1);
 }
 
 #[test]
