@@ -104,7 +104,9 @@ impl Ticker {
     /// lost ones must not hide those. Its meaning ends with the first tick cut after it: that is this one, behind all that
     /// it can have seen, and in front of all that it cannot.
     pub fn end_former_life(&mut self) {
-        self.cut_below(|| shared::first_xid().unwrap_or(u64::MAX));
+        // Never back behind what is told: in a copy of a database others' first writer may be older than the log it came with.
+        let told = self.seen.xmax;
+        self.cut_below(|| shared::first_xid().map_or(u64::MAX, |first| first.max(told)));
         self.cut_empty();
     }
 

@@ -240,6 +240,7 @@ fn a_database_made_from_a_template_does_not_tell_its_events_again() {
     assert_eq!(log.news().len(), 1);
     let told = "SELECT count(*) FROM tidings.events";
     let before: i64 = db.session().one(told);
+    drop(log);
     let mut admin = shared().session("postgres", "postgres");
     let copy = shared().empty_database();
     admin.run(&format!("DROP DATABASE {}", copy.name()));
