@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 
 use pgrx::prelude::*;
 
-use crate::log::XID;
+use crate::log::{DATA, XID};
 use crate::snapshot::Snapshot;
 use crate::{errors, lock};
 
@@ -117,7 +117,7 @@ impl Table {
     }
 
     /// Goes through the rows of a partition of `tidings.log` that `seen` does not see and the active snapshot does, until told
-    /// to stop. The values are those of the columns, none of them NULL.
+    /// to stop. The values are those of the columns; none of the first ones, up to the data, is NULL.
     pub fn unseen(&self, seen: &Snapshot, mut each: impl FnMut(&[pg_sys::Datum]) -> ControlFlow<()>) {
         let running: Vec<_> = seen.running.iter().map(|xid| pg_sys::Datum::from(*xid)).collect();
         // SAFETY: the partition is open; an xid8 is passed by value, as 64 bits. What is opened here is closed here, or by the
@@ -173,8 +173,12 @@ impl Table {
             while ended.is_continue()
                 && pg_sys::index_getnext_slot(scan, pg_sys::ScanDirection::ForwardScanDirection, slot)
             {
+                pg_sys::check_for_interrupts!();
                 let columns = (*(*slot).tts_tupleDescriptor).natts;
                 pg_sys::slot_getsomeattrs_int(slot, columns);
+                if std::slice::from_raw_parts((*slot).tts_isnull, columns as usize)[..=DATA].contains(&true) {
+                    error!("tidings.{} has a segment with a NULL", self.name());
+                }
                 ended = each(std::slice::from_raw_parts((*slot).tts_values, columns as usize));
             }
             pg_sys::index_endscan(scan);

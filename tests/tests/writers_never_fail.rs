@@ -409,6 +409,22 @@ fn a_log_that_is_rewritten_while_the_relay_waits_for_it_loses_nothing() {
 }
 
 #[test]
+fn a_null_that_somebody_wrote_into_the_log_stops_the_relay_and_not_the_server() {
+    let cluster = Cluster::start(&[]);
+    let db = cluster.database();
+    let mut log = Log::from_here(&db);
+    let mut session = db.session();
+    session.run("ALTER TABLE tidings.log ALTER COLUMN data DROP NOT NULL");
+    session.run("INSERT INTO tidings.log VALUES (0, pg_current_xact_id(), tidings.stamp(), 0, 1, NULL)");
+    until("the relay says so", || {
+        session.publish("a", "1");
+        cluster.log_tail().contains("has a segment with a NULL")
+    });
+    session.run("DELETE FROM tidings.log WHERE data IS NULL");
+    assert_ne!(log.news().len(), 0);
+}
+
+#[test]
 fn who_publishes_while_another_session_drops_the_extension_commits() {
     let (db, _) = with("CREATE TABLE rows (id int)");
     let mut session = db.session();
