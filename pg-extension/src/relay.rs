@@ -37,11 +37,12 @@ pub extern "C-unwind" fn tidings_relay_main(database: pg_sys::Datum) {
     }
     db.change_state(State::Starting, State::Running);
     use_own_settings();
-    let is_first = db.tick.load(SeqCst) == 0;
     let ticker = BackgroundWorker::transaction(|| Ticker::resume(db));
     let mut ticker = ticker.unwrap_or_else(|error| error!("the relay cannot read its tables: {error}"));
-    if is_first {
+    // A relay that ends before it is through with this leaves it to the next one.
+    if !db.divided.load(SeqCst) {
         ticker.end_former_life();
+        db.divided.store(true, SeqCst);
     }
     log!("tidings: relay started behind tick {}", ticker.last);
     run(db, extension, ticker);

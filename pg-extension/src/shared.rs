@@ -49,6 +49,8 @@ pub struct Database {
     pub floor: AtomicU64,
     /// The last tick.
     pub tick: AtomicU64,
+    /// What was committed before the server started is cut off from what came later.
+    pub divided: AtomicBool,
     /// Counters since the server started: ticks, events that travelled inside of their notifications, ticks announced by a hint,
     /// changes that made no valid topic.
     pub ticks: AtomicU64,
@@ -94,6 +96,7 @@ impl Default for Shared {
                 slot: AtomicU32::new(0),
                 floor: AtomicU64::new(0),
                 tick: AtomicU64::new(0),
+                divided: AtomicBool::new(false),
                 ticks: AtomicU64::new(0),
                 events: AtomicU64::new(0),
                 hints: AtomicU64::new(0),
@@ -189,6 +192,7 @@ impl Database {
     pub fn release(&self) {
         self.set_state(State::Absent);
         self.slot.store(0, SeqCst);
+        self.divided.store(false, SeqCst);
         for number in [&self.floor, &self.tick, &self.ticks, &self.events, &self.hints, &self.skipped] {
             number.store(0, SeqCst);
         }

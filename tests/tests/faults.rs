@@ -159,6 +159,40 @@ fn what_a_page_has_read_right_before_a_crash_is_not_told_again() {
 }
 
 #[test]
+fn a_relay_that_ends_early_after_a_crash_hides_nothing() {
+    let cluster = Cluster::start(&[]);
+    let db = cluster.database();
+    create_boards(&db);
+    let mut session = db.session();
+    // Its locks outlive the crash: the next relay waits with what it has to do first.
+    session.run("BEGIN; LOCK TABLE tidings.tick IN SHARE MODE; PREPARE TRANSACTION 'lock'");
+    // What the page has read is lost, and the numbers of its transactions are given to others.
+    let wal_writer: i32 = session.one("SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'");
+    tidings_tests::process::send(wal_writer.unsigned_abs(), tidings_tests::process::Signal::SIGSTOP);
+    session.run("SET synchronous_commit = off");
+    for id in 0..40 {
+        session.run(&format!("INSERT INTO board_items VALUES ({id}, 5, 'lost')"));
+    }
+    let position: String = session.one("SELECT tidings.position()");
+    cluster.kill();
+    cluster.boot();
+    let mut session = db.session();
+    session.run("INSERT INTO board_items VALUES (40, 5, 'new')");
+    let relay = db.wait_relay();
+    tidings_tests::until("the relay waits", || {
+        session.one(&format!("SELECT EXISTS (SELECT FROM pg_locks WHERE pid = {relay} AND NOT granted)"))
+    });
+    session.run(&format!("SELECT pg_terminate_backend({relay})"));
+    tidings_tests::until("another one has come", || db.relay().is_some_and(|pid| pid != relay));
+    session.run("COMMIT PREPARED 'lock'");
+    let told = "SELECT payload::jsonb #>> '{record,title}' FROM tidings.changes($1, '{boards_5}')";
+    tidings_tests::until("what is new has been told", || {
+        let told: Vec<String> = session.all(told, &[&position]).iter().map(|row| row.get(0)).collect();
+        told == ["new"]
+    });
+}
+
+#[test]
 fn a_proxy_waits_for_a_server_that_is_not_there_yet() {
     let cluster = Cluster::start(&[]);
     let db = cluster.database();
