@@ -155,7 +155,7 @@ fn a_lock_timeout_is_not_for_the_log() {
         session.run("SET lock_timeout = '1ms'; BEGIN; INSERT INTO items VALUES (1, 5); COMMIT")
     });
     let mut observer = db.session();
-    tidings_tests::until("the writer waits at its commit", || {
+    until("the writer waits at its commit", || {
         observer.one::<bool>(&format!("SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = {pid}"))
     });
     // Far longer than its lock timeout.
@@ -542,14 +542,12 @@ fn replicated_changes_are_told_where_the_trigger_is_enabled_always() {
         "BEGIN; INSERT INTO quiet VALUES (1); INSERT INTO items VALUES (1, 5, 'a'), (2, 5, 'b'); UPDATE items SET title = 'c' WHERE id = 1;
          UPDATE items SET board_id = 6 WHERE id = 2; DELETE FROM items WHERE id = 1; COMMIT; INSERT INTO items VALUES (3, 5)",
     );
-    tidings_tests::until("the rows have arrived", || {
-        session.one::<i64>("SELECT count(*) FROM items WHERE id = 3") == 1
-    });
+    until("the rows have arrived", || session.one::<i64>("SELECT count(*) FROM items WHERE id = 3") == 1);
     let events = log.news();
     let ticks: Vec<&str> = events.iter().map(|event| event.position.split('-').next().unwrap_or_default()).collect();
     session.run("ALTER SUBSCRIPTION s DISABLE; ALTER SUBSCRIPTION s SET (slot_name = NONE); DROP SUBSCRIPTION s");
     let mut drop = publisher.session();
-    tidings_tests::until("the slot is free", || {
+    until("the slot is free", || {
         drop.client().batch_execute(&format!("SELECT pg_drop_replication_slot('{slot}')")).is_ok()
     });
     assert_eq!(
