@@ -24,9 +24,6 @@ const KEEP: usize = 64 * 1024;
 /// Memory that an ordinary write finds in its context.
 const KEPT_CONTEXT: usize = 8 * 1024;
 
-/// A segment up to this size stays in its row: the row is smaller than `TOAST_TUPLE_THRESHOLD`, about 2 kB.
-const INLINE: usize = 1500;
-
 struct Run {
     /// The subtransaction that captured it.
     subxid: pg_sys::SubTransactionId,
@@ -240,11 +237,9 @@ fn write_released(subxid: pg_sys::SubTransactionId) {
     }
 }
 
-/// Runs `body` with a snapshot if a value is large enough to be moved out of line: maybe none is active any more. What is allocated
-/// meanwhile goes at once: a subtransaction that keeps any memory keeps it until the commit.
+/// Runs `body` with a snapshot: maybe none is active any more, and Postgres asserts one for every row of a table that may move
+/// values out of line. What is allocated meanwhile goes at once: a subtransaction that keeps any memory keeps it until the commit.
 fn with_snapshot(body: impl FnOnce()) {
-    // From PostgreSQL 18 on, an assertion wants one for every row of a table with a TOAST table.
-    let wanted = cfg!(feature = "pg18") || BUFFER.with_borrow(|buffer| buffer.bytes.len() > INLINE);
     // SAFETY: inside a transaction that is still in progress. The context lives as long as the process; an error leaves what is in
     // it to the next one.
     unsafe {
@@ -259,13 +254,9 @@ fn with_snapshot(body: impl FnOnce()) {
         });
         CONTEXT.set(Some(context));
         let before = pg_sys::MemoryContextSwitchTo(context);
-        if wanted {
-            pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
-        }
+        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
         body();
-        if wanted {
-            pg_sys::PopActiveSnapshot();
-        }
+        pg_sys::PopActiveSnapshot();
         pg_sys::MemoryContextSwitchTo(before);
         pg_sys::MemoryContextReset(context);
     }

@@ -38,6 +38,7 @@ mod payload;
 mod read;
 mod relay;
 mod retention;
+mod scan;
 mod settings;
 mod shared;
 mod snapshot;
@@ -64,6 +65,7 @@ pub extern "C-unwind" fn _PG_init() {
     settings::init();
     shared::init();
     buffer::init();
+    table::init();
     watch::init();
     utility::init();
     launcher::init();

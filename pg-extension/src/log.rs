@@ -60,12 +60,7 @@ pub fn write(segment: Segment<'_>) {
     unsafe {
         let xid = pg_sys::GetTopFullTransactionId().value;
         // What else has written since the server started has a process, or has noted itself.
-        shared::note_writer(|| {
-            pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
-            let oldest = Snapshot::active().oldest_process();
-            pg_sys::PopActiveSnapshot();
-            oldest.min(xid)
-        });
+        shared::note_writer(|| Snapshot::active().oldest_process().min(xid));
         let compressed = if segment.bytes.len() < COMPRESS { None } else { compress(&partition, data) };
         partition.insert([
             pg_sys::Datum::from(slot as i16),

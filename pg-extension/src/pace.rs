@@ -8,23 +8,22 @@ use std::time::{Duration, Instant};
 
 use nix::time::ClockId;
 
-/// The longest rest: batches grow with load, and latency stays below what a person can see.
+/// The longest rest that a budget makes for. While writers are busy, it is the shortest.
 const MAX_REST: Duration = Duration::from_millis(10);
 
-/// The relay uses one part in this many of a core at the most, in the long run.
+/// The relay uses one part in this many of a core at the most, in the long run, unless writers are busy.
 const SHARE: i64 = 9;
 
-/// The same while writers are busy.
+/// While they are, it rests this many times what a tick has cost: batches grow with load.
 const BUSY_SHARE: u32 = 20;
 
-/// The longest rest then.
+/// The longest rest then: latency stays below what a person can see.
 const MAX_BUSY_REST: Duration = Duration::from_millis(20);
 
 /// Budget that is kept for later: enough for a handful of ticks, so that a few commits in a row are not held up.
 const MOST: Duration = Duration::from_millis(1);
 
-/// A tick with this many segments shows that writers are busy (over 800 transactions a second): the next one waits for the
-/// longest rest.
+/// A tick with this many segments shows that writers are busy (over 800 transactions a second).
 const BATCH: usize = 8;
 
 /// The budget.

@@ -3,12 +3,9 @@
 
 use std::cell::RefCell;
 use std::ffi::CStr;
-use std::ops::ControlFlow;
 
 use pgrx::prelude::*;
 
-use crate::log::{DATA, XID};
-use crate::snapshot::Snapshot;
 use crate::{errors, lock};
 
 /// A table, or a partition, open and locked until the end of the transaction.
@@ -19,8 +16,19 @@ thread_local! {
     static KNOWN: RefCell<Vec<(&'static CStr, pg_sys::Oid)>> = const { RefCell::new(Vec::new()) };
 }
 
+/// Registers the callback by which Postgres says so; called from `_PG_init`.
+pub fn init() {
+    // SAFETY: the function has the right signature and lives as long as the process.
+    unsafe { pg_sys::CacheRegisterRelcacheCallback(Some(relation_changed), pg_sys::Datum::from(0)) };
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn relation_changed(_arg: pg_sys::Datum, table: pg_sys::Oid) {
+    forget(table);
+}
+
 /// A table has changed, or is gone; all may have, if it is none.
-pub fn forget(table: pg_sys::Oid) {
+fn forget(table: pg_sys::Oid) {
     KNOWN.with_borrow_mut(|known| known.retain(|(_, oid)| table != pg_sys::InvalidOid && *oid != table));
 }
 
@@ -47,9 +55,15 @@ impl Table {
         }
     }
 
-    fn name(&self) -> &str {
+    /// Its name, without that of the schema.
+    pub fn name(&self) -> &str {
         // SAFETY: the relation is open.
         unsafe { name_data_to_str(&(*(*self.0).rd_rel).relname) }
+    }
+
+    /// The open relation.
+    pub fn relation(&self) -> pg_sys::Relation {
+        self.0
     }
 
     /// Its columns.
@@ -96,7 +110,7 @@ impl Table {
                     errors::raise(
                         PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                         format!("tidings.{} has an index with an expression or a predicate", self.name()),
-                        "Drop the index: the log has all it needs.",
+                        "Drop the index: the table has all it needs.",
                     );
                 }
                 // One that REINDEX CONCURRENTLY has only begun takes no entries; catalogs have no such indexes.
@@ -115,76 +129,6 @@ impl Table {
             pg_sys::CatalogCloseIndexes(indexes);
         }
     }
-
-    /// Goes through the rows of a partition of `tidings.log` that `seen` does not see and the active snapshot does, until told
-    /// to stop. The values are those of the columns; none of the first ones, up to the data, is NULL.
-    pub fn unseen(&self, seen: &Snapshot, mut each: impl FnMut(&[pg_sys::Datum]) -> ControlFlow<()>) {
-        let running: Vec<_> = seen.running.iter().map(|xid| pg_sys::Datum::from(*xid)).collect();
-        // SAFETY: the partition is open; an xid8 is passed by value, as 64 bits. What is opened here is closed here, or by the
-        // end of the transaction if an error unwinds.
-        unsafe {
-            let index = self.index_on_xid();
-            let slot = pg_sys::table_slot_create(self.0, std::ptr::null_mut());
-            let ended = self.scan(index, slot, later(seen.xmax), &mut each);
-            if !running.is_empty() && ended.is_continue() {
-                let _ = self.scan(index, slot, one_of(&running), &mut each);
-            }
-            pg_sys::ExecDropSingleTupleTableSlot(slot);
-            pg_sys::index_close(index, pg_sys::NoLock as pg_sys::LOCKMODE);
-        }
-    }
-
-    /// The B-tree on transactions alone, open. A DBA's index may be on them as well, but of a kind that finds other rows or fewer.
-    fn index_on_xid(&self) -> pg_sys::Relation {
-        // SAFETY: the relation is open and locked, so its indexes are there; the list has `length` of them, and an index has
-        // at least one column.
-        unsafe {
-            let indexes = pg_sys::RelationGetIndexList(self.0);
-            let length = indexes.as_ref().map_or(0, |list| list.length);
-            for i in 0..length as usize {
-                let index = (*(*indexes).elements.add(i)).oid_value;
-                let index = pg_sys::index_open(index, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
-                let form = &*(*index).rd_index;
-                let is_btree = (*(*index).rd_rel).relam == pg_sys::BTREE_AM_OID;
-                let on_xid = form.indnatts == 1 && *form.indkey.values.as_ptr() == XID as i16 + 1;
-                if form.indisvalid && is_btree && on_xid && pg_sys::RelationGetIndexPredicate(index).is_null() {
-                    return index;
-                }
-                pg_sys::index_close(index, pg_sys::NoLock as pg_sys::LOCKMODE);
-            }
-        }
-        error!("tidings.{} has no valid index on xid", self.name())
-    }
-
-    /// # Safety
-    /// The index is one of the table's, the slot is of its form, and the key is for the index's first column.
-    unsafe fn scan(
-        &self,
-        index: pg_sys::Relation,
-        slot: *mut pg_sys::TupleTableSlot,
-        mut key: pg_sys::ScanKeyData,
-        each: &mut impl FnMut(&[pg_sys::Datum]) -> ControlFlow<()>,
-    ) -> ControlFlow<()> {
-        // SAFETY: as the caller promises; a row has a value for each column once all are taken apart.
-        unsafe {
-            let scan = begin_scan(self.0, index);
-            pg_sys::index_rescan(scan, &mut key, 1, std::ptr::null_mut(), 0);
-            let mut ended = ControlFlow::Continue(());
-            while ended.is_continue()
-                && pg_sys::index_getnext_slot(scan, pg_sys::ScanDirection::ForwardScanDirection, slot)
-            {
-                pg_sys::check_for_interrupts!();
-                let columns = (*(*slot).tts_tupleDescriptor).natts;
-                pg_sys::slot_getsomeattrs_int(slot, columns);
-                if std::slice::from_raw_parts((*slot).tts_isnull, columns as usize)[..=DATA].contains(&true) {
-                    error!("tidings.{} has a segment with a NULL", self.name());
-                }
-                ended = each(std::slice::from_raw_parts((*slot).tts_values, columns as usize));
-            }
-            pg_sys::index_endscan(scan);
-            ended
-        }
-    }
 }
 
 impl Drop for Table {
@@ -194,50 +138,4 @@ impl Drop for Table {
             unsafe { pg_sys::table_close(self.0, pg_sys::NoLock as pg_sys::LOCKMODE) }
         }
     }
-}
-
-/// # Safety
-/// Both are open, and there is an active snapshot.
-unsafe fn begin_scan(table: pg_sys::Relation, index: pg_sys::Relation) -> pg_sys::IndexScanDesc {
-    // SAFETY: as the caller promises.
-    unsafe {
-        let snapshot = pg_sys::GetActiveSnapshot();
-        #[cfg(feature = "pg18")]
-        return pg_sys::index_beginscan(table, index, snapshot, std::ptr::null_mut(), 1, 0);
-        #[cfg(not(feature = "pg18"))]
-        return pg_sys::index_beginscan(table, index, snapshot, 1, 0);
-    }
-}
-
-/// A key for transactions from `xid` on.
-fn later(xid: u64) -> pg_sys::ScanKeyData {
-    key(0, pg_sys::BTGreaterEqualStrategyNumber, pg_sys::F_XID8GE, pg_sys::Datum::from(xid))
-}
-
-/// A key for the transactions of a list.
-fn one_of(xids: &[pg_sys::Datum]) -> pg_sys::ScanKeyData {
-    // SAFETY: copies the values, which are of that type, length and alignment.
-    let array = unsafe {
-        let (values, alignment) = (xids.as_ptr().cast_mut(), pg_sys::TYPALIGN_DOUBLE as std::ffi::c_char);
-        pg_sys::construct_array(values, xids.len() as i32, pg_sys::XID8OID, 8, true, alignment)
-    };
-    key(pg_sys::SK_SEARCHARRAY, pg_sys::BTEqualStrategyNumber, pg_sys::F_XID8EQ, pg_sys::Datum::from(array))
-}
-
-fn key(flags: u32, strategy: u32, function: u32, argument: pg_sys::Datum) -> pg_sys::ScanKeyData {
-    let mut key = pg_sys::ScanKeyData::default();
-    // SAFETY: the function is the one of this strategy in the index's operator class, for values of its own type.
-    unsafe {
-        pg_sys::ScanKeyEntryInitialize(
-            &mut key,
-            flags as i32,
-            1,
-            strategy as pg_sys::StrategyNumber,
-            pg_sys::XID8OID,
-            pg_sys::InvalidOid,
-            function.into(),
-            argument,
-        );
-    }
-    key
 }

@@ -11,10 +11,10 @@ use tidings_wire::{Announcement, segment};
 
 use crate::foreign::Async_Notify;
 use crate::log::{DATA, ORDINAL, PARTITIONS, STAMP, XID};
-use crate::settings;
 use crate::shared::{self, Database, SLOTS};
 use crate::snapshot::Snapshot;
 use crate::table::Table;
+use crate::{scan, settings};
 
 /// The names of the ticks' partitions.
 pub const TICKS: [&CStr; SLOTS] = [c"tick_0", c"tick_1", c"tick_2", c"tick_3"];
@@ -170,7 +170,7 @@ impl Ticker {
         let mut found = false;
         if let Some(partition) = open_partition(slot) {
             with_latest_snapshot(|| {
-                partition.unseen(&self.seen, |_| {
+                scan::unseen(&partition, &self.seen, |_| {
                     found = true;
                     ControlFlow::Break(())
                 });
@@ -186,10 +186,11 @@ impl Ticker {
         let most = settings::notify_inline_limit();
         unseen(log, seen, |slot, row| {
             let xid = row[XID].value() as u64;
-            if xid < limit {
-                last_used[slot] = tick;
-                batch.push(xid, row, most);
+            if xid >= limit {
+                return ControlFlow::Continue(());
             }
+            last_used[slot] = tick;
+            batch.push(xid, row, most);
             // What does not fit is not read, but for one row of each partition that has any.
             if batch.segments.len() > MAX_SEGMENTS { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
@@ -199,7 +200,8 @@ impl Ticker {
     fn insert(&self, tick: u64, until: &Snapshot) {
         let slot = self.db.slot.load(Relaxed) as usize % SLOTS;
         let used = (0..SLOTS).filter(|slot| self.last_used[*slot] == tick).fold(0i16, |used, slot| used | 1 << slot);
-        let Some(partition) = Table::open(TICKS[slot], pg_sys::RowExclusiveLock) else { return };
+        let partition = Table::open(TICKS[slot], pg_sys::RowExclusiveLock);
+        let partition = partition.unwrap_or_else(|| error!("tidings.tick_{slot} is gone"));
         // SAFETY: inside the relay's transaction; the values are of the types of the table's columns, in their order
         // (sql/extension/10_log.sql), and none is NULL.
         unsafe {
@@ -312,7 +314,7 @@ fn open_partition(slot: usize) -> Option<Table> {
 fn unseen(log: &Log, seen: &Snapshot, mut each: impl FnMut(usize, &[pg_sys::Datum]) -> ControlFlow<()>) {
     for (slot, partition) in log.iter().enumerate() {
         if let Some(partition) = partition {
-            partition.unseen(seen, |row| each(slot, row));
+            scan::unseen(partition, seen, |row| each(slot, row));
         }
     }
 }

@@ -12,7 +12,6 @@ use tidings_wire::topic::{TopicError, check_name};
 use crate::columns::Columns;
 use crate::errors;
 use crate::payload::{OldRecord, Row, Shape};
-use crate::table;
 use crate::value::TooLong;
 
 /// A compiled watch.
@@ -392,7 +391,6 @@ impl Watch {
 #[pg_guard]
 unsafe extern "C-unwind" fn relation_changed(_arg: pg_sys::Datum, relation: pg_sys::Oid) {
     forget(|watch| [pg_sys::InvalidOid, watch.relation, watch.named].contains(&relation));
-    table::forget(relation);
 }
 
 #[pg_guard]
