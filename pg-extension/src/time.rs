@@ -38,8 +38,14 @@ impl Time {
         let (seconds, rest) = last.text.split_at(last.end);
         out.extend_from_slice(seconds);
         if fraction > 0 {
-            let digits = format!(".{fraction:06}");
-            out.extend_from_slice(digits.trim_end_matches('0').as_bytes());
+            let mut digits = *b".000000";
+            let mut rest = fraction;
+            for digit in digits[1..].iter_mut().rev() {
+                *digit += (rest % 10) as u8;
+                rest /= 10;
+            }
+            let length = digits.iter().rposition(|digit| *digit != b'0').map_or(0, |last| last + 1);
+            out.extend_from_slice(&digits[..length]);
         }
         out.extend_from_slice(rest);
         self.last.set(Some(last));

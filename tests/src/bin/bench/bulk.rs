@@ -36,7 +36,7 @@ pub fn measure(database: &Database<'_>, effort: Effort, report: &mut Report) {
 fn update(database: &Database<'_>, rows: Rows, effort: Effort, report: &mut Report) {
     let what = format!("UPDATE of {} {}", updated(rows), rows.name());
     println!("==> {what}");
-    let costs = rounds(database, rows, effort.rounds, |session, table| fill(session, rows, table), run_update);
+    let costs = rounds(database, rows, effort.rounds * 3, |session, table| fill(session, rows, table), run_update);
     for costs in &costs {
         tell(report, &what, costs);
         let extra = |of: usize| costs[of].wal - costs[0].wal;
@@ -103,7 +103,7 @@ fn copy(database: &Database<'_>, rows: Rows, effort: Effort, report: &mut Report
     println!("==> {what}");
     let data = data(&mut database.session(), rows);
     let costs =
-        rounds(database, rows, effort.rounds.min(3), |_, _| (), |session, table| run_copy(session, rows, table, &data));
+        rounds(database, rows, effort.rounds * 2, |_, _| (), |session, table| run_copy(session, rows, table, &data));
     for costs in &costs {
         tell(report, &what, costs);
     }
