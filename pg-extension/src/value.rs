@@ -42,6 +42,7 @@ enum Kind {
     /// A number unless it is NaN or infinite, which JSON can only say as a string.
     Number,
     Text,
+    Uuid,
     Jsonb,
     /// Dates and times, in ISO 8601 whatever `DateStyle` says.
     Time(pg_sys::Oid),
@@ -165,6 +166,11 @@ impl Writer {
                 _ => string(out, text),
             }),
             Kind::Text => with_text(value, |text| string(out, text)),
+            Kind::Uuid => {
+                out.push(b'"');
+                uuid(out, value);
+                out.push(b'"');
+            }
             Kind::Jsonb => jsonb(out, value),
             Kind::Json => with_text(value, |text| normal_json(out, text)),
             Kind::Composed => match &self.element {
@@ -191,6 +197,7 @@ impl Writer {
         match self.kind {
             Kind::Int2 | Kind::Int4 | Kind::Int8 => self.integer(out, value),
             Kind::Text => with_text(value, |text| out.extend_from_slice(text)),
+            Kind::Uuid => uuid(out, value),
             Kind::Time(type_oid) => self.time.write(out, type_oid, value),
             _ => self.text.output(value, |text| out.extend_from_slice(text)),
         }
@@ -300,6 +307,7 @@ impl Kind {
             pg_sys::INT8OID => Self::Int8,
             pg_sys::FLOAT4OID | pg_sys::FLOAT8OID | pg_sys::NUMERICOID => Self::Number,
             pg_sys::TEXTOID | pg_sys::VARCHAROID | pg_sys::BPCHAROID => Self::Text,
+            pg_sys::UUIDOID => Self::Uuid,
             pg_sys::JSONBOID => Self::Jsonb,
             pg_sys::DATEOID | pg_sys::TIMESTAMPOID | pg_sys::TIMESTAMPTZOID => Self::Time(base),
             pg_sys::JSONOID => Self::Json,
@@ -333,6 +341,8 @@ fn composed(out: &mut Vec<u8>, value: pg_sys::Datum, to_json: &FunctionCall) {
     with_text(to_json.call(value), |text| normal_json(out, text));
 }
 
+const HEX: &[u8; 16] = b"0123456789abcdef";
+
 /// Writes a JSON string, escaped as Postgres's `escape_json` does.
 pub fn string(out: &mut Vec<u8>, text: &[u8]) {
     let is_plain = |byte: u8| byte >= 0x20 && byte != b'"' && byte != b'\\';
@@ -356,13 +366,23 @@ pub fn string(out: &mut Vec<u8>, text: &[u8]) {
             0x08 => out.extend_from_slice(b"\\b"),
             0x0c => out.extend_from_slice(b"\\f"),
             _ => {
-                const HEX: &[u8; 16] = b"0123456789abcdef";
                 out.extend_from_slice(b"\\u00");
                 out.extend_from_slice(&[HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
             }
         }
     }
     out.push(b'"');
+}
+
+fn uuid(out: &mut Vec<u8>, value: pg_sys::Datum) {
+    // SAFETY: the value is a uuid: 16 bytes.
+    let bytes = unsafe { &*value.cast_mut_ptr::<[u8; 16]>() };
+    for (i, byte) in bytes.iter().enumerate() {
+        if [4, 6, 8, 10].contains(&i) {
+            out.push(b'-');
+        }
+        out.extend_from_slice(&[HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
+    }
 }
 
 /// Lends out the bytes of a `text` value, fetched and decompressed if need be.
