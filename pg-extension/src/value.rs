@@ -146,10 +146,9 @@ impl Writer {
                 return Err(TooLong);
             }
         }
+        let may_grow = self.length == -1 && matches!(self.kind, Kind::Jsonb | Kind::Composed | Kind::Quoted);
         // SAFETY: as above.
-        let may_grow = matches!(self.kind, Kind::Jsonb | Kind::Composed | Kind::Quoted)
-            && self.length == -1
-            && unsafe { size(value) } > WRITABLE;
+        let may_grow = may_grow && unsafe { size(value) } > WRITABLE;
         if !may_grow {
             return self.write_json(out, value, most);
         }
