@@ -11,6 +11,8 @@ use pgrx::prelude::*;
 use tidings_wire::segment::{self, Event};
 
 use crate::foreign::infallible::GetCurrentSubTransactionId;
+use crate::payload::Outline;
+use crate::run::{Captured, Run};
 use crate::shared::Database;
 use crate::{errors, log, shared, watch};
 
@@ -23,16 +25,6 @@ const KEEP: usize = 64 * 1024;
 
 /// Memory that an ordinary write finds in its context.
 const KEPT_CONTEXT: usize = 8 * 1024;
-
-struct Run {
-    /// The subtransaction that captured it.
-    subxid: pg_sys::SubTransactionId,
-    /// Where it starts in the bytes; it ends where the next one starts.
-    start: usize,
-    /// How many events the transaction had captured before it.
-    ordinal: i64,
-    events: i32,
-}
 
 struct Buffer {
     bytes: Vec<u8>,
@@ -89,7 +81,32 @@ pub fn init() {
 pub fn append(event: &Event<'_>) {
     // SAFETY: called inside a transaction.
     let subxid = unsafe { GetCurrentSubTransactionId() };
-    let full = BUFFER.with_borrow_mut(|buffer| buffer.append(subxid, event));
+    let full = BUFFER.with_borrow_mut(|buffer| {
+        let (_, bytes) = buffer.next(subxid);
+        segment::append(bytes, event);
+        buffer.is_full(subxid)
+    });
+    if full {
+        write(|buffer| buffer.take_current(subxid));
+    }
+}
+
+/// Whether the running subtransaction has met an outline, so that the values will do.
+pub fn has_met(outline: &Outline) -> bool {
+    // SAFETY: called inside a transaction.
+    let subxid = unsafe { GetCurrentSubTransactionId() };
+    BUFFER.with_borrow(|buffer| buffer.current(subxid).is_some_and(|run| run.has_met(outline)))
+}
+
+/// Adds one event of a change. The names have been checked.
+pub fn append_captured(captured: &Captured<'_>) {
+    // SAFETY: called inside a transaction.
+    let subxid = unsafe { GetCurrentSubTransactionId() };
+    let full = BUFFER.with_borrow_mut(|buffer| {
+        let (run, bytes) = buffer.next(subxid);
+        run.append(bytes, captured);
+        buffer.is_full(subxid)
+    });
     if full {
         write(|buffer| buffer.take_current(subxid));
     }
@@ -126,17 +143,27 @@ pub fn let_relay_back_after_transaction(db: &'static Database) {
 }
 
 impl Buffer {
-    /// Says whether the current subtransaction's events are many enough to be written.
-    fn append(&mut self, subxid: pg_sys::SubTransactionId, event: &Event<'_>) -> bool {
-        let follows = |run: &Run| run.subxid == subxid && run.ordinal + i64::from(run.events) == self.captured;
-        if !self.runs.last().is_some_and(follows) {
-            self.runs.push(Run { subxid, start: self.bytes.len(), ordinal: self.captured, events: 0 });
+    /// The run that the subtransaction's next event goes to, if that is no new one.
+    fn current(&self, subxid: pg_sys::SubTransactionId) -> Option<&Run> {
+        self.runs.last().filter(|run| run.subxid == subxid && run.ordinal + i64::from(run.events) == self.captured)
+    }
+
+    /// Counts one event more; gives the run and the bytes that it goes to.
+    fn next(&mut self, subxid: pg_sys::SubTransactionId) -> (&mut Run, &mut Vec<u8>) {
+        let mut runs = self.runs.len();
+        if self.current(subxid).is_none() {
+            let (start, ordinal) = (self.bytes.len(), self.captured);
+            self.runs.push(Run::new(subxid, start, ordinal));
+            runs += 1;
         }
-        segment::append(&mut self.bytes, event);
         self.captured += 1;
-        if let Some(run) = self.runs.last_mut() {
-            run.events += 1;
-        }
+        let run = &mut self.runs[runs - 1];
+        run.events += 1;
+        (run, &mut self.bytes)
+    }
+
+    /// Whether the current subtransaction's events are many enough to be written.
+    fn is_full(&self, subxid: pg_sys::SubTransactionId) -> bool {
         self.bytes.len() > FLUSH_AT && self.bytes.len() - self.runs[self.first_of(subxid)].start > FLUSH_AT
     }
 

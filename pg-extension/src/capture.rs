@@ -7,14 +7,17 @@ use pgrx::prelude::*;
 use tidings_wire::segment::Event;
 use tidings_wire::topic::{TopicError, check_name};
 
+use crate::errors::WatchError;
+use crate::foreign::infallible::heap_deform_tuple;
 use crate::payload::{Change, Operation, Row};
+use crate::run::Captured;
 use crate::value::TooLong;
-use crate::watch::{self, Watch, WatchError};
+use crate::watch::{self, Watch};
 use crate::{buffer, errors, settings};
 
 thread_local! {
     /// Memory for one row's events, kept from row to row. A nested trigger finds it lent out and uses its own.
-    static SCRATCH: Cell<Scratch> = Cell::default();
+    static SCRATCH: Cell<Option<Box<Scratch>>> = const { Cell::new(None) };
 }
 
 #[derive(Default)]
@@ -62,8 +65,8 @@ pub unsafe extern "C-unwind" fn tidings_capture(fcinfo: pg_sys::FunctionCallInfo
 fn capture(data: &pg_sys::TriggerData) {
     let watch = watch::of(data);
     // Writing may run SQL (a type's output function may), so nothing is borrowed meanwhile.
-    let mut scratch = SCRATCH.take();
-    let Scratch { rows: [old, new], rendered } = &mut scratch;
+    let mut scratch = SCRATCH.take().unwrap_or_default();
+    let Scratch { rows: [old, new], rendered } = &mut *scratch;
     // SAFETY: the tuples are those that the operation has; they live as long as the trigger runs.
     let deform = |row: &mut Row, tuple| unsafe { deform(row, tuple, data.tg_relation, watch.columns.count()) };
     match data.tg_event & pg_sys::TRIGGER_EVENT_OPMASK {
@@ -89,7 +92,7 @@ fn capture(data: &pg_sys::TriggerData) {
     }
     rendered.payload.clear();
     rendered.payload.shrink_to(KEEP);
-    SCRATCH.set(scratch);
+    SCRATCH.set(Some(scratch));
 }
 
 /// Whether an UPDATE moves the row to another topic. Other values may make the same one: `{a}_{b}` of (1_2, 3) and (1, 2_3).
@@ -112,7 +115,7 @@ unsafe fn deform(row: &mut Row, tuple: pg_sys::HeapTuple, relation: pg_sys::Rela
     row.values.resize(count, pg_sys::Datum::null());
     row.nulls.resize(count, true);
     // SAFETY: as the caller promises, and both vectors have room for `count`.
-    unsafe { pg_sys::heap_deform_tuple(tuple, (*relation).rd_att, row.values.as_mut_ptr(), row.nulls.as_mut_ptr()) };
+    unsafe { heap_deform_tuple(tuple, (*relation).rd_att, row.values.as_mut_ptr(), row.nulls.as_mut_ptr()) };
 }
 
 /// Renders one event and appends it to the transaction's buffer.
@@ -129,12 +132,15 @@ fn emit(watch: &Watch, operation: Operation, new: Option<&Row>, old: Option<&Row
         buffer::warn_skipped(&format!("The topic that its watch makes cannot be used: {error}."));
         return;
     }
-    let change = Change { operation, new, old, most: settings::max_payload() };
-    if watch.shape.write(payload, &watch.columns, watch.old_record, &change).is_err() {
+    let (change, most) = (Change { new, old }, settings::max_payload());
+    let mut outline = watch.outline(operation);
+    let mut whole = !buffer::has_met(outline);
+    if outline.write(payload, whole, &watch.columns, &change, most).is_err() {
         payload.clear();
-        watch.shape.write_truncated(payload, operation);
+        (outline, whole) = (watch.truncated(operation), true);
+        payload.extend_from_slice(outline.text.as_bytes());
     }
-    buffer::append(&Event { topic: &topic, event: &watch.event, payload: &text(payload) });
+    buffer::append_captured(&Captured { topic: &topic, event: &watch.event, outline, payload: &text(payload), whole });
 }
 
 /// What was written, as the text that it is in a UTF-8 database unless a type's output function is broken. Looked at as a whole
@@ -164,5 +170,5 @@ fn publish_text(topic: &str, data: &str, event: &str) {
             "Publish a reference to the data instead.",
         );
     }
-    buffer::append(&Event { topic, event, payload: data });
+    buffer::append(&Event { topic, event, payload: data.into() });
 }

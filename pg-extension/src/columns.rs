@@ -2,9 +2,9 @@
 
 use pgrx::prelude::*;
 
-use crate::payload::Row;
+use crate::errors::WatchError;
+use crate::payload::{Change, Row};
 use crate::value::{self, TooLong, Writer};
-use crate::watch::WatchError;
 
 /// The columns of a table, by attribute number less one.
 pub struct Columns {
@@ -20,7 +20,7 @@ pub struct Columns {
 struct Column {
     name: String,
     /// The name as the key of a JSON member, with its colon.
-    key: Vec<u8>,
+    key: String,
     writer: Writer,
 }
 
@@ -54,9 +54,7 @@ impl Columns {
                 continue;
             }
             columns.all.push(attribute.map(|attribute| {
-                let mut key = Vec::new();
-                value::string(&mut key, attribute.name().as_bytes());
-                key.push(b':');
+                let key = value::quoted(attribute.name()) + ":";
                 let writer = Writer::new(attribute.atttypid, attribute.attbyval, attribute.attlen, context);
                 Column { name: attribute.name().into(), key, writer }
             }));
@@ -103,6 +101,16 @@ impl Columns {
         self.all[index].as_ref().expect("only live columns are captured or named")
     }
 
+    /// The columns that go into records.
+    pub fn captured(&self) -> &[usize] {
+        &self.captured
+    }
+
+    /// The column's name as the key of a JSON member, with its colon.
+    pub fn key(&self, index: usize) -> &str {
+        &self.column(index).key
+    }
+
     /// What writes a column's values.
     pub fn writer(&self, index: usize) -> &Writer {
         &self.column(index).writer
@@ -130,37 +138,18 @@ impl Columns {
         if out.len() > most { Err(TooLong) } else { Ok(()) }
     }
 
-    /// Writes the captured columns of a row, `null` if there is none.
-    pub fn write_record(&self, out: &mut Vec<u8>, row: Option<&Row>, most: usize) -> Result<(), TooLong> {
-        match row {
-            Some(row) => self.write_object(out, row, most, |_| true),
-            None => {
-                out.extend_from_slice(b"null");
-                Ok(())
-            }
-        }
-    }
-
-    /// Writes the old values of the captured columns that have changed.
-    pub fn write_changed(&self, out: &mut Vec<u8>, old: &Row, new: &Row, most: usize) -> Result<(), TooLong> {
-        self.write_object(out, old, most, |index| !self.same(index, old, new))
-    }
-
-    fn write_object(
-        &self,
-        out: &mut Vec<u8>,
-        row: &Row,
-        most: usize,
-        which: impl Fn(usize) -> bool,
-    ) -> Result<(), TooLong> {
+    /// Writes the old values of the captured columns that have changed, as an object.
+    pub fn write_changed(&self, out: &mut Vec<u8>, change: &Change<'_>, most: usize) -> Result<(), TooLong> {
         out.push(b'{');
         let mut first = true;
-        for &index in self.captured.iter().filter(|index| which(**index)) {
-            if !std::mem::take(&mut first) {
-                out.push(b',');
+        if let (Some(old), Some(new)) = (change.old, change.new) {
+            for &index in self.captured.iter().filter(|index| !self.same(**index, old, new)) {
+                if !std::mem::take(&mut first) {
+                    out.push(b',');
+                }
+                out.extend_from_slice(self.key(index).as_bytes());
+                self.write_value(out, index, change.old, most)?;
             }
-            out.extend_from_slice(&self.column(index).key);
-            self.write_value(out, index, Some(row), most)?;
         }
         out.push(b'}');
         Ok(())

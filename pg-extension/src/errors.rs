@@ -3,6 +3,8 @@
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
+use tidings_wire::template::TemplateError;
+use tidings_wire::topic::TopicError;
 
 /// Raises an error.
 pub fn raise(code: PgSqlErrorCode, message: impl Into<String>, hint: &str) -> ! {
@@ -41,5 +43,84 @@ pub fn attempt<R>(code: PgSqlErrorCode, body: impl FnOnce() -> R) -> Option<R> {
         pg_sys::MemoryContextSwitchTo(context);
         pg_sys::CurrentResourceOwner = owner;
         result
+    }
+}
+
+/// What is wrong with a watch.
+#[derive(Debug, thiserror::Error)]
+pub enum WatchError {
+    #[error(
+        "tidings.capture() must be called by a trigger: AFTER … FOR EACH ROW, or AFTER TRUNCATE … FOR EACH STATEMENT"
+    )]
+    Trigger,
+    #[error("unknown argument \"{0}\" of tidings.capture()")]
+    Argument(String),
+    #[error("argument \"{0}\" of tidings.capture() is given twice")]
+    Repeated(&'static str),
+    #[error("tidings.capture() needs an argument topic=…")]
+    NoTopic,
+    #[error("bad topic \"{0}\": {1}")]
+    Template(String, TemplateError),
+    #[error("bad topic \"{0}\": {1}")]
+    Topic(String, TopicError),
+    #[error("bad event name \"{0}\": {1}")]
+    Event(String, TopicError),
+    #[error("column \"{0}\" of the watched table does not exist")]
+    Column(String),
+    #[error("column \"{0}\" is generated when it is read: a trigger sees no value of it")]
+    Virtual(String),
+    #[error("columns and exclude cannot be given together")]
+    ColumnsAndExclude,
+    #[error("no column is left to capture")]
+    NoColumns,
+    #[error("column \"{0}\" is to be captured twice")]
+    RepeatedColumn(String),
+    #[error("the payload is not JSON: {0}")]
+    Payload(String),
+    #[error("old_record is \"{0}\"")]
+    OldRecord(String),
+    #[error("a watch of TRUNCATE cannot have columns in its topic")]
+    TruncateTopic,
+    #[error("the tables of tidings itself cannot be watched")]
+    Own,
+}
+
+impl WatchError {
+    fn code(&self) -> PgSqlErrorCode {
+        match self {
+            Self::Trigger => PgSqlErrorCode::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
+            Self::Column(_) => PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
+            Self::Virtual(_) => PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+            Self::Own => PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE,
+            _ => PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+        }
+    }
+
+    fn hint(&self) -> &'static str {
+        match self {
+            Self::Trigger => "Use tidings.watch(), or copy a trigger that it made.",
+            Self::Argument(_) => "The arguments are topic=, event=, payload=, old_record=, column= and exclude=.",
+            Self::Repeated(_) => "Only column= and exclude= may be repeated.",
+            Self::NoTopic | Self::Template(..) | Self::Topic(..) => {
+                "A topic is 1 to 255 bytes; {column} stands for a column's value, {{ and }} for braces."
+            }
+            Self::Event(..) => "An event name is 1 to 255 bytes without control characters.",
+            Self::Own => "Each event would make another one. Watch a table of your own.",
+            Self::Column(_) => {
+                "Name a column that the table has. To rename or drop one that a watch names, end the watch first and watch anew."
+            }
+            Self::Virtual(_) => "Make the column STORED, or leave it out.",
+            Self::ColumnsAndExclude => "Name the columns to capture, or those to leave out.",
+            Self::NoColumns => "Capture at least one column.",
+            Self::RepeatedColumn(_) => "Name each column once.",
+            Self::Payload(_) => "Give a JSON value; strings such as \"$column\" stand for values of the row.",
+            Self::OldRecord(_) => "It is one of changed, full and none.",
+            Self::TruncateTopic => "Give the watch of TRUNCATE a name of its own and a topic without braces.",
+        }
+    }
+
+    /// Raises the error.
+    pub fn raise(&self) -> ! {
+        raise(self.code(), self.to_string(), self.hint())
     }
 }

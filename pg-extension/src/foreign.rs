@@ -26,6 +26,14 @@ pub mod infallible {
     unsafe extern "C-unwind" {
         /// The number of the running subtransaction (access/xact.h).
         pub fn GetCurrentSubTransactionId() -> pg_sys::SubTransactionId;
+
+        /// Takes a row apart (access/htup_details.h).
+        pub fn heap_deform_tuple(
+            tuple: pg_sys::HeapTuple,
+            descriptor: pg_sys::TupleDesc,
+            values: *mut pg_sys::Datum,
+            nulls: *mut bool,
+        );
     }
 }
 

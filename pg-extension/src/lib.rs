@@ -38,6 +38,7 @@ mod payload;
 mod read;
 mod relay;
 mod retention;
+mod run;
 mod scan;
 mod settings;
 mod shared;

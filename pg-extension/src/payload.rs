@@ -1,10 +1,12 @@
-//! A whole event's payload: the default record form, or the shape that the watch gives.
+//! A whole event's payload: the default record form, or the shape that the watch gives, as one outline for each operation.
+
+use std::cell::Cell;
 
 use serde_json::Value;
 
 use crate::columns::Columns;
+use crate::errors::WatchError;
 use crate::value::{self, TooLong};
-use crate::watch::WatchError;
 
 /// What happened to a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,14 +39,10 @@ impl Row {
 
 /// One change, as it is to be told.
 pub struct Change<'a> {
-    /// What happened.
-    pub operation: Operation,
     /// The new row.
     pub new: Option<&'a Row>,
     /// The old row.
     pub old: Option<&'a Row>,
-    /// The longest payload, in bytes.
-    pub most: usize,
 }
 
 /// What an UPDATE tells of the old row. A DELETE always tells the whole of it: there is nothing else to tell.
@@ -58,31 +56,43 @@ pub enum OldRecord {
     None,
 }
 
-/// How the payload of a watch looks.
-pub enum Shape {
-    /// `{"schema", "table", "type", "record", "old_record"}`, with everything up to the type rendered already.
-    Default(Vec<u8>),
-    /// The JSON that the watch gives, cut at its placeholders.
-    Custom(Vec<Piece>),
+/// The payload of a watch that gives none.
+pub const DEFAULT: &str =
+    r#"{"schema":"$schema","table":"$table","type":"$type","record":"$record","old_record":"$old_record"}"#;
+
+/// What is sent instead of a default payload that is too long.
+pub const DEFAULT_TRUNCATED: &str =
+    r#"{"schema":"$schema","table":"$table","type":"$type","record":null,"old_record":null,"truncated":true}"#;
+
+/// What is sent instead of any other.
+pub const TRUNCATED: &str = r#"{"truncated":true}"#;
+
+/// What the payloads of a watch have in common, for one operation: constant text, and values between.
+pub struct Outline {
+    /// Tells it from all others of this process.
+    pub number: u64,
+    /// The text, with a NUL for each value.
+    pub text: String,
+    pieces: Vec<(String, Source)>,
+    /// What follows the last value.
+    tail: String,
 }
 
-/// One piece of a payload with placeholders.
-pub enum Piece {
-    /// JSON that stands as it is.
-    Json(Vec<u8>),
-    /// `$column`: the value in the new row, or in the old one if there is no new one.
-    Column(usize),
-    /// `$old.column`.
-    OldColumn(usize),
-    /// `$record`.
-    Record,
-    /// `$old_record`.
-    OldRecord,
-    /// `$type`.
-    Type,
+/// Where a value comes from.
+#[derive(Clone, Copy)]
+enum Source {
+    /// A column of the new row.
+    New(usize),
+    /// A column of the old row.
+    Old(usize),
+    /// The captured columns that have changed, as an object of their old values.
+    Changed,
 }
 
 impl Operation {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 4] = [Self::Insert, Self::Update, Self::Delete, Self::Truncate];
+
     fn name(self) -> &'static str {
         match self {
             Self::Insert => "INSERT",
@@ -93,118 +103,81 @@ impl Operation {
     }
 }
 
-impl Shape {
-    /// The default shape for a table.
-    pub fn default_for(schema: &str, table: &str) -> Self {
-        let mut head = b"{\"schema\":".to_vec();
-        value::string(&mut head, schema.as_bytes());
-        head.extend_from_slice(b",\"table\":");
-        value::string(&mut head, table.as_bytes());
-        head.extend_from_slice(b",\"type\":\"");
-        Self::Default(head)
-    }
-
-    /// Compiles the JSON text of a custom shape.
-    pub fn custom(json: &str, columns: &Columns, schema: &str, table: &str) -> Result<Self, WatchError> {
+impl Outline {
+    /// Compiles the JSON text of a payload with its placeholders.
+    pub fn compile(json: &str, table: &Table<'_>, operation: Operation) -> Result<Self, WatchError> {
+        thread_local!(static NUMBERS: Cell<u64> = const { Cell::new(0) });
         let value: Value = serde_json::from_str(json).map_err(|error| WatchError::Payload(error.to_string()))?;
-        let mut compiler = Compiler { pieces: Vec::new(), columns, schema, table };
+        let mut compiler = Compiler { pieces: Vec::new(), text: String::new(), table, operation };
         compiler.value(&value)?;
-        Ok(Self::Custom(compiler.pieces))
+        let Compiler { pieces, text: tail, .. } = compiler;
+        let text = pieces.iter().map(|(text, _)| format!("{text}\0")).collect::<String>() + &tail;
+        NUMBERS.set(NUMBERS.get() + 1);
+        Ok(Self { number: NUMBERS.get(), text, pieces, tail })
     }
 
-    /// Writes the payload of a change.
+    /// Writes the payload of a change as a whole, or only its values, each ended by a NUL. Gives up on a payload of more than `most`
+    /// bytes.
     pub fn write(
         &self,
         out: &mut Vec<u8>,
+        whole: bool,
         columns: &Columns,
-        old_record: OldRecord,
         change: &Change<'_>,
+        most: usize,
     ) -> Result<(), TooLong> {
-        match self {
-            Self::Default(head) => {
-                out.extend_from_slice(head);
-                out.extend_from_slice(change.operation.name().as_bytes());
-                out.extend_from_slice(b"\",\"record\":");
-                columns.write_record(out, change.new, change.most)?;
-                out.extend_from_slice(b",\"old_record\":");
-                write_old_record(out, columns, old_record, change)?;
-                out.push(b'}');
+        for (text, source) in &self.pieces {
+            if whole {
+                out.extend_from_slice(text.as_bytes());
             }
-            Self::Custom(pieces) => {
-                for piece in pieces {
-                    piece.write(out, columns, old_record, change)?;
-                }
+            match *source {
+                Source::New(index) => columns.write_value(out, index, change.new, most)?,
+                Source::Old(index) => columns.write_value(out, index, change.old, most)?,
+                Source::Changed => columns.write_changed(out, change, most)?,
+            }
+            if !whole {
+                out.push(0);
             }
         }
-        if out.len() > change.most { Err(TooLong) } else { Ok(()) }
-    }
-
-    /// Writes what is sent instead of a payload that is too long.
-    pub fn write_truncated(&self, out: &mut Vec<u8>, operation: Operation) {
-        match self {
-            Self::Default(head) => {
-                out.extend_from_slice(head);
-                out.extend_from_slice(operation.name().as_bytes());
-                out.extend_from_slice(b"\",\"record\":null,\"old_record\":null,\"truncated\":true}");
-            }
-            Self::Custom(_) => out.extend_from_slice(b"{\"truncated\":true}"),
-        }
+        let length = if whole {
+            out.extend_from_slice(self.tail.as_bytes());
+            out.len()
+        } else {
+            // Each value has a NUL in both.
+            out.len() + self.text.len() - 2 * self.pieces.len()
+        };
+        if length > most { Err(TooLong) } else { Ok(()) }
     }
 }
 
-impl Piece {
-    fn write(
-        &self,
-        out: &mut Vec<u8>,
-        columns: &Columns,
-        old_record: OldRecord,
-        change: &Change<'_>,
-    ) -> Result<(), TooLong> {
-        match self {
-            Self::Json(json) => out.extend_from_slice(json),
-            Self::Column(index) => columns.write_value(out, *index, change.new.or(change.old), change.most)?,
-            Self::OldColumn(index) => columns.write_value(out, *index, change.old, change.most)?,
-            Self::Record => columns.write_record(out, change.new, change.most)?,
-            Self::OldRecord => write_old_record(out, columns, old_record, change)?,
-            Self::Type => value::string(out, change.operation.name().as_bytes()),
-        }
-        Ok(())
-    }
-}
-
-fn write_old_record(
-    out: &mut Vec<u8>,
-    columns: &Columns,
-    old_record: OldRecord,
-    change: &Change<'_>,
-) -> Result<(), TooLong> {
-    match (old_record, change.new, change.old) {
-        (OldRecord::Changed, Some(new), Some(old)) => columns.write_changed(out, old, new, change.most),
-        (OldRecord::None, Some(_), Some(_)) => columns.write_record(out, None, change.most),
-        (_, _, old) => columns.write_record(out, old, change.most),
-    }
+/// The table that a payload is compiled for.
+pub struct Table<'a> {
+    /// Its columns.
+    pub columns: &'a Columns,
+    /// The name of its schema.
+    pub schema: &'a str,
+    /// Its name.
+    pub name: &'a str,
+    /// What an UPDATE tells of the old row.
+    pub old_record: OldRecord,
 }
 
 /// Cuts a JSON value at its placeholders.
 struct Compiler<'a> {
-    pieces: Vec<Piece>,
-    columns: &'a Columns,
-    schema: &'a str,
-    table: &'a str,
+    pieces: Vec<(String, Source)>,
+    /// What follows the last of them.
+    text: String,
+    table: &'a Table<'a>,
+    operation: Operation,
 }
 
 impl Compiler<'_> {
-    fn json(&mut self, json: &[u8]) {
-        match self.pieces.last_mut() {
-            Some(Piece::Json(last)) => last.extend_from_slice(json),
-            _ => self.pieces.push(Piece::Json(json.to_vec())),
-        }
+    fn source(&mut self, source: Source) {
+        self.pieces.push((std::mem::take(&mut self.text), source));
     }
 
     fn string(&mut self, text: &str) {
-        let mut json = Vec::new();
-        value::string(&mut json, text.as_bytes());
-        self.json(&json);
+        self.text += &value::quoted(text);
     }
 
     fn value(&mut self, value: &Value) -> Result<(), WatchError> {
@@ -212,52 +185,66 @@ impl Compiler<'_> {
             Value::String(text) => self.placeholder(text)?,
             Value::Array(items) => {
                 for (i, item) in items.iter().enumerate() {
-                    self.json(if i == 0 { b"[" } else { b"," });
+                    self.text.push(if i == 0 { '[' } else { ',' });
                     self.value(item)?;
                 }
-                self.json(if items.is_empty() { b"[]" } else { b"]" });
+                self.text += if items.is_empty() { "[]" } else { "]" };
             }
             Value::Object(members) => {
                 for (i, (key, member)) in members.iter().enumerate() {
-                    self.json(if i == 0 { b"{" } else { b"," });
+                    self.text.push(if i == 0 { '{' } else { ',' });
                     self.string(key);
-                    self.json(b":");
+                    self.text.push(':');
                     self.value(member)?;
                 }
-                self.json(if members.is_empty() { b"{}" } else { b"}" });
+                self.text += if members.is_empty() { "{}" } else { "}" };
             }
-            scalar => self.json(scalar.to_string().as_bytes()),
+            scalar => self.text += &scalar.to_string(),
         }
         Ok(())
     }
 
     fn placeholder(&mut self, text: &str) -> Result<(), WatchError> {
+        use Operation::{Delete, Insert, Truncate, Update};
         let Some(name) = text.strip_prefix('$') else {
             self.string(text);
             return Ok(());
         };
-        let piece = match name {
-            _ if name.starts_with('$') => {
-                self.string(name);
-                return Ok(());
-            }
-            "schema" => {
-                self.string(self.schema);
-                return Ok(());
-            }
-            "table" => {
-                self.string(self.table);
-                return Ok(());
-            }
-            "record" => Piece::Record,
-            "old_record" => Piece::OldRecord,
-            "type" => Piece::Type,
-            _ => match name.strip_prefix("old.") {
-                Some(column) => Piece::OldColumn(self.columns.find(column)?),
-                None => Piece::Column(self.columns.find(name)?),
+        let Table { columns, schema, name: table, old_record } = *self.table;
+        match name {
+            _ if name.starts_with('$') => self.string(name),
+            "schema" => self.string(schema),
+            "table" => self.string(table),
+            "type" => self.string(self.operation.name()),
+            "record" => match self.operation {
+                Insert | Update => self.record(Source::New),
+                Delete | Truncate => self.text += "null",
             },
-        };
-        self.pieces.push(piece);
+            "old_record" => match (self.operation, old_record) {
+                (Update, OldRecord::Changed) => self.source(Source::Changed),
+                (Update, OldRecord::Full) | (Delete, _) => self.record(Source::Old),
+                _ => self.text += "null",
+            },
+            _ => {
+                let old = name.strip_prefix("old.");
+                let index = columns.find(old.unwrap_or(name))?;
+                match (self.operation, old) {
+                    (Insert | Update, None) => self.source(Source::New(index)),
+                    (Delete, None) | (Update | Delete, Some(_)) => self.source(Source::Old(index)),
+                    _ => self.text += "null",
+                }
+            }
+        }
         Ok(())
+    }
+
+    /// All captured columns of a row, as an object.
+    fn record(&mut self, source: impl Fn(usize) -> Source) {
+        for (i, index) in self.table.columns.captured().iter().enumerate() {
+            self.text.push(if i == 0 { '{' } else { ',' });
+            self.text += self.table.columns.key(*index);
+            self.source(source(*index));
+        }
+        self.text += if self.table.columns.captured().is_empty() { "{}" } else { "}" };
     }
 }

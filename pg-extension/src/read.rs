@@ -18,7 +18,7 @@ fn decode(
     let events = segment::events(data).enumerate().filter_map(|(i, event)| {
         let event = event.unwrap_or_else(|error| error!("tidings.log: {error}"));
         let is_wanted = wanted.as_ref().is_none_or(|wanted| wanted.contains(event.topic));
-        is_wanted.then(|| (i as i32 + 1, event.topic.into(), event.event.into(), event.payload.into()))
+        is_wanted.then(|| (i as i32 + 1, event.topic.into(), event.event.into(), event.payload.into_owned()))
     });
     TableIterator::new(events.collect::<Vec<_>>())
 }

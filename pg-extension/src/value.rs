@@ -373,6 +373,13 @@ pub fn string(out: &mut Vec<u8>, text: &[u8]) {
     out.push(b'"');
 }
 
+/// A text as a JSON string.
+pub fn quoted(text: &str) -> String {
+    let mut json = Vec::new();
+    string(&mut json, text.as_bytes());
+    String::from_utf8_lossy(&json).into_owned()
+}
+
 fn uuid(out: &mut Vec<u8>, value: pg_sys::Datum) {
     // SAFETY: the value is a uuid: 16 bytes.
     let bytes = unsafe { &*value.cast_mut_ptr::<[u8; 16]>() };

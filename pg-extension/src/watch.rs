@@ -1,17 +1,17 @@
 //! What a trigger's arguments ask for, compiled against its table once and kept until either changes.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::ffi::CStr;
 use std::rc::Rc;
 
 use pgrx::prelude::*;
-use tidings_wire::template::{Piece, Template, TemplateError};
-use tidings_wire::topic::{TopicError, check_name};
+use tidings_wire::template::{Piece, Template};
+use tidings_wire::topic::check_name;
 
 use crate::columns::Columns;
-use crate::errors;
-use crate::payload::{OldRecord, Row, Shape};
+use crate::errors::WatchError;
+use crate::payload::{self, OldRecord, Operation, Outline, Row, Table};
 use crate::value::TooLong;
 
 /// A compiled watch.
@@ -24,10 +24,10 @@ pub struct Watch {
     topic: Vec<TopicPiece>,
     /// The event name.
     pub event: String,
-    /// How the payload looks.
-    pub shape: Shape,
-    /// What an UPDATE tells of the old row.
-    pub old_record: OldRecord,
+    /// How the payload of each operation looks.
+    outlines: [Outline; 4],
+    /// What is sent instead of one that is too long.
+    truncated: [Outline; 4],
 }
 
 enum TopicPiece {
@@ -35,87 +35,8 @@ enum TopicPiece {
     Column(usize),
 }
 
-/// What is wrong with a watch.
-#[derive(Debug, thiserror::Error)]
-pub enum WatchError {
-    #[error(
-        "tidings.capture() must be called by a trigger: AFTER … FOR EACH ROW, or AFTER TRUNCATE … FOR EACH STATEMENT"
-    )]
-    Trigger,
-    #[error("unknown argument \"{0}\" of tidings.capture()")]
-    Argument(String),
-    #[error("argument \"{0}\" of tidings.capture() is given twice")]
-    Repeated(&'static str),
-    #[error("tidings.capture() needs an argument topic=…")]
-    NoTopic,
-    #[error("bad topic \"{0}\": {1}")]
-    Template(String, TemplateError),
-    #[error("bad topic \"{0}\": {1}")]
-    Topic(String, TopicError),
-    #[error("bad event name \"{0}\": {1}")]
-    Event(String, TopicError),
-    #[error("column \"{0}\" of the watched table does not exist")]
-    Column(String),
-    #[error("column \"{0}\" is generated when it is read: a trigger sees no value of it")]
-    Virtual(String),
-    #[error("columns and exclude cannot be given together")]
-    ColumnsAndExclude,
-    #[error("no column is left to capture")]
-    NoColumns,
-    #[error("column \"{0}\" is to be captured twice")]
-    RepeatedColumn(String),
-    #[error("the payload is not JSON: {0}")]
-    Payload(String),
-    #[error("old_record is \"{0}\"")]
-    OldRecord(String),
-    #[error("a watch of TRUNCATE cannot have columns in its topic")]
-    TruncateTopic,
-    #[error("the tables of tidings itself cannot be watched")]
-    Own,
-}
-
-impl WatchError {
-    fn code(&self) -> PgSqlErrorCode {
-        match self {
-            Self::Trigger => PgSqlErrorCode::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
-            Self::Column(_) => PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
-            Self::Virtual(_) => PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
-            Self::Own => PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE,
-            _ => PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-        }
-    }
-
-    fn hint(&self) -> &'static str {
-        match self {
-            Self::Trigger => "Use tidings.watch(), or copy a trigger that it made.",
-            Self::Argument(_) => "The arguments are topic=, event=, payload=, old_record=, column= and exclude=.",
-            Self::Repeated(_) => "Only column= and exclude= may be repeated.",
-            Self::NoTopic | Self::Template(..) | Self::Topic(..) => {
-                "A topic is 1 to 255 bytes; {column} stands for a column's value, {{ and }} for braces."
-            }
-            Self::Event(..) => "An event name is 1 to 255 bytes without control characters.",
-            Self::Own => "Each event would make another one. Watch a table of your own.",
-            Self::Column(_) => {
-                "Name a column that the table has. To rename or drop one that a watch names, end the watch first and watch anew."
-            }
-            Self::Virtual(_) => "Make the column STORED, or leave it out.",
-            Self::ColumnsAndExclude => "Name the columns to capture, or those to leave out.",
-            Self::NoColumns => "Capture at least one column.",
-            Self::RepeatedColumn(_) => "Name each column once.",
-            Self::Payload(_) => "Give a JSON value; strings such as \"$column\" stand for values of the row.",
-            Self::OldRecord(_) => "It is one of changed, full and none.",
-            Self::TruncateTopic => "Give the watch of TRUNCATE a name of its own and a topic without braces.",
-        }
-    }
-
-    /// Raises the error.
-    pub fn raise(&self) -> ! {
-        errors::raise(self.code(), self.to_string(), self.hint())
-    }
-}
-
 thread_local! {
-    static WATCHES: RefCell<HashMap<u32, Rc<Watch>>> = RefCell::new(HashMap::new());
+    static WATCHES: RefCell<BTreeMap<u32, Rc<Watch>>> = const { RefCell::new(BTreeMap::new()) };
     /// Counts invalidations, so that a watch compiled while one came in is not kept.
     static INVALIDATIONS: Cell<u64> = const { Cell::new(0) };
     /// The tables whose columns the running statement has altered.
@@ -298,19 +219,26 @@ unsafe fn compile(trigger: &pg_sys::Trigger, relation: pg_sys::Relation) -> Resu
     check_name(event).map_err(|error| WatchError::Event(event.into(), error))?;
     // SAFETY: as the caller promises.
     let (schema, table, named) = unsafe { watched_name(trigger, relation) };
-    let shape = match arguments.payload {
-        None => Shape::default_for(&schema, &table),
-        Some(json) => Shape::custom(json, &columns, &schema, &table)?,
-    };
     let old_record = match arguments.old_record {
         None | Some("changed") => OldRecord::Changed,
         Some("full") => OldRecord::Full,
         Some("none") => OldRecord::None,
         Some(other) => return Err(WatchError::OldRecord(other.into())),
     };
+    let (json, truncated) = match arguments.payload {
+        None => (payload::DEFAULT, payload::DEFAULT_TRUNCATED),
+        Some(json) => (json, payload::TRUNCATED),
+    };
+    let table = Table { columns: &columns, schema: &schema, name: &table, old_record };
+    let compile = |json| -> Result<[Outline; 4], WatchError> {
+        let [insert, update, delete, truncate] =
+            Operation::ALL.map(|operation| Outline::compile(json, &table, operation));
+        Ok([insert?, update?, delete?, truncate?])
+    };
+    let (outlines, truncated) = (compile(json)?, compile(truncated)?);
     // SAFETY: as the caller promises.
     let relation = unsafe { (*relation).rd_id };
-    Ok(Watch { relation, named, columns, topic, event: event.into(), shape, old_record })
+    Ok(Watch { relation, named, columns, topic, event: event.into(), outlines, truncated })
 }
 
 fn compile_topic(text: &str, columns: &Columns) -> Result<Vec<TopicPiece>, WatchError> {
@@ -377,6 +305,16 @@ impl Watch {
             }
         }
         Ok(true)
+    }
+
+    /// How the payload of an operation looks.
+    pub fn outline(&self, operation: Operation) -> &Outline {
+        &self.outlines[operation as usize]
+    }
+
+    /// What is sent if that is too long.
+    pub fn truncated(&self, operation: Operation) -> &Outline {
+        &self.truncated[operation as usize]
     }
 
     /// Whether two versions of a row go to the same topic.

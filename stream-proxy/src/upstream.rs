@@ -390,7 +390,7 @@ async fn introduce(client: &Client) -> Result<(String, Option<i32>, Position), D
 }
 
 fn outgoing<'a>(tick: u64, n: u32, event: &Event<'a>) -> Outgoing<'a> {
-    Outgoing { n, topic: event.topic, frame: Frame::event(Position::at(tick, n), event.event, event.payload) }
+    Outgoing { n, topic: event.topic, frame: Frame::event(Position::at(tick, n), event.event, &event.payload) }
 }
 
 fn position(text: &str) -> Result<Position, DatabaseError> {

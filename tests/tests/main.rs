@@ -18,6 +18,7 @@ mod log;
 mod login_role;
 mod open_topics;
 mod order;
+mod outlines;
 mod position;
 mod pruning;
 mod resume;

@@ -28,6 +28,8 @@ pub fn check_name(text: &str) -> Result<(), TopicError> {
     match text.len() {
         0 => Err(TopicError::Empty),
         n if n > MAX_NAME => Err(TopicError::TooLong),
+        // Most are ASCII, and then it is enough to look at the bytes, all at once.
+        _ if text.bytes().fold(true, |all, byte| all & (b' '..=b'~').contains(&byte)) => Ok(()),
         _ if text.chars().any(char::is_control) => Err(TopicError::Control),
         _ => Ok(()),
     }

@@ -1,0 +1,199 @@
+//! Rows of one transaction whose log holds what their payloads have in common only once: what is told of them is whole.
+
+use serde_json::{Value, json};
+use tidings_tests::{Database, Session, shared};
+
+use crate::log::{Event, Log};
+
+fn with(sql: &str) -> (Database<'static>, Log) {
+    let db = shared().database();
+    db.session().run(sql);
+    let log = Log::from_here(&db);
+    (db, log)
+}
+
+const ITEMS: &str = "CREATE TABLE items (id int PRIMARY KEY, board_id int, title text, done boolean DEFAULT false);
+                     SELECT tidings.watch('items', topic => 'b{board_id}')";
+
+/// The `id` of the rows that events tell of, each with all of its columns.
+#[track_caller]
+fn ids(events: &[Event]) -> Vec<i64> {
+    let id = |event: &Event| {
+        let row = &event.json()["record"];
+        let id = row["id"].as_i64().unwrap_or_else(|| panic!("no row: {event:?}"));
+        let whole = json!({"id": id, "board_id": id % 3, "title": format!("row {id}"), "done": false});
+        assert_eq!(row, &whole);
+        assert_eq!(event.topic, format!("b{}", id % 3));
+        id
+    };
+    events.iter().map(id).collect()
+}
+
+fn insert(ids: std::ops::RangeInclusive<i64>) -> String {
+    let (first, last) = (ids.start(), ids.end());
+    format!("INSERT INTO items SELECT i, i % 3, 'row ' || i FROM generate_series({first}, {last}) i;")
+}
+
+/// The bytes of the log's segments.
+fn logged(session: &mut Session) -> i64 {
+    session.one("SELECT sum(octet_length(data))::bigint FROM tidings.log")
+}
+
+#[test]
+fn savepoints_take_nothing_of_each_others_rows() {
+    let (db, mut log) = with(ITEMS);
+    // The outline first stands in a part that is rolled back, then in one that is released, then in their parent.
+    db.session().run(&format!(
+        "BEGIN; {} SAVEPOINT a; {} ROLLBACK TO a; {} SAVEPOINT b; {} RELEASE b; {} SAVEPOINT c; {} ROLLBACK TO c; {} COMMIT",
+        insert(1..=1),
+        insert(2..=5),
+        insert(6..=9),
+        insert(10..=13),
+        insert(14..=17),
+        insert(18..=21),
+        insert(22..=25),
+    ));
+    let committed: Vec<_> = (1..=1).chain(6..=17).chain(22..=25).collect();
+    assert_eq!(ids(&log.news()), committed);
+}
+
+#[test]
+fn large_transactions_are_whole_in_each_of_their_segments() {
+    let (db, mut log) = with(ITEMS);
+    let mut session = db.session();
+    session.run(&format!(
+        "BEGIN; {} SAVEPOINT a; {} ROLLBACK TO a; {} COMMIT",
+        insert(1..=9_000),
+        insert(9_001..=18_000),
+        insert(18_001..=27_000)
+    ));
+    let committed: Vec<_> = (1..=9_000).chain(18_001..=27_000).collect();
+    assert_eq!(ids(&log.news()), committed);
+    assert!(session.one::<i64>("SELECT count(*) FROM tidings.log") > 2);
+}
+
+#[test]
+fn the_log_has_once_what_rows_have_in_common() {
+    let (db, mut log) = with(ITEMS);
+    let mut session = db.session();
+    session.run(&insert(1..=1000));
+    let told: usize = log.news().iter().map(|event| event.payload.len()).sum();
+    let logged = logged(&mut session);
+    assert!(logged < told as i64 / 2, "{logged} bytes for {told}");
+}
+
+#[test]
+fn each_operation_and_each_watch_is_told_in_its_own_form() {
+    let (db, mut log) = with(ITEMS);
+    let mut session = db.session();
+    session.run(r#"SELECT tidings.watch('items', topic => 'all', name => 'other', payload => '["$type", "$id", {"was": "$old.title"}]', old_record => 'full')"#);
+    session.run(&format!("BEGIN; {} UPDATE items SET title = title || '!'; DELETE FROM items; COMMIT", insert(1..=3)));
+    let events = log.news();
+    let of = |all: bool| {
+        events.iter().filter(move |event| (event.topic == "all") == all).map(Event::json).collect::<Vec<_>>()
+    };
+    let own: Vec<_> = of(true);
+    let mut expected = Vec::new();
+    for id in 1..=3 {
+        expected.push(json!(["INSERT", id, {"was": null}]));
+    }
+    for id in 1..=3 {
+        expected.push(json!(["UPDATE", id, {"was": format!("row {id}")}]));
+    }
+    for id in 1..=3 {
+        expected.push(json!(["DELETE", id, {"was": format!("row {id}!")}]));
+    }
+    assert_eq!(own, expected);
+    let of_type = |kind: &str| of(false).into_iter().filter(|json| json["type"] == kind).collect::<Vec<_>>();
+    for (id, json) in (1..=3).zip(of_type("UPDATE")) {
+        assert_eq!(json["record"]["title"], format!("row {id}!"));
+        assert_eq!(json["old_record"], json!({"title": format!("row {id}")}));
+    }
+    for (id, json) in (1..=3).zip(of_type("DELETE")) {
+        assert_eq!(json["record"], Value::Null);
+        let row = json!({"id": id, "board_id": id % 3, "title": format!("row {id}!"), "done": false});
+        assert_eq!(json["old_record"], row);
+    }
+}
+
+#[test]
+fn a_value_whose_text_takes_sql_may_send_events_of_its_own() {
+    let (db, mut log) = with(
+        "CREATE TYPE mood AS ENUM ('calm', 'wild');
+         CREATE TABLE noted (id int, note text);
+         CREATE FUNCTION tell(mood) RETURNS json LANGUAGE plpgsql AS $$
+         BEGIN
+           BEGIN
+             INSERT INTO noted VALUES (1, $1), (2, $1);
+           EXCEPTION WHEN division_by_zero THEN
+             NULL;
+           END;
+           RETURN to_json('so ' || $1::text);
+         END $$;
+         CREATE CAST (mood AS json) WITH FUNCTION tell(mood);
+         CREATE TABLE people (id int, mood mood, name text);
+         SELECT tidings.watch('noted', topic => 'noted');
+         SELECT tidings.watch('people', topic => 'people')",
+    );
+    db.session().run("INSERT INTO people VALUES (1, 'calm', 'Ada'), (2, 'wild', 'Bob'), (3, 'calm', 'Cid')");
+    let events = log.news();
+    let of = |topic: &str| {
+        let events = events.iter().filter(|event| event.topic == topic);
+        events.map(|event| event.json()["record"].clone()).collect::<Vec<_>>()
+    };
+    let people = [(1, "calm", "Ada"), (2, "wild", "Bob"), (3, "calm", "Cid")];
+    assert_eq!(
+        of("people"),
+        people.map(|(id, mood, name)| json!({"id": id, "mood": format!("so {mood}"), "name": name}))
+    );
+    let noted = people.map(|(_, mood, _)| [1, 2].map(|id| json!({"id": id, "note": mood}))).concat();
+    assert_eq!(of("noted"), noted);
+}
+
+#[test]
+fn more_watches_than_a_segment_has_outlines_are_told_whole() {
+    let (db, mut log) = with("CREATE TABLE items (id int)");
+    let mut session = db.session();
+    session.run("SELECT tidings.watch('items', topic => 't' || i, name => 'w' || i, payload => ('[\"$id\", ' || i || ']')::jsonb) FROM generate_series(1, 140) i");
+    session.run("INSERT INTO items VALUES (1), (2), (3)");
+    let mut told: Vec<_> = log.news().into_iter().map(|event| (event.topic, event.payload)).collect();
+    told.sort();
+    let mut expected: Vec<_> =
+        (1..=140).flat_map(|i| (1..=3).map(move |id| (format!("t{i}"), format!("[{id},{i}]")))).collect();
+    expected.sort();
+    assert_eq!(told, expected);
+}
+
+#[test]
+fn a_long_outline_is_not_kept() {
+    let (db, mut log) = with("CREATE TABLE items (id int)");
+    let mut session = db.session();
+    let text = "long ".repeat(2_000);
+    session.with(
+        "SELECT tidings.watch('items', topic => 't', payload => jsonb_build_object('text', $1::text, 'id', '$id'))",
+        &[&text],
+    );
+    session.run("INSERT INTO items VALUES (1), (2), (3)");
+    let events = log.news();
+    assert_eq!(events.len(), 3);
+    for (id, event) in (1..).zip(&events) {
+        assert_eq!(event.json(), json!({"text": text, "id": id}));
+    }
+    // Nobody can make a reader expand a few bytes of the log to as much as he likes.
+    assert!(logged(&mut session) > 3 * text.len() as i64);
+}
+
+#[test]
+fn a_payload_is_as_long_as_it_is_when_it_is_filled() {
+    let (db, mut log) = with("CREATE TABLE items (id int, title text); SELECT tidings.watch('items', topic => 't')");
+    let empty = r#"{"schema":"public","table":"items","type":"INSERT","record":{"id":1,"title":""},"old_record":null}"#;
+    let most = 4096 - empty.len();
+    db.session().run(&format!(
+        "SET tidings.max_payload = '4kB';
+         INSERT INTO items SELECT 1, repeat('x', {most} + n) FROM unnest(ARRAY[1, 0, 0, 1, 0]) n"
+    ));
+    let events = log.news();
+    let truncated: Vec<_> = events.iter().map(|event| event.json()["truncated"] == true).collect();
+    assert_eq!(truncated, [true, false, false, true, false]);
+    assert_eq!(events[2].payload.len(), 4096);
+}
