@@ -1,5 +1,5 @@
 //! The statements that concern us, seen as they pass: COMMIT PREPARED, those that want a database for themselves, the
-//! rename of our schema, and whatever drops the extension or takes a column away from a watch.
+//! rename of our schema, an index that our tables cannot keep, and whatever drops the extension or takes a column away from a watch.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::atomic::Ordering::SeqCst;
@@ -90,6 +90,13 @@ unsafe extern "C-unwind" fn before(node: *mut pg_sys::Node) -> Kind {
                 "Its tables and functions are found by this name.",
             );
         }
+        if indexes_our_table_by_more_than_columns(node) {
+            errors::raise(
+                PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+                "an index of tidings' own tables cannot have an expression or a predicate",
+                "Index plain columns, all rows.",
+            );
+        }
         Kind::of(node)
     }
 }
@@ -150,6 +157,30 @@ unsafe fn renames_our_schema(node: *mut pg_sys::Node) -> bool {
         rename.renameType == pg_sys::ObjectType::OBJECT_SCHEMA
             && CStr::from_ptr(rename.subname) == c"tidings"
             && pg_sys::get_extension_oid(c"tidings".as_ptr(), true) != pg_sys::InvalidOid
+    }
+}
+
+/// Whether a statement makes an index that no writer of our tables could keep (see [`crate::table`]).
+///
+/// # Safety
+/// `node` is a statement.
+unsafe fn indexes_our_table_by_more_than_columns(node: *mut pg_sys::Node) -> bool {
+    // SAFETY: a node's tag says which struct it is; a parsed index has a table and columns. Look-ups inside a transaction.
+    unsafe {
+        if (*node).type_ != pg_sys::NodeTag::T_IndexStmt {
+            return false;
+        }
+        let index = &*node.cast::<pg_sys::IndexStmt>();
+        let columns = &*index.indexParams;
+        let is_expression =
+            |i: usize| !(*(*columns.elements.add(i)).ptr_value.cast::<pg_sys::IndexElem>()).expr.is_null();
+        if index.whereClause.is_null() && !(0..columns.length as usize).any(is_expression) {
+            return false;
+        }
+        let (lock, flags) = (pg_sys::NoLock as i32, pg_sys::RVROption::RVR_MISSING_OK);
+        let table = pg_sys::RangeVarGetRelidExtended(index.relation, lock, flags, None, std::ptr::null_mut());
+        let schema = pg_sys::get_namespace_oid(c"tidings".as_ptr(), true);
+        schema != pg_sys::InvalidOid && pg_sys::get_rel_namespace(table) == schema
     }
 }
 

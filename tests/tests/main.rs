@@ -19,6 +19,7 @@ mod login_role;
 mod open_topics;
 mod order;
 mod outlines;
+mod own_tables;
 mod position;
 mod pruning;
 mod resume;

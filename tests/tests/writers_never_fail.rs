@@ -1,11 +1,7 @@
 //! A writer never fails because of a watch, whatever its settings, its rights and its values.
 
-use std::os::unix::fs::MetadataExt;
-use std::os::unix::process::CommandExt;
-
 use serde_json::json;
-use tidings_tests::process::{MemoryWatch, Signal, send};
-use tidings_tests::{Cluster, Database, Session, shared, until};
+use tidings_tests::{Database, shared, until};
 
 use crate::log::{Log, kinds};
 
@@ -368,77 +364,6 @@ fn maintenance_makes_no_events() {
 }
 
 #[test]
-fn a_column_that_somebody_added_to_the_log_stays_empty() {
-    let (db, mut log) = with(ITEMS);
-    let mut session = db.session();
-    session.run("ALTER TABLE tidings.log ADD COLUMN note text, ADD COLUMN more text; INSERT INTO items VALUES (1, 5)");
-    assert_eq!(log.news().len(), 1);
-    assert_eq!(session.one::<i64>("SELECT count(*) FROM tidings.log WHERE note IS NOT NULL OR more IS NOT NULL"), 0);
-    session.run("ALTER TABLE tidings.log DROP COLUMN note, DROP COLUMN more; INSERT INTO items VALUES (2, 5)");
-    assert_eq!(log.news().len(), 1);
-}
-
-#[test]
-fn an_index_that_the_log_cannot_keep_is_named_by_an_error() {
-    let (db, mut log) = with(ITEMS);
-    let mut session = db.session();
-    let insert = "INSERT INTO items SELECT count(*), 5 FROM items";
-    for index in ["((events + 1))", "(stamp) WHERE events > 1"] {
-        session.run(&format!("CREATE INDEX extra ON tidings.log {index}"));
-        let error = session.refused(insert);
-        assert_eq!((error.code().code(), error.hint()), ("55000", Some("Drop the index: the table has all it needs.")));
-        session.run(&format!("DROP INDEX tidings.extra; {insert}"));
-        assert_eq!(log.news().len(), 1);
-    }
-}
-
-#[test]
-fn an_index_that_somebody_added_to_the_log_hides_nothing() {
-    let (db, mut log) = with(ITEMS);
-    let mut session = db.session();
-    // A hash finds equal keys only. It is older than ours once that has been made anew.
-    session.run("CREATE INDEX mine ON tidings.log USING hash (xid)");
-    session.run("REINDEX INDEX CONCURRENTLY tidings.log_0_xid_idx");
-    for id in 1..=3 {
-        session.run(&format!("INSERT INTO items VALUES ({id}, 5)"));
-        assert_eq!(log.news().len(), 1);
-    }
-}
-
-#[test]
-fn a_log_that_is_rewritten_while_the_relay_waits_for_it_loses_nothing() {
-    let (db, mut log) = with(ITEMS);
-    let mut session = db.session();
-    let relay = db.wait_relay();
-    send(relay, Signal::SIGSTOP);
-    session.run("INSERT INTO items VALUES (1, 5)");
-    let mut dba = db.session();
-    dba.run("BEGIN; ALTER TABLE tidings.log ADD COLUMN at timestamptz DEFAULT clock_timestamp()");
-    send(relay, Signal::SIGCONT);
-    until("the relay waits", || {
-        session.one(&format!("SELECT EXISTS (SELECT FROM pg_locks WHERE pid = {relay} AND NOT granted)"))
-    });
-    dba.run("COMMIT");
-    assert_eq!(log.news().len(), 1);
-}
-
-#[test]
-fn a_null_that_somebody_wrote_into_the_log_stops_the_relay_and_not_the_server() {
-    let cluster = Cluster::start(&[]);
-    let db = cluster.database();
-    let mut log = Log::from_here(&db);
-    let mut session = db.session();
-    session.run("ALTER TABLE tidings.log ALTER COLUMN data DROP NOT NULL");
-    session.run("INSERT INTO tidings.log VALUES (0, pg_current_xact_id(), tidings.stamp(), 0, 1, NULL)");
-    until("the relay says so", || {
-        session.publish("a", "1");
-        cluster.log_tail().contains("has a segment with a NULL")
-    });
-    session.run("DELETE FROM tidings.log WHERE data IS NULL");
-    assert_ne!(log.news().len(), 0);
-}
-
-#[test]
 fn who_publishes_while_another_session_drops_the_extension_commits() {
     let (db, _) = with("CREATE TABLE rows (id int)");
     let mut session = db.session();
@@ -447,86 +372,6 @@ fn who_publishes_while_another_session_drops_the_extension_commits() {
     db.session().run("DROP EXTENSION tidings");
     session.run("COMMIT");
     assert_eq!(session.one::<i64>("SELECT count(*) FROM rows"), 1);
-}
-
-#[test]
-fn thousands_of_savepoints_leave_a_writer_s_memory_flat() {
-    let (db, mut log) = with(ITEMS);
-    let mut session = db.session();
-    let pid = session.backend();
-    // Each block is a savepoint; the first is rolled back at its end, with everything in it.
-    let sql = "DO $$ BEGIN
-         BEGIN
-           FOR i IN 1..2000 LOOP
-             BEGIN INSERT INTO items VALUES (i, 5, repeat('never', 400)); EXCEPTION WHEN unique_violation THEN NULL; END;
-           END LOOP;
-           RAISE division_by_zero;
-         EXCEPTION WHEN division_by_zero THEN NULL;
-         END;
-         INSERT INTO items VALUES (0, 5, 'in the outer one');
-         FOR i IN 1..20000 LOOP
-           BEGIN INSERT INTO items VALUES (i, 5, repeat('x', 2000)); EXCEPTION WHEN unique_violation THEN NULL; END;
-           IF i % 100 = 0 THEN
-             BEGIN INSERT INTO items VALUES (i + 100000, 5, 'never'); RAISE unique_violation; EXCEPTION WHEN unique_violation THEN NULL; END;
-           END IF;
-         END LOOP;
-         INSERT INTO items VALUES (20001, 5, 'in the outer one');
-       END $$";
-    let watch = MemoryWatch::start(&[pid]);
-    session.run(sql);
-    let peak = watch.finish()[0];
-    // The events have 40 MB.
-    assert!(peak < 35_000_000, "{peak} bytes");
-    let ids: Vec<i64> = log.news().iter().filter_map(|event| event.json()["record"]["id"].as_i64()).collect();
-    assert!(ids.iter().copied().eq(0..=20_001), "{} events", ids.len());
-}
-
-/// Limits how large a file a backend may write: to it, that is a full disk.
-fn limit_files(session: &mut Session, size: &str) {
-    let pid = session.backend().to_string();
-    // The limits of a process are changed by its own account.
-    let owner = std::fs::metadata(format!("/proc/{pid}")).expect("the backend runs");
-    let mut command = std::process::Command::new("prlimit");
-    command.uid(owner.uid()).gid(owner.gid()).args(["--pid", &pid, &format!("--fsize={size}")]);
-    let status = command.status();
-    assert!(status.expect("run prlimit").success());
-}
-
-#[test]
-fn a_full_disk_aborts_the_transaction_with_nothing_half_sent() {
-    // WAL segments are there already, so they are written within the limit.
-    let cluster = Cluster::start(&[]);
-    let db = cluster.database();
-    let mut session = db.session();
-    session.run(
-        "CREATE TABLE items (id int PRIMARY KEY, board_id int);
-         DO $$ BEGIN FOR i IN 0..3 LOOP
-           EXECUTE format('ALTER TABLE tidings.log_%s ALTER COLUMN data SET STORAGE EXTERNAL', i); -- uncompressed
-         END LOOP; END $$",
-    );
-    session.with(
-        "SELECT tidings.watch('items', topic => 'b{board_id}', payload => to_jsonb($1::text || '$'))",
-        &[&"x".repeat(10_000)],
-    );
-    let mut log = Log::from_here(&db);
-    session.run("INSERT INTO items VALUES (0, 5)");
-    assert_eq!(log.news().len(), 1);
-    limit_files(&mut session, "33554432:33554432");
-    session.run("BEGIN; INSERT INTO items VALUES (-1, 5)");
-    // Early flushes succeed until the disk is full.
-    let error = session.refused("INSERT INTO items SELECT i, 5 FROM generate_series(1, 10000) i");
-    assert!(error.message().contains("File too large"), "{error}");
-    session.run("ROLLBACK");
-    assert_eq!(session.one::<i64>("SELECT count(*) FROM items"), 1);
-    assert_eq!(log.news().len(), 0);
-    // At the commit, too; and a small one still fits.
-    let error = session.refused("BEGIN; INSERT INTO items SELECT i, 5 FROM generate_series(1, 20) i; SELECT tidings.publish_text('big', repeat('x', 8000000)), tidings.publish_text('big', repeat('y', 8000000)), tidings.publish_text('big', repeat('y', 8000000)), tidings.publish_text('big', repeat('y', 8000000)), tidings.publish_text('big', repeat('y', 8000000)); COMMIT");
-    assert!(error.message().contains("File too large"), "{error}");
-    session.run("ROLLBACK");
-    assert_eq!(log.news().len(), 0);
-    let mut other = db.session();
-    other.run("INSERT INTO items VALUES (7, 5)");
-    assert_eq!(log.news().len(), 1);
 }
 
 #[test]
