@@ -4,7 +4,8 @@ use pgrx::prelude::*;
 
 use crate::errors::WatchError;
 use crate::payload::{Change, Row};
-use crate::value::{self, TooLong, Writer};
+use crate::string;
+use crate::value::{TooLong, Writer};
 
 /// The columns of a table, by attribute number less one.
 pub struct Columns {
@@ -54,7 +55,7 @@ impl Columns {
                 continue;
             }
             columns.all.push(attribute.map(|attribute| {
-                let key = value::quoted(attribute.name()) + ":";
+                let key = string::quoted(attribute.name()) + ":";
                 let writer = Writer::new(attribute.atttypid, attribute.attbyval, attribute.attlen, context);
                 Column { name: attribute.name().into(), key, writer }
             }));

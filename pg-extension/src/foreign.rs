@@ -24,6 +24,12 @@ pub mod infallible {
     use pgrx::pg_sys;
 
     unsafe extern "C-unwind" {
+        /// Writes the shortest digits that make the number, without a NUL; gives their count (common/shortest_dec.h).
+        pub fn double_to_shortest_decimal_bufn(number: f64, result: *mut std::ffi::c_char) -> std::ffi::c_int;
+
+        /// The same for a smaller one.
+        pub fn float_to_shortest_decimal_bufn(number: f32, result: *mut std::ffi::c_char) -> std::ffi::c_int;
+
         /// The number of the running subtransaction (access/xact.h).
         pub fn GetCurrentSubTransactionId() -> pg_sys::SubTransactionId;
 

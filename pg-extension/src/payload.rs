@@ -6,7 +6,8 @@ use serde_json::Value;
 
 use crate::columns::Columns;
 use crate::errors::WatchError;
-use crate::value::{self, TooLong};
+use crate::string;
+use crate::value::TooLong;
 
 /// What happened to a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -177,7 +178,7 @@ impl Compiler<'_> {
     }
 
     fn string(&mut self, text: &str) {
-        self.text += &value::quoted(text);
+        self.text += &string::quoted(text);
     }
 
     fn value(&mut self, value: &Value) -> Result<(), WatchError> {

@@ -1,69 +1,152 @@
-//! Dates and times, in ISO 8601 whatever `DateStyle` says.
+//! Dates and times as `to_jsonb` writes them: in ISO 8601, whatever `DateStyle` says.
 
 use std::cell::Cell;
 use std::ffi::{CStr, c_char};
+use std::ptr::null_mut;
 
 use pgrx::prelude::*;
 
-/// Writes the dates or times of one column.
-#[derive(Default)]
-pub struct Time {
-    /// The last one that was written: the next row's is most likely of the same second.
-    last: Cell<Option<Second>>,
-}
+const SECOND: i64 = 1_000_000;
+const DAY: i64 = 86_400 * SECOND;
 
-/// A second, or a day, and its text.
-struct Second {
-    /// The value, without a fraction of its second.
-    value: i64,
-    /// The session's time zone, by which the text was made.
-    zone: *mut pg_sys::pg_tz,
-    text: Vec<u8>,
-    /// Where in the text a fraction belongs.
-    end: usize,
-}
+/// The days from 1970-01-01 to 2000-01-01, from where Postgres counts.
+const EPOCH: i64 = 10_957;
 
-impl Time {
-    /// Writes a value of one of the types `date`, `timestamp` and `timestamptz`, as `to_jsonb` does.
-    pub fn write(&self, out: &mut Vec<u8>, type_oid: pg_sys::Oid, value: pg_sys::Datum) {
-        // SAFETY: a plain variable of this backend; Postgres never frees a zone.
-        let zone = unsafe { pg_sys::session_timezone };
-        let value = value.value() as i64;
-        // The ends of the range stand for infinity.
-        let is_timestamp = type_oid != pg_sys::DATEOID && ![i64::MIN, i64::MAX].contains(&value);
-        let fraction = if is_timestamp { value.rem_euclid(1_000_000) } else { 0 };
-        let whole = value - fraction;
-        let last = self.last.take().filter(|last| last.value == whole && last.zone == zone);
-        let last = last.unwrap_or_else(|| Second::new(type_oid, whole, zone));
-        let (seconds, rest) = last.text.split_at(last.end);
-        out.extend_from_slice(seconds);
-        if fraction > 0 {
-            let mut digits = *b".000000";
-            let mut rest = fraction;
-            for digit in digits[1..].iter_mut().rev() {
-                *digit += (rest % 10) as u8;
-                rest /= 10;
-            }
-            let length = digits.iter().rposition(|digit| *digit != b'0').map_or(0, |last| last + 1);
-            out.extend_from_slice(&digits[..length]);
-        }
-        out.extend_from_slice(rest);
-        self.last.set(Some(last));
+/// Writes a value of one of the types `date`, `time`, `timestamp` and `timestamptz`.
+pub fn write(out: &mut Vec<u8>, type_oid: pg_sys::Oid, value: pg_sys::Datum) {
+    let (before, number) = (out.len(), value.value() as i64);
+    let written = match type_oid {
+        pg_sys::DATEOID => write_date(out, i64::from(value.value() as i32)),
+        pg_sys::TIMEOID => Some(write_time(out, number)),
+        pg_sys::TIMESTAMPOID => write_timestamp(out, number),
+        _ => write_timestamptz(out, number),
+    };
+    if written.is_none() {
+        out.truncate(before);
+        out.extend_from_slice(&written_by_postgres(type_oid, value));
     }
 }
 
-impl Second {
-    fn new(type_oid: pg_sys::Oid, value: i64, zone: *mut pg_sys::pg_tz) -> Self {
-        let mut buffer = [0 as c_char; pg_sys::MAXDATELEN as usize + 1];
-        // SAFETY: the buffer has the size that the function asks for; the value is of the type.
-        let text = unsafe {
-            let value = pg_sys::Datum::from(value);
-            pg_sys::JsonEncodeDateTime(buffer.as_mut_ptr(), value, type_oid, std::ptr::null());
-            CStr::from_ptr(buffer.as_ptr()).to_bytes().to_vec()
-        };
-        // Behind the seconds come the zone and the era; a date has no seconds, nor has infinity.
-        let time = text.iter().position(|byte| *byte == b'T');
-        let end = time.map_or(text.len(), |time| time + "Thh:mm:ss".len());
-        Self { value, zone, text, end }
+fn written_by_postgres(type_oid: pg_sys::Oid, value: pg_sys::Datum) -> Vec<u8> {
+    let mut buffer = [0 as c_char; pg_sys::MAXDATELEN as usize + 1];
+    // SAFETY: the buffer has the size that the function asks for; the value is of the type.
+    unsafe {
+        pg_sys::JsonEncodeDateTime(buffer.as_mut_ptr(), value, type_oid, std::ptr::null());
+        CStr::from_ptr(buffer.as_ptr()).to_bytes().to_vec()
+    }
+}
+
+/// Writes a day, given as the days since 2000-01-01, if its year has four digits: neither the infinities have, nor what is before
+/// Christ.
+fn write_date(out: &mut Vec<u8>, days: i64) -> Option<()> {
+    // The proleptic Gregorian calendar repeats after 400 years, or 146,097 days. Years are counted from March on, so that the odd
+    // day is the last one of a year (after Howard Hinnant's "chrono-Compatible Low-Level Date Algorithms").
+    let days = days + EPOCH + 719_468;
+    let (era, day) = (days.div_euclid(146_097), days.rem_euclid(146_097));
+    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let (month, later) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    let year = 400 * era + year + later;
+    if !(1..=9999).contains(&year) {
+        return None;
+    }
+    let [a, b] = two(year / 100);
+    let [c, d] = two(year % 100);
+    let ([e, f], [g, h]) = (two(month), two(day));
+    out.extend_from_slice(&[a, b, c, d, b'-', e, f, b'-', g, h]);
+    Some(())
+}
+
+/// Writes a time of day, given in microseconds.
+fn write_time(out: &mut Vec<u8>, time: i64) {
+    let seconds = time / SECOND;
+    let ([a, b], [c, d], [e, f]) = (two(seconds / 3600), two(seconds / 60 % 60), two(seconds % 60));
+    out.extend_from_slice(&[a, b, b':', c, d, b':', e, f]);
+    write_fraction(out, time % SECOND);
+}
+
+/// Writes the microseconds of a second behind it, as few digits as tell them.
+pub fn write_fraction(out: &mut Vec<u8>, micros: i64) {
+    if micros == 0 {
+        return;
+    }
+    let ([a, b], [c, d], [e, f]) = (two(micros / 10_000), two(micros / 100 % 100), two(micros % 100));
+    let digits = [b'.', a, b, c, d, e, f];
+    let length = digits.iter().rposition(|digit| *digit != b'0').map_or(0, |last| last + 1);
+    out.extend_from_slice(&digits[..length]);
+}
+
+/// The two digits of a number below 100.
+pub fn two(number: i64) -> [u8; 2] {
+    [b'0' + (number / 10) as u8, b'0' + (number % 10) as u8]
+}
+
+fn write_timestamp(out: &mut Vec<u8>, micros: i64) -> Option<()> {
+    write_date(out, micros.div_euclid(DAY))?;
+    out.push(b'T');
+    write_time(out, micros.rem_euclid(DAY));
+    Some(())
+}
+
+fn write_timestamptz(out: &mut Vec<u8>, micros: i64) -> Option<()> {
+    let offset = offset(micros.div_euclid(SECOND).checked_add(EPOCH * 86_400)?)?;
+    write_timestamp(out, micros.checked_add(offset * SECOND)?)?;
+    let (sign, offset) = if offset < 0 { (b'-', -offset) } else { (b'+', offset) };
+    let ([a, b], [c, d]) = (two(offset / 3600), two(offset / 60 % 60));
+    out.extend_from_slice(&[sign, a, b, b':', c, d]);
+    if offset % 60 != 0 {
+        let [e, f] = two(offset % 60);
+        out.extend_from_slice(&[b':', e, f]);
+    }
+    Some(())
+}
+
+/// The time in which a zone has the same offset.
+#[derive(Clone, Copy)]
+struct Period {
+    zone: *mut pg_sys::pg_tz,
+    from: i64,
+    until: i64,
+    /// In seconds, to the east of Greenwich.
+    offset: i64,
+}
+
+/// The offset of the session's time zone at a time, in seconds since 1970. The next row's is most likely the same.
+fn offset(time: i64) -> Option<i64> {
+    thread_local! {
+        static LAST: Cell<Period> = const { Cell::new(Period { zone: null_mut(), from: 0, until: 0, offset: 0 }) };
+    }
+    // SAFETY: a plain variable of this backend; Postgres never frees a zone.
+    let zone = unsafe { pg_sys::session_timezone };
+    let last = LAST.get();
+    let period = if last.zone == zone && (last.from..last.until).contains(&time) { last } else { period(time, zone)? };
+    LAST.set(period);
+    Some(period.offset)
+}
+
+/// How long before a time is looked for the same offset, in seconds: rows may come in falling order.
+const BACK: i64 = 30 * 86_400;
+
+fn period(time: i64, zone: *mut pg_sys::pg_tz) -> Option<Period> {
+    let earlier = time.checked_sub(BACK)?;
+    let from = if next_change(earlier, zone)? > time { earlier } else { time };
+    // SAFETY: the zone is the session's; the answer is the function's own and read at once.
+    let offset = unsafe { pg_sys::pg_localtime(&time, zone).as_ref()?.tm_gmtoff };
+    Some(Period { zone, from, until: next_change(time, zone)?, offset })
+}
+
+/// When the offset of a zone may next be another one.
+fn next_change(time: i64, zone: *mut pg_sys::pg_tz) -> Option<i64> {
+    let (mut until, [mut before, mut after], [mut is_summer, mut will_be]) = (0, [0, 0], [0, 0]);
+    // SAFETY: the zone is the session's; the function writes to the variables given to it.
+    let found = unsafe {
+        pg_sys::pg_next_dst_boundary(&time, &mut before, &mut is_summer, &mut until, &mut after, &mut will_be, zone)
+    };
+    match found {
+        0 => Some(i64::MAX),
+        1 => Some(until),
+        _ => None,
     }
 }

@@ -1,16 +1,19 @@
 //! A column's value as JSON, the same as `to_jsonb` gives it, and as text for a topic.
 //!
-//! The type is looked at once, when the watch is compiled; writing a value is then a match and a copy. What is rare
-//! (composites, arrays of several dimensions, types with a cast to `json`) goes through `to_json`, which says the same as
-//! `to_jsonb` but never fails: a `json` may hold what a `jsonb` cannot, such as `\u0000`.
+//! The type is looked at once, when the watch is compiled; writing a value is then a match and a copy: most types are written from the
+//! bytes that Postgres stores, without a call into it. What is rare (composites, arrays of several dimensions, types with a cast
+//! to `json`) goes through `to_json`, which says the same as `to_jsonb` but never fails: a `json` may hold what a `jsonb` cannot,
+//! such as `\u0000`.
 
-use std::ffi::{CStr, c_char, c_int};
+use std::ffi::{CStr, c_int};
 
 use pgrx::prelude::*;
 
+use crate::array::Elements;
 use crate::errors::attempt;
 use crate::foreign::datum_image_eq;
-use crate::time::Time;
+use crate::varlena::{fetched, plain, size};
+use crate::{interval, jsonb, numeric, string, time};
 
 /// How to write the values of one column.
 pub struct Writer {
@@ -21,15 +24,7 @@ pub struct Writer {
     by_value: bool,
     length: i16,
     /// How to write the elements, if it is an array.
-    element: Option<Box<Element>>,
-    time: Time,
-}
-
-/// The elements of an array.
-struct Element {
-    type_oid: pg_sys::Oid,
-    align: c_char,
-    writer: Writer,
+    elements: Option<Box<Elements>>,
 }
 
 /// The families of types that JSON tells apart, after `json_categorize_type` in Postgres.
@@ -39,13 +34,15 @@ enum Kind {
     Int2,
     Int4,
     Int8,
-    /// A number unless it is NaN or infinite, which JSON can only say as a string.
-    Number,
+    Real,
+    Double,
+    Numeric,
     Text,
     Uuid,
     Jsonb,
     /// Dates and times, in ISO 8601 whatever `DateStyle` says.
     Time(pg_sys::Oid),
+    Interval,
     /// Whatever the output function writes, as a string.
     Quoted,
     /// As `Quoted`, of a type whose text is at least as long as the value.
@@ -57,6 +54,15 @@ enum Kind {
 /// A value that would make a payload too long, whatever else is in it.
 #[derive(Debug)]
 pub struct TooLong;
+
+/// Why a value was not written.
+#[derive(Debug)]
+pub enum Stop {
+    /// See [`TooLong`].
+    TooLong,
+    /// This is for Postgres to write.
+    Unknown,
+}
 
 /// A value of a type that is not all text may have a text this many times shorter: a point in a polygon has 16 bytes and
 /// at least five characters.
@@ -130,60 +136,103 @@ impl Writer {
             Kind::Composed => FunctionCall::new(pg_sys::Oid::from(pg_sys::F_TO_JSON), type_oid, context),
             _ => FunctionCall(text.0),
         };
-        let element = Element::of(base, context).map(Box::new);
-        Self { kind, json, text, by_value, length, element, time: Time::default() }
+        let elements = Elements::of(base, context).map(Box::new);
+        Self { kind, json, text, by_value, length, elements }
+    }
+
+    /// Whether values that lie anywhere in memory can be written: never a function of Postgres gets to see them.
+    pub fn needs_no_alignment(&self) -> bool {
+        self.by_value || matches!(self.kind, Kind::Numeric | Kind::Text | Kind::Uuid | Kind::Json)
     }
 
     /// Writes a value as JSON, unless that alone is longer than `most` bytes: then nothing is even fetched.
     pub fn json(&self, out: &mut Vec<u8>, value: pg_sys::Datum, most: usize) -> Result<(), TooLong> {
-        if self.length == -1 {
-            let most = match self.kind {
-                Kind::Text | Kind::Bytes => most,
-                _ => most.saturating_mul(SHRINK).min(UNWRITABLE),
-            };
+        let before = out.len();
+        let written = match self.kind {
+            _ if self.length != -1 => self.write_fixed(out, value),
             // SAFETY: a value of a type of variable length.
-            if unsafe { size(value) } > most {
-                return Err(TooLong);
+            _ => match unsafe { plain(value) }.filter(|bytes| bytes.len() <= WRITABLE) {
+                Some(bytes) => self.write_bytes(out, bytes, most),
+                None => return self.write_large(out, value, most),
+            },
+        };
+        match written {
+            Ok(()) => Ok(()),
+            Err(Stop::TooLong) => Err(TooLong),
+            Err(Stop::Unknown) => {
+                out.truncate(before);
+                self.write_by_postgres(out, value);
+                Ok(())
             }
         }
-        let may_grow = self.length == -1 && matches!(self.kind, Kind::Jsonb | Kind::Composed | Kind::Quoted);
-        // SAFETY: as above.
-        let may_grow = may_grow && unsafe { size(value) } > WRITABLE;
-        if !may_grow {
-            return self.write_json(out, value, most);
-        }
-        let limit = PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED;
-        attempt(limit, || self.write_json(out, value, most)).unwrap_or(Err(TooLong))
     }
 
-    fn write_json(&self, out: &mut Vec<u8>, value: pg_sys::Datum, most: usize) -> Result<(), TooLong> {
+    fn write_large(&self, out: &mut Vec<u8>, value: pg_sys::Datum, most: usize) -> Result<(), TooLong> {
+        let limit = match self.kind {
+            Kind::Text | Kind::Bytes => most,
+            _ => most.saturating_mul(SHRINK).min(UNWRITABLE),
+        };
+        // SAFETY: a value of a type of variable length; what is fetched lies in the trigger's context.
+        let bytes = unsafe {
+            if size(value) > limit {
+                return Err(TooLong);
+            }
+            fetched(value)
+        };
+        let before = out.len();
+        match self.write_bytes(out, bytes, most) {
+            Ok(()) => return Ok(()),
+            Err(Stop::TooLong) => return Err(TooLong),
+            Err(Stop::Unknown) => out.truncate(before),
+        }
+        if bytes.len() <= WRITABLE {
+            self.write_by_postgres(out, value);
+            return Ok(());
+        }
+        attempt(PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED, || self.write_by_postgres(out, value)).ok_or(TooLong)
+    }
+
+    /// Writes a value of a type of one length.
+    fn write_fixed(&self, out: &mut Vec<u8>, value: pg_sys::Datum) -> Result<(), Stop> {
         match self.kind {
             Kind::Bool => out.extend_from_slice(if value.value() as u8 != 0 { b"true" } else { b"false" }),
             Kind::Int2 | Kind::Int4 | Kind::Int8 => self.integer(out, value),
-            Kind::Number => self.json.output(value, |text| match text.last() {
-                Some(last) if last.is_ascii_digit() => out.extend_from_slice(text),
-                _ => string(out, text),
-            }),
-            Kind::Text => with_text(value, |text| string(out, text)),
-            Kind::Uuid => {
+            Kind::Real => numeric::write_real(out, f32::from_bits(value.value() as u32))?,
+            Kind::Double => numeric::write_double(out, f64::from_bits(value.value() as u64))?,
+            Kind::Uuid => between_quotes(out, |out| uuid(out, value)),
+            Kind::Time(type_oid) => between_quotes(out, |out| time::write(out, type_oid, value)),
+            Kind::Interval => {
                 out.push(b'"');
-                uuid(out, value);
-                out.push(b'"');
-            }
-            Kind::Jsonb => jsonb(out, value),
-            Kind::Json => with_text(value, |text| normal_json(out, text)),
-            Kind::Composed => match &self.element {
-                Some(element) => element.array(out, value, most, &self.json)?,
-                None => composed(out, value, &self.json),
-            },
-            Kind::Time(type_oid) => {
-                out.push(b'"');
-                self.time.write(out, type_oid, value);
+                // SAFETY: the value is an interval.
+                interval::write(out, unsafe { &*value.cast_mut_ptr::<pg_sys::Interval>() })?;
                 out.push(b'"');
             }
-            Kind::Quoted | Kind::Bytes => self.json.output(value, |text| string(out, text)),
+            _ => return Err(Stop::Unknown),
         }
         Ok(())
+    }
+
+    /// Writes a value of a type of variable length, from its bytes.
+    fn write_bytes(&self, out: &mut Vec<u8>, bytes: &[u8], most: usize) -> Result<(), Stop> {
+        match (self.kind, &self.elements) {
+            (Kind::Text, _) => string::write(out, bytes),
+            (Kind::Numeric, _) => numeric::write(out, bytes, most)?,
+            (Kind::Jsonb, _) => jsonb::write(out, bytes, most)?,
+            (Kind::Json, _) => normal_json(out, bytes),
+            (_, Some(elements)) => elements.write(out, bytes, most)?,
+            _ => return Err(Stop::Unknown),
+        }
+        Ok(())
+    }
+
+    fn write_by_postgres(&self, out: &mut Vec<u8>, value: pg_sys::Datum) {
+        match self.kind {
+            // SAFETY: what `to_json` gives is a `json`, in the trigger's context.
+            Kind::Composed => normal_json(out, unsafe { fetched(self.json.call(value)) }),
+            Kind::Jsonb => jsonb_by_postgres(out, value),
+            Kind::Real | Kind::Double | Kind::Numeric => self.json.output(value, |text| numeric::number(out, text)),
+            _ => self.json.output(value, |text| string::write(out, text)),
+        }
     }
 
     /// Writes a value as text, as the type's output function does; dates and times as in JSON, so that the name of a topic
@@ -195,9 +244,10 @@ impl Writer {
         }
         match self.kind {
             Kind::Int2 | Kind::Int4 | Kind::Int8 => self.integer(out, value),
-            Kind::Text => with_text(value, |text| out.extend_from_slice(text)),
+            // SAFETY: as above; what is fetched lies in the trigger's context.
+            Kind::Text => out.extend_from_slice(unsafe { fetched(value) }),
             Kind::Uuid => uuid(out, value),
-            Kind::Time(type_oid) => self.time.write(out, type_oid, value),
+            Kind::Time(type_oid) => time::write(out, type_oid, value),
             _ => self.text.output(value, |text| out.extend_from_slice(text)),
         }
         Ok(())
@@ -229,74 +279,6 @@ impl Writer {
     }
 }
 
-impl Element {
-    /// The elements of a type, if it is one of arrays. `context` outlives the result.
-    fn of(base: pg_sys::Oid, context: pg_sys::MemoryContext) -> Option<Self> {
-        let (mut length, mut by_value, mut align) = (0, false, 0);
-        // SAFETY: plain look-ups in the system caches, inside a transaction.
-        let type_oid = unsafe {
-            let type_oid = pg_sys::get_element_type(base);
-            if type_oid == pg_sys::InvalidOid {
-                return None;
-            }
-            pg_sys::get_typlenbyvalalign(type_oid, &mut length, &mut by_value, &mut align);
-            type_oid
-        };
-        Some(Self { type_oid, align, writer: Writer::new(type_oid, by_value, length, context) })
-    }
-
-    /// Writes an array. If it has one dimension, element by element: `to_json` would look up anew, for each array, how they
-    /// are written.
-    fn array(
-        &self,
-        out: &mut Vec<u8>,
-        value: pg_sys::Datum,
-        most: usize,
-        to_json: &FunctionCall,
-    ) -> Result<(), TooLong> {
-        // SAFETY: the value is an array; a copy made here lies in the trigger's context.
-        let array = unsafe { pg_sys::pg_detoast_datum(value.cast_mut_ptr()).cast::<pg_sys::ArrayType>() };
-        // SAFETY: as above.
-        if unsafe { (*array).ndim } > 1 {
-            composed(out, pg_sys::Datum::from(array), to_json);
-            return Ok(());
-        }
-        let Writer { by_value, length, .. } = self.writer;
-        let (mut values, mut nulls, mut count) = (std::ptr::null_mut(), std::ptr::null_mut(), 0);
-        // SAFETY: it is an array of these elements; what is made here lies in the trigger's context, and both lists have
-        // `count` members. Those of an empty array are not null either.
-        let (values, nulls) = unsafe {
-            pg_sys::deconstruct_array(
-                array,
-                self.type_oid,
-                length.into(),
-                by_value,
-                self.align,
-                &mut values,
-                &mut nulls,
-                &mut count,
-            );
-            (std::slice::from_raw_parts(values, count as usize), std::slice::from_raw_parts(nulls, count as usize))
-        };
-        out.push(b'[');
-        for (i, (value, null)) in values.iter().zip(nulls).enumerate() {
-            if i > 0 {
-                out.push(b',');
-            }
-            if *null {
-                out.extend_from_slice(b"null");
-            } else {
-                self.writer.json(out, *value, most)?;
-            }
-            if out.len() > most {
-                return Err(TooLong);
-            }
-        }
-        out.push(b']');
-        Ok(())
-    }
-}
-
 impl Kind {
     fn of(base: pg_sys::Oid) -> Self {
         match base {
@@ -304,11 +286,14 @@ impl Kind {
             pg_sys::INT2OID => Self::Int2,
             pg_sys::INT4OID => Self::Int4,
             pg_sys::INT8OID => Self::Int8,
-            pg_sys::FLOAT4OID | pg_sys::FLOAT8OID | pg_sys::NUMERICOID => Self::Number,
+            pg_sys::FLOAT4OID => Self::Real,
+            pg_sys::FLOAT8OID => Self::Double,
+            pg_sys::NUMERICOID => Self::Numeric,
             pg_sys::TEXTOID | pg_sys::VARCHAROID | pg_sys::BPCHAROID => Self::Text,
             pg_sys::UUIDOID => Self::Uuid,
             pg_sys::JSONBOID => Self::Jsonb,
-            pg_sys::DATEOID | pg_sys::TIMESTAMPOID | pg_sys::TIMESTAMPTZOID => Self::Time(base),
+            pg_sys::DATEOID | pg_sys::TIMEOID | pg_sys::TIMESTAMPOID | pg_sys::TIMESTAMPTZOID => Self::Time(base),
+            pg_sys::INTERVALOID => Self::Interval,
             pg_sys::JSONOID => Self::Json,
             pg_sys::BYTEAOID | pg_sys::XMLOID => Self::Bytes,
             _ if is_composed(base) => Self::Composed,
@@ -335,49 +320,10 @@ fn is_composed(base: pg_sys::Oid) -> bool {
     }
 }
 
-/// Writes what Postgres's own `to_json` says.
-fn composed(out: &mut Vec<u8>, value: pg_sys::Datum, to_json: &FunctionCall) {
-    with_text(to_json.call(value), |text| normal_json(out, text));
-}
-
-const HEX: &[u8; 16] = b"0123456789abcdef";
-
-/// Writes a JSON string, escaped as Postgres's `escape_json` does.
-pub fn string(out: &mut Vec<u8>, text: &[u8]) {
-    let is_plain = |byte: u8| byte >= 0x20 && byte != b'"' && byte != b'\\';
+fn between_quotes(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
     out.push(b'"');
-    let mut rest = text;
-    while !rest.is_empty() {
-        // Sixteen at a time as long as all are plain: without a way out of the loop, the compiler looks at all of them at once.
-        let blocks =
-            rest.chunks_exact(16).take_while(|block| block.iter().fold(true, |all, byte| all & is_plain(*byte)));
-        let plain = 16 * blocks.count();
-        let plain = plain + rest[plain..].iter().take_while(|byte| is_plain(**byte)).count();
-        out.extend_from_slice(&rest[..plain]);
-        let Some(&byte) = rest.get(plain) else { break };
-        rest = &rest[plain + 1..];
-        match byte {
-            b'"' => out.extend_from_slice(b"\\\""),
-            b'\\' => out.extend_from_slice(b"\\\\"),
-            b'\n' => out.extend_from_slice(b"\\n"),
-            b'\r' => out.extend_from_slice(b"\\r"),
-            b'\t' => out.extend_from_slice(b"\\t"),
-            0x08 => out.extend_from_slice(b"\\b"),
-            0x0c => out.extend_from_slice(b"\\f"),
-            _ => {
-                out.extend_from_slice(b"\\u00");
-                out.extend_from_slice(&[HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
-            }
-        }
-    }
+    write(out);
     out.push(b'"');
-}
-
-/// A text as a JSON string.
-pub fn quoted(text: &str) -> String {
-    let mut json = Vec::new();
-    string(&mut json, text.as_bytes());
-    String::from_utf8_lossy(&json).into_owned()
 }
 
 fn uuid(out: &mut Vec<u8>, value: pg_sys::Datum) {
@@ -387,46 +333,8 @@ fn uuid(out: &mut Vec<u8>, value: pg_sys::Datum) {
         if [4, 6, 8, 10].contains(&i) {
             out.push(b'-');
         }
-        out.extend_from_slice(&[HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
+        out.extend_from_slice(&[string::HEX[usize::from(byte >> 4)], string::HEX[usize::from(byte & 15)]]);
     }
-}
-
-/// Lends out the bytes of a `text` value, fetched and decompressed if need be.
-fn with_text(value: pg_sys::Datum, read: impl FnOnce(&[u8])) {
-    // SAFETY: the column's type is text or one with the same layout; a copy made here lies in the trigger's context, and is
-    // plain.
-    unsafe {
-        let bytes = plain(value).or_else(|| {
-            let fetched = pg_sys::pg_detoast_datum_packed(value.cast_mut_ptr());
-            plain(pg_sys::Datum::from(fetched))
-        });
-        read(bytes.unwrap_or_default());
-    }
-}
-
-/// The bytes of a value of variable length, unless it is compressed or lies elsewhere. Most don't, and then no function of
-/// Postgres needs to be called, each of which costs a `sigsetjmp`.
-///
-/// # Safety
-/// The value is one of a type of variable length and stays as it is for as long as the result is used.
-unsafe fn plain<'a>(value: pg_sys::Datum) -> Option<&'a [u8]> {
-    let varlena = value.cast_mut_ptr::<pg_sys::varlena>();
-    // SAFETY: as the caller promises.
-    unsafe {
-        if pgrx::varatt_is_1b_e(varlena) || pgrx::varatt_is_4b_c(varlena) {
-            return None;
-        }
-        Some(std::slice::from_raw_parts(pgrx::vardata_any(varlena).cast(), pgrx::varsize_any_exhdr(varlena)))
-    }
-}
-
-/// How many bytes a value of variable length has, decompressed.
-///
-/// # Safety
-/// The value is one of a type of variable length.
-unsafe fn size(value: pg_sys::Datum) -> usize {
-    // SAFETY: as the caller promises.
-    unsafe { plain(value).map_or_else(|| pg_sys::toast_raw_datum_size(value) - pg_sys::VARHDRSZ, <[u8]>::len) }
 }
 
 /// Writes JSON that was kept as it was typed. `to_jsonb` drops white space and all but the last of repeated keys, and so
@@ -441,7 +349,8 @@ fn normal_json(out: &mut Vec<u8>, text: &[u8]) {
     }
 }
 
-fn jsonb(out: &mut Vec<u8>, value: pg_sys::Datum) {
+/// Writes a `jsonb` of any depth.
+fn jsonb_by_postgres(out: &mut Vec<u8>, value: pg_sys::Datum) {
     // SAFETY: the value is a jsonb; what is allocated lies in the trigger's context.
     unsafe {
         let varlena = pg_sys::pg_detoast_datum(value.cast_mut_ptr());

@@ -1,0 +1,56 @@
+//! An `interval` as Postgres writes it by default: `1 year 2 mons -3 days +04:05:06.789`.
+
+use pgrx::pg_sys;
+
+use crate::time::{two, write_fraction};
+use crate::value::Stop;
+
+/// Writes the text of an interval, if `IntervalStyle` is the default.
+pub fn write(out: &mut Vec<u8>, interval: &pg_sys::Interval) -> Result<(), Stop> {
+    let pg_sys::Interval { time, day, month } = *interval;
+    // SAFETY: a plain variable of this backend.
+    let style = unsafe { pg_sys::IntervalStyle };
+    // The ends of the range stand for infinity, from PostgreSQL 17 on.
+    if style != pg_sys::INTSTYLE_POSTGRES as i32 || [i64::MIN, i64::MAX].contains(&time) {
+        return Err(Stop::Unknown);
+    }
+    let (mut is_first, mut was_negative) = (true, false);
+    for (number, unit) in [(month / 12, "year"), (month % 12, "mon"), (day, "day")] {
+        if number == 0 {
+            continue;
+        }
+        if !is_first {
+            out.push(b' ');
+        }
+        if was_negative && number > 0 {
+            out.push(b'+');
+        }
+        out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+        out.push(b' ');
+        out.extend_from_slice(unit.as_bytes());
+        if number != 1 {
+            out.push(b's');
+        }
+        (is_first, was_negative) = (false, number < 0);
+    }
+    if time != 0 || is_first {
+        if !is_first {
+            out.push(b' ');
+        }
+        if time < 0 {
+            out.push(b'-');
+        } else if was_negative {
+            out.push(b'+');
+        }
+        let (seconds, micros) = ((time / 1_000_000).abs(), (time % 1_000_000).abs());
+        let hours = seconds / 3600;
+        if hours < 10 {
+            out.push(b'0');
+        }
+        out.extend_from_slice(itoa::Buffer::new().format(hours).as_bytes());
+        let ([a, b], [c, d]) = (two(seconds / 60 % 60), two(seconds % 60));
+        out.extend_from_slice(&[b':', a, b, b':', c, d]);
+        write_fraction(out, micros);
+    }
+    Ok(())
+}
