@@ -1,5 +1,7 @@
 //! The trigger function, and `publish`: where events come from.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 use std::borrow::Cow;
 use std::cell::Cell;
 
@@ -114,9 +116,25 @@ fn moves(watch: &Watch, old: &Row, new: &Row) -> bool {
 unsafe fn deform(row: &mut Row, tuple: pg_sys::HeapTuple, relation: pg_sys::Relation, count: usize) {
     row.values.resize(count, pg_sys::Datum::null());
     row.nulls.resize(count, true);
+    // SAFETY: as the caller promises.
+    unsafe { prefetch_before((*tuple).t_data.cast(), (*tuple).t_len as usize) };
     // SAFETY: as the caller promises, and both vectors have room for `count`.
     unsafe { heap_deform_tuple(tuple, (*relation).rd_att, row.values.as_mut_ptr(), row.nulls.as_mut_ptr()) };
 }
+
+/// Asks for the memory before a row. A page is filled from its end, so the next row of a bulk change lies there, and no cache has it any
+/// more: all rows were written before the first trigger runs. An UPDATE of wide rows waited for it a tenth of its time.
+#[cfg(target_arch = "x86_64")]
+fn prefetch_before(start: *const u8, length: usize) {
+    const LINE: usize = 64;
+    for distance in (0..length + 2 * LINE).step_by(LINE) {
+        // SAFETY: a hint, of which nothing comes if the memory is not there.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_sub(distance).cast()) };
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn prefetch_before(_start: *const u8, _length: usize) {}
 
 /// Renders one event and appends it to the transaction's buffer.
 fn emit(watch: &Watch, operation: Operation, new: Option<&Row>, old: Option<&Row>, rendered: &mut Rendered) {

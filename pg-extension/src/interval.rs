@@ -42,13 +42,13 @@ pub fn write(out: &mut Vec<u8>, interval: &pg_sys::Interval) -> Result<(), Stop>
         } else if was_negative {
             out.push(b'+');
         }
-        let (seconds, micros) = ((time / 1_000_000).abs(), (time % 1_000_000).abs());
-        let hours = seconds / 3600;
+        let (seconds, micros) = ((time / 1_000_000).unsigned_abs(), (time % 1_000_000).unsigned_abs() as u32);
+        let (hours, seconds) = (seconds / 3600, (seconds % 3600) as u32);
         if hours < 10 {
             out.push(b'0');
         }
         out.extend_from_slice(itoa::Buffer::new().format(hours).as_bytes());
-        let ([a, b], [c, d]) = (two(seconds / 60 % 60), two(seconds % 60));
+        let ([a, b], [c, d]) = (two(seconds / 60), two(seconds % 60));
         out.extend_from_slice(&[b':', a, b, b':', c, d]);
         write_fraction(out, micros);
     }

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::ffi::{CStr, c_char};
+use std::ops::RangeInclusive;
 use std::ptr::null_mut;
 
 use pgrx::prelude::*;
@@ -36,39 +37,55 @@ fn written_by_postgres(type_oid: pg_sys::Oid, value: pg_sys::Datum) -> Vec<u8> {
     }
 }
 
+/// The days from 0000-03-01 to 1970-01-01, and the first and the last day whose year has four digits, counted from there too.
+const ORIGIN: i64 = 719_468;
+const FOUR_DIGITS: RangeInclusive<i64> = 306..=3_652_364;
+
 /// Writes a day, given as the days since 2000-01-01, if its year has four digits: neither the infinities have, nor what is before
 /// Christ.
 fn write_date(out: &mut Vec<u8>, days: i64) -> Option<()> {
-    // The proleptic Gregorian calendar repeats after 400 years, or 146,097 days. Years are counted from March on, so that the odd
-    // day is the last one of a year (after Howard Hinnant's "chrono-Compatible Low-Level Date Algorithms").
-    let days = days + EPOCH + 719_468;
-    let (era, day) = (days.div_euclid(146_097), days.rem_euclid(146_097));
+    thread_local! {
+        /// The last day that was written: the next row's is most likely the same.
+        static LAST: Cell<(i64, [u8; 10])> = const { Cell::new((i64::MIN, [0; 10])) };
+    }
+    let (mut day, mut text) = LAST.get();
+    if day != days {
+        let since = days + EPOCH + ORIGIN;
+        if !FOUR_DIGITS.contains(&since) {
+            return None;
+        }
+        (day, text) = (days, date(since as u32));
+        LAST.set((day, text));
+    }
+    out.extend_from_slice(&text);
+    Some(())
+}
+
+/// The text of a day, given as the days since 0000-03-01.
+fn date(days: u32) -> [u8; 10] {
+    // The calendar repeats after 400 years, or 146,097 days. Years are counted from March on, so that the odd day is the last one of a
+    // year (after Howard Hinnant's "chrono-Compatible Low-Level Date Algorithms").
+    let (era, day) = (days / 146_097, days % 146_097);
     let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
     let day = day - (365 * year + year / 4 - year / 100);
     let month = (5 * day + 2) / 153;
     let day = day - (153 * month + 2) / 5 + 1;
     let (month, later) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
     let year = 400 * era + year + later;
-    if !(1..=9999).contains(&year) {
-        return None;
-    }
-    let [a, b] = two(year / 100);
-    let [c, d] = two(year % 100);
-    let ([e, f], [g, h]) = (two(month), two(day));
-    out.extend_from_slice(&[a, b, c, d, b'-', e, f, b'-', g, h]);
-    Some(())
+    let ([a, b], [c, d], [e, f], [g, h]) = (two(year / 100), two(year % 100), two(month), two(day));
+    [a, b, c, d, b'-', e, f, b'-', g, h]
 }
 
 /// Writes a time of day, given in microseconds.
 fn write_time(out: &mut Vec<u8>, time: i64) {
-    let seconds = time / SECOND;
+    let (seconds, micros) = ((time / SECOND) as u32, (time % SECOND) as u32);
     let ([a, b], [c, d], [e, f]) = (two(seconds / 3600), two(seconds / 60 % 60), two(seconds % 60));
     out.extend_from_slice(&[a, b, b':', c, d, b':', e, f]);
-    write_fraction(out, time % SECOND);
+    write_fraction(out, micros);
 }
 
 /// Writes the microseconds of a second behind it, as few digits as tell them.
-pub fn write_fraction(out: &mut Vec<u8>, micros: i64) {
+pub fn write_fraction(out: &mut Vec<u8>, micros: u32) {
     if micros == 0 {
         return;
     }
@@ -79,7 +96,7 @@ pub fn write_fraction(out: &mut Vec<u8>, micros: i64) {
 }
 
 /// The two digits of a number below 100.
-pub fn two(number: i64) -> [u8; 2] {
+pub fn two(number: u32) -> [u8; 2] {
     [b'0' + (number / 10) as u8, b'0' + (number % 10) as u8]
 }
 
@@ -93,7 +110,7 @@ fn write_timestamp(out: &mut Vec<u8>, micros: i64) -> Option<()> {
 fn write_timestamptz(out: &mut Vec<u8>, micros: i64) -> Option<()> {
     let offset = offset(micros.div_euclid(SECOND).checked_add(EPOCH * 86_400)?)?;
     write_timestamp(out, micros.checked_add(offset * SECOND)?)?;
-    let (sign, offset) = if offset < 0 { (b'-', -offset) } else { (b'+', offset) };
+    let (sign, offset) = (if offset < 0 { b'-' } else { b'+' }, offset.unsigned_abs() as u32);
     let ([a, b], [c, d]) = (two(offset / 3600), two(offset / 60 % 60));
     out.extend_from_slice(&[sign, a, b, b':', c, d]);
     if offset % 60 != 0 {
