@@ -167,25 +167,27 @@ impl Writer {
         }
     }
 
+    /// The same for a value that is long, compressed or lies elsewhere.
     fn write_large(&self, out: &mut Vec<u8>, value: pg_sys::Datum, most: usize) -> Result<(), TooLong> {
         let limit = match self.kind {
             Kind::Text | Kind::Bytes => most,
             _ => most.saturating_mul(SHRINK).min(UNWRITABLE),
         };
-        // SAFETY: a value of a type of variable length; what is fetched lies in the trigger's context.
-        let bytes = unsafe {
-            if size(value) > limit {
-                return Err(TooLong);
-            }
-            fetched(value)
-        };
-        let before = out.len();
-        match self.write_bytes(out, bytes, most) {
-            Ok(()) => return Ok(()),
-            Err(Stop::TooLong) => return Err(TooLong),
-            Err(Stop::Unknown) => out.truncate(before),
+        // SAFETY: a value of a type of variable length.
+        if unsafe { size(value) } > limit {
+            return Err(TooLong);
         }
-        if bytes.len() <= WRITABLE {
+        if matches!(self.kind, Kind::Text | Kind::Numeric | Kind::Jsonb | Kind::Json) || self.elements.is_some() {
+            let before = out.len();
+            // SAFETY: as above; what is fetched lies in the trigger's context.
+            match self.write_bytes(out, unsafe { fetched(value) }, most) {
+                Ok(()) => return Ok(()),
+                Err(Stop::TooLong) => return Err(TooLong),
+                Err(Stop::Unknown) => out.truncate(before),
+            }
+        }
+        // SAFETY: as above.
+        if self.kind == Kind::Bytes || unsafe { size(value) } <= WRITABLE {
             self.write_by_postgres(out, value);
             return Ok(());
         }
