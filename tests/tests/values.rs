@@ -4,6 +4,7 @@
 //! `PROPTEST_CASES` sets how many; a failure prints the table and is shrunk first.
 
 mod bases;
+mod edges;
 mod types;
 
 use std::cell::RefCell;
