@@ -156,14 +156,19 @@ fn period(time: i64, zone: *mut pg_sys::pg_tz) -> Option<Period> {
 
 /// When the offset of a zone may next be another one.
 fn next_change(time: i64, zone: *mut pg_sys::pg_tz) -> Option<i64> {
-    let (mut until, [mut before, mut after], [mut is_summer, mut will_be]) = (0, [0, 0], [0, 0]);
-    // SAFETY: the zone is the session's; the function writes to the variables given to it.
-    let found = unsafe {
-        pg_sys::pg_next_dst_boundary(&time, &mut before, &mut is_summer, &mut until, &mut after, &mut will_be, zone)
+    let ask = |time: i64| {
+        let (mut until, [mut before, mut after], [mut is_summer, mut will_be]) = (0, [0, 0], [0, 0]);
+        // SAFETY: the zone is the session's; the function writes to the variables given to it.
+        let found = unsafe {
+            pg_sys::pg_next_dst_boundary(&time, &mut before, &mut is_summer, &mut until, &mut after, &mut will_be, zone)
+        };
+        (found, until)
     };
-    match found {
-        0 => Some(i64::MAX),
-        1 => Some(until),
+    match ask(time) {
+        (1, until) => Some(until),
+        // At the very second of the last change in its table, Postgres knows of none to come; a second later it reckons on.
+        (0, _) if ask(time.checked_add(1)?).0 != 0 => Some(time + 1),
+        (0, _) => Some(i64::MAX),
         _ => None,
     }
 }

@@ -197,19 +197,18 @@ fn arrays_are_told_whatever_their_bounds_and_elements() {
     told_as_it_is(&mut session, &mut log, "INSERT INTO edges SELECT * FROM edges");
 }
 
-/// A value of Postgres's own whose zone has a rule, a history, neither, or an odd one.
 #[test]
 fn instants_are_told_in_every_zone_at_before_and_after_each_change() {
     let db = shared().database();
     let (mut session, mut log) = (db.session(), Log::from_here(&db));
-    // Each day and hour of a change as one looks for it from day to day, to the second by halving.
+    // Looked for in steps of two months, then to the second by halving. Postgres keeps a table of the changes up to the years from 2700
+    // to 3000, by the zone, and reckons from there on.
     session.run(
         "CREATE FUNCTION changes(zone text) RETURNS SETOF timestamptz LANGUAGE plpgsql AS $$
          DECLARE low bigint; high bigint; middle bigint; t bigint;
          BEGIN
-             FOR t IN SELECT * FROM generate_series(-5000000000, 8000000000, 5400000)
-                 UNION SELECT * FROM generate_series(14700000000, 14850000000, 5400000)
-                 UNION SELECT * FROM generate_series(64000000000, 64100000000, 5400000) LOOP
+             FOR t IN SELECT * FROM generate_series(-5000000000, 5000000000, 5400000)
+                 UNION SELECT * FROM generate_series(23000000000, 33200000000, 5400000) LOOP
                  low := t; high := t + 5400000;
                  IF to_timestamp(low) AT TIME ZONE zone - to_timestamp(high) AT TIME ZONE zone
                      = to_timestamp(low) AT TIME ZONE 'UTC' - to_timestamp(high) AT TIME ZONE 'UTC' THEN CONTINUE; END IF;
