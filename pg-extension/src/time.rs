@@ -18,7 +18,10 @@ pub fn write(out: &mut Vec<u8>, type_oid: pg_sys::Oid, value: pg_sys::Datum) {
     let (before, number) = (out.len(), value.value() as i64);
     let written = match type_oid {
         pg_sys::DATEOID => write_date(out, i64::from(value.value() as i32)),
-        pg_sys::TIMEOID => Some(write_time(out, number)),
+        pg_sys::TIMEOID => {
+            write_time(out, number);
+            Some(())
+        }
         pg_sys::TIMESTAMPOID => write_timestamp(out, number),
         _ => write_timestamptz(out, number),
     };
