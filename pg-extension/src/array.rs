@@ -83,7 +83,8 @@ impl Elements {
                 out.extend_from_slice(b"null");
             } else {
                 at = at.next_multiple_of(self.align);
-                let (value, length) = self.element(bytes.get(at - LENGTH_WORD..).ok_or(Stop::Unknown)?)?;
+                let start = at.checked_sub(LENGTH_WORD).ok_or(Stop::Unknown)?;
+                let (value, length) = self.element(bytes.get(start..).ok_or(Stop::Unknown)?)?;
                 at += length;
                 self.writer.json(out, value, most).map_err(|TooLong| Stop::TooLong)?;
             }

@@ -267,6 +267,10 @@ impl Writer {
             {
                 return a == b;
             }
+            if let Ok(length) = usize::try_from(self.length) {
+                let [a, b] = [a, b].map(|value| std::slice::from_raw_parts(value.cast_mut_ptr::<u8>(), length));
+                return a == b;
+            }
             datum_image_eq(a, b, false, self.length.into())
         }
     }
