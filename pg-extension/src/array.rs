@@ -4,7 +4,7 @@
 use pgrx::pg_sys;
 
 use crate::value::{Stop, TooLong, Writer};
-use crate::varlena;
+use crate::varlena::{self, word};
 
 /// How the elements of an array are stored and written.
 pub struct Elements {
@@ -114,9 +114,4 @@ impl Elements {
         };
         Ok((pg_sys::Datum::from(value), length))
     }
-}
-
-fn word(bytes: &[u8], at: usize) -> Result<u32, Stop> {
-    let word = bytes.get(at..).and_then(|bytes| bytes.first_chunk()).ok_or(Stop::Unknown)?;
-    Ok(u32::from_ne_bytes(*word))
 }

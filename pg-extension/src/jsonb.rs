@@ -2,7 +2,8 @@
 //! how long, and behind the entries the values.
 
 use crate::value::Stop;
-use crate::{numeric, string, varlena};
+use crate::varlena::{self, word};
+use crate::{numeric, string};
 
 /// What a container's header says: how many elements or members, and of what.
 const COUNT: u32 = 0x0fff_ffff;
@@ -120,9 +121,4 @@ impl<'a> Entries<'a> {
         self.next += 1;
         Ok((entry & TYPE, self.values.get(..end).ok_or(Stop::Unknown)?, start))
     }
-}
-
-fn word(bytes: &[u8], at: usize) -> Result<u32, Stop> {
-    let word = bytes.get(at..).and_then(|bytes| bytes.first_chunk()).ok_or(Stop::Unknown)?;
-    Ok(u32::from_ne_bytes(*word))
 }

@@ -2,6 +2,8 @@
 
 use pgrx::pg_sys;
 
+use crate::value::Stop;
+
 const BIG_ENDIAN: bool = cfg!(target_endian = "big");
 
 /// From where to where the bytes of a value lie, by its first byte and, if it is not a short one, its first four. None if it is
@@ -37,6 +39,12 @@ pub fn split(bytes: &[u8]) -> Option<(&[u8], usize)> {
     let word = || bytes.first_chunk().map_or(0, |word| u32::from_ne_bytes(*word));
     let (from, to) = extent(*bytes.first()?, word)?;
     Some((bytes.get(from..to)?, to))
+}
+
+/// A number of four bytes among others.
+pub fn word(bytes: &[u8], at: usize) -> Result<u32, Stop> {
+    let word = bytes.get(at..).and_then(|bytes| bytes.first_chunk()).ok_or(Stop::Unknown)?;
+    Ok(u32::from_ne_bytes(*word))
 }
 
 /// How many bytes a value has, decompressed.
