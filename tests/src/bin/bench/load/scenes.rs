@@ -85,6 +85,7 @@ pub fn growth(database: &Database<'_>, scale: Scale, report: &mut Report) {
     /// Events per second: enough that the relay gathers them into ticks in every round. Near 1,000 it does in some, in others it
     /// cuts one for each, which costs twice as much and has nothing to do with topics.
     const RATE: u32 = 2000;
+    const SERIES: usize = 5;
     let mut costs = Vec::new();
     for count in [1, 1000, scale.of(1_000_000)] {
         let server = Tidings::start(database, &["--max-topics", "5000", "--max-header-bytes", "128KiB"]);
@@ -96,11 +97,16 @@ pub fn growth(database: &Database<'_>, scale: Scale, report: &mut Report) {
         // The report of open topics is another matter.
         let open = "SELECT count(DISTINCT topic) FROM tidings.open_topics";
         until("the topics are reported", || database.session().one::<i64>(open) as usize >= count);
-        let run = series(&server, &crowd, &one, 1, Pace::new(RATE.into(), scale));
         let who = format!("{count} topics followed");
-        report.compare("CPU of an event", &who, micros(&run), "µs", Target::None);
-        run.report(report, &format!("{RATE} events/s"), &who);
-        costs.push(micros(&run));
+        // A series may meet something else that wants one of the processors.
+        let mut cost = [0; SERIES].map(|_| {
+            let run = series(&server, &crowd, &one, 1, Pace::new(RATE.into(), scale));
+            report.compare("CPU of an event", &who, micros(&run), "µs", Target::None);
+            run.report(report, &format!("{RATE} events/s"), &who);
+            micros(&run)
+        });
+        cost.sort_by(f64::total_cmp);
+        costs.push(cost[SERIES / 2]);
     }
     report.add("CPU of an event, most topics ÷ one", costs[2] / costs[0], "", Target::AtMost(1.5));
 }
