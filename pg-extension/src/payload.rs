@@ -77,7 +77,13 @@ pub struct Outline {
     pieces: Vec<(String, Source)>,
     /// What follows the last value.
     tail: String,
+    /// It asks for more than [`MOST_VALUES`].
+    is_too_long: bool,
 }
+
+/// Who asks for more values in a payload gets none of them, as if it were too long: each takes memory in every backend that writes, and
+/// a few kilobytes of `"$record"` would ask for all that there is. Ten times all columns of the widest table.
+const MOST_VALUES: usize = 16_000;
 
 /// Where a value comes from.
 #[derive(Clone, Copy)]
@@ -109,12 +115,12 @@ impl Outline {
     pub fn compile(json: &str, table: &Table<'_>, operation: Operation) -> Result<Self, WatchError> {
         thread_local!(static NUMBERS: Cell<u64> = const { Cell::new(0) });
         let value: Value = serde_json::from_str(json).map_err(|error| WatchError::Payload(error.to_string()))?;
-        let mut compiler = Compiler { pieces: Vec::new(), text: String::new(), table, operation };
+        let mut compiler = Compiler { pieces: Vec::new(), text: String::new(), is_full: false, table, operation };
         compiler.value(&value)?;
-        let Compiler { pieces, text: tail, .. } = compiler;
+        let Compiler { pieces, text: tail, is_full: is_too_long, .. } = compiler;
         let text = pieces.iter().map(|(text, _)| format!("{text}\0")).collect::<String>() + &tail;
         NUMBERS.set(NUMBERS.get() + 1);
-        Ok(Self { number: NUMBERS.get(), text, pieces, tail })
+        Ok(Self { number: NUMBERS.get(), text, pieces, tail, is_too_long })
     }
 
     /// Writes the payload of a change as a whole, or only its values, each ended by a NUL. Gives up on a payload of more than `most`
@@ -127,6 +133,9 @@ impl Outline {
         change: &Change<'_>,
         most: usize,
     ) -> Result<(), TooLong> {
+        if self.is_too_long {
+            return Err(TooLong);
+        }
         for (text, source) in &self.pieces {
             if whole {
                 out.extend_from_slice(text.as_bytes());
@@ -168,13 +177,19 @@ struct Compiler<'a> {
     pieces: Vec<(String, Source)>,
     /// What follows the last of them.
     text: String,
+    /// There is no room for one more.
+    is_full: bool,
     table: &'a Table<'a>,
     operation: Operation,
 }
 
 impl Compiler<'_> {
     fn source(&mut self, source: Source) {
-        self.pieces.push((std::mem::take(&mut self.text), source));
+        self.is_full |= self.pieces.len() == MOST_VALUES;
+        let text = std::mem::take(&mut self.text);
+        if !self.is_full {
+            self.pieces.push((text, source));
+        }
     }
 
     fn string(&mut self, text: &str) {
@@ -242,6 +257,9 @@ impl Compiler<'_> {
     /// All captured columns of a row, as an object.
     fn record(&mut self, source: impl Fn(usize) -> Source) {
         for (i, index) in self.table.columns.captured().iter().enumerate() {
+            if self.is_full {
+                return;
+            }
             self.text.push(if i == 0 { '{' } else { ',' });
             self.text += self.table.columns.key(*index);
             self.source(source(*index));

@@ -415,3 +415,17 @@ fn replicated_changes_are_told_where_the_trigger_is_enabled_always() {
     );
     assert!(ticks[..6].iter().all(|tick| *tick == ticks[0]), "the publisher's transaction is one here, too: {ticks:?}");
 }
+
+#[test]
+fn a_payload_that_asks_for_whole_rows_again_and_again_takes_no_memory_for_them() {
+    let (db, mut log) = with("SELECT");
+    let mut session = db.session();
+    let columns: Vec<_> = (0..1600).map(|i| format!("c{i} int")).collect();
+    session.run(&format!("CREATE TABLE wide ({})", columns.join(", ")));
+    // As a value for each column of each, it would take 20 GB to compile.
+    session.run(
+        "SELECT tidings.watch('wide', topic => 'w', payload => (SELECT jsonb_agg('$record'::text) FROM generate_series(1, 10000)))",
+    );
+    session.run("INSERT INTO wide DEFAULT VALUES");
+    assert_eq!(log.only().json(), json!({"truncated": true}));
+}
