@@ -17,9 +17,14 @@ pub struct Run {
     pub ordinal: i64,
     /// How many it has.
     pub events: i32,
+    /// How many bytes it would have more if it had every payload whole.
+    saved: usize,
     /// The outlines that it has met, by the number that they have in it.
     outlines: Vec<Met>,
 }
+
+/// Whoever reads a run makes at most so many times its bytes of it, however long an outline is and however short its values are.
+const MOST_SAVED: usize = 16;
 
 /// An outline that a run has met.
 struct Met {
@@ -46,7 +51,7 @@ pub struct Captured<'a> {
 impl Run {
     /// A run without events.
     pub fn new(subxid: pg_sys::SubTransactionId, start: usize, ordinal: i64) -> Self {
-        Self { subxid, start, ordinal, events: 0, outlines: Vec::new() }
+        Self { subxid, start, ordinal, events: 0, saved: 0, outlines: Vec::new() }
     }
 
     /// Whether an event with this outline is there, so that the values will do for the next one.
@@ -62,8 +67,11 @@ impl Run {
     pub fn append(&mut self, bytes: &mut Vec<u8>, captured: &Captured<'_>) {
         let Captured { topic, event, outline, payload, whole } = *captured;
         let met = self.find(outline);
-        if let Some(number) = met.filter(|_| !whole) {
+        let saved = self.saved + outline.text.len();
+        let saves_enough = saved / MOST_SAVED > bytes.len() - self.start;
+        if let Some(number) = met.filter(|_| !whole && !saves_enough) {
             let number = number as u8;
+            self.saved = saved;
             if !std::mem::replace(&mut self.outlines[usize::from(number)].appended, true) {
                 segment::append_outline(bytes, number, &outline.text);
             }
@@ -73,7 +81,7 @@ impl Run {
         if met.is_none() && self.outlines.len() < segment::OUTLINES && outline.text.len() <= segment::MAX_OUTLINE {
             self.outlines.push(Met { number: outline.number, appended: false });
         }
-        // Rendering the values has run SQL that began another run.
+        // The run has saved enough, or rendering the values has run SQL that began another one.
         let filled = if whole { None } else { segment::fill(&outline.text, payload) };
         let payload = filled.map_or(Cow::Borrowed(payload), Cow::Owned);
         segment::append(bytes, &Event { topic, event, payload });

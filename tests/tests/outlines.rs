@@ -197,3 +197,21 @@ fn a_payload_is_as_long_as_it_is_when_it_is_filled() {
     assert_eq!(truncated, [true, false, false, true, false]);
     assert_eq!(events[2].payload.len(), 4096);
 }
+
+#[test]
+fn a_segment_does_not_grow_beyond_all_bounds_when_it_is_read() {
+    let (db, mut log) = with(
+        "CREATE TABLE short (id int);
+         SELECT tidings.watch('short', topic => 's', payload => jsonb_build_object('text', repeat('z', 8000), 'id', '$id'))",
+    );
+    let mut session = db.session();
+    session.run("BEGIN; INSERT INTO short SELECT generate_series(1, 500); SAVEPOINT a; INSERT INTO short SELECT generate_series(501, 2000); COMMIT");
+    let events = log.news();
+    for (id, event) in (1..).zip(&events) {
+        assert_eq!(event.json(), json!({"text": "z".repeat(8000), "id": id}));
+    }
+    assert_eq!(events.len(), 2000);
+    let told: usize = events.iter().map(|event| event.payload.len()).sum();
+    let logged = logged(&mut session);
+    assert!(logged < told as i64 / 8 && logged > told as i64 / 20, "{logged} bytes for {told}");
+}
