@@ -55,7 +55,7 @@ pub enum SegmentError {
     /// A length points beyond the end.
     #[error("segment cut short")]
     Short,
-    /// An event fills an outline that is not there, or has other values than it asks for.
+    /// An outline is too long, or an event fills one that is not there or that asks for other values.
     #[error("segment with a payload that fits no outline")]
     Outline,
     /// A text is not UTF-8.
@@ -156,6 +156,9 @@ impl<'a> Events<'a> {
         let (number, text) = text.split_at_checked(1).ok_or(SegmentError::Outline)?;
         let number = usize::from(number.as_bytes()[0]);
         if payload & OUTLINE != 0 {
+            if text.len() > MAX_OUTLINE {
+                return Err(SegmentError::Outline);
+            }
             self.outlines.resize(self.outlines.len().max(number + 1), None);
             self.outlines[number] = Some(text);
             return Ok(None);
@@ -259,5 +262,13 @@ mod tests {
             let events: Vec<_> = events(&segment).collect();
             assert_eq!(events, [Err(SegmentError::Outline)], "{outline:?} {number} {values:?}");
         }
+    }
+
+    #[test]
+    fn an_outline_that_is_too_long_is_an_error() {
+        let mut segment = vec![VERSION];
+        push(&mut segment, "", "", OUTLINE, Some(0), &" ".repeat(MAX_OUTLINE + 1));
+        append_filled(&mut segment, "t", "e", 0, "");
+        assert_eq!(events(&segment).collect::<Vec<_>>(), [Err(SegmentError::Outline)]);
     }
 }
