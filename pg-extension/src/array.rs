@@ -31,6 +31,10 @@ impl Elements {
                 return None;
             }
             pg_sys::get_typlenbyvalalign(type_oid, &mut length, &mut by_value, &mut align);
+            // C strings: somebody may have made such a type.
+            if length < -1 {
+                return None;
+            }
             type_oid
         };
         let align = match align as u8 {
