@@ -5,8 +5,8 @@
 //! a large row by itself.
 //!
 //! The payloads of a watch have most of their text in common, its outline. A segment need not repeat it (from version 2 on). If bit
-//! [`OUTLINE`] of the payload length is set, the entry is no event: the payload is a byte with a number and an outline, which holds a
-//! NUL wherever a value goes. If bit [`FILLED`] is set, the payload is the number of an outline in front of it, and the values,
+//! 30 of the payload length is set, the entry is no event: the payload is a byte with a number and an outline, which holds a
+//! NUL wherever a value goes. If bit 31 is set, the payload is the number of an outline in front of it, and the values,
 //! each ended by a NUL. Neither JSON nor a text of Postgres has one.
 
 use std::borrow::Cow;
