@@ -25,7 +25,7 @@ pub struct Law {
 pub struct Verdict {
     /// Events that came as they should.
     pub events: usize,
-    /// Events of ticks that a failover lost.
+    /// Events of ticks that a failover lost, or of writes whose first commit it lost.
     pub lost_ticks: usize,
     /// Connections.
     pub connections: usize,
@@ -101,6 +101,10 @@ impl Law {
                         }
                         continue;
                     }
+                    if self.was_lost_from_snapshot(life, place, print) {
+                        verdict.lost_ticks += 1;
+                        continue;
+                    }
                     let next = next.get_or_insert_with(|| expected.partition_point(|known| known.place < place));
                     match expected.get(*next) {
                         Some(known) if known.place == place => {
@@ -123,6 +127,15 @@ impl Law {
             verdict.faults.push(format!("{fault}; the last event was {last:?}"));
         }
         verdict
+    }
+
+    /// Whether the event tells of a write that the client's snapshot had, and a failover may have taken its commit away: the standby had
+    /// only its PREPARE, and somebody committed it again.
+    fn was_lost_from_snapshot(&self, life: &Life, place: Place, print: u64) -> bool {
+        let at = self.known.binary_search_by_key(&place, |known| known.place);
+        let is_seen =
+            at.is_ok_and(|at| self.known[at].print == print && life.seen.contains(&self.known[at].write.name));
+        is_seen && self.losses.iter().any(|loss| (life.snapshot..=place.0).contains(loss))
     }
 
     /// Whether a failover may have taken the tick away: one happened between the neighbours that the log has.
@@ -196,6 +209,16 @@ mod tests {
         let got = [event(10, 1), event(20, 1), event(30, 1), event(40, 1)];
         let faults = |losses| law(losses, None).judge(&life(Start::Earliest, &got)).faults.len();
         assert_eq!((faults(&[]), faults(&[15]), faults(&[35])), (1, 1, 0));
+    }
+
+    #[test]
+    fn what_a_snapshot_had_may_come_only_if_its_commit_was_lost() {
+        let faults = |losses: &[u64], snapshot| {
+            let mut life = life(Start::Snapshot, &[event(20, 1), event(40, 1), event(40, 2)]);
+            life.seen = ["10-1", "40-1"].map(str::to_owned).into();
+            law(losses, None).judge(&Life { snapshot, ..life }).faults.len()
+        };
+        assert_eq!((faults(&[35], 10), faults(&[], 10), faults(&[5], 10), faults(&[45], 10)), (0, 1, 1, 1));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use fastrand::Rng;
 use tidings_tests::sse::Request;
 use tidings_tests::{DEADLINE, Item, Sse};
+use tidings_wire::Position;
 
 use crate::plan::Plan;
 use crate::reference::{Place, place, print};
@@ -76,6 +77,8 @@ pub struct Life {
     pub start: Start,
     /// The names of the writes that its snapshot had.
     pub seen: HashSet<String>,
+    /// The last tick of that snapshot.
+    pub snapshot: u64,
     /// What it got.
     pub got: Vec<Got>,
     /// Whether it went on to the last event.
@@ -221,6 +224,7 @@ impl Client {
                     std::thread::sleep(PAUSE);
                     return life;
                 };
+                life.snapshot = position.parse::<Position>().expect("a position of tidings.position()").tick;
                 (request.since, life.seen) = (Some(position), seen);
             }
         }
