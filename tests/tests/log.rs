@@ -1,7 +1,7 @@
 //! The log as SQL reads it: quicker than a stream where a test asks what was captured, not how it travels.
 
 use serde_json::Value;
-use tidings_tests::{Database, Session, eventually};
+use tidings_tests::{Database, Session, eventually, shared};
 
 /// One event, as `tidings.changes` gives it.
 #[derive(Clone, Debug)]
@@ -79,6 +79,14 @@ impl Log {
         };
         rows.iter().map(event).collect()
     }
+}
+
+/// A database of its own after this SQL, and its log from there on.
+pub fn with(sql: &str) -> (Database<'static>, Log) {
+    let db = shared().database();
+    db.session().run(sql);
+    let log = Log::from_here(&db);
+    (db, log)
 }
 
 /// The topics of events, in order.

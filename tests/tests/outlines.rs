@@ -1,16 +1,9 @@
 //! Rows of one transaction whose log holds what their payloads have in common only once: what is told of them is whole.
 
 use serde_json::{Value, json};
-use tidings_tests::{Database, Session, shared};
+use tidings_tests::Session;
 
-use crate::log::{Event, Log};
-
-fn with(sql: &str) -> (Database<'static>, Log) {
-    let db = shared().database();
-    db.session().run(sql);
-    let log = Log::from_here(&db);
-    (db, log)
-}
+use crate::log::{Event, with};
 
 const ITEMS: &str = "CREATE TABLE items (id int PRIMARY KEY, board_id int, title text, done boolean DEFAULT false);
                      SELECT tidings.watch('items', topic => 'b{board_id}')";

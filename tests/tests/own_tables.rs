@@ -4,16 +4,9 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 
 use tidings_tests::process::{MemoryWatch, Signal, send};
-use tidings_tests::{Cluster, Database, Session, shared, until};
+use tidings_tests::{Cluster, Session, until};
 
-use crate::log::Log;
-
-fn with(sql: &str) -> (Database<'static>, Log) {
-    let db = shared().database();
-    db.session().run(sql);
-    let log = Log::from_here(&db);
-    (db, log)
-}
+use crate::log::{Log, with};
 
 const ITEMS: &str = "CREATE TABLE items (id int PRIMARY KEY, board_id int, title text);
                      SELECT tidings.watch('items', topic => 'b{board_id}')";

@@ -1,16 +1,9 @@
 //! Which statement makes which events.
 
 use serde_json::{Value, json};
-use tidings_tests::{Database, shared};
+use tidings_tests::shared;
 
-use crate::log::{Event, Log, kinds};
-
-fn with(sql: &str) -> (Database<'static>, Log) {
-    let db = shared().database();
-    db.session().run(sql);
-    let log = Log::from_here(&db);
-    (db, log)
-}
+use crate::log::{Event, Log, kinds, with};
 
 const BOARDS: &str = "CREATE TABLE items (id int PRIMARY KEY, board_id int, title text);
                       SELECT tidings.watch('items', topic => 'b{board_id}')";

@@ -1,16 +1,9 @@
 //! A writer never fails because of a watch, whatever its settings, its rights and its values.
 
 use serde_json::json;
-use tidings_tests::{Database, shared, until};
+use tidings_tests::{shared, until};
 
-use crate::log::{Log, kinds};
-
-fn with(sql: &str) -> (Database<'static>, Log) {
-    let db = shared().database();
-    db.session().run(sql);
-    let log = Log::from_here(&db);
-    (db, log)
-}
+use crate::log::{Log, kinds, with};
 
 const ITEMS: &str = "CREATE TABLE items (id int PRIMARY KEY, board_id int, title text);
                      SELECT tidings.watch('items', topic => 'b{board_id}')";
