@@ -43,11 +43,20 @@ pub mod infallible {
     }
 }
 
-/// What writes a row: one guard for all of it, where pgrx has one for each.
+/// What opens a table and writes a row: one guard for several calls, where pgrx has one for each.
 pub mod unguarded {
     use pgrx::pg_sys;
 
     unsafe extern "C-unwind" {
+        /// Locks a table (storage/lmgr.h).
+        pub fn LockRelationOid(table: pg_sys::Oid, mode: pg_sys::LOCKMODE);
+
+        /// Gives the lock back (storage/lmgr.h).
+        pub fn UnlockRelationOid(table: pg_sys::Oid, mode: pg_sys::LOCKMODE);
+
+        /// Opens a table (access/table.h).
+        pub fn table_open(table: pg_sys::Oid, mode: pg_sys::LOCKMODE) -> pg_sys::Relation;
+
         /// Makes a row (access/htup_details.h).
         pub fn heap_form_tuple(
             descriptor: pg_sys::TupleDesc,

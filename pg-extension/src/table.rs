@@ -50,15 +50,10 @@ impl Table {
                     table
                 }
             };
-            // SAFETY: inside a transaction, and it is locked when it is opened. Whoever gets a lock has heard of all that others have done
-            // to the table.
-            unsafe {
-                pg_sys::LockRelationOid(table, mode as pg_sys::LOCKMODE);
-                if KNOWN.with_borrow(|known| known.contains(&(name, table))) {
-                    return Some(Self(pg_sys::table_open(table, pg_sys::NoLock as pg_sys::LOCKMODE)));
-                }
-                // Another session has dropped it.
-                pg_sys::UnlockRelationOid(table, mode as pg_sys::LOCKMODE);
+            // SAFETY: inside a transaction. Nothing is left to Rust that an error would have to clean up.
+            let relation = unsafe { pg_guard_ffi_boundary(|| lock_and_open(name, table, mode as pg_sys::LOCKMODE)) };
+            if let Some(relation) = relation {
+                return Some(Self(relation));
             }
         }
     }
@@ -135,6 +130,23 @@ impl Table {
             (*indexes).ri_NumIndices = all;
             pg_sys::CatalogCloseIndexes(indexes);
         }
+    }
+}
+
+/// Locks a table and opens it, unless it turns out to be gone.
+///
+/// # Safety
+/// Called inside a transaction, under a guard.
+unsafe fn lock_and_open(name: &'static CStr, table: pg_sys::Oid, mode: pg_sys::LOCKMODE) -> Option<pg_sys::Relation> {
+    // SAFETY: as the caller promises; it is locked when it is opened.
+    unsafe {
+        unguarded::LockRelationOid(table, mode);
+        // Whoever gets a lock has heard of all that others have done to the table.
+        if KNOWN.with_borrow(|known| known.contains(&(name, table))) {
+            return Some(unguarded::table_open(table, pg_sys::NoLock as pg_sys::LOCKMODE));
+        }
+        unguarded::UnlockRelationOid(table, mode);
+        None
     }
 }
 

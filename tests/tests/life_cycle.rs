@@ -199,6 +199,40 @@ fn dropping_in_the_transaction_that_wrote_loses_the_events_and_not_the_rows() {
 }
 
 #[test]
+fn a_writer_that_waits_for_a_drop_of_the_extension_commits() {
+    let db = shared().database();
+    furnish(&db);
+    db.session().run("CREATE TABLE done (writer text)");
+    let (mut writer, mut dba) = (db.session(), db.session());
+    // The writer has known the log since then.
+    writer.publish("b5", "1");
+    for end in ["ROLLBACK", "COMMIT"] {
+        let mut log = (end == "ROLLBACK").then(|| Log::from_here(&db));
+        dba.run("BEGIN; DROP EXTENSION tidings CASCADE");
+        let pid = writer.backend();
+        let waiting = std::thread::spawn(move || {
+            writer.run("INSERT INTO done VALUES ('x'); SELECT tidings.publish('b5', '2')");
+            writer
+        });
+        until("the writer waits", || {
+            dba.one(&format!("SELECT EXISTS (SELECT FROM pg_locks WHERE pid = {pid} AND NOT granted)"))
+        });
+        dba.run(end);
+        writer = waiting.join().expect("the writer");
+        if let Some(log) = &mut log {
+            assert_eq!(log.news().len(), 1);
+        }
+    }
+    assert_eq!(dba.one::<i64>("SELECT count(*) FROM done"), 2);
+    // The new one's tables have the names of the old ones.
+    dba.run("CREATE EXTENSION tidings");
+    db.wait_relay();
+    let mut log = Log::from_here(&db);
+    writer.publish("b5", "3");
+    assert_eq!(log.news().len(), 1);
+}
+
+#[test]
 fn a_watched_table_can_be_dropped() {
     let db = shared().database();
     furnish(&db);

@@ -70,6 +70,42 @@ fn an_index_that_somebody_added_to_the_log_hides_nothing() {
 }
 
 #[test]
+fn every_index_of_the_log_gets_every_row() {
+    let (db, mut log) = with(ITEMS);
+    let (mut writer, mut dba, mut whole) = (db.session(), db.session(), db.session());
+    dba.run("SET enable_seqscan = off");
+    whole.run("SET enable_indexscan = off; SET enable_bitmapscan = off; SET enable_indexonlyscan = off");
+    // The writer knows the log's indexes from its last row.
+    for (step, sql) in [
+        "SELECT",
+        "CREATE INDEX mine ON tidings.log (stamp)",
+        "REINDEX TABLE tidings.log",
+        "DROP INDEX tidings.mine",
+        "CREATE UNIQUE INDEX mine ON tidings.log (slot, stamp)",
+        "CREATE INDEX late ON tidings.log USING brin (stamp)",
+        "DROP INDEX tidings.mine, tidings.late",
+        "REINDEX INDEX CONCURRENTLY tidings.log_0_xid_idx",
+        "ALTER INDEX tidings.log_0_xid_idx SET (fillfactor = 50)",
+        "CREATE INDEX CONCURRENTLY mine ON tidings.log_0 (stamp)",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        dba.run(sql);
+        for id in [2 * step, 2 * step + 1] {
+            writer.run(&format!("INSERT INTO items VALUES ({id}, 5)"));
+        }
+        assert_eq!(log.news().len(), 2, "after {sql}");
+        let count = |session: &mut Session, key: &str| -> i64 {
+            session.one(&format!("SELECT count(*) FROM tidings.log_0 WHERE {key}"))
+        };
+        let rows = count(&mut whole, "true");
+        assert!(rows > 2 * step as i64, "all of it is in log_0, or this test proves nothing");
+        assert_eq!([count(&mut dba, "xid >= '0'"), count(&mut dba, "stamp >= 0")], [rows; 2], "after {sql}");
+    }
+}
+
+#[test]
 fn a_log_that_is_rewritten_while_the_relay_waits_for_it_loses_nothing() {
     let (db, mut log) = with(ITEMS);
     let mut session = db.session();
