@@ -22,6 +22,10 @@ BEGIN
         RAISE EXCEPTION 'only payload, columns, exclude and condition of tidings.watch() may be NULL'
             USING ERRCODE = 'null_value_not_allowed', HINT = 'Leave out an argument to get its default.';
     END IF;
+    IF array_ndims(columns) > 1 OR array_ndims(exclude) > 1 THEN
+        RAISE EXCEPTION 'a list of columns is nested'
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'columns and exclude are lists of names.';
+    END IF;
     IF array_position(columns, NULL) IS NOT NULL OR array_position(exclude, NULL) IS NOT NULL THEN
         RAISE EXCEPTION 'a column''s name is NULL'
             USING ERRCODE = 'null_value_not_allowed', HINT = 'columns and exclude are lists of names.';
