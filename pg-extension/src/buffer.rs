@@ -26,10 +26,6 @@ const KEEP: usize = 64 * 1024;
 /// Memory that an ordinary write finds in its context.
 const KEPT_CONTEXT: usize = 8 * 1024;
 
-/// A segment of so many bytes is never moved out of line, so its row needs no snapshot, which writers would queue for. From 18 on Postgres
-/// asserts one for every row of a table that may have values out of line.
-const IN_LINE: usize = if cfg!(feature = "pg18") { 0 } else { 1900 };
-
 struct Buffer {
     bytes: Vec<u8>,
     runs: Vec<Run>,
@@ -257,12 +253,7 @@ fn write(take: impl FnOnce(&mut Buffer) -> (Vec<u8>, Vec<Run>)) {
 /// Writes everything that is left, at the end of the transaction.
 fn write_all() {
     if BUFFER.with_borrow(|buffer| !buffer.runs.is_empty()) {
-        let length = BUFFER.with_borrow(|buffer| buffer.bytes.len());
-        if length <= IN_LINE && shared::first_xid().is_some() {
-            with_context(|| write(Buffer::take_all));
-        } else {
-            with_snapshot(|| write(Buffer::take_all));
-        }
+        with_snapshot(|| write(Buffer::take_all));
     }
 }
 
@@ -274,18 +265,9 @@ fn write_released(subxid: pg_sys::SubTransactionId) {
     }
 }
 
-/// Runs `body` with a snapshot: maybe none is active any more, and Postgres needs one to move a value out of line.
+/// Runs `body` with a snapshot: maybe none is active any more, and Postgres asserts one for every row of a table that may move
+/// values out of line. What is allocated meanwhile goes at once: a subtransaction that keeps any memory keeps it until the commit.
 fn with_snapshot(body: impl FnOnce()) {
-    // SAFETY: inside a transaction that is still in progress.
-    with_context(|| unsafe {
-        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
-        body();
-        pg_sys::PopActiveSnapshot();
-    });
-}
-
-/// Runs `body`; what is allocated meanwhile goes at once: a subtransaction that keeps any memory keeps it until the commit.
-fn with_context(body: impl FnOnce()) {
     // SAFETY: inside a transaction that is still in progress. The context lives as long as the process; an error leaves what is in
     // it to the next one.
     unsafe {
@@ -300,7 +282,9 @@ fn with_context(body: impl FnOnce()) {
         });
         CONTEXT.set(Some(context));
         let before = pg_sys::MemoryContextSwitchTo(context);
+        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
         body();
+        pg_sys::PopActiveSnapshot();
         pg_sys::MemoryContextSwitchTo(before);
         pg_sys::MemoryContextReset(context);
     }
