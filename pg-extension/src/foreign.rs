@@ -68,16 +68,7 @@ pub mod unguarded {
         pub fn heap_freetuple(tuple: pg_sys::HeapTuple);
 
         /// Inserts it, and tells it where it stands (access/heapam.h).
-        pub fn heap_insert(
-            table: pg_sys::Relation,
-            tuple: pg_sys::HeapTuple,
-            command: pg_sys::CommandId,
-            options: std::ffi::c_int,
-            bulk: pg_sys::BulkInsertState,
-        );
-
-        /// The number of the running command, which is about to write (access/xact.h).
-        pub fn GetCurrentCommandId(writes: bool) -> pg_sys::CommandId;
+        pub fn simple_heap_insert(table: pg_sys::Relation, tuple: pg_sys::HeapTuple);
 
         /// Opens and locks an index (access/genam.h).
         pub fn index_open(index: pg_sys::Oid, mode: pg_sys::LOCKMODE) -> pg_sys::Relation;

@@ -2,7 +2,7 @@
 //! look at the caller's rights or at `default_transaction_read_only`.
 
 use std::cell::RefCell;
-use std::ffi::{CStr, c_int};
+use std::ffi::CStr;
 
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 use pgrx::prelude::*;
@@ -12,11 +12,6 @@ use crate::{errors, lock};
 
 /// The lock of whoever writes rows.
 const ROW_EXCLUSIVE: pg_sys::LOCKMODE = pg_sys::RowExclusiveLock as pg_sys::LOCKMODE;
-
-/// A session that has filled its page goes on with a new one, and a new session with the table's last one: nobody looks for room in
-/// others' pages, and those who write at once don't stand in line for the same page. Thirty-two writers of wide rows gain a
-/// twentieth by it. What room a page has left is lost until the partition is emptied.
-const OWN_PAGE: c_int = pg_sys::HEAP_INSERT_SKIP_FSM as c_int;
 
 /// A table, or a partition, open and locked until the end of the transaction.
 pub struct Table(pg_sys::Relation);
@@ -171,8 +166,7 @@ unsafe fn insert_with_plain_index<const N: usize>(table: pg_sys::Relation, mut v
         let column = plain_column(index).filter(|column| *column < N);
         if let Some(column) = column {
             let tuple = unguarded::heap_form_tuple((*table).rd_att, values.as_mut_ptr(), [false; N].as_mut_ptr());
-            let command = unguarded::GetCurrentCommandId(true);
-            unguarded::heap_insert(table, tuple, command, OWN_PAGE, std::ptr::null_mut());
+            unguarded::simple_heap_insert(table, tuple);
             let mut info = pg_sys::IndexInfo { type_: pg_sys::NodeTag::T_IndexInfo, ..Default::default() };
             unguarded::index_insert(
                 index,

@@ -106,25 +106,6 @@ fn every_index_of_the_log_gets_every_row() {
 }
 
 #[test]
-fn short_sessions_fill_the_pages_of_the_log() {
-    const SESSIONS: usize = 100;
-    let (db, _) = with(ITEMS);
-    let size = "SELECT pg_relation_size('tidings.log_0')";
-    let mut look = db.session();
-    let before: i64 = look.one(size);
-    for id in 0..SESSIONS {
-        let mut session = db.session();
-        for id in [2 * id, 2 * id + 1] {
-            session.run(&format!("INSERT INTO items VALUES ({id}, 5, repeat('x', 500))"));
-        }
-    }
-    let (rows, grown): (i64, i64) = (look.one("SELECT count(*) FROM tidings.log_0"), look.one::<i64>(size) - before);
-    assert!(rows >= 2 * SESSIONS as i64, "all of it is in log_0, or this test proves nothing");
-    // Ten rows of some 700 bytes fit into a page.
-    assert!(grown <= 1000 * rows, "{grown} bytes for {rows} rows");
-}
-
-#[test]
 fn a_log_that_is_rewritten_while_the_relay_waits_for_it_loses_nothing() {
     let (db, mut log) = with(ITEMS);
     let mut session = db.session();
