@@ -222,7 +222,7 @@ impl Buffer {
 
 /// Writes what `take` takes out of the buffer as segments, runs without a gap between them as one.
 fn write(take: impl FnOnce(&mut Buffer) -> (Vec<u8>, Vec<Run>)) {
-    let (mut bytes, mut runs) = BUFFER.with_borrow_mut(|buffer| {
+    let (mut bytes, runs) = BUFFER.with_borrow_mut(|buffer| {
         let taken = take(buffer);
         buffer.written |= !taken.1.is_empty();
         taken
@@ -244,8 +244,7 @@ fn write(take: impl FnOnce(&mut Buffer) -> (Vec<u8>, Vec<Run>)) {
     BUFFER.with_borrow_mut(|buffer| {
         if buffer.bytes.is_empty() {
             bytes.clear();
-            runs.clear();
-            (buffer.bytes, buffer.runs) = (bytes, runs);
+            buffer.bytes = bytes;
         }
     });
 }

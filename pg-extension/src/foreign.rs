@@ -43,56 +43,6 @@ pub mod infallible {
     }
 }
 
-/// What opens a table and writes a row: one guard for several calls, where pgrx has one for each.
-pub mod unguarded {
-    use pgrx::pg_sys;
-
-    unsafe extern "C-unwind" {
-        /// Locks a table (storage/lmgr.h).
-        pub fn LockRelationOid(table: pg_sys::Oid, mode: pg_sys::LOCKMODE);
-
-        /// Gives the lock back (storage/lmgr.h).
-        pub fn UnlockRelationOid(table: pg_sys::Oid, mode: pg_sys::LOCKMODE);
-
-        /// Opens a table (access/table.h).
-        pub fn table_open(table: pg_sys::Oid, mode: pg_sys::LOCKMODE) -> pg_sys::Relation;
-
-        /// Makes a row (access/htup_details.h).
-        pub fn heap_form_tuple(
-            descriptor: pg_sys::TupleDesc,
-            values: *mut pg_sys::Datum,
-            nulls: *mut bool,
-        ) -> pg_sys::HeapTuple;
-
-        /// Frees it (access/htup_details.h).
-        pub fn heap_freetuple(tuple: pg_sys::HeapTuple);
-
-        /// Inserts it, and tells it where it stands (access/heapam.h).
-        pub fn simple_heap_insert(table: pg_sys::Relation, tuple: pg_sys::HeapTuple);
-
-        /// Opens and locks an index (access/genam.h).
-        pub fn index_open(index: pg_sys::Oid, mode: pg_sys::LOCKMODE) -> pg_sys::Relation;
-
-        /// Closes it (access/genam.h).
-        pub fn index_close(index: pg_sys::Relation, mode: pg_sys::LOCKMODE);
-
-        /// Its predicate, or null (utils/relcache.h).
-        pub fn RelationGetIndexPredicate(index: pg_sys::Relation) -> *mut pg_sys::List;
-
-        /// Inserts an entry into it (access/genam.h).
-        pub fn index_insert(
-            index: pg_sys::Relation,
-            values: *mut pg_sys::Datum,
-            nulls: *mut bool,
-            place: pg_sys::ItemPointer,
-            table: pg_sys::Relation,
-            unique: pg_sys::IndexUniqueCheck::Type,
-            is_unchanged: bool,
-            info: *mut pg_sys::IndexInfo,
-        ) -> bool;
-    }
-}
-
 /// What runs a utility statement, without pgrx's guard: its errors are to pass as they are.
 pub mod utility {
     use pgrx::pg_sys;

@@ -245,8 +245,7 @@ impl Database {
 
     /// Tells the relay that something was committed. It is woken by the first of many only: until it has looked, the flag stays up.
     pub fn announce(&self) {
-        // Many commit while it is up: they only look, and leave the cache line to one another.
-        if !self.pending.load(SeqCst) && !self.pending.swap(true, SeqCst) {
+        if !self.pending.swap(true, SeqCst) {
             self.wake_relay();
         }
     }

@@ -4,14 +4,9 @@
 use std::cell::RefCell;
 use std::ffi::CStr;
 
-use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 use pgrx::prelude::*;
 
-use crate::foreign::unguarded;
 use crate::{errors, lock};
-
-/// The lock of whoever writes rows.
-const ROW_EXCLUSIVE: pg_sys::LOCKMODE = pg_sys::RowExclusiveLock as pg_sys::LOCKMODE;
 
 /// A table, or a partition, open and locked until the end of the transaction.
 pub struct Table(pg_sys::Relation);
@@ -50,11 +45,13 @@ impl Table {
                     table
                 }
             };
-            // SAFETY: inside a transaction. Nothing is left to Rust that an error would have to clean up.
-            let relation = unsafe { pg_guard_ffi_boundary(|| lock_and_open(name, table, mode as pg_sys::LOCKMODE)) };
-            if let Some(relation) = relation {
+            // SAFETY: inside a transaction.
+            let relation = unsafe { pg_sys::try_table_open(table, mode as pg_sys::LOCKMODE) };
+            if !relation.is_null() {
                 return Some(Self(relation));
             }
+            // Another session has dropped it. Whoever waits for a lock hears of that, so the next look-up is right.
+            forget(table);
         }
     }
 
@@ -81,17 +78,18 @@ impl Table {
     /// The table was opened for it, in a transaction that may write; the values are of the types of the first columns, and there are no
     /// fewer columns.
     pub unsafe fn insert<const N: usize>(&self, values: [pg_sys::Datum; N]) {
-        // SAFETY: as the caller promises; the arrays have an element for each column. What is called under the one guard leaves nothing to
-        // Rust that an error would have to clean up.
+        // SAFETY: as the caller promises; the arrays have an element for each column.
         unsafe {
-            let columns = (*(*self.0).rd_att).natts as usize;
-            if columns == N && pg_guard_ffi_boundary(|| insert_with_plain_index(self.0, values)) {
-                return;
-            }
-            let mut values = values.to_vec();
-            values.resize(columns, pg_sys::Datum::null());
-            let mut nulls: Vec<bool> = (0..columns).map(|column| column >= N).collect();
-            let tuple = pg_sys::heap_form_tuple((*self.0).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
+            let descriptor = (*self.0).rd_att;
+            let columns = (*descriptor).natts as usize;
+            let tuple = if columns == N {
+                pg_sys::heap_form_tuple(descriptor, values.as_ptr().cast_mut(), [false; N].as_mut_ptr())
+            } else {
+                let mut values = values.to_vec();
+                values.resize(columns, pg_sys::Datum::null());
+                let mut nulls: Vec<bool> = (0..columns).map(|column| column >= N).collect();
+                pg_sys::heap_form_tuple(descriptor, values.as_mut_ptr(), nulls.as_mut_ptr())
+            };
             self.insert_tuple(tuple);
             pg_sys::heap_freetuple(tuple);
         }
@@ -130,74 +128,6 @@ impl Table {
             (*indexes).ri_NumIndices = all;
             pg_sys::CatalogCloseIndexes(indexes);
         }
-    }
-}
-
-/// Locks a table and opens it, unless it turns out to be gone.
-///
-/// # Safety
-/// Called inside a transaction, under a guard.
-unsafe fn lock_and_open(name: &'static CStr, table: pg_sys::Oid, mode: pg_sys::LOCKMODE) -> Option<pg_sys::Relation> {
-    // SAFETY: as the caller promises; it is locked when it is opened.
-    unsafe {
-        unguarded::LockRelationOid(table, mode);
-        // Whoever gets a lock has heard of all that others have done to the table.
-        if KNOWN.with_borrow(|known| known.contains(&(name, table))) {
-            return Some(unguarded::table_open(table, pg_sys::NoLock as pg_sys::LOCKMODE));
-        }
-        unguarded::UnlockRelationOid(table, mode);
-        None
-    }
-}
-
-/// Inserts a row of values that are all there, if the table is as it was made: with one index, a plain one on one column. Says whether it
-/// has. The state that Postgres makes for any kind of index costs as much as the entry itself.
-///
-/// # Safety
-/// As for [`Table::insert`]; the table has `N` columns. Called under a guard.
-unsafe fn insert_with_plain_index<const N: usize>(table: pg_sys::Relation, mut values: [pg_sys::Datum; N]) -> bool {
-    // SAFETY: as the caller promises. The list is the table's while nothing is asked of Postgres; an index has a row in `pg_index`.
-    unsafe {
-        let indexes = (*table).rd_indexlist;
-        if !(*table).rd_indexvalid || indexes.is_null() || (*indexes).length != 1 {
-            return false;
-        }
-        let index = unguarded::index_open((*(*indexes).elements).oid_value, ROW_EXCLUSIVE);
-        let column = plain_column(index).filter(|column| *column < N);
-        if let Some(column) = column {
-            let tuple = unguarded::heap_form_tuple((*table).rd_att, values.as_mut_ptr(), [false; N].as_mut_ptr());
-            unguarded::simple_heap_insert(table, tuple);
-            let mut info = pg_sys::IndexInfo { type_: pg_sys::NodeTag::T_IndexInfo, ..Default::default() };
-            unguarded::index_insert(
-                index,
-                &mut values[column],
-                &mut false,
-                &mut (*tuple).t_self,
-                table,
-                pg_sys::IndexUniqueCheck::UNIQUE_CHECK_NO,
-                false,
-                &mut info,
-            );
-            unguarded::heap_freetuple(tuple);
-        }
-        unguarded::index_close(index, pg_sys::NoLock as pg_sys::LOCKMODE);
-        column.is_some()
-    }
-}
-
-/// The column, from 0, that an index is on, if it is a B-tree of every row's value of that column and nothing else.
-///
-/// # Safety
-/// The index is open. Called under a guard.
-unsafe fn plain_column(index: pg_sys::Relation) -> Option<usize> {
-    // SAFETY: as the caller promises; an index has at least one column.
-    unsafe {
-        let form = &*(*index).rd_index;
-        let is_btree = (*(*index).rd_rel).relam == pg_sys::BTREE_AM_OID;
-        let is_plain = is_btree && form.indnatts == 1 && form.indisready && !form.indisunique;
-        // Number 0 is an expression.
-        let column = usize::try_from(*form.indkey.values.as_ptr() - 1).ok();
-        column.filter(|_| is_plain && unguarded::RelationGetIndexPredicate(index).is_null())
     }
 }
 
