@@ -40,9 +40,9 @@ BEGIN
         RAISE EXCEPTION 'only payload, columns, exclude and condition of tidings.watch() may be NULL'
             USING ERRCODE = 'null_value_not_allowed', HINT = 'Leave out an argument to get its default.';
     END IF;
-    IF array_ndims(columns) > 1 OR array_ndims(exclude) > 1 THEN
-        RAISE EXCEPTION 'a list of columns is nested'
-            USING ERRCODE = 'invalid_parameter_value', HINT = 'columns and exclude are lists of names.';
+    IF 1 < ANY (ARRAY[array_ndims(columns), array_ndims(exclude), array_ndims(operations)]) THEN
+        RAISE EXCEPTION 'a list is nested'
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'columns, exclude and operations are plain lists of names.';
     END IF;
     IF array_position(columns, NULL) IS NOT NULL OR array_position(exclude, NULL) IS NOT NULL THEN
         RAISE EXCEPTION 'a column''s name is NULL'

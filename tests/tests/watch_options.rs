@@ -315,6 +315,7 @@ const WRONG: &[(&str, &str)] = &[
     ("topic => 'x', exclude => '{id,board_id,title,secret,hits}'", "22023"),
     ("topic => 'x', columns => '{id}', exclude => '{title}'", "22023"),
     ("topic => 'x', operations => '{}'", "22023"),
+    ("topic => 'x', operations => '{{INSERT},{UPDATE}}'", "22023"),
     ("topic => 'x', operations => '{INSERT,SELECT}'", "22023"),
     ("topic => 'x', operations => '{INSERT,NULL}'", "22023"),
     ("topic => 'x', operations => NULL", "22004"),
