@@ -1,12 +1,13 @@
-//! An array as JSON, element by element: `to_json` would look up anew, for each array, how they are written. The layout is that of
+//! An array, packed element by element: `to_json` would look up anew, for each array, how they are written. The layout is that of
 //! utils/array.h.
 
 use pgrx::pg_sys;
+use tidings_wire::value::{self, Stop};
+use tidings_wire::varlena::{self, word};
 
-use crate::value::{Stop, TooLong, Writer};
-use crate::varlena::{self, word};
+use crate::value::{SHRINK, TooLong, Writer};
 
-/// How the elements of an array are stored and written.
+/// How the elements of an array are stored and packed.
 pub struct Elements {
     by_value: bool,
     length: i16,
@@ -46,57 +47,54 @@ impl Elements {
         Some(Self { by_value, length, align, writer: Writer::new(type_oid, by_value, length, context) })
     }
 
-    /// Writes an array of one dimension, or of none, from its bytes.
-    pub fn write(&self, out: &mut Vec<u8>, bytes: &[u8], most: usize) -> Result<(), Stop> {
+    /// Packs an array of one dimension, or of none, from its bytes, unless its JSON is longer than `most` bytes.
+    pub fn pack(&self, out: &mut Vec<u8>, bytes: &[u8], most: usize) -> Result<(), Stop> {
         // Alignment counts from the length on.
         let is_aligned = bytes.as_ptr().align_offset(MAX_ALIGN) == MAX_ALIGN - LENGTH_WORD;
         if is_aligned || self.writer.needs_no_alignment() {
-            return self.write_elements(out, bytes, most);
+            return self.pack_elements(out, bytes, most);
         }
         let mut copy: Vec<u8> = Vec::with_capacity(bytes.len() + 2 * MAX_ALIGN);
         copy.resize(copy.as_ptr().align_offset(MAX_ALIGN) + LENGTH_WORD, 0);
         let start = copy.len();
         copy.extend_from_slice(bytes);
-        self.write_elements(out, &copy[start..], most)
+        self.pack_elements(out, &copy[start..], most)
     }
 
-    fn write_elements(&self, out: &mut Vec<u8>, bytes: &[u8], most: usize) -> Result<(), Stop> {
+    fn pack_elements(&self, out: &mut Vec<u8>, bytes: &[u8], most: usize) -> Result<(), Stop> {
         // Dimensions, where the values begin if there is a bitmap of NULLs, and the type; then the length of each dimension, and
         // its lower bound.
         let (dimensions, values_at) = (word(bytes, 0)?, word(bytes, 4)? as usize);
         if dimensions > 1 {
             return Err(Stop::Unknown);
         }
+        let before = out.len();
+        value::pack_list(out);
         if dimensions == 0 {
-            out.extend_from_slice(b"[]");
             return Ok(());
         }
         let count = word(bytes, 12)? as usize;
         let nulls = bytes.get(20..).filter(|_| values_at > 0);
         let mut at = if values_at > 0 { values_at } else { LENGTH_WORD + 20 };
-        out.push(b'[');
         for i in 0..count {
-            if i > 0 {
-                out.push(b',');
-            }
             let is_null = match nulls {
                 Some(bitmap) => bitmap.get(i / 8).ok_or(Stop::Unknown)? >> (i % 8) & 1 == 0,
                 None => false,
             };
-            if is_null {
-                out.extend_from_slice(b"null");
-            } else {
+            value::pack_part(out, |out| {
+                if is_null {
+                    return Ok(());
+                }
                 at = at.next_multiple_of(self.align);
                 let start = at.checked_sub(LENGTH_WORD).ok_or(Stop::Unknown)?;
-                let (value, length) = self.element(bytes.get(start..).ok_or(Stop::Unknown)?)?;
+                let (element, length) = self.element(bytes.get(start..).ok_or(Stop::Unknown)?)?;
                 at += length;
-                self.writer.json(out, value, most).map_err(|TooLong| Stop::TooLong)?;
-            }
-            if out.len() > most {
+                self.writer.pack_element(out, element, most).map_err(|TooLong| Stop::TooLong)
+            })?;
+            if out.len() - before > most.saturating_mul(SHRINK) {
                 return Err(Stop::TooLong);
             }
         }
-        out.push(b']');
         Ok(())
     }
 

@@ -11,8 +11,7 @@ use pgrx::prelude::*;
 use tidings_wire::segment::{self, Event};
 
 use crate::foreign::infallible::GetCurrentSubTransactionId;
-use crate::payload::Outline;
-use crate::run::{Captured, Run};
+use crate::run::{Captured, Encoder, Run};
 use crate::shared::Database;
 use crate::{errors, log, shared, watch};
 
@@ -29,6 +28,8 @@ const KEPT_CONTEXT: usize = 8 * 1024;
 struct Buffer {
     bytes: Vec<u8>,
     runs: Vec<Run>,
+    /// How the events of the last run are written.
+    encoder: Encoder,
     /// How many events the transaction has captured.
     captured: i64,
     /// A segment was written: the relay is to be told after commit.
@@ -54,6 +55,7 @@ thread_local! {
         RefCell::new(Buffer {
             bytes: Vec::new(),
             runs: Vec::new(),
+            encoder: Encoder::NEW,
             captured: 0,
             written: false,
             warned: false,
@@ -82,7 +84,7 @@ pub fn append(event: &Event<'_>) {
     // SAFETY: called inside a transaction.
     let subxid = unsafe { GetCurrentSubTransactionId() };
     let full = BUFFER.with_borrow_mut(|buffer| {
-        let (_, bytes) = buffer.next(subxid);
+        let (_, bytes, _) = buffer.next(subxid);
         segment::append(bytes, event);
         buffer.is_full(subxid)
     });
@@ -91,20 +93,13 @@ pub fn append(event: &Event<'_>) {
     }
 }
 
-/// Whether the running subtransaction has met an outline, so that the values will do.
-pub fn has_met(outline: &Outline) -> bool {
-    // SAFETY: called inside a transaction.
-    let subxid = unsafe { GetCurrentSubTransactionId() };
-    BUFFER.with_borrow(|buffer| buffer.current(subxid).is_some_and(|run| run.has_met(outline)))
-}
-
 /// Adds one event of a change. The names have been checked.
-pub fn append_captured(captured: &Captured<'_>) {
+pub fn append_captured(captured: Captured<'_>) {
     // SAFETY: called inside a transaction.
     let subxid = unsafe { GetCurrentSubTransactionId() };
     let full = BUFFER.with_borrow_mut(|buffer| {
-        let (run, bytes) = buffer.next(subxid);
-        run.append(bytes, captured);
+        let (run, bytes, encoder) = buffer.next(subxid);
+        run.append(bytes, encoder, captured);
         buffer.is_full(subxid)
     });
     if full {
@@ -148,18 +143,19 @@ impl Buffer {
         self.runs.last().filter(|run| run.subxid == subxid && run.ordinal + i64::from(run.events) == self.captured)
     }
 
-    /// Counts one event more; gives the run and the bytes that it goes to.
-    fn next(&mut self, subxid: pg_sys::SubTransactionId) -> (&mut Run, &mut Vec<u8>) {
+    /// Counts one event more; gives the run and the bytes that it goes to, and what it can refer to.
+    fn next(&mut self, subxid: pg_sys::SubTransactionId) -> (&mut Run, &mut Vec<u8>, &mut Encoder) {
         let mut runs = self.runs.len();
         if self.current(subxid).is_none() {
             let (start, ordinal) = (self.bytes.len(), self.captured);
             self.runs.push(Run::new(subxid, start, ordinal));
+            self.encoder.clear();
             runs += 1;
         }
         self.captured += 1;
         let run = &mut self.runs[runs - 1];
         run.events += 1;
-        (run, &mut self.bytes)
+        (run, &mut self.bytes, &mut self.encoder)
     }
 
     /// Whether the current subtransaction's events are many enough to be written.
@@ -203,6 +199,7 @@ impl Buffer {
             // The numbers are free again: nothing behind them is left, neither here nor in the log.
             self.captured = run.ordinal;
             self.runs.truncate(first);
+            self.encoder.clear();
         }
     }
 
@@ -212,6 +209,7 @@ impl Buffer {
         self.bytes.shrink_to(KEEP);
         self.runs.clear();
         self.runs.shrink_to(64);
+        self.encoder.shrink();
         (self.captured, self.written, self.warned) = (0, false, false);
         self.after_commit = AfterCommit::default();
         if let Some(db) = self.paused.take() {

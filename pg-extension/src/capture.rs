@@ -6,12 +6,13 @@ use std::borrow::Cow;
 use std::cell::Cell;
 
 use pgrx::prelude::*;
+use tidings_wire::Row;
 use tidings_wire::segment::Event;
 use tidings_wire::topic::{TopicError, check_name};
 
 use crate::errors::WatchError;
 use crate::foreign::infallible::heap_deform_tuple;
-use crate::payload::{Change, Operation, Row};
+use crate::payload::{Change, Operation, Tuple};
 use crate::run::Captured;
 use crate::value::TooLong;
 use crate::watch::{self, Watch};
@@ -24,17 +25,18 @@ thread_local! {
 
 #[derive(Default)]
 struct Scratch {
-    rows: [Row; 2],
-    rendered: Rendered,
+    tuples: [Tuple; 2],
+    packed: Packed,
 }
 
+/// An event as it goes into the buffer.
 #[derive(Default)]
-struct Rendered {
+struct Packed {
     topic: Vec<u8>,
-    payload: Vec<u8>,
+    row: Row,
 }
 
-/// Payload memory kept from row to row.
+/// Memory for packed values kept from row to row.
 const KEEP: usize = 64 * 1024;
 
 /// Tells Postgres how `tidings_capture` is called.
@@ -66,39 +68,39 @@ pub unsafe extern "C-unwind" fn tidings_capture(fcinfo: pg_sys::FunctionCallInfo
 
 fn capture(data: &pg_sys::TriggerData) {
     let watch = watch::of(data);
-    // Writing may run SQL (a type's output function may), so nothing is borrowed meanwhile.
+    // Packing may run SQL (a type's output function may), so nothing is borrowed meanwhile.
     let mut scratch = SCRATCH.take().unwrap_or_default();
-    let Scratch { rows: [old, new], rendered } = &mut *scratch;
+    let Scratch { tuples: [old, new], packed } = &mut *scratch;
     // SAFETY: the tuples are those that the operation has; they live as long as the trigger runs.
-    let deform = |row: &mut Row, tuple| unsafe { deform(row, tuple, data.tg_relation, watch.columns.count()) };
+    let deform = |row: &mut Tuple, tuple| unsafe { deform(row, tuple, data.tg_relation, watch.columns.count()) };
     match data.tg_event & pg_sys::TRIGGER_EVENT_OPMASK {
         pg_sys::TRIGGER_EVENT_INSERT => {
             deform(new, data.tg_trigtuple);
-            emit(&watch, Operation::Insert, Some(new), None, rendered);
+            emit(&watch, Operation::Insert, Some(new), None, packed);
         }
         pg_sys::TRIGGER_EVENT_DELETE => {
             deform(old, data.tg_trigtuple);
-            emit(&watch, Operation::Delete, None, Some(old), rendered);
+            emit(&watch, Operation::Delete, None, Some(old), packed);
         }
         pg_sys::TRIGGER_EVENT_UPDATE => {
             deform(old, data.tg_trigtuple);
             deform(new, data.tg_newtuple);
             if moves(&watch, old, new) {
-                emit(&watch, Operation::Delete, None, Some(old), rendered);
-                emit(&watch, Operation::Insert, Some(new), None, rendered);
+                emit(&watch, Operation::Delete, None, Some(old), packed);
+                emit(&watch, Operation::Insert, Some(new), None, packed);
             } else if watch.columns.changed(old, new) {
-                emit(&watch, Operation::Update, Some(new), Some(old), rendered);
+                emit(&watch, Operation::Update, Some(new), Some(old), packed);
             }
         }
-        _ => emit(&watch, Operation::Truncate, None, None, rendered),
+        _ => emit(&watch, Operation::Truncate, None, None, packed),
     }
-    rendered.payload.clear();
-    rendered.payload.shrink_to(KEEP);
+    packed.row.clear();
+    packed.row.shrink_to(KEEP);
     SCRATCH.set(Some(scratch));
 }
 
 /// Whether an UPDATE moves the row to another topic. Other values may make the same one: `{a}_{b}` of (1_2, 3) and (1, 2_3).
-fn moves(watch: &Watch, old: &Row, new: &Row) -> bool {
+fn moves(watch: &Watch, old: &Tuple, new: &Tuple) -> bool {
     if watch.same_topic(old, new) {
         return false;
     }
@@ -113,7 +115,7 @@ fn moves(watch: &Watch, old: &Row, new: &Row) -> bool {
 ///
 /// # Safety
 /// `tuple` is a row of `relation`, which has `count` attributes.
-unsafe fn deform(row: &mut Row, tuple: pg_sys::HeapTuple, relation: pg_sys::Relation, count: usize) {
+unsafe fn deform(row: &mut Tuple, tuple: pg_sys::HeapTuple, relation: pg_sys::Relation, count: usize) {
     row.values.resize(count, pg_sys::Datum::null());
     row.nulls.resize(count, true);
     // SAFETY: as the caller promises.
@@ -136,11 +138,11 @@ fn prefetch_before(start: *const u8, length: usize) {
 #[cfg(not(target_arch = "x86_64"))]
 fn prefetch_before(_start: *const u8, _length: usize) {}
 
-/// Renders one event and appends it to the transaction's buffer.
-fn emit(watch: &Watch, operation: Operation, new: Option<&Row>, old: Option<&Row>, rendered: &mut Rendered) {
-    let Rendered { topic, payload } = rendered;
+/// Packs one event and appends it to the transaction's buffer.
+fn emit(watch: &Watch, operation: Operation, new: Option<&Tuple>, old: Option<&Tuple>, packed: &mut Packed) {
+    let Packed { topic, row } = packed;
     topic.clear();
-    payload.clear();
+    row.clear();
     let written = watch.write_topic(topic, new.or(old));
     if matches!(written, Ok(false)) {
         return;
@@ -150,15 +152,12 @@ fn emit(watch: &Watch, operation: Operation, new: Option<&Row>, old: Option<&Row
         buffer::warn_skipped(&format!("The topic that its watch makes cannot be used: {error}."));
         return;
     }
-    let (change, most) = (Change { new, old }, settings::max_payload());
     let mut outline = watch.outline(operation);
-    let mut whole = !buffer::has_met(outline);
-    if outline.write(payload, whole, &watch.columns, &change, most).is_err() {
-        payload.clear();
-        (outline, whole) = (watch.truncated(operation), true);
-        payload.extend_from_slice(outline.text.as_bytes());
+    if outline.pack(row, &watch.columns, &Change { new, old }, settings::max_payload()).is_err() {
+        row.clear();
+        outline = watch.truncated(operation);
     }
-    buffer::append_captured(&Captured { topic: &topic, event: &watch.event, outline, payload: &text(payload), whole });
+    buffer::append_captured(Captured { topic: &topic, event: &watch.event, outline, row });
 }
 
 /// What was written, as the text that it is in a UTF-8 database unless a type's output function is broken. Looked at as a whole

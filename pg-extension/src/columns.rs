@@ -1,10 +1,10 @@
-//! The columns of a watched table: which of them are captured, and a row as an object of JSON.
+//! The columns of a watched table: which of them are captured, and how their values are packed.
 
 use pgrx::prelude::*;
+use tidings_wire::{string, value};
 
 use crate::errors::WatchError;
-use crate::payload::{Change, Row};
-use crate::string;
+use crate::payload::{Change, Tuple};
 use crate::value::{TooLong, Writer};
 
 /// The columns of a table, by attribute number less one.
@@ -112,13 +112,13 @@ impl Columns {
         &self.column(index).key
     }
 
-    /// What writes a column's values.
+    /// What packs a column's values.
     pub fn writer(&self, index: usize) -> &Writer {
         &self.column(index).writer
     }
 
     /// Whether a column has the same value in two rows.
-    pub fn same(&self, index: usize, a: &Row, b: &Row) -> bool {
+    pub fn same(&self, index: usize, a: &Tuple, b: &Tuple) -> bool {
         match (a.get(index), b.get(index)) {
             (Some(a), Some(b)) => self.writer(index).same(a, b),
             (a, b) => a.is_none() && b.is_none(),
@@ -126,33 +126,27 @@ impl Columns {
     }
 
     /// Whether a captured column has changed.
-    pub fn changed(&self, old: &Row, new: &Row) -> bool {
+    pub fn changed(&self, old: &Tuple, new: &Tuple) -> bool {
         self.captured.iter().any(|index| !self.same(*index, old, new))
     }
 
-    /// Writes one value, `null` if there is none; gives up when `out` gets longer than `most`.
-    pub fn write_value(&self, out: &mut Vec<u8>, index: usize, row: Option<&Row>, most: usize) -> Result<(), TooLong> {
-        match row.and_then(|row| row.get(index)) {
-            Some(value) => self.writer(index).json(out, value, most)?,
-            None => out.extend_from_slice(b"null"),
-        }
-        if out.len() > most { Err(TooLong) } else { Ok(()) }
+    /// Packs one value of a row, if there is one; see [`Writer::pack`].
+    pub fn pack_value(&self, out: &mut Vec<u8>, index: usize, row: Option<&Tuple>, most: usize) -> Result<(), TooLong> {
+        row.and_then(|row| row.get(index)).map_or(Ok(()), |value| self.writer(index).pack(out, value, most))
     }
 
-    /// Writes the old values of the captured columns that have changed, as an object.
-    pub fn write_changed(&self, out: &mut Vec<u8>, change: &Change<'_>, most: usize) -> Result<(), TooLong> {
-        out.push(b'{');
-        let mut first = true;
-        if let (Some(old), Some(new)) = (change.old, change.new) {
-            for &index in self.captured.iter().filter(|index| !self.same(**index, old, new)) {
-                if !std::mem::take(&mut first) {
-                    out.push(b',');
-                }
+    /// Packs the old values of the captured columns that have changed, as an object.
+    pub fn pack_changed(&self, out: &mut Vec<u8>, change: &Change<'_>, most: usize) -> Result<(), TooLong> {
+        value::pack_members(out);
+        let (Some(old), Some(new)) = (change.old, change.new) else { return Ok(()) };
+        for &index in self.captured.iter().filter(|index| !self.same(**index, old, new)) {
+            let key = |out: &mut Vec<u8>| {
                 out.extend_from_slice(self.key(index).as_bytes());
-                self.write_value(out, index, change.old, most)?;
-            }
+                Ok(())
+            };
+            value::pack_part(out, key)?;
+            value::pack_part(out, |out| self.pack_value(out, index, change.old, most))?;
         }
-        out.push(b'}');
         Ok(())
     }
 }

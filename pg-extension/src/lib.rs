@@ -3,7 +3,7 @@
 //! The rooms, along the way of a change:
 //!
 //! - [`watch`]: what a trigger's arguments ask for, compiled against its table once and kept, [`columns`]: which columns.
-//! - [`value`]: a column's value as JSON or as text, and [`payload`]: a whole event's payload.
+//! - [`value`]: a column's value, packed or as text, and [`payload`]: a whole event's payload.
 //! - [`capture`]: the trigger function and `publish`.
 //! - [`buffer`]: the events of the running transaction, savepoints included, up to its commit.
 //! - [`mod@log`]: one segment into `tidings.log`.
@@ -20,6 +20,9 @@
 // The library exports symbols to Postgres and no items to anyone: its documentation is for those who work on it.
 #![allow(rustdoc::private_intra_doc_links)]
 
+#[cfg(target_endian = "big")]
+compile_error!("what Postgres stores is packed as it is, and read as little-endian");
+
 // The guard that `#[pg_guard]` puts around foreign functions looks for this name.
 use pgrx::pg_sys::ffi;
 use pgrx::prelude::*;
@@ -30,13 +33,11 @@ mod buffer;
 mod capture;
 mod columns;
 mod errors;
+mod float;
 mod foreign;
-mod interval;
-mod jsonb;
 mod launcher;
 mod lock;
 mod log;
-mod numeric;
 mod pace;
 mod payload;
 mod read;
@@ -47,7 +48,6 @@ mod scan;
 mod settings;
 mod shared;
 mod snapshot;
-mod string;
 mod table;
 mod tick;
 mod time;

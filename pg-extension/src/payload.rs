@@ -3,11 +3,12 @@
 use std::cell::Cell;
 
 use serde_json::Value;
+use tidings_wire::value::WIDEST;
+use tidings_wire::{Row, segment, string};
 
 use crate::columns::Columns;
 use crate::errors::WatchError;
-use crate::string;
-use crate::value::TooLong;
+use crate::value::{SHRINK, TooLong};
 
 /// What happened to a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,14 +25,14 @@ pub enum Operation {
 
 /// A row as the trigger got it: one value and one null flag for each attribute, dropped ones included.
 #[derive(Default)]
-pub struct Row {
+pub struct Tuple {
     /// The values; meaningless where `nulls` is true.
     pub values: Vec<pgrx::pg_sys::Datum>,
     /// Which of them are NULL.
     pub nulls: Vec<bool>,
 }
 
-impl Row {
+impl Tuple {
     /// The value of the attribute with this index, if it is not NULL.
     pub fn get(&self, index: usize) -> Option<pgrx::pg_sys::Datum> {
         (!self.nulls[index]).then(|| self.values[index])
@@ -41,9 +42,9 @@ impl Row {
 /// One change, as it is to be told.
 pub struct Change<'a> {
     /// The new row.
-    pub new: Option<&'a Row>,
+    pub new: Option<&'a Tuple>,
     /// The old row.
-    pub old: Option<&'a Row>,
+    pub old: Option<&'a Tuple>,
 }
 
 /// What an UPDATE tells of the old row. A DELETE always tells the whole of it: there is nothing else to tell.
@@ -74,9 +75,8 @@ pub struct Outline {
     pub number: u64,
     /// The text, with a NUL for each value.
     pub text: String,
-    pieces: Vec<(String, Source)>,
-    /// What follows the last value.
-    tail: String,
+    /// Where the values come from.
+    sources: Vec<Source>,
     /// It asks for more than [`MOST_VALUES`].
     is_too_long: bool,
 }
@@ -84,6 +84,9 @@ pub struct Outline {
 /// Who asks for more values in a payload gets none of them, as if it were too long: each takes memory in every backend that writes, and
 /// a few kilobytes of `"$record"` would ask for all that there is. Ten times all columns of the widest table.
 const MOST_VALUES: usize = 16_000;
+
+/// No row of more bytes is kept, however short its JSON: it must fit into a value of Postgres together with others.
+const LARGEST: usize = 512 * 1024 * 1024;
 
 /// Where a value comes from.
 #[derive(Clone, Copy)]
@@ -115,48 +118,39 @@ impl Outline {
     pub fn compile(json: &str, table: &Table<'_>, operation: Operation) -> Result<Self, WatchError> {
         thread_local!(static NUMBERS: Cell<u64> = const { Cell::new(0) });
         let value: Value = serde_json::from_str(json).map_err(|error| WatchError::Payload(error.to_string()))?;
-        let mut compiler = Compiler { pieces: Vec::new(), text: String::new(), is_full: false, table, operation };
+        let mut compiler = Compiler { text: String::new(), sources: Vec::new(), is_full: false, table, operation };
         compiler.value(&value)?;
-        let Compiler { pieces, text: tail, is_full: is_too_long, .. } = compiler;
-        let text = pieces.iter().map(|(text, _)| format!("{text}\0")).collect::<String>() + &tail;
+        let Compiler { text, sources, is_full: is_too_long, .. } = compiler;
         NUMBERS.set(NUMBERS.get() + 1);
-        Ok(Self { number: NUMBERS.get(), text, pieces, tail, is_too_long })
+        Ok(Self { number: NUMBERS.get(), text, sources, is_too_long })
     }
 
-    /// Writes the payload of a change as a whole, or only its values, each ended by a NUL. Gives up on a payload of more than `most`
-    /// bytes.
-    pub fn write(
-        &self,
-        out: &mut Vec<u8>,
-        whole: bool,
-        columns: &Columns,
-        change: &Change<'_>,
-        most: usize,
-    ) -> Result<(), TooLong> {
+    /// Packs the values of a change's payload. Gives up on a payload of more than `most` bytes.
+    pub fn pack(&self, row: &mut Row, columns: &Columns, change: &Change<'_>, most: usize) -> Result<(), TooLong> {
         if self.is_too_long {
             return Err(TooLong);
         }
-        for (text, source) in &self.pieces {
-            if whole {
-                out.extend_from_slice(text.as_bytes());
-            }
-            match *source {
-                Source::New(index) => columns.write_value(out, index, change.new, most)?,
-                Source::Old(index) => columns.write_value(out, index, change.old, most)?,
-                Source::Changed => columns.write_changed(out, change, most)?,
-            }
-            if !whole {
-                out.push(0);
+        for source in &self.sources {
+            row.push(|out| match *source {
+                Source::New(index) => columns.pack_value(out, index, change.new, most),
+                Source::Old(index) => columns.pack_value(out, index, change.old, most),
+                Source::Changed => columns.pack_changed(out, change, most),
+            })?;
+            if row.size() > most.saturating_mul(SHRINK).min(LARGEST) {
+                return Err(TooLong);
             }
         }
-        let length = if whole {
-            out.extend_from_slice(self.tail.as_bytes());
-            out.len()
-        } else {
-            // Each value has a NUL in both.
-            out.len() + self.text.len() - 2 * self.pieces.len()
-        };
-        if length > most { Err(TooLong) } else { Ok(()) }
+        if self.widest(row) > most && self.fill(row).len() > most { Err(TooLong) } else { Ok(()) }
+    }
+
+    /// No payload with these values is longer.
+    pub fn widest(&self, row: &Row) -> usize {
+        self.text.len() + WIDEST * row.size() + "null".len() * row.count()
+    }
+
+    /// The payload with these values.
+    pub fn fill(&self, row: &Row) -> String {
+        segment::fill(&self.text, row).expect("it asks for as many values as it has packed")
     }
 }
 
@@ -174,9 +168,8 @@ pub struct Table<'a> {
 
 /// Cuts a JSON value at its placeholders.
 struct Compiler<'a> {
-    pieces: Vec<(String, Source)>,
-    /// What follows the last of them.
     text: String,
+    sources: Vec<Source>,
     /// There is no room for one more.
     is_full: bool,
     table: &'a Table<'a>,
@@ -185,10 +178,10 @@ struct Compiler<'a> {
 
 impl Compiler<'_> {
     fn source(&mut self, source: Source) {
-        self.is_full |= self.pieces.len() == MOST_VALUES;
-        let text = std::mem::take(&mut self.text);
+        self.is_full |= self.sources.len() == MOST_VALUES;
         if !self.is_full {
-            self.pieces.push((text, source));
+            self.text.push('\0');
+            self.sources.push(source);
         }
     }
 

@@ -1,8 +1,7 @@
-//! A run of events, and how an event of it is encoded: after the first one of a watch, the values of its payload are enough.
-
-use std::borrow::Cow;
+//! A run of events, and how an event of it is encoded: an outline once, and then of each event what is new in its values.
 
 use pgrx::pg_sys;
+use tidings_wire::Row;
 use tidings_wire::segment::{self, Event};
 
 use crate::payload::Outline;
@@ -17,22 +16,12 @@ pub struct Run {
     pub ordinal: i64,
     /// How many it has.
     pub events: i32,
-    /// How many bytes it would have more if it had every payload whole.
-    saved: usize,
-    /// The outlines that it has met, by the number that they have in it.
-    outlines: Vec<Met>,
+    /// No reader makes more bytes of it.
+    told: usize,
 }
 
-/// Whoever reads a run makes at most so many times its bytes of it, however long an outline is and however short its values are.
-const MOST_SAVED: usize = 16;
-
-/// An outline that a run has met.
-struct Met {
-    /// Its number in this process.
-    number: u64,
-    /// The run holds it. The first event has its payload whole: a transaction of one row has no use for an outline.
-    appended: bool,
-}
+/// Whoever reads a run makes at most so many times its bytes of it, however much its events have in common.
+const MOST_TOLD: usize = 16;
 
 /// The event of a captured change.
 pub struct Captured<'a> {
@@ -42,48 +31,85 @@ pub struct Captured<'a> {
     pub event: &'a str,
     /// How its payload looks.
     pub outline: &'a Outline,
-    /// Its payload, or only the values in it, each ended by a NUL.
-    pub payload: &'a str,
-    /// Which of the two.
-    pub whole: bool,
+    /// The values in it. The row is used up, and another one given back for the next event.
+    pub row: &'a mut Row,
+}
+
+/// What the events to come can refer to, in the run that they are added to. The numbers of the outlines are their places.
+pub struct Encoder {
+    /// Those in use, and behind them others for their memory.
+    outlines: Vec<Written>,
+    used: usize,
+}
+
+/// An outline that stands in the run.
+#[derive(Default)]
+struct Written {
+    /// Its number in this process.
+    number: u64,
+    /// The values of the last event that filled it.
+    previous: Row,
+}
+
+impl Encoder {
+    /// One that knows nothing.
+    pub const NEW: Self = Self { outlines: Vec::new(), used: 0 };
+
+    /// Forgets everything: another run begins, or goes on.
+    pub fn clear(&mut self) {
+        self.used = 0;
+    }
+
+    /// Gives back the memory that a transaction with one outline does not need.
+    pub fn shrink(&mut self) {
+        self.clear();
+        self.outlines.truncate(1);
+    }
+
+    /// The place of an outline, and whether it stands in the run; none if there is no room for one more.
+    fn place(&mut self, outline: &Outline) -> Option<(u8, bool)> {
+        let known = self.outlines[..self.used].iter().position(|written| written.number == outline.number);
+        if known.is_none() {
+            if self.used == segment::OUTLINES || outline.text.len() > segment::MAX_OUTLINE {
+                return None;
+            }
+            self.used += 1;
+            self.outlines.resize_with(self.outlines.len().max(self.used), Written::default);
+            self.outlines[self.used - 1].number = outline.number;
+        }
+        Some((known.unwrap_or(self.used - 1) as u8, known.is_some()))
+    }
 }
 
 impl Run {
     /// A run without events.
     pub fn new(subxid: pg_sys::SubTransactionId, start: usize, ordinal: i64) -> Self {
-        Self { subxid, start, ordinal, events: 0, saved: 0, outlines: Vec::new() }
+        Self { subxid, start, ordinal, events: 0, told: 0 }
     }
 
-    /// Whether an event with this outline is there, so that the values will do for the next one.
-    pub fn has_met(&self, outline: &Outline) -> bool {
-        self.find(outline).is_some()
-    }
-
-    fn find(&self, outline: &Outline) -> Option<usize> {
-        self.outlines.iter().position(|met| met.number == outline.number)
-    }
-
-    /// Appends an event to the bytes, whole if need be; it is counted elsewhere.
-    pub fn append(&mut self, bytes: &mut Vec<u8>, captured: &Captured<'_>) {
-        let Captured { topic, event, outline, payload, whole } = *captured;
-        let met = self.find(outline);
-        let saved = self.saved + outline.text.len();
-        let saves_enough = saved / MOST_SAVED > bytes.len() - self.start;
-        if let Some(number) = met.filter(|_| !whole && !saves_enough) {
-            let number = number as u8;
-            self.saved = saved;
-            if !std::mem::replace(&mut self.outlines[usize::from(number)].appended, true) {
-                segment::append_outline(bytes, number, &outline.text);
-            }
-            segment::append_filled(bytes, topic, event, number, payload);
-            return;
+    /// Appends an event to the bytes; it is counted elsewhere.
+    pub fn append(&mut self, bytes: &mut Vec<u8>, encoder: &mut Encoder, captured: Captured<'_>) {
+        let Captured { topic, event, outline, row } = captured;
+        self.told += outline.widest(row);
+        let Some((number, is_written)) = encoder.place(outline) else {
+            return segment::append(bytes, &Event { topic, event, payload: outline.fill(row).into() });
+        };
+        let previous = &mut encoder.outlines[usize::from(number)].previous;
+        let before = bytes.len();
+        if is_written {
+            segment::append_filled(bytes, number, topic, row, previous);
         }
-        if met.is_none() && self.outlines.len() < segment::OUTLINES && outline.text.len() <= segment::MAX_OUTLINE {
-            self.outlines.push(Met { number: outline.number, appended: false });
+        // The first event, or one that would make the run grow too much when it is read, stands for itself.
+        if !is_written || self.told / MOST_TOLD > bytes.len() - self.start {
+            bytes.truncate(before);
+            previous.clear();
+            segment::append_outline(bytes, number, event, &outline.text);
+            segment::append_filled(bytes, number, topic, row, previous);
         }
-        // The run has saved enough, or rendering the values has run SQL that began another one.
-        let filled = if whole { None } else { segment::fill(&outline.text, payload) };
-        let payload = filled.map_or(Cow::Borrowed(payload), Cow::Owned);
-        segment::append(bytes, &Event { topic, event, payload });
+        if row.size() <= segment::MAX_PREVIOUS {
+            std::mem::swap(previous, row);
+        } else {
+            previous.clear();
+        }
     }
 }

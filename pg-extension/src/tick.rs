@@ -221,12 +221,20 @@ impl Ticker {
         if self.batch.large || self.queue >= QUEUE_CROWDED {
             announcement.make_hint();
         } else {
-            let mut events = 0;
             self.batch.put_in_order();
-            for segment in &self.batch.segments {
-                for event in segment::events(&self.batch.data[segment.data.clone()]) {
-                    announcement.push(&event.unwrap_or_else(|error| error!("tidings.log: {error}")));
-                    events += 1;
+            let (mut events, mut told, most) = (0, 0, settings::notify_inline_limit());
+            let segments = self.batch.segments.iter().map(|segment| &self.batch.data[segment.data.clone()]);
+            for event in segments.flat_map(segment::events) {
+                let event = event.unwrap_or_else(|error| error!("tidings.log: {error}"));
+                announcement.push(&event);
+                events += 1;
+                // The log has less of an event than its readers.
+                told += event.payload.len();
+                if told > most {
+                    announcement.make_hint();
+                }
+                if announcement.is_full() {
+                    break;
                 }
             }
             // One that is too large for a notification has made it a hint.

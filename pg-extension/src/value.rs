@@ -1,6 +1,6 @@
-//! A column's value as JSON, the same as `to_jsonb` gives it, and as text for a topic.
+//! A column's value, packed for the log ([`tidings_wire::value`]): what its reader makes of it is what `to_jsonb` gives. And as text for a topic.
 //!
-//! The type is looked at once, when the watch is compiled; writing a value is then a match and a copy: most types are written from the
+//! The type is looked at once, when the watch is compiled; packing a value is then a match and a copy: of most types go the
 //! bytes that Postgres stores, without a call into it. What is rare (composites, arrays of several dimensions, types with a cast
 //! to `json`) goes through `to_json`, which says the same as `to_jsonb` but never fails: a `json` may hold what a `jsonb` cannot,
 //! such as `\u0000`.
@@ -8,14 +8,17 @@
 use std::ffi::{CStr, c_int};
 
 use pgrx::prelude::*;
+use tidings_wire::interval::Interval;
+use tidings_wire::value::{self, Stop};
+use tidings_wire::{jsonb, numeric};
 
 use crate::array::Elements;
 use crate::errors::attempt;
 use crate::foreign::datum_image_eq;
 use crate::varlena::{fetched, plain, size};
-use crate::{interval, jsonb, numeric, string, time};
+use crate::{float, time};
 
-/// How to write the values of one column.
+/// How to pack the values of one column.
 pub struct Writer {
     kind: Kind,
     /// The type's output function, or `to_json` where `kind` says so.
@@ -23,7 +26,7 @@ pub struct Writer {
     text: FunctionCall,
     by_value: bool,
     length: i16,
-    /// How to write the elements, if it is an array.
+    /// How to pack the elements, if it is an array.
     elements: Option<Box<Elements>>,
 }
 
@@ -55,18 +58,9 @@ enum Kind {
 #[derive(Debug)]
 pub struct TooLong;
 
-/// Why a value was not written.
-#[derive(Debug)]
-pub enum Stop {
-    /// See [`TooLong`].
-    TooLong,
-    /// This is for Postgres to write.
-    Unknown,
-}
-
-/// A value of a type that is not all text may have a text this many times shorter: a point in a polygon has 16 bytes and
-/// at least five characters.
-const SHRINK: usize = 16;
+/// A value may be this many times longer than its JSON: a `jsonb` that is 0 has 15 bytes when it is packed, and a point in a polygon has
+/// 16 bytes and at least five characters.
+pub const SHRINK: usize = 16;
 
 /// No text of Postgres is longer than 1 GiB, and JSON may need six bytes for one: from here on not even Postgres can be asked
 /// for it.
@@ -145,30 +139,41 @@ impl Writer {
         self.by_value || matches!(self.kind, Kind::Numeric | Kind::Text | Kind::Uuid | Kind::Json)
     }
 
-    /// Writes a value as JSON, unless that alone is longer than `most` bytes: then nothing is even fetched.
-    pub fn json(&self, out: &mut Vec<u8>, value: pg_sys::Datum, most: usize) -> Result<(), TooLong> {
+    /// Packs a value, unless its JSON alone is longer than `most` bytes: then nothing is even fetched.
+    pub fn pack(&self, out: &mut Vec<u8>, value: pg_sys::Datum, most: usize) -> Result<(), TooLong> {
         let before = out.len();
-        let written = match self.kind {
-            _ if self.length != -1 => self.write_fixed(out, value),
+        let packed = match self.kind {
+            _ if self.length != -1 => self.pack_fixed(out, value),
             // SAFETY: a value of a type of variable length.
             _ => match unsafe { plain(value) }.filter(|bytes| bytes.len() <= WRITABLE) {
-                Some(bytes) => self.write_bytes(out, bytes, most),
-                None => return self.write_large(out, value, most),
+                Some(bytes) => self.pack_bytes(out, bytes, most),
+                None => return self.pack_large(out, value, most),
             },
         };
-        match written {
+        match packed {
             Ok(()) => Ok(()),
             Err(Stop::TooLong) => Err(TooLong),
             Err(Stop::Unknown) => {
                 out.truncate(before);
-                self.write_by_postgres(out, value);
+                self.pack_by_postgres(out, value);
                 Ok(())
             }
         }
     }
 
+    /// As [`Self::pack`], for an element of an array. One that is an array itself, by a domain, becomes JSON: no reader is to be led
+    /// into any depth.
+    pub fn pack_element(&self, out: &mut Vec<u8>, value: pg_sys::Datum, most: usize) -> Result<(), TooLong> {
+        if self.elements.is_none() {
+            return self.pack(out, value, most);
+        }
+        let mut packed = Vec::new();
+        self.pack(&mut packed, value, most)?;
+        value::pack_json_with(out, |out| value::write(out, &packed)).map_err(|_| TooLong)
+    }
+
     /// The same for a value that is long, compressed or lies elsewhere.
-    fn write_large(&self, out: &mut Vec<u8>, value: pg_sys::Datum, most: usize) -> Result<(), TooLong> {
+    fn pack_large(&self, out: &mut Vec<u8>, value: pg_sys::Datum, most: usize) -> Result<(), TooLong> {
         let limit = match self.kind {
             Kind::Text | Kind::Bytes => most,
             _ => most.saturating_mul(SHRINK).min(UNWRITABLE),
@@ -180,7 +185,7 @@ impl Writer {
         if matches!(self.kind, Kind::Text | Kind::Numeric | Kind::Jsonb | Kind::Json) || self.elements.is_some() {
             let before = out.len();
             // SAFETY: as above; what is fetched lies in the trigger's context.
-            match self.write_bytes(out, unsafe { fetched(value) }, most) {
+            match self.pack_bytes(out, unsafe { fetched(value) }, most) {
                 Ok(()) => return Ok(()),
                 Err(Stop::TooLong) => return Err(TooLong),
                 Err(Stop::Unknown) => out.truncate(before),
@@ -188,52 +193,62 @@ impl Writer {
         }
         // SAFETY: as above.
         if self.kind == Kind::Bytes || unsafe { size(value) } <= WRITABLE {
-            self.write_by_postgres(out, value);
+            self.pack_by_postgres(out, value);
             return Ok(());
         }
-        attempt(PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED, || self.write_by_postgres(out, value)).ok_or(TooLong)
+        attempt(PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED, || self.pack_by_postgres(out, value)).ok_or(TooLong)
     }
 
-    /// Writes a value of a type of one length.
-    fn write_fixed(&self, out: &mut Vec<u8>, value: pg_sys::Datum) -> Result<(), Stop> {
+    /// Packs a value of a type of one length.
+    fn pack_fixed(&self, out: &mut Vec<u8>, value: pg_sys::Datum) -> Result<(), Stop> {
         match self.kind {
-            Kind::Bool => out.extend_from_slice(if value.value() as u8 != 0 { b"true" } else { b"false" }),
-            Kind::Int2 | Kind::Int4 | Kind::Int8 => self.integer(out, value),
-            Kind::Real => numeric::write_real(out, f32::from_bits(value.value() as u32))?,
-            Kind::Double => numeric::write_double(out, f64::from_bits(value.value() as u64))?,
-            Kind::Uuid => between_quotes(out, |out| uuid(out, value)),
-            Kind::Time(type_oid) => between_quotes(out, |out| time::write(out, type_oid, value)),
-            Kind::Interval => {
-                out.push(b'"');
-                // SAFETY: the value is an interval.
-                interval::write(out, unsafe { &*value.cast_mut_ptr::<pg_sys::Interval>() })?;
-                out.push(b'"');
+            Kind::Bool => value::pack_bool(out, value.value() as u8 != 0),
+            Kind::Int2 | Kind::Int4 | Kind::Int8 => value::pack_integer(out, self.integer(value)),
+            Kind::Real => {
+                value::pack_json_with(out, |out| float::write_real(out, f32::from_bits(value.value() as u32)))?;
             }
+            Kind::Double => {
+                value::pack_json_with(out, |out| float::write_double(out, f64::from_bits(value.value() as u64)))?;
+            }
+            Kind::Uuid => value::pack_uuid(out, uuid(value)),
+            Kind::Time(type_oid) => time::pack(out, type_oid, value),
+            // SAFETY: the value is an interval.
+            Kind::Interval => pack_interval(out, unsafe { &*value.cast_mut_ptr::<pg_sys::Interval>() })?,
             _ => return Err(Stop::Unknown),
         }
         Ok(())
     }
 
-    /// Writes a value of a type of variable length, from its bytes.
-    fn write_bytes(&self, out: &mut Vec<u8>, bytes: &[u8], most: usize) -> Result<(), Stop> {
+    /// Packs a value of a type of variable length, from its bytes.
+    fn pack_bytes(&self, out: &mut Vec<u8>, bytes: &[u8], most: usize) -> Result<(), Stop> {
+        // What cannot be packed as it is stored becomes JSON here. Its tag does not count.
+        let end = most.saturating_add(out.len() + 1);
+        let numeric = |out: &mut Vec<u8>| value::pack_json_with(out, |out| numeric::write(out, bytes, end));
+        let jsonb = |out: &mut Vec<u8>| value::pack_json_with(out, |out| jsonb::write(out, bytes, end));
         match (self.kind, &self.elements) {
-            (Kind::Text, _) => string::write(out, bytes),
-            (Kind::Numeric, _) => numeric::write(out, bytes, most)?,
-            (Kind::Jsonb, _) => jsonb::write(out, bytes, most)?,
-            (Kind::Json, _) => normal_json(out, bytes),
-            (_, Some(elements)) => elements.write(out, bytes, most)?,
+            (Kind::Text, _) => value::pack_text(out, bytes),
+            (Kind::Numeric, _) => value::pack_numeric(out, bytes).or_else(|_| numeric(out))?,
+            (Kind::Jsonb, _) if bytes.len() > WRITABLE => jsonb(out)?,
+            (Kind::Jsonb, _) => value::pack_jsonb(out, bytes).or_else(|_| jsonb(out))?,
+            (Kind::Json, _) => pack_json(out, bytes),
+            (_, Some(elements)) => elements.pack(out, bytes, most)?,
             _ => return Err(Stop::Unknown),
         }
         Ok(())
     }
 
-    fn write_by_postgres(&self, out: &mut Vec<u8>, value: pg_sys::Datum) {
+    fn pack_by_postgres(&self, out: &mut Vec<u8>, value: pg_sys::Datum) {
         match self.kind {
             // SAFETY: what `to_json` gives is a `json`, in the trigger's context.
-            Kind::Composed => normal_json(out, unsafe { fetched(self.json.call(value)) }),
-            Kind::Jsonb => jsonb_by_postgres(out, value),
-            Kind::Real | Kind::Double | Kind::Numeric => self.json.output(value, |text| numeric::number(out, text)),
-            _ => self.json.output(value, |text| string::write(out, text)),
+            Kind::Composed => pack_json(out, unsafe { fetched(self.json.call(value)) }),
+            Kind::Jsonb => pack_jsonb_by_postgres(out, value),
+            Kind::Real | Kind::Double | Kind::Numeric => self.json.output(value, |text| {
+                let _: Result<(), Stop> = value::pack_json_with(out, |out| {
+                    float::number(out, text);
+                    Ok(())
+                });
+            }),
+            _ => self.json.output(value, |text| value::pack_text(out, text)),
         }
     }
 
@@ -245,11 +260,19 @@ impl Writer {
             return Err(TooLong);
         }
         match self.kind {
-            Kind::Int2 | Kind::Int4 | Kind::Int8 => self.integer(out, value),
+            Kind::Int2 | Kind::Int4 | Kind::Int8 => {
+                out.extend_from_slice(itoa::Buffer::new().format(self.integer(value)).as_bytes());
+            }
             // SAFETY: as above; what is fetched lies in the trigger's context.
             Kind::Text => out.extend_from_slice(unsafe { fetched(value) }),
-            Kind::Uuid => uuid(out, value),
-            Kind::Time(type_oid) => time::write(out, type_oid, value),
+            Kind::Uuid => value::write_uuid(out, uuid(value)),
+            Kind::Time(type_oid) => {
+                let (mut packed, mut json) = (Vec::new(), Vec::new());
+                time::pack(&mut packed, type_oid, value);
+                value::write(&mut json, &packed).map_err(|_| TooLong)?;
+                // A string with nothing in it to escape.
+                out.extend_from_slice(json.get(1..json.len() - 1).unwrap_or_default());
+            }
             _ => self.text.output(value, |text| out.extend_from_slice(text)),
         }
         Ok(())
@@ -275,13 +298,12 @@ impl Writer {
         }
     }
 
-    fn integer(&self, out: &mut Vec<u8>, value: pg_sys::Datum) {
-        let value = match self.kind {
+    fn integer(&self, value: pg_sys::Datum) -> i64 {
+        match self.kind {
             Kind::Int2 => i64::from(value.value() as i16),
             Kind::Int4 => i64::from(value.value() as i32),
             _ => value.value() as i64,
-        };
-        out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
+        }
     }
 }
 
@@ -326,42 +348,43 @@ fn is_composed(base: pg_sys::Oid) -> bool {
     }
 }
 
-fn between_quotes(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
-    out.push(b'"');
-    write(out);
-    out.push(b'"');
+fn uuid<'a>(value: pg_sys::Datum) -> &'a [u8; 16] {
+    // SAFETY: the value is a uuid, 16 bytes, and alive during the trigger.
+    unsafe { &*value.cast_mut_ptr::<[u8; 16]>() }
 }
 
-fn uuid(out: &mut Vec<u8>, value: pg_sys::Datum) {
-    // SAFETY: the value is a uuid: 16 bytes.
-    let bytes = unsafe { &*value.cast_mut_ptr::<[u8; 16]>() };
-    for (i, byte) in bytes.iter().enumerate() {
-        if [4, 6, 8, 10].contains(&i) {
-            out.push(b'-');
-        }
-        out.extend_from_slice(&[string::HEX[usize::from(byte >> 4)], string::HEX[usize::from(byte & 15)]]);
+/// Packs an interval, if `IntervalStyle` is the default.
+fn pack_interval(out: &mut Vec<u8>, interval: &pg_sys::Interval) -> Result<(), Stop> {
+    let pg_sys::Interval { time: micros, day: days, month: months } = *interval;
+    // SAFETY: a plain variable of this backend.
+    let style = unsafe { pg_sys::IntervalStyle };
+    // The ends of the range stand for infinity, from PostgreSQL 17 on.
+    if style != pg_sys::INTSTYLE_POSTGRES as i32 || [i64::MIN, i64::MAX].contains(&micros) {
+        return Err(Stop::Unknown);
     }
+    value::pack_interval(out, Interval { months, days, micros });
+    Ok(())
 }
 
-/// Writes JSON that was kept as it was typed. `to_jsonb` drops white space and all but the last of repeated keys, and so
-/// must we; what it cannot hold (see above) is written as it stands.
-fn normal_json(out: &mut Vec<u8>, text: &[u8]) {
+/// Packs JSON that was kept as it was typed. `to_jsonb` drops white space and all but the last of repeated keys, and so
+/// must we; what it cannot hold (see above) stays as it stands.
+fn pack_json(out: &mut Vec<u8>, text: &[u8]) {
     // The parser's own mark for a number: an object with this key would not survive it.
     const MARK: &[u8] = b"$serde_json::private::";
     let marked = text.windows(MARK.len()).any(|window| window == MARK);
     match serde_json::from_slice::<serde_json::Value>(text).ok().filter(|_| !marked) {
-        Some(value) => out.extend_from_slice(value.to_string().as_bytes()),
-        None => out.extend_from_slice(text),
+        Some(json) => value::pack_json(out, json.to_string().as_bytes()),
+        None => value::pack_json(out, text),
     }
 }
 
-/// Writes a `jsonb` of any depth.
-fn jsonb_by_postgres(out: &mut Vec<u8>, value: pg_sys::Datum) {
+/// Packs the text of a `jsonb` of any depth.
+fn pack_jsonb_by_postgres(out: &mut Vec<u8>, value: pg_sys::Datum) {
     // SAFETY: the value is a jsonb; what is allocated lies in the trigger's context.
     unsafe {
         let varlena = pg_sys::pg_detoast_datum(value.cast_mut_ptr());
         let root = &raw mut (*varlena.cast::<pg_sys::Jsonb>()).root;
         let text = pg_sys::JsonbToCString(std::ptr::null_mut(), root, pgrx::varsize(varlena) as c_int);
-        out.extend_from_slice(CStr::from_ptr(text).to_bytes());
+        value::pack_json(out, CStr::from_ptr(text).to_bytes());
     }
 }

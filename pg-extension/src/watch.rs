@@ -11,7 +11,7 @@ use tidings_wire::topic::check_name;
 
 use crate::columns::Columns;
 use crate::errors::WatchError;
-use crate::payload::{self, OldRecord, Operation, Outline, Row, Table};
+use crate::payload::{self, OldRecord, Operation, Outline, Table, Tuple};
 use crate::value::TooLong;
 
 /// A compiled watch.
@@ -294,7 +294,7 @@ unsafe fn watched_name(trigger: &pg_sys::Trigger, relation: pg_sys::Relation) ->
 
 impl Watch {
     /// Writes a row's topic; false if a column of it is NULL, which means no event.
-    pub fn write_topic(&self, out: &mut Vec<u8>, row: Option<&Row>) -> Result<bool, TooLong> {
+    pub fn write_topic(&self, out: &mut Vec<u8>, row: Option<&Tuple>) -> Result<bool, TooLong> {
         for piece in &self.topic {
             match piece {
                 TopicPiece::Text(text) => out.extend_from_slice(text.as_bytes()),
@@ -318,7 +318,7 @@ impl Watch {
     }
 
     /// Whether two versions of a row go to the same topic.
-    pub fn same_topic(&self, old: &Row, new: &Row) -> bool {
+    pub fn same_topic(&self, old: &Tuple, new: &Tuple) -> bool {
         self.topic.iter().all(|piece| match piece {
             TopicPiece::Text(_) => true,
             TopicPiece::Column(index) => self.columns.same(*index, old, new),

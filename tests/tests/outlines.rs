@@ -56,11 +56,11 @@ fn large_transactions_are_whole_in_each_of_their_segments() {
     let mut session = db.session();
     session.run(&format!(
         "BEGIN; {} SAVEPOINT a; {} ROLLBACK TO a; {} COMMIT",
-        insert(1..=9_000),
-        insert(9_001..=18_000),
-        insert(18_001..=27_000)
+        insert(1..=30_000),
+        insert(30_001..=60_000),
+        insert(60_001..=90_000)
     ));
-    let committed: Vec<_> = (1..=9_000).chain(18_001..=27_000).collect();
+    let committed: Vec<_> = (1..=30_000).chain(60_001..=90_000).collect();
     assert_eq!(ids(&log.news()), committed);
     assert!(session.one::<i64>("SELECT count(*) FROM tidings.log") > 2);
 }

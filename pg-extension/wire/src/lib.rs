@@ -2,6 +2,8 @@
 //!
 //! - [`position`]: a place in the total order of events, as text.
 //! - [`segment`]: the events of one transaction as the bytes of one log row.
+//! - [`row`]: the values of an event, each packed as [`value`] says; [`numeric`], [`jsonb`], [`varlena`], [`time`], [`interval`] and [`string`]
+//!   know what Postgres stores and how `to_jsonb` tells it.
 //! - [`batch`]: one tick as the text of a few notifications.
 //! - [`topic`]: the name a client subscribes to.
 //! - [`template`]: how a topic is made of a row's columns, or taken apart again.
@@ -12,13 +14,22 @@
 #![forbid(unsafe_code)]
 
 pub mod batch;
+pub mod interval;
+pub mod jsonb;
+pub mod numeric;
 pub mod position;
+pub mod row;
 pub mod segment;
+pub mod string;
 pub mod template;
+pub mod time;
 pub mod topic;
+pub mod value;
+pub mod varlena;
 
 pub use batch::{Announcement, BatchError, Part};
 pub use position::{Position, PositionError, Seen};
+pub use row::Row;
 pub use segment::{Event, SegmentError};
 pub use template::{Piece, Template, TemplateError};
 pub use topic::{Topic, TopicError};

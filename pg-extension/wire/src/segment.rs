@@ -1,39 +1,46 @@
 //! The events of one transaction (or of one early flush) as the bytes of one log row.
 //!
-//! One version byte, then for each event: topic length (u16), event name length (u8), payload length (u32), all
-//! little-endian, and the three texts in UTF-8. Nothing is escaped and nothing is compressed here: Postgres compresses
-//! a large row by itself.
+//! A version byte, then entries, each with a head of two bytes: a number and a kind. Lengths are little-endian, texts UTF-8.
 //!
-//! The payloads of a watch have most of their text in common, its outline. A segment need not repeat it (from version 2 on). If bit
-//! 30 of the payload length is set, the entry is no event: the payload is a byte with a number and an outline, which holds a
-//! NUL wherever a value goes. If bit 31 is set, the payload is the number of an outline in front of it, and the values,
-//! each ended by a NUL. Neither JSON nor a text of Postgres has one.
+//! | kind | number | what follows |
+//! |---|---|---|
+//! | 0, an event as it is | the length of its topic | the length of its name (u8) and of its payload (u32), and the three texts |
+//! | 1, an outline | its own | the length of an event's name (u8) and of the outline (u16), and both texts |
+//! | 2, an event that fills an outline | the outline's | the length of its topic (u8), the topic, and the values |
+//!
+//! The payloads of a watch have most of their text in common, its outline: a NUL stands wherever a value goes, for neither JSON nor a
+//! text of Postgres has one. The values are packed ([`crate::value`]) and written behind those of the event before that filled the same
+//! outline ([`crate::row`]). The first one behind the outline has none before it, nor has one behind a row of more than
+//! [`MAX_PREVIOUS`] bytes. Version 1 has but the first kind, and two bytes for the length of a topic. Nothing is
+//! compressed here: Postgres compresses a large row of a table by itself.
 
 use std::borrow::Cow;
-use std::ops::RangeInclusive;
 
+use crate::row::Row;
 use crate::topic::MAX_NAME;
+use crate::value;
 
 /// The first byte of every segment that is written.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 
-/// The versions that can be read.
-const READABLE: RangeInclusive<u8> = 1..=VERSION;
+/// The version that was released before, and can be read.
+const FIRST_VERSION: u8 = 1;
 
-/// The bytes of an event beside its three texts.
+/// The bytes of an event beside its three texts, where it is written as it is.
 pub const EVENT_HEADER: usize = 7;
 
-/// The flag of an entry that is an outline.
-const OUTLINE: u32 = 1 << 30;
+const PLAIN: u8 = 0;
+const OUTLINE: u8 = 1;
+const FILLED: u8 = 2;
 
-/// The flag of an event whose payload fills an outline.
-const FILLED: u32 = 1 << 31;
-
-/// Outlines have numbers below this one: a byte that is a text of its own.
+/// Outlines have numbers below this one.
 pub const OUTLINES: usize = 128;
 
 /// The longest outline, in bytes. Who reads a segment makes this much of an event of a few bytes.
 pub const MAX_OUTLINE: usize = 8 * 1024;
+
+/// The most bytes of packed values that the next event's are written behind. Both who writes and who reads must keep them.
+pub const MAX_PREVIOUS: usize = 64 * 1024;
 
 /// One event, borrowed from a segment or a notification.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,9 +62,15 @@ pub enum SegmentError {
     /// A length points beyond the end.
     #[error("segment cut short")]
     Short,
-    /// An outline is too long, or an event fills one that is not there or that asks for other values.
+    /// An entry is of a kind that this build doesn't know.
+    #[error("segment with an entry of unknown kind")]
+    Kind,
+    /// An outline is too long, or an event fills one that is not there.
     #[error("segment with a payload that fits no outline")]
     Outline,
+    /// A value is none that can be read.
+    #[error("segment with a value that cannot be read")]
+    Value,
     /// A text is not UTF-8.
     #[error("segment with a text that is not UTF-8")]
     Utf8,
@@ -68,67 +81,83 @@ pub enum SegmentError {
 /// The caller has checked topic and event name by [`crate::topic::check_name`]. A payload is shorter than 1 GiB, as
 /// every Postgres value is.
 pub fn append(segment: &mut Vec<u8>, event: &Event<'_>) {
-    push(segment, event.topic, event.event, 0, None, &event.payload);
+    let Event { topic, event, payload } = event;
+    debug_assert!(topic.len() <= MAX_NAME && event.len() <= MAX_NAME);
+    segment.reserve(EVENT_HEADER + topic.len() + event.len() + payload.len());
+    let [p0, p1, p2, p3] = (payload.len() as u32).to_le_bytes();
+    segment.extend_from_slice(&[topic.len() as u8, PLAIN, event.len() as u8, p0, p1, p2, p3]);
+    for text in [topic, event, payload.as_ref()] {
+        segment.extend_from_slice(text.as_bytes());
+    }
 }
 
-/// Appends an outline of at most [`MAX_OUTLINE`] bytes under a number below [`OUTLINES`], for the events after it. An older one of
-/// that number is forgotten.
-pub fn append_outline(segment: &mut Vec<u8>, number: u8, outline: &str) {
-    debug_assert!(outline.len() <= MAX_OUTLINE);
-    push(segment, "", "", OUTLINE, Some(number), outline);
-}
-
-/// As [`append`], for an event whose payload fills the outline of this number with the values, each ended by a NUL.
-pub fn append_filled(segment: &mut Vec<u8>, topic: &str, event: &str, number: u8, values: &str) {
-    push(segment, topic, event, FILLED, Some(number), values);
-}
-
-fn push(segment: &mut Vec<u8>, topic: &str, event: &str, flag: u32, number: Option<u8>, payload: &str) {
-    let length = payload.len() + usize::from(number.is_some());
-    debug_assert!(topic.len() <= MAX_NAME && event.len() <= MAX_NAME && length < OUTLINE as usize);
-    debug_assert!(number.is_none_or(|number| usize::from(number) < OUTLINES));
-    segment.reserve(EVENT_HEADER + topic.len() + event.len() + length);
-    let [t0, t1] = (topic.len() as u16).to_le_bytes();
-    let [p0, p1, p2, p3] = (length as u32 | flag).to_le_bytes();
-    segment.extend_from_slice(&[t0, t1, event.len() as u8, p0, p1, p2, p3]);
-    segment.extend_from_slice(topic.as_bytes());
+/// Appends an outline of at most [`MAX_OUTLINE`] bytes under a number below [`OUTLINES`], for the events after it, which have this name.
+/// An older one of that number is forgotten.
+pub fn append_outline(segment: &mut Vec<u8>, number: u8, event: &str, outline: &str) {
+    debug_assert!(outline.len() <= MAX_OUTLINE && event.len() <= MAX_NAME && usize::from(number) < OUTLINES);
+    let [o0, o1] = (outline.len() as u16).to_le_bytes();
+    segment.extend_from_slice(&[number, OUTLINE, event.len() as u8, o0, o1]);
     segment.extend_from_slice(event.as_bytes());
-    segment.extend(number);
-    segment.extend_from_slice(payload.as_bytes());
+    segment.extend_from_slice(outline.as_bytes());
 }
 
-/// An outline with its values put in, if it asks for as many.
-pub fn fill(outline: &str, values: &str) -> Option<String> {
-    let count = |text: &str| text.bytes().filter(|byte| *byte == 0).count();
-    if count(outline) != count(values) {
+/// As [`append`], for an event whose payload fills the outline of this number with the values of a row, written behind those of the
+/// event before it. `previous` is empty if the outline has just been appended.
+pub fn append_filled(segment: &mut Vec<u8>, number: u8, topic: &str, row: &Row, previous: &Row) {
+    debug_assert!(topic.len() <= MAX_NAME && previous.size() <= MAX_PREVIOUS);
+    segment.extend_from_slice(&[number, FILLED, topic.len() as u8]);
+    segment.extend_from_slice(topic.as_bytes());
+    row.write_after(previous, segment);
+}
+
+/// An outline with its values put in, if it asks for as many and all of them can be read.
+pub fn fill(outline: &str, row: &Row) -> Option<String> {
+    let mut filled = Vec::with_capacity(outline.len() + 2 * row.size());
+    let mut texts = outline.split('\0');
+    filled.extend_from_slice(texts.next()?.as_bytes());
+    for packed in row.values() {
+        value::write(&mut filled, packed).ok()?;
+        filled.extend_from_slice(texts.next()?.as_bytes());
+    }
+    if texts.next().is_some() {
         return None;
     }
-    let mut filled = String::with_capacity(outline.len() + values.len());
-    // What follows the last value is empty, as it should be.
-    for (text, value) in outline.split('\0').zip(values.split('\0')) {
-        filled.push_str(text);
-        filled.push_str(value);
-    }
-    Some(filled)
+    // A text in a UTF-8 database is UTF-8 unless a type's own function is broken.
+    let lossy = |error: std::string::FromUtf8Error| String::from_utf8_lossy(error.as_bytes()).into_owned();
+    Some(String::from_utf8(filled).unwrap_or_else(lossy))
 }
 
 /// The events of a segment, in order. After an error there are no more.
 pub fn events(segment: &[u8]) -> Events<'_> {
-    let (rest, failed) = match segment.split_first() {
-        Some((version, rest)) if READABLE.contains(version) => (rest, None),
-        Some(_) => (&[][..], Some(SegmentError::Version)),
-        None => (&[][..], Some(SegmentError::Short)),
+    let (version, rest, failed) = match segment.split_first() {
+        Some((version @ &(FIRST_VERSION | VERSION), rest)) => (*version, rest, None),
+        Some((version, _)) => (*version, &[][..], Some(SegmentError::Version)),
+        None => (VERSION, &[][..], Some(SegmentError::Short)),
     };
-    Events { rest, failed, outlines: Vec::new() }
+    Events { version, rest, failed, outlines: Vec::new(), spare: Row::default() }
 }
 
 /// Iterator over the events of a segment.
 #[derive(Debug)]
 pub struct Events<'a> {
+    version: u8,
     rest: &'a [u8],
     failed: Option<SegmentError>,
     /// The outlines so far, by number.
-    outlines: Vec<Option<&'a str>>,
+    outlines: Vec<Option<Outline<'a>>>,
+    /// Memory for the next row.
+    spare: Row,
+}
+
+/// What events have in common.
+#[derive(Clone, Debug)]
+struct Outline<'a> {
+    event: &'a str,
+    text: &'a str,
+    /// How many values it asks for.
+    values: usize,
+    /// Those of the event before.
+    previous: Row,
 }
 
 impl<'a> Events<'a> {
@@ -138,34 +167,59 @@ impl<'a> Events<'a> {
         Ok(head)
     }
 
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], SegmentError> {
+        let (head, rest) = self.rest.split_first_chunk().ok_or(SegmentError::Short)?;
+        self.rest = rest;
+        Ok(*head)
+    }
+
     fn text(&mut self, len: usize) -> Result<&'a str, SegmentError> {
         std::str::from_utf8(self.take(len)?).map_err(|_| SegmentError::Utf8)
     }
 
     /// The next event; none if the entry is an outline.
     fn parse(&mut self) -> Result<Option<Event<'a>>, SegmentError> {
-        let header = self.take(EVENT_HEADER)?;
-        let topic = u16::from_le_bytes([header[0], header[1]]) as usize;
-        let event = header[2] as usize;
-        let payload = u32::from_le_bytes([header[3], header[4], header[5], header[6]]);
-        let (topic, event) = (self.text(topic)?, self.text(event)?);
-        let text = self.text((payload & !(OUTLINE | FILLED)) as usize)?;
-        if payload & (OUTLINE | FILLED) == 0 {
-            return Ok(Some(Event { topic, event, payload: Cow::Borrowed(text) }));
+        let [number, kind] = self.array()?;
+        match kind {
+            OUTLINE if self.version > FIRST_VERSION => self.outline(number.into()).map(|()| None),
+            FILLED if self.version > FIRST_VERSION => self.filled(number.into()).map(Some),
+            high if high == PLAIN || self.version == FIRST_VERSION => self.plain([number, high]).map(Some),
+            _ => Err(SegmentError::Kind),
         }
-        let (number, text) = text.split_at_checked(1).ok_or(SegmentError::Outline)?;
-        let number = usize::from(number.as_bytes()[0]);
-        if payload & OUTLINE != 0 {
-            if text.len() > MAX_OUTLINE {
-                return Err(SegmentError::Outline);
-            }
-            self.outlines.resize(self.outlines.len().max(number + 1), None);
-            self.outlines[number] = Some(text);
-            return Ok(None);
+    }
+
+    fn plain(&mut self, topic: [u8; 2]) -> Result<Event<'a>, SegmentError> {
+        let ([event], payload) = (self.array()?, self.array()?);
+        let (topic, event) = (self.text(u16::from_le_bytes(topic).into())?, self.text(event.into())?);
+        let payload = self.text(u32::from_le_bytes(payload) as usize)?;
+        Ok(Event { topic, event, payload: Cow::Borrowed(payload) })
+    }
+
+    fn outline(&mut self, number: usize) -> Result<(), SegmentError> {
+        let ([event], length) = (self.array()?, self.array()?);
+        let length = usize::from(u16::from_le_bytes(length));
+        if number >= OUTLINES || length > MAX_OUTLINE {
+            return Err(SegmentError::Outline);
         }
-        let outline = self.outlines.get(number).copied().flatten().ok_or(SegmentError::Outline)?;
-        let payload = fill(outline, text).ok_or(SegmentError::Outline)?;
-        Ok(Some(Event { topic, event, payload: Cow::Owned(payload) }))
+        let (event, text) = (self.text(event.into())?, self.text(length)?);
+        let values = text.bytes().filter(|byte| *byte == 0).count();
+        self.outlines.resize(self.outlines.len().max(number + 1), None);
+        self.outlines[number] = Some(Outline { event, text, values, previous: Row::default() });
+        Ok(())
+    }
+
+    fn filled(&mut self, number: usize) -> Result<Event<'a>, SegmentError> {
+        let [topic] = self.array()?;
+        let topic = self.text(topic.into())?;
+        let outline = self.outlines.get_mut(number).and_then(Option::as_mut).ok_or(SegmentError::Outline)?;
+        self.spare.read_after(&outline.previous, outline.values, &mut self.rest).ok_or(SegmentError::Value)?;
+        let payload = fill(outline.text, &self.spare).ok_or(SegmentError::Value)?;
+        if self.spare.size() > MAX_PREVIOUS {
+            outline.previous = Row::default();
+        } else {
+            std::mem::swap(&mut outline.previous, &mut self.spare);
+        }
+        Ok(Event { topic, event: outline.event, payload: Cow::Owned(payload) })
     }
 }
 
@@ -193,14 +247,63 @@ impl<'a> Iterator for Events<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::value::{pack_integer, pack_json, pack_text};
     use proptest::prelude::*;
 
-    /// An event with a payload as it is, or an outline of these texts filled with these values.
-    type Entry = (String, String, String, Option<(u8, Vec<(String, String)>)>);
+    /// What is packed, and what its JSON is.
+    #[derive(Clone, Debug)]
+    enum Value {
+        Null,
+        Integer(i64),
+        Text(String),
+        Json(i32),
+    }
+
+    impl Value {
+        fn pack(&self, out: &mut Vec<u8>) -> Result<(), ()> {
+            match self {
+                Self::Null => {}
+                Self::Integer(number) => pack_integer(out, *number),
+                Self::Text(text) => pack_text(out, text.as_bytes()),
+                Self::Json(number) => pack_json(out, format!("[{number}]").as_bytes()),
+            }
+            Ok(())
+        }
+
+        fn json(&self) -> String {
+            match self {
+                Self::Null => "null".into(),
+                Self::Integer(number) => number.to_string(),
+                Self::Text(text) => crate::string::quoted(text),
+                Self::Json(number) => format!("[{number}]"),
+            }
+        }
+    }
+
+    fn row(values: &[Value]) -> Row {
+        let mut row = Row::default();
+        values.iter().for_each(|value| row.push(|out| value.pack(out)).unwrap());
+        row
+    }
+
+    /// An event with a payload as it is, or an outline of these texts filled with these rows of values.
+    type Entry = (String, String, String, Option<(u8, Vec<String>, Vec<Vec<Value>>)>);
 
     fn entry() -> impl Strategy<Value = Entry> {
-        let holes = prop::collection::vec(("[^\0]{0,9}", "[^\0]{0,9}"), 0..5);
-        ("\\PC{1,40}", "\\PC{1,9}", "(?s)[^\0]{0,300}", prop::option::of((0..4u8, holes)))
+        let value = || {
+            prop_oneof![
+                Just(Value::Null),
+                any::<i64>().prop_map(Value::Integer),
+                "(?s)[^\0]{0,20}".prop_map(Value::Text),
+                any::<i32>().prop_map(Value::Json),
+                (60_000..70_000usize).prop_map(|length| Value::Text("x".repeat(length))),
+            ]
+        };
+        let filled = prop::collection::vec("[^\0]{0,9}", 0..5).prop_flat_map(move |texts| {
+            let row = prop::collection::vec(value(), texts.len());
+            (0..4u8, Just(texts), prop::collection::vec(row, 1..4))
+        });
+        ("\\PC{1,40}", "\\PC{1,9}", "(?s)[^\0]{0,300}", prop::option::of(filled))
     }
 
     proptest! {
@@ -209,17 +312,21 @@ mod tests {
             let mut segment = vec![VERSION];
             let mut sent = Vec::new();
             for (topic, event, payload, filled) in &entries {
-                let Some((number, holes)) = filled else {
+                let Some((number, texts, rows)) = filled else {
                     append(&mut segment, &Event { topic, event, payload: payload.into() });
                     sent.push((topic.as_str(), event.as_str(), payload.clone()));
                     continue;
                 };
-                let outline: String = holes.iter().map(|(text, _)| format!("{text}\0")).collect();
-                let values: String = holes.iter().map(|(_, value)| format!("{value}\0")).collect();
-                append_outline(&mut segment, *number, &(outline + payload));
-                append_filled(&mut segment, topic, event, *number, &values);
-                let whole: String = holes.iter().map(|(text, value)| format!("{text}{value}")).collect();
-                sent.push((topic, event, whole + payload));
+                let outline: String = texts.iter().map(|text| format!("{text}\0")).collect();
+                append_outline(&mut segment, *number, event, &(outline + payload));
+                let mut previous = Row::default();
+                for values in rows {
+                    let row = row(values);
+                    append_filled(&mut segment, *number, topic, &row, &previous);
+                    previous = if row.size() > MAX_PREVIOUS { Row::default() } else { row };
+                    let whole: String = texts.iter().zip(values).map(|(text, value)| format!("{text}{}", value.json())).collect();
+                    sent.push((topic, event, whole + payload));
+                }
             }
             let back: Vec<_> = events(&segment).map(|e| e.unwrap()).map(|e| (e.topic, e.event, e.payload.into_owned())).collect();
             prop_assert_eq!(back, sent);
@@ -232,15 +339,38 @@ mod tests {
             }
             prop_assert!(events(&bytes).count() <= bytes.len().max(1));
         }
+
+        #[test]
+        fn no_values_break_the_decoder(bytes in prop::collection::vec(0..20u8, 0..100)) {
+            let mut segment = vec![VERSION];
+            append_outline(&mut segment, 0, "e", "\0\0\0");
+            segment.extend_from_slice(b"\0\x02\x01t");
+            segment.extend_from_slice(&bytes);
+            // Three values of at most six times their bytes, each of which stands there once.
+            let longest = |event: Result<Event<'_>, _>| event.map_or(0, |event| event.payload.len());
+            prop_assert!(events(&segment).next().map_or(0, longest) <= 6 * bytes.len() + 12);
+        }
+    }
+
+    fn filled(outline: &str, number: u8, values: &[Value]) -> Vec<u8> {
+        let mut segment = vec![VERSION];
+        append_outline(&mut segment, 0, "e", outline);
+        append_filled(&mut segment, number, "t", &row(values), &Row::default());
+        segment
     }
 
     #[test]
     fn a_segment_cut_short_ends_with_an_error() {
-        let mut segment = vec![VERSION];
+        let mut segment = filled("{\0}", 0, &[Value::Integer(1)]);
         append(&mut segment, &Event { topic: "t", event: "e", payload: "{}".into() });
+        let whole: Vec<_> = events(&segment).collect();
+        assert!(whole.len() == 2 && whole.iter().all(Result::is_ok), "{whole:?}");
         for len in 0..segment.len() {
-            let last = events(&segment[..len]).last();
-            assert!(len == 1 || last == Some(Err(SegmentError::Short)), "{len}: {last:?}");
+            let cut: Vec<_> = events(&segment[..len]).collect();
+            let end = cut.last().and_then(|last| last.clone().err());
+            // Not where an entry ends, of which there are three.
+            let error = matches!(end, Some(SegmentError::Short | SegmentError::Value));
+            assert!(error || [1, 10, 17].contains(&len), "{len}: {cut:?}");
         }
         segment[0] = 9;
         assert_eq!(events(&segment).next(), Some(Err(SegmentError::Version)));
@@ -250,25 +380,48 @@ mod tests {
     fn a_segment_of_the_first_version_can_be_read() {
         let segment = b"\x01\x01\x00\x01\x02\x00\x00\x00te{}";
         assert_eq!(events(segment).next(), Some(Ok(Event { topic: "t", event: "e", payload: "{}".into() })));
+        let long = [&b"\x01\x02\x01\x01\x02\x00\x00\x00"[..], &[b't'; 0x102], b"e{}"].concat();
+        let topic = "t".repeat(0x102);
+        assert_eq!(events(&long).next(), Some(Ok(Event { topic: &topic, event: "e", payload: "{}".into() })));
     }
 
     #[test]
-    fn a_payload_that_fits_no_outline_is_an_error() {
-        for (outline, number, values) in [("{\0}", 1, "1\0"), ("{\0}", 0, ""), ("{\0}", 0, "1\0\0"), ("{}", 0, "\0")] {
-            let mut segment = vec![VERSION];
-            append_outline(&mut segment, 0, outline);
-            append_filled(&mut segment, "t", "e", number, values);
-            append(&mut segment, &Event { topic: "t", event: "e", payload: "{}".into() });
-            let events: Vec<_> = events(&segment).collect();
-            assert_eq!(events, [Err(SegmentError::Outline)], "{outline:?} {number} {values:?}");
+    fn an_entry_of_an_unknown_kind_is_an_error() {
+        let mut segment = vec![VERSION];
+        append(&mut segment, &Event { topic: "t", event: "e", payload: "{}".into() });
+        segment[2] = 3;
+        assert_eq!(events(&segment).collect::<Vec<_>>(), [Err(SegmentError::Kind)]);
+    }
+
+    #[test]
+    fn a_row_that_fits_no_outline_is_an_error() {
+        let one = Value::Integer(1);
+        for (outline, number, values) in [("{\0}", 1, &[one.clone()][..]), ("{\0}", 0, &[]), ("{\0\0}", 0, &[one])] {
+            let events: Vec<_> = events(&filled(outline, number, values)).map(|event| event.map(|_| ())).collect();
+            assert!(
+                matches!(events[..], [Err(SegmentError::Outline | SegmentError::Value)]),
+                "{outline:?}: {events:?}"
+            );
         }
+        assert_eq!((fill("{\0}", &row(&[])), fill("{}", &row(&[Value::Null]))), (None, None));
     }
 
     #[test]
     fn an_outline_that_is_too_long_is_an_error() {
         let mut segment = vec![VERSION];
-        push(&mut segment, "", "", OUTLINE, Some(0), &" ".repeat(MAX_OUTLINE + 1));
-        append_filled(&mut segment, "t", "e", 0, "");
+        let [low, high] = (MAX_OUTLINE as u16 + 1).to_le_bytes();
+        segment.extend_from_slice(&[0, OUTLINE, 0, low, high]);
+        segment.extend_from_slice(&[b' '; MAX_OUTLINE + 1]);
         assert_eq!(events(&segment).collect::<Vec<_>>(), [Err(SegmentError::Outline)]);
+    }
+
+    #[test]
+    fn a_text_that_is_not_utf8_is_told_as_well_as_it_can_be() {
+        let mut row = Row::default();
+        let packed: Result<(), ()> = row.push(|out| {
+            pack_text(out, b"a\xffb");
+            Ok(())
+        });
+        assert_eq!((packed, fill("\0", &row)), (Ok(()), Some("\"a\u{fffd}b\"".into())));
     }
 }

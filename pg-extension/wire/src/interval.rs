@@ -1,21 +1,23 @@
 //! An `interval` as Postgres writes it by default: `1 year 2 mons -3 days +04:05:06.789`.
 
-use pgrx::pg_sys;
-
 use crate::time::{two, write_fraction};
-use crate::value::Stop;
 
-/// Writes the text of an interval, if `IntervalStyle` is the default.
-pub fn write(out: &mut Vec<u8>, interval: &pg_sys::Interval) -> Result<(), Stop> {
-    let pg_sys::Interval { time, day, month } = *interval;
-    // SAFETY: a plain variable of this backend.
-    let style = unsafe { pg_sys::IntervalStyle };
-    // The ends of the range stand for infinity, from PostgreSQL 17 on.
-    if style != pg_sys::INTSTYLE_POSTGRES as i32 || [i64::MIN, i64::MAX].contains(&time) {
-        return Err(Stop::Unknown);
-    }
+/// An interval as Postgres stores it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interval {
+    /// Whole months.
+    pub months: i32,
+    /// Whole days.
+    pub days: i32,
+    /// The rest, in microseconds.
+    pub micros: i64,
+}
+
+/// Writes the text of an interval.
+pub fn write(out: &mut Vec<u8>, interval: Interval) {
+    let Interval { months, days, micros: time } = interval;
     let (mut is_first, mut was_negative) = (true, false);
-    for (number, unit) in [(month / 12, "year"), (month % 12, "mon"), (day, "day")] {
+    for (number, unit) in [(months / 12, "year"), (months % 12, "mon"), (days, "day")] {
         if number == 0 {
             continue;
         }
@@ -52,5 +54,4 @@ pub fn write(out: &mut Vec<u8>, interval: &pg_sys::Interval) -> Result<(), Stop>
         out.extend_from_slice(&[b':', a, b, b':', c, d]);
         write_fraction(out, micros);
     }
-    Ok(())
 }

@@ -1,7 +1,7 @@
 //! A `jsonb` as JSON, from the bytes that Postgres stores (utils/jsonb.h): containers of entries, which say what their values are and
 //! how long, and behind the entries the values.
 
-use crate::value::Stop;
+use crate::value::{self, Stop};
 use crate::varlena::{self, word};
 use crate::{numeric, string};
 
@@ -25,67 +25,121 @@ const CONTAINER: u32 = 0x5000_0000;
 /// Deeper ones are left to Postgres, which needs no stack for them.
 const DEEPEST: usize = 64;
 
-/// Writes a `jsonb`, or an array or object in one.
-pub fn write(out: &mut Vec<u8>, bytes: &[u8], most: usize) -> Result<(), Stop> {
-    write_container(out, bytes, most, 0)
+/// Where the JSON goes.
+trait Sink {
+    /// Text as it is.
+    fn text(&mut self, text: &[u8]);
+    /// A string, to be escaped.
+    fn string(&mut self, text: &[u8]);
+    /// A number.
+    fn numeric(&mut self, bytes: &[u8]) -> Result<(), Stop>;
+    /// Whether there is room for more.
+    fn check(&self) -> Result<(), Stop>;
 }
 
-fn write_container(out: &mut Vec<u8>, bytes: &[u8], most: usize, depth: usize) -> Result<(), Stop> {
+/// JSON that may not be longer than so many bytes.
+struct Json<'a> {
+    out: &'a mut Vec<u8>,
+    most: usize,
+}
+
+impl Sink for Json<'_> {
+    fn text(&mut self, text: &[u8]) {
+        self.out.extend_from_slice(text);
+    }
+
+    fn string(&mut self, text: &[u8]) {
+        string::write(self.out, text);
+    }
+
+    fn numeric(&mut self, bytes: &[u8]) -> Result<(), Stop> {
+        numeric::write(self.out, bytes, self.most)
+    }
+
+    fn check(&self) -> Result<(), Stop> {
+        if self.out.len() > self.most { Err(Stop::TooLong) } else { Ok(()) }
+    }
+}
+
+/// JSON of which only matters whether it can be written, and that no number in it is too long to be packed.
+struct Trial;
+
+impl Sink for Trial {
+    fn text(&mut self, _text: &[u8]) {}
+
+    fn string(&mut self, _text: &[u8]) {}
+
+    fn numeric(&mut self, bytes: &[u8]) -> Result<(), Stop> {
+        if value::is_too_wide(bytes)? { Err(Stop::TooLong) } else { Ok(()) }
+    }
+
+    fn check(&self) -> Result<(), Stop> {
+        Ok(())
+    }
+}
+
+/// Writes a `jsonb`, or an array or object in one, unless `out` gets longer than `most` bytes by it.
+pub fn write(out: &mut Vec<u8>, bytes: &[u8], most: usize) -> Result<(), Stop> {
+    container(&mut Json { out, most }, bytes, 0)
+}
+
+/// Whether [`write`] can write it, and each byte of it makes at most [`value::WIDEST`] of JSON.
+pub fn is_packable(bytes: &[u8]) -> bool {
+    container(&mut Trial, bytes, 0).is_ok()
+}
+
+fn container(out: &mut impl Sink, bytes: &[u8], depth: usize) -> Result<(), Stop> {
     let header = word(bytes, 0)?;
     let count = (header & COUNT) as usize;
     if depth > DEEPEST {
         return Err(Stop::Unknown);
     }
-    let write_value = |out: &mut Vec<u8>, value: (u32, &[u8], usize)| {
-        write_value(out, value, most, depth)?;
-        if out.len() > most { Err(Stop::TooLong) } else { Ok(()) }
-    };
     if header & OBJECT != 0 {
         let (mut keys, mut values) = (Entries::new(bytes, 2 * count, 0)?, Entries::new(bytes, 2 * count, count)?);
-        out.push(b'{');
+        out.text(b"{");
         for i in 0..count {
             if i > 0 {
-                out.push(b',');
+                out.text(b",");
             }
-            write_value(out, keys.next()?)?;
-            out.push(b':');
-            write_value(out, values.next()?)?;
+            entry(out, keys.next()?, depth)?;
+            out.text(b":");
+            entry(out, values.next()?, depth)?;
         }
-        out.push(b'}');
+        out.text(b"}");
     } else {
         let mut values = Entries::new(bytes, count, 0)?;
         let is_scalar = header & SCALAR != 0;
         if !is_scalar {
-            out.push(b'[');
+            out.text(b"[");
         }
         for i in 0..count {
             if i > 0 {
-                out.push(b',');
+                out.text(b",");
             }
-            write_value(out, values.next()?)?;
+            entry(out, values.next()?, depth)?;
         }
         if !is_scalar {
-            out.push(b']');
+            out.text(b"]");
         }
     }
     Ok(())
 }
 
 /// Writes the value of an entry: its type, the bytes behind all entries, and where among them it begins.
-fn write_value(out: &mut Vec<u8>, value: (u32, &[u8], usize), most: usize, depth: usize) -> Result<(), Stop> {
+fn entry(out: &mut impl Sink, value: (u32, &[u8], usize), depth: usize) -> Result<(), Stop> {
     let (kind, bytes, start) = value;
     // These two begin at a multiple of four.
     let aligned = || bytes.get(start.next_multiple_of(4)..).ok_or(Stop::Unknown);
     match kind {
-        STRING => string::write(out, bytes.get(start..).ok_or(Stop::Unknown)?),
-        NUMERIC => numeric::write(out, varlena::split(aligned()?).ok_or(Stop::Unknown)?.0, most)?,
-        FALSE => out.extend_from_slice(b"false"),
-        TRUE => out.extend_from_slice(b"true"),
-        NULL => out.extend_from_slice(b"null"),
-        CONTAINER => write_container(out, aligned()?, most, depth + 1)?,
+        STRING => out.string(bytes.get(start..).ok_or(Stop::Unknown)?),
+        NUMERIC => out.numeric(varlena::split(aligned()?).ok_or(Stop::Unknown)?.0)?,
+        FALSE => out.text(b"false"),
+        TRUE => out.text(b"true"),
+        NULL => out.text(b"null"),
+        CONTAINER => container(out, aligned()?, depth + 1)?,
         _ => return Err(Stop::Unknown),
     }
-    Ok(())
+    out.check()
 }
 
 /// The entries of a container, from one on.
