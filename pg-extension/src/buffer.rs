@@ -220,7 +220,7 @@ impl Buffer {
 
 /// Writes what `take` takes out of the buffer as segments, runs without a gap between them as one.
 fn write(take: impl FnOnce(&mut Buffer) -> (Vec<u8>, Vec<Run>)) {
-    let (mut bytes, runs) = BUFFER.with_borrow_mut(|buffer| {
+    let (mut bytes, mut runs) = BUFFER.with_borrow_mut(|buffer| {
         let taken = take(buffer);
         buffer.written |= !taken.1.is_empty();
         taken
@@ -240,9 +240,10 @@ fn write(take: impl FnOnce(&mut Buffer) -> (Vec<u8>, Vec<Run>)) {
     }
     // The memory is good for the next events.
     BUFFER.with_borrow_mut(|buffer| {
-        if buffer.bytes.is_empty() {
+        if buffer.bytes.is_empty() && buffer.runs.is_empty() {
             bytes.clear();
-            buffer.bytes = bytes;
+            runs.clear();
+            (buffer.bytes, buffer.runs) = (bytes, runs);
         }
     });
 }

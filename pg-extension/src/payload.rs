@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use serde_json::Value;
 use tidings_wire::value::WIDEST;
-use tidings_wire::{Row, segment, string};
+use tidings_wire::{Row, outline, string};
 
 use crate::columns::Columns;
 use crate::errors::WatchError;
@@ -75,6 +75,8 @@ pub struct Outline {
     pub number: u64,
     /// The text, with a NUL for each value.
     pub text: String,
+    /// The text as it is stored.
+    pub short: String,
     /// Where the values come from.
     sources: Vec<Source>,
     /// It asks for more than [`MOST_VALUES`].
@@ -122,7 +124,7 @@ impl Outline {
         compiler.value(&value)?;
         let Compiler { text, sources, is_full: is_too_long, .. } = compiler;
         NUMBERS.set(NUMBERS.get() + 1);
-        Ok(Self { number: NUMBERS.get(), text, sources, is_too_long })
+        Ok(Self { number: NUMBERS.get(), short: outline::shorten(&text), text, sources, is_too_long })
     }
 
     /// Packs the values of a change's payload. Gives up on a payload of more than `most` bytes.
@@ -150,7 +152,7 @@ impl Outline {
 
     /// The payload with these values.
     pub fn fill(&self, row: &Row) -> String {
-        segment::fill(&self.text, row).expect("it asks for as many values as it has packed")
+        outline::fill(&self.text, row).expect("it asks for as many values as it has packed")
     }
 }
 

@@ -2,6 +2,7 @@
 
 use pgrx::pg_sys;
 use tidings_wire::Row;
+use tidings_wire::outline::MAX_OUTLINE;
 use tidings_wire::segment::{self, Event};
 
 use crate::payload::Outline;
@@ -70,7 +71,7 @@ impl Encoder {
     fn place(&mut self, outline: &Outline) -> Option<(u8, bool)> {
         let known = self.outlines[..self.used].iter().position(|written| written.number == outline.number);
         if known.is_none() {
-            if self.used == segment::OUTLINES || outline.text.len() > segment::MAX_OUTLINE {
+            if self.used == segment::OUTLINES || outline.text.len() > MAX_OUTLINE {
                 return None;
             }
             self.used += 1;
@@ -103,7 +104,7 @@ impl Run {
         if !is_written || self.told / MOST_TOLD > bytes.len() - self.start {
             bytes.truncate(before);
             previous.clear();
-            segment::append_outline(bytes, number, event, &outline.text);
+            segment::append_outline(bytes, number, event, &outline.short);
             segment::append_filled(bytes, number, topic, row, previous);
         }
         if row.size() <= segment::MAX_PREVIOUS {

@@ -192,7 +192,7 @@ impl Ticker {
             last_used[slot] = tick;
             batch.push(xid, row, most);
             // What does not fit is not read, but for one row of each partition that has any.
-            if batch.segments.len() > MAX_SEGMENTS { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if batch.large { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
     }
 

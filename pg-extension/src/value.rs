@@ -5,6 +5,7 @@
 //! to `json`) goes through `to_json`, which says the same as `to_jsonb` but never fails: a `json` may hold what a `jsonb` cannot,
 //! such as `\u0000`.
 
+use std::cell::OnceCell;
 use std::ffi::{CStr, c_int};
 
 use pgrx::prelude::*;
@@ -21,9 +22,10 @@ use crate::{float, time};
 /// How to pack the values of one column.
 pub struct Writer {
     kind: Kind,
-    /// The type's output function, or `to_json` where `kind` says so.
-    json: FunctionCall,
-    text: FunctionCall,
+    /// The type's output function.
+    output: Function,
+    /// `to_json`, for where `kind` says so.
+    to_json: Function,
     by_value: bool,
     length: i16,
     /// How to pack the elements, if it is an array.
@@ -73,65 +75,86 @@ const WRITABLE: usize = 16 * 1024;
 /// No value of more bytes has a text so short that a topic could hold it.
 const NO_TOPIC: usize = WRITABLE;
 
-/// A function of Postgres with one argument, looked up once. Lives in the memory context that it was made in.
-struct FunctionCall(*mut pg_sys::FmgrInfo);
+/// A function of Postgres with one argument, looked up when it is first needed: most types need none.
+struct Function {
+    /// Which one; none for the output function of the argument's type.
+    function: Option<u32>,
+    /// The argument's type.
+    argument: pg_sys::Oid,
+    /// Where it lives.
+    context: pg_sys::MemoryContext,
+    info: OnceCell<*mut pg_sys::FmgrInfo>,
+}
 
-impl FunctionCall {
+impl Function {
     /// `context` outlives the result.
-    fn new(function: pg_sys::Oid, argument: pg_sys::Oid, context: pg_sys::MemoryContext) -> Self {
-        // SAFETY: called inside a transaction; everything is allocated in `context`, which becomes current meanwhile.
-        unsafe {
-            let info =
-                pg_sys::MemoryContextAllocZero(context, size_of::<pg_sys::FmgrInfo>()).cast::<pg_sys::FmgrInfo>();
-            pg_sys::fmgr_info_cxt(function, info, context);
-            let before = pg_sys::MemoryContextSwitchTo(context);
-            // A polymorphic function asks the expression it is called from for the type of its argument.
-            let null = pg_sys::makeNullConst(argument, -1, pg_sys::InvalidOid);
-            let arguments = pg_sys::lappend(std::ptr::null_mut(), null.cast());
-            let call = pg_sys::makeFuncExpr(
-                function,
-                pg_sys::JSONOID,
-                arguments,
-                pg_sys::InvalidOid,
-                pg_sys::InvalidOid,
-                pg_sys::CoercionForm::COERCE_EXPLICIT_CALL,
-            );
-            (*info).fn_expr = call.cast();
-            pg_sys::MemoryContextSwitchTo(before);
-            Self(info)
-        }
+    fn new(function: Option<u32>, argument: pg_sys::Oid, context: pg_sys::MemoryContext) -> Self {
+        Self { function, argument, context, info: OnceCell::new() }
+    }
+
+    fn info(&self) -> *mut pg_sys::FmgrInfo {
+        *self.info.get_or_init(|| {
+            let Self { argument, context, .. } = *self;
+            // SAFETY: called inside a transaction; everything is allocated in `context`, which becomes current meanwhile.
+            unsafe {
+                let function = self.function.map_or_else(|| output_function(argument), pg_sys::Oid::from);
+                let info =
+                    pg_sys::MemoryContextAllocZero(context, size_of::<pg_sys::FmgrInfo>()).cast::<pg_sys::FmgrInfo>();
+                pg_sys::fmgr_info_cxt(function, info, context);
+                let before = pg_sys::MemoryContextSwitchTo(context);
+                // A polymorphic function asks the expression it is called from for the type of its argument.
+                let null = pg_sys::makeNullConst(argument, -1, pg_sys::InvalidOid);
+                let arguments = pg_sys::lappend(std::ptr::null_mut(), null.cast());
+                let call = pg_sys::makeFuncExpr(
+                    function,
+                    pg_sys::JSONOID,
+                    arguments,
+                    pg_sys::InvalidOid,
+                    pg_sys::InvalidOid,
+                    pg_sys::CoercionForm::COERCE_EXPLICIT_CALL,
+                );
+                (*info).fn_expr = call.cast();
+                pg_sys::MemoryContextSwitchTo(before);
+                info
+            }
+        })
     }
 
     fn call(&self, value: pg_sys::Datum) -> pg_sys::Datum {
         // SAFETY: the function takes one argument of the column's type and gives no NULL for a value.
-        unsafe { pg_sys::FunctionCall1Coll(self.0, pg_sys::InvalidOid, value) }
+        unsafe { pg_sys::FunctionCall1Coll(self.info(), pg_sys::InvalidOid, value) }
     }
 
     /// Lends out the result of an output function.
     fn output(&self, value: pg_sys::Datum, read: impl FnOnce(&[u8])) {
         // SAFETY: an output function returns a C string, allocated in the current context: the trigger's, which
         // Postgres empties after each row, and not while `read` runs.
-        read(unsafe { CStr::from_ptr(pg_sys::OutputFunctionCall(self.0, value)).to_bytes() });
+        read(unsafe { CStr::from_ptr(pg_sys::OutputFunctionCall(self.info(), value)).to_bytes() });
     }
+}
+
+fn output_function(type_oid: pg_sys::Oid) -> pg_sys::Oid {
+    let (mut output, mut is_varlena) = (pg_sys::InvalidOid, false);
+    // SAFETY: a look-up in the system caches, inside a transaction.
+    unsafe { pg_sys::getTypeOutputInfo(type_oid, &mut output, &mut is_varlena) };
+    output
 }
 
 impl Writer {
     /// Compiles the writer for a column of the type. `context` outlives it.
     pub fn new(type_oid: pg_sys::Oid, by_value: bool, length: i16, context: pg_sys::MemoryContext) -> Self {
-        // SAFETY: plain look-ups in the system caches, inside a transaction.
-        let (base, output) = unsafe {
-            let (mut output, mut is_varlena) = (pg_sys::InvalidOid, false);
-            pg_sys::getTypeOutputInfo(type_oid, &mut output, &mut is_varlena);
-            (pg_sys::getBaseType(type_oid), output)
+        // A session's first write of a table waits for this: what can be known without the catalog is.
+        let (kind, elements) = match Kind::known(type_oid) {
+            Some(kind) => (kind, None),
+            None => {
+                // SAFETY: a look-up in the system caches, inside a transaction.
+                let base = unsafe { pg_sys::getBaseType(type_oid) };
+                (Kind::of(base), Elements::of(base, context).map(Box::new))
+            }
         };
-        let kind = Kind::of(base);
-        let text = FunctionCall::new(output, type_oid, context);
-        let json = match kind {
-            Kind::Composed => FunctionCall::new(pg_sys::Oid::from(pg_sys::F_TO_JSON), type_oid, context),
-            _ => FunctionCall(text.0),
-        };
-        let elements = Elements::of(base, context).map(Box::new);
-        Self { kind, json, text, by_value, length, elements }
+        let output = Function::new(None, type_oid, context);
+        let to_json = Function::new(Some(pg_sys::F_TO_JSON), type_oid, context);
+        Self { kind, output, to_json, by_value, length, elements }
     }
 
     /// Whether values that lie anywhere in memory can be written: never a function of Postgres gets to see them.
@@ -240,15 +263,15 @@ impl Writer {
     fn pack_by_postgres(&self, out: &mut Vec<u8>, value: pg_sys::Datum) {
         match self.kind {
             // SAFETY: what `to_json` gives is a `json`, in the trigger's context.
-            Kind::Composed => pack_json(out, unsafe { fetched(self.json.call(value)) }),
+            Kind::Composed => pack_json(out, unsafe { fetched(self.to_json.call(value)) }),
             Kind::Jsonb => pack_jsonb_by_postgres(out, value),
-            Kind::Real | Kind::Double | Kind::Numeric => self.json.output(value, |text| {
+            Kind::Real | Kind::Double | Kind::Numeric => self.output.output(value, |text| {
                 let _: Result<(), Stop> = value::pack_json_with(out, |out| {
                     float::number(out, text);
                     Ok(())
                 });
             }),
-            _ => self.json.output(value, |text| value::pack_text(out, text)),
+            _ => self.output.output(value, |text| value::pack_text(out, text)),
         }
     }
 
@@ -273,7 +296,7 @@ impl Writer {
                 // A string with nothing in it to escape.
                 out.extend_from_slice(json.get(1..json.len() - 1).unwrap_or_default());
             }
-            _ => self.text.output(value, |text| out.extend_from_slice(text)),
+            _ => self.output.output(value, |text| out.extend_from_slice(text)),
         }
         Ok(())
     }
@@ -308,8 +331,9 @@ impl Writer {
 }
 
 impl Kind {
-    fn of(base: pg_sys::Oid) -> Self {
-        match base {
+    /// Of one of Postgres's own types that need no look into the catalog.
+    fn known(type_oid: pg_sys::Oid) -> Option<Self> {
+        Some(match type_oid {
             pg_sys::BOOLOID => Self::Bool,
             pg_sys::INT2OID => Self::Int2,
             pg_sys::INT4OID => Self::Int4,
@@ -320,13 +344,17 @@ impl Kind {
             pg_sys::TEXTOID | pg_sys::VARCHAROID | pg_sys::BPCHAROID => Self::Text,
             pg_sys::UUIDOID => Self::Uuid,
             pg_sys::JSONBOID => Self::Jsonb,
-            pg_sys::DATEOID | pg_sys::TIMEOID | pg_sys::TIMESTAMPOID | pg_sys::TIMESTAMPTZOID => Self::Time(base),
+            pg_sys::DATEOID | pg_sys::TIMEOID | pg_sys::TIMESTAMPOID | pg_sys::TIMESTAMPTZOID => Self::Time(type_oid),
             pg_sys::INTERVALOID => Self::Interval,
             pg_sys::JSONOID => Self::Json,
             pg_sys::BYTEAOID | pg_sys::XMLOID => Self::Bytes,
-            _ if is_composed(base) => Self::Composed,
-            _ => Self::Quoted,
-        }
+            _ => return None,
+        })
+    }
+
+    /// Of a type that is no domain.
+    fn of(base: pg_sys::Oid) -> Self {
+        Self::known(base).unwrap_or_else(|| if is_composed(base) { Self::Composed } else { Self::Quoted })
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! - [`position`]: a place in the total order of events, as text.
 //! - [`segment`]: the events of one transaction as the bytes of one log row.
-//! - [`row`]: the values of an event, each packed as [`value`] says; [`numeric`], [`jsonb`], [`varlena`], [`time`], [`interval`] and [`string`]
+//! - [`outline`]: what the payloads of a watch have in common, [`row`]: the values of an event, each packed as [`value`] says; [`numeric`], [`jsonb`], [`varlena`], [`time`], [`interval`] and [`string`]
 //!   know what Postgres stores and how `to_jsonb` tells it.
 //! - [`batch`]: one tick as the text of a few notifications.
 //! - [`topic`]: the name a client subscribes to.
@@ -17,6 +17,7 @@ pub mod batch;
 pub mod interval;
 pub mod jsonb;
 pub mod numeric;
+pub mod outline;
 pub mod position;
 pub mod row;
 pub mod segment;

@@ -8,17 +8,16 @@
 //! | 1, an outline | its own | the length of an event's name (u8) and of the outline (u16), and both texts |
 //! | 2, an event that fills an outline | the outline's | the length of its topic (u8), the topic, and the values |
 //!
-//! The payloads of a watch have most of their text in common, its outline: a NUL stands wherever a value goes, for neither JSON nor a
-//! text of Postgres has one. The values are packed ([`crate::value`]) and written behind those of the event before that filled the same
+//! The payloads of a watch have most of their text in common, its outline ([`crate::outline`]). The values are packed ([`crate::value`]) and written behind those of the event before that filled the same
 //! outline ([`crate::row`]). The first one behind the outline has none before it, nor has one behind a row of more than
 //! [`MAX_PREVIOUS`] bytes. Version 1 has but the first kind, and two bytes for the length of a topic. Nothing is
 //! compressed here: Postgres compresses a large row of a table by itself.
 
 use std::borrow::Cow;
 
+use crate::outline::{fill, lengthen};
 use crate::row::Row;
 use crate::topic::MAX_NAME;
-use crate::value;
 
 /// The first byte of every segment that is written.
 pub const VERSION: u8 = 3;
@@ -35,9 +34,6 @@ const FILLED: u8 = 2;
 
 /// Outlines have numbers below this one.
 pub const OUTLINES: usize = 128;
-
-/// The longest outline, in bytes. Who reads a segment makes this much of an event of a few bytes.
-pub const MAX_OUTLINE: usize = 8 * 1024;
 
 /// The most bytes of packed values that the next event's are written behind. Both who writes and who reads must keep them.
 pub const MAX_PREVIOUS: usize = 64 * 1024;
@@ -91,10 +87,10 @@ pub fn append(segment: &mut Vec<u8>, event: &Event<'_>) {
     }
 }
 
-/// Appends an outline of at most [`MAX_OUTLINE`] bytes under a number below [`OUTLINES`], for the events after it, which have this name.
-/// An older one of that number is forgotten.
+/// Appends an outline, shortened, under a number below [`OUTLINES`], for the events after it, which have this name. An older one of that
+/// number is forgotten.
 pub fn append_outline(segment: &mut Vec<u8>, number: u8, event: &str, outline: &str) {
-    debug_assert!(outline.len() <= MAX_OUTLINE && event.len() <= MAX_NAME && usize::from(number) < OUTLINES);
+    debug_assert!(event.len() <= MAX_NAME && usize::from(number) < OUTLINES);
     let [o0, o1] = (outline.len() as u16).to_le_bytes();
     segment.extend_from_slice(&[number, OUTLINE, event.len() as u8, o0, o1]);
     segment.extend_from_slice(event.as_bytes());
@@ -108,23 +104,6 @@ pub fn append_filled(segment: &mut Vec<u8>, number: u8, topic: &str, row: &Row, 
     segment.extend_from_slice(&[number, FILLED, topic.len() as u8]);
     segment.extend_from_slice(topic.as_bytes());
     row.write_after(previous, segment);
-}
-
-/// An outline with its values put in, if it asks for as many and all of them can be read.
-pub fn fill(outline: &str, row: &Row) -> Option<String> {
-    let mut filled = Vec::with_capacity(outline.len() + 2 * row.size());
-    let mut texts = outline.split('\0');
-    filled.extend_from_slice(texts.next()?.as_bytes());
-    for packed in row.values() {
-        value::write(&mut filled, packed).ok()?;
-        filled.extend_from_slice(texts.next()?.as_bytes());
-    }
-    if texts.next().is_some() {
-        return None;
-    }
-    // A text in a UTF-8 database is UTF-8 unless a type's own function is broken.
-    let lossy = |error: std::string::FromUtf8Error| String::from_utf8_lossy(error.as_bytes()).into_owned();
-    Some(String::from_utf8(filled).unwrap_or_else(lossy))
 }
 
 /// The events of a segment, in order. After an error there are no more.
@@ -153,7 +132,7 @@ pub struct Events<'a> {
 #[derive(Clone, Debug)]
 struct Outline<'a> {
     event: &'a str,
-    text: &'a str,
+    text: String,
     /// How many values it asks for.
     values: usize,
     /// Those of the event before.
@@ -197,11 +176,8 @@ impl<'a> Events<'a> {
 
     fn outline(&mut self, number: usize) -> Result<(), SegmentError> {
         let ([event], length) = (self.array()?, self.array()?);
-        let length = usize::from(u16::from_le_bytes(length));
-        if number >= OUTLINES || length > MAX_OUTLINE {
-            return Err(SegmentError::Outline);
-        }
-        let (event, text) = (self.text(event.into())?, self.text(length)?);
+        let (event, short) = (self.text(event.into())?, self.text(u16::from_le_bytes(length).into())?);
+        let text = lengthen(short).filter(|_| number < OUTLINES).ok_or(SegmentError::Outline)?;
         let values = text.bytes().filter(|byte| *byte == 0).count();
         self.outlines.resize(self.outlines.len().max(number + 1), None);
         self.outlines[number] = Some(Outline { event, text, values, previous: Row::default() });
@@ -213,7 +189,7 @@ impl<'a> Events<'a> {
         let topic = self.text(topic.into())?;
         let outline = self.outlines.get_mut(number).and_then(Option::as_mut).ok_or(SegmentError::Outline)?;
         self.spare.read_after(&outline.previous, outline.values, &mut self.rest).ok_or(SegmentError::Value)?;
-        let payload = fill(outline.text, &self.spare).ok_or(SegmentError::Value)?;
+        let payload = fill(&outline.text, &self.spare).ok_or(SegmentError::Value)?;
         if self.spare.size() > MAX_PREVIOUS {
             outline.previous = Row::default();
         } else {
@@ -247,6 +223,7 @@ impl<'a> Iterator for Events<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::outline::{MAX_OUTLINE, shorten};
     use crate::value::{pack_integer, pack_json, pack_text};
     use proptest::prelude::*;
 
@@ -299,11 +276,11 @@ mod tests {
                 (60_000..70_000usize).prop_map(|length| Value::Text("x".repeat(length))),
             ]
         };
-        let filled = prop::collection::vec("[^\0]{0,9}", 0..5).prop_flat_map(move |texts| {
+        let filled = prop::collection::vec("[^\x00-\x1f]{0,9}", 0..5).prop_flat_map(move |texts| {
             let row = prop::collection::vec(value(), texts.len());
             (0..4u8, Just(texts), prop::collection::vec(row, 1..4))
         });
-        ("\\PC{1,40}", "\\PC{1,9}", "(?s)[^\0]{0,300}", prop::option::of(filled))
+        ("\\PC{1,40}", "\\PC{1,9}", "[^\x00-\x1f]{0,300}", prop::option::of(filled))
     }
 
     proptest! {
@@ -318,7 +295,7 @@ mod tests {
                     continue;
                 };
                 let outline: String = texts.iter().map(|text| format!("{text}\0")).collect();
-                append_outline(&mut segment, *number, event, &(outline + payload));
+                append_outline(&mut segment, *number, event, &shorten(&(outline + payload)));
                 let mut previous = Row::default();
                 for values in rows {
                     let row = row(values);
@@ -403,25 +380,12 @@ mod tests {
                 "{outline:?}: {events:?}"
             );
         }
-        assert_eq!((fill("{\0}", &row(&[])), fill("{}", &row(&[Value::Null]))), (None, None));
     }
 
     #[test]
     fn an_outline_that_is_too_long_is_an_error() {
         let mut segment = vec![VERSION];
-        let [low, high] = (MAX_OUTLINE as u16 + 1).to_le_bytes();
-        segment.extend_from_slice(&[0, OUTLINE, 0, low, high]);
-        segment.extend_from_slice(&[b' '; MAX_OUTLINE + 1]);
+        append_outline(&mut segment, 0, "e", &" ".repeat(MAX_OUTLINE + 1));
         assert_eq!(events(&segment).collect::<Vec<_>>(), [Err(SegmentError::Outline)]);
-    }
-
-    #[test]
-    fn a_text_that_is_not_utf8_is_told_as_well_as_it_can_be() {
-        let mut row = Row::default();
-        let packed: Result<(), ()> = row.push(|out| {
-            pack_text(out, b"a\xffb");
-            Ok(())
-        });
-        assert_eq!((packed, fill("\0", &row)), (Ok(()), Some("\"a\u{fffd}b\"".into())));
     }
 }
