@@ -3,13 +3,18 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use tidings_wire::outline::MAX_OUTLINE;
+use tidings_wire::segment::MAX_PREVIOUS;
+use tidings_wire::value::WIDEST;
 use tidings_wire::{Part, Position, Template, Topic, segment};
 
 fuzz_target!(|data: &[u8]| {
     let Some((choice, data)) = data.split_first() else { return };
     if choice % 4 == 0 {
         for event in segment::events(data).map_while(Result::ok) {
-            assert!(event.topic.len() + event.event.len() + event.payload.len() <= data.len());
+            // An outline, each byte of which may be a NULL, and values that may have been there before.
+            let most = 4 * MAX_OUTLINE + WIDEST * (data.len() + MAX_PREVIOUS);
+            assert!(event.topic.len() + event.event.len() <= data.len() && event.payload.len() <= most);
         }
         return;
     }

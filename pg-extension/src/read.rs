@@ -15,10 +15,11 @@ fn decode(
     topics: Option<Vec<Option<String>>>,
 ) -> TableIterator<'static, (name!(n, i32), name!(topic, String), name!(event, String), name!(payload, String))> {
     let wanted = topics.map(|topics| topics.into_iter().flatten().collect::<std::collections::HashSet<_>>());
-    let events = segment::events(data).enumerate().filter_map(|(i, event)| {
-        let event = event.unwrap_or_else(|error| error!("tidings.log: {error}"));
-        let is_wanted = wanted.as_ref().is_none_or(|wanted| wanted.contains(event.topic));
-        is_wanted.then(|| (i as i32 + 1, event.topic.into(), event.event.into(), event.payload.into_owned()))
+    let is_wanted = |topic: &str| wanted.as_ref().is_none_or(|wanted| wanted.contains(topic));
+    let mut events = segment::events(data);
+    let events = std::iter::from_fn(|| events.next_wanted(is_wanted)).zip(1..).filter_map(|(event, n)| {
+        let event = event.unwrap_or_else(|error| error!("tidings.log: {error}"))?;
+        Some((n, event.topic.into(), event.event.into(), event.payload.into_owned()))
     });
     TableIterator::new(events.collect::<Vec<_>>())
 }

@@ -83,7 +83,7 @@ pub fn write(out: &mut Vec<u8>, bytes: &[u8], most: usize) -> Result<(), Stop> {
     container(&mut Json { out, most }, bytes, 0)
 }
 
-/// Whether [`write`] can write it, and each byte of it makes at most [`value::WIDEST`] of JSON.
+/// Whether [`write()`] can write it, and each byte of it makes at most [`value::WIDEST`] of JSON.
 pub fn is_packable(bytes: &[u8]) -> bool {
     container(&mut Trial, bytes, 0).is_ok()
 }

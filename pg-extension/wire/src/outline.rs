@@ -40,7 +40,7 @@ pub fn lengthen(short: &str) -> Option<String> {
 
 /// An outline with its values put in, if it asks for as many and all of them can be read.
 pub fn fill(outline: &str, row: &Row) -> Option<String> {
-    let mut filled = Vec::with_capacity(outline.len() + 2 * row.size());
+    let mut filled = Vec::with_capacity(outline.len() + row.size() + row.size() / 2);
     let mut texts = outline.split('\0');
     filled.extend_from_slice(texts.next()?.as_bytes());
     for packed in row.values() {

@@ -156,13 +156,34 @@ impl<'a> Events<'a> {
         std::str::from_utf8(self.take(len)?).map_err(|_| SegmentError::Utf8)
     }
 
-    /// The next event; none if the entry is an outline.
-    fn parse(&mut self) -> Result<Option<Event<'a>>, SegmentError> {
+    /// As [`Iterator::next`], but an event whose topic is not wanted is passed over: it is there, and nothing is made of it.
+    pub fn next_wanted(&mut self, wanted: impl Fn(&str) -> bool) -> Option<Result<Option<Event<'a>>, SegmentError>> {
+        if let Some(error) = self.failed.take() {
+            return Some(Err(error));
+        }
+        while !self.rest.is_empty() {
+            match self.parse(&wanted) {
+                Ok(None) => {}
+                Ok(Some(event)) => return Some(Ok(event)),
+                Err(error) => {
+                    self.rest = &[];
+                    return Some(Err(error));
+                }
+            }
+        }
+        None
+    }
+
+    /// The next event, if it is wanted; nothing at all if the entry is an outline.
+    fn parse(&mut self, wanted: impl Fn(&str) -> bool) -> Result<Option<Option<Event<'a>>>, SegmentError> {
         let [number, kind] = self.array()?;
         match kind {
             OUTLINE if self.version > FIRST_VERSION => self.outline(number.into()).map(|()| None),
-            FILLED if self.version > FIRST_VERSION => self.filled(number.into()).map(Some),
-            high if high == PLAIN || self.version == FIRST_VERSION => self.plain([number, high]).map(Some),
+            FILLED if self.version > FIRST_VERSION => self.filled(number.into(), wanted).map(Some),
+            high if high == PLAIN || self.version == FIRST_VERSION => {
+                let event = self.plain([number, high])?;
+                Ok(Some(wanted(event.topic).then_some(event)))
+            }
             _ => Err(SegmentError::Kind),
         }
     }
@@ -184,18 +205,23 @@ impl<'a> Events<'a> {
         Ok(())
     }
 
-    fn filled(&mut self, number: usize) -> Result<Event<'a>, SegmentError> {
+    fn filled(&mut self, number: usize, wanted: impl Fn(&str) -> bool) -> Result<Option<Event<'a>>, SegmentError> {
         let [topic] = self.array()?;
         let topic = self.text(topic.into())?;
         let outline = self.outlines.get_mut(number).and_then(Option::as_mut).ok_or(SegmentError::Outline)?;
         self.spare.read_after(&outline.previous, outline.values, &mut self.rest).ok_or(SegmentError::Value)?;
-        let payload = fill(&outline.text, &self.spare).ok_or(SegmentError::Value)?;
+        let event = if wanted(topic) {
+            let payload = fill(&outline.text, &self.spare).ok_or(SegmentError::Value)?;
+            Some(Event { topic, event: outline.event, payload: Cow::Owned(payload) })
+        } else {
+            None
+        };
         if self.spare.size() > MAX_PREVIOUS {
-            outline.previous = Row::default();
+            outline.previous.clear();
         } else {
             std::mem::swap(&mut outline.previous, &mut self.spare);
         }
-        Ok(Event { topic, event: outline.event, payload: Cow::Owned(payload) })
+        Ok(event)
     }
 }
 
@@ -203,20 +229,8 @@ impl<'a> Iterator for Events<'a> {
     type Item = Result<Event<'a>, SegmentError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if let Some(error) = self.failed.take() {
-            return Some(Err(error));
-        }
-        while !self.rest.is_empty() {
-            match self.parse() {
-                Ok(None) => {}
-                Ok(Some(event)) => return Some(Ok(event)),
-                Err(error) => {
-                    self.rest = &[];
-                    return Some(Err(error));
-                }
-            }
-        }
-        None
+        // What is wanted is not passed over.
+        self.next_wanted(|_| true).and_then(Result::transpose)
     }
 }
 
@@ -360,6 +374,25 @@ mod tests {
         let long = [&b"\x01\x02\x01\x01\x02\x00\x00\x00"[..], &[b't'; 0x102], b"e{}"].concat();
         let topic = "t".repeat(0x102);
         assert_eq!(events(&long).next(), Some(Ok(Event { topic: &topic, event: "e", payload: "{}".into() })));
+    }
+
+    #[test]
+    fn what_is_not_wanted_is_passed_over_and_counts_for_what_comes_behind_it() {
+        let mut segment = vec![VERSION];
+        append_outline(&mut segment, 0, "e", "\0");
+        let rows = [1, 2, 3].map(|number| row(&[Value::Integer(1000 + number)]));
+        append_filled(&mut segment, 0, "a", &rows[0], &Row::default());
+        append_filled(&mut segment, 0, "b", &rows[1], &rows[0]);
+        append(&mut segment, &Event { topic: "b", event: "e", payload: "{}".into() });
+        append_filled(&mut segment, 0, "a", &rows[2], &rows[1]);
+        let mut events = events(&segment);
+        let mut next = || {
+            events
+                .next_wanted(|topic| topic == "a")
+                .map(|event| event.map(|event| event.map(|e| e.payload.into_owned())))
+        };
+        let told: Vec<_> = std::iter::from_fn(&mut next).collect();
+        assert_eq!(told, [Ok(Some("1001".to_owned())), Ok(None), Ok(None), Ok(Some("1003".to_owned()))]);
     }
 
     #[test]

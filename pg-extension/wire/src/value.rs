@@ -324,3 +324,6 @@ pub fn write_uuid(out: &mut Vec<u8>, bytes: &[u8; 16]) {
         out.extend_from_slice(&[string::HEX[usize::from(byte >> 4)], string::HEX[usize::from(byte & 15)]]);
     }
 }
+
+#[cfg(test)]
+mod tests;

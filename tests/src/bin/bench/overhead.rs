@@ -27,14 +27,14 @@ pub fn measure(database: &Database<'_>, effort: Effort, report: &mut Report) {
                 (Rows::Narrow, true) => ", slow commit",
                 (Rows::Wide, _) => ", wide rows",
             };
-            let (rounds, seconds) = if slow { (effort.rounds, effort.seconds) } else { effort.short_rounds() };
+            let rounds = if slow { effort.rounds } else { effort.more_rounds() };
             for round in 0..rounds {
                 let mut tps = [0.0; Way::ALL.len()];
                 // The order turns, so nobody always comes first.
                 for i in 0..tps.len() {
                     let i = (i + round) % tps.len();
                     let (way, of) = (Way::ALL[i].name(), format!("{clients} clients{label}"));
-                    let load = run(database, rows, Way::ALL[i], clients, seconds);
+                    let load = run(database, rows, Way::ALL[i], clients, effort.seconds);
                     report.compare(format!("TPS, {of}"), way, load.tps, "/s", Target::None);
                     report.compare(format!("WAL of an insert, {of}"), way, load.wal, "bytes", Target::None);
                     tps[i] = load.tps;

@@ -1,0 +1,183 @@
+//! Each kind of value, and bytes that are none.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn packed<E: std::fmt::Debug>(pack: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> Vec<u8> {
+    let mut out = Vec::new();
+    pack(&mut out).unwrap();
+    out
+}
+
+fn told(value: &[u8]) -> String {
+    let mut out = Vec::new();
+    write(&mut out, value).unwrap();
+    String::from_utf8(out).unwrap()
+}
+
+/// What a function that cannot fail packs.
+fn sure(pack: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut out = Vec::new();
+    pack(&mut out);
+    out
+}
+
+/// A list of these values.
+fn list(values: &[Vec<u8>]) -> Vec<u8> {
+    let mut out = Vec::new();
+    pack_list(&mut out);
+    for value in values {
+        let pack = |out: &mut Vec<u8>| -> Result<(), Stop> {
+            out.extend_from_slice(value);
+            Ok(())
+        };
+        pack_part(&mut out, pack).unwrap();
+    }
+    out
+}
+
+#[test]
+fn each_kind_is_told_as_postgres_tells_it() {
+    const HOUR: i64 = 3_600_000_000;
+    let uuid = std::array::from_fn(|i| i as u8 * 17);
+    let interval = |months, days, micros| sure(|out| pack_interval(out, Interval { months, days, micros }));
+    for (value, json) in [
+        (Vec::new(), "null"),
+        (sure(|out| pack_bool(out, false)), "false"),
+        (sure(|out| pack_bool(out, true)), "true"),
+        (sure(|out| pack_text(out, b"")), r#""""#),
+        (sure(|out| pack_text(out, b"a \"b\"\n\x01")), r#""a \"b\"\n\u0001""#),
+        (sure(|out| pack_json(out, b"[1]")), "[1]"),
+        (sure(|out| pack_uuid(out, &uuid)), r#""00112233-4455-6677-8899-aabbccddeeff""#),
+        // numeric '-1234.50' and 'NaN', as Postgres stores them.
+        (packed(|out| pack_numeric(out, b"\x00\xa1\xd2\x04\x88\x13")), "-1234.50"),
+        (packed(|out| pack_numeric(out, b"\x00\xc0")), r#""NaN""#),
+        (packed(|out| pack_date(out, -1)), r#""1999-12-31""#),
+        (packed(|out| pack_time(out, 24 * HOUR)), r#""24:00:00""#),
+        (packed(|out| pack_timestamp(out, -1)), r#""1999-12-31T23:59:59.999999""#),
+        (packed(|out| pack_timestamptz(out, 0, 0)), r#""2000-01-01T00:00:00+00:00""#),
+        (packed(|out| pack_timestamptz(out, 0, -12_600)), r#""1999-12-31T20:30:00-03:30""#),
+        (packed(|out| pack_timestamptz(out, 0, 1_172)), r#""2000-01-01T00:19:32+00:19:32""#),
+        (interval(0, 0, 0), r#""00:00:00""#),
+        (interval(-14, 1, -HOUR), r#""-1 years -2 mons +1 day -01:00:00""#),
+        // jsonb '{"a": [null, 1]}'.
+        (
+            packed(|out| {
+                pack_jsonb(out, b"\x01\0\0\x20\x01\0\0\x80\x17\0\0\x50a\0\0\0\x02\0\0\x40\0\0\0\xc0\x08\0\0\x10\x20\0\0\0\0\x80\x01\0")
+            }),
+            r#"{"a":[null,1]}"#,
+        ),
+        (list(&[]), "[]"),
+        (
+            list(&[Vec::new(), sure(|out| pack_integer(out, 7)), sure(|out| pack_text(out, &[b'x'; 300]))]),
+            &*format!("[null,7,\"{}\"]", "x".repeat(300)),
+        ),
+    ] {
+        assert_eq!(told(&value), json);
+    }
+    let mut members = Vec::new();
+    pack_members(&mut members);
+    assert_eq!(told(&members), "{}");
+    for part in [&b"\"a\":"[..], &sure(|out| pack_integer(out, -1)), b"\"b\":", &list(&[])] {
+        let pack = |out: &mut Vec<u8>| -> Result<(), Stop> {
+            out.extend_from_slice(part);
+            Ok(())
+        };
+        pack_part(&mut members, pack).unwrap();
+    }
+    assert_eq!(told(&members), r#"{"a":-1,"b":[]}"#);
+}
+
+#[test]
+fn what_has_no_four_digits_of_a_year_is_left_to_postgres() {
+    let out = &mut Vec::new();
+    for packed in [
+        pack_date(out, i32::MAX),
+        pack_date(out, i32::MIN),
+        pack_timestamp(out, i64::MAX),
+        pack_timestamp(out, i64::MIN),
+        pack_timestamptz(out, i64::MAX, 3600),
+        pack_timestamptz(out, i64::MIN, -3600),
+        // The last hour of the year 9999 in Greenwich is in the next one further to the east.
+        pack_timestamptz(out, 252_455_615_999_999_999, 1),
+        pack_timestamptz(out, 0, 86_400),
+        pack_time(out, -1),
+    ] {
+        assert_eq!(packed, Err(Stop::Unknown));
+    }
+    assert_eq!(out, b"");
+    assert_eq!(
+        told(&packed(|out| pack_timestamptz(out, 252_455_615_999_999_999, 0))),
+        r#""9999-12-31T23:59:59.999999+00:00""#
+    );
+}
+
+#[test]
+fn a_number_of_few_bytes_and_many_digits_is_not_packed() {
+    let out = &mut Vec::new();
+    // 1e131071 in ten bytes, alone and in a jsonb.
+    let wide = b"\x00\x00\xff\x7f\xe8\x03";
+    assert_eq!(pack_numeric(out, wide), Err(Stop::TooLong));
+    let jsonb = [&b"\x01\0\0\x50\x0a\0\0\x10\x28\0\0\0"[..], wide].concat();
+    assert_eq!(pack_jsonb(out, &jsonb), Err(Stop::Unknown));
+    assert_eq!(out, b"");
+    // Nor read, should somebody write it.
+    for (tag, bytes) in [(NUMERIC, &wide[..]), (JSONB, &jsonb)] {
+        assert!(write(out, &[&[tag], bytes].concat()).is_err());
+    }
+}
+
+#[test]
+fn nobody_is_led_into_any_depth() {
+    let mut value = list(&[]);
+    for _ in 0..100_000 {
+        value = [
+            &[LIST, 0x80 | value.len() as u8 & 0x7f, 0x80 | (value.len() >> 7) as u8 & 0x7f, (value.len() >> 14) as u8]
+                [..],
+            &value,
+        ]
+        .concat();
+        if value.len() > 10_000 {
+            break;
+        }
+    }
+    assert_eq!(write(&mut Vec::new(), &value), Err(Stop::Unknown));
+}
+
+#[test]
+fn a_container_that_is_told_again_and_again_ends() {
+    // Each level is an array whose entries lead to the same array again: an entry with an end jumps back to where another began.
+    let mut level = b"\x00\0\0\x40".to_vec();
+    for _ in 0..60 {
+        let length = level.len() as u32;
+        let mut array = (12u32 | 0x4000_0000).to_le_bytes().to_vec();
+        for i in 0..12 {
+            let entry: u32 = if i % 2 == 0 { 0x8000_0000 | 0x5000_0000 | length } else { 0xc000_0000 };
+            array.extend_from_slice(&entry.to_le_bytes());
+        }
+        array.extend_from_slice(&level);
+        level = array;
+    }
+    let mut out = Vec::new();
+    assert!(write(&mut out, &[&[JSONB], &level[..]].concat()).is_err());
+    assert!(out.len() <= 2 * WIDEST * level.len());
+}
+
+proptest! {
+    #[test]
+    fn an_integer_comes_out_as_it_went_in(number in any::<i64>(), shift in 0..64u32) {
+        for number in [number >> shift, i64::MIN, i64::MAX, 0, -1, 127, 128, -128, -129] {
+            prop_assert_eq!(told(&sure(|out| pack_integer(out, number))), number.to_string());
+        }
+    }
+
+    #[test]
+    fn no_bytes_make_more_than_they_may(tag in 0..17u8, bytes in prop::collection::vec(any::<u8>(), 0..60)) {
+        let value = [&[tag], &bytes[..]].concat();
+        let mut out = Vec::new();
+        if write(&mut out, &value).is_ok() {
+            prop_assert!(out.len() <= WIDEST * value.len(), "{} of {value:?}", String::from_utf8_lossy(&out));
+        }
+    }
+}
