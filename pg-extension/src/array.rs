@@ -5,7 +5,7 @@ use pgrx::pg_sys;
 use tidings_wire::value::{self, Stop};
 use tidings_wire::varlena::{self, word};
 
-use crate::value::{SHRINK, TooLong, Writer};
+use crate::value::{TooLong, Writer, check_packed};
 
 /// How the elements of an array are stored and packed.
 pub struct Elements {
@@ -47,7 +47,7 @@ impl Elements {
         Some(Self { by_value, length, align, writer: Writer::new(type_oid, by_value, length, context) })
     }
 
-    /// Packs an array of one dimension, or of none, from its bytes, unless its JSON is longer than `most` bytes.
+    /// Packs an array of one dimension, or of none, from its bytes. Gives up as [`Writer::pack`] does.
     pub fn pack(&self, out: &mut Vec<u8>, bytes: &[u8], most: usize) -> Result<(), Stop> {
         // Alignment counts from the length on.
         let is_aligned = bytes.as_ptr().align_offset(MAX_ALIGN) == MAX_ALIGN - LENGTH_WORD;
@@ -91,9 +91,7 @@ impl Elements {
                 at += length;
                 self.writer.pack_element(out, element, most).map_err(|TooLong| Stop::TooLong)
             })?;
-            if out.len() - before > most.saturating_mul(SHRINK) {
-                return Err(Stop::TooLong);
-            }
+            check_packed(out.len() - before, most).map_err(|TooLong| Stop::TooLong)?;
         }
         Ok(())
     }

@@ -72,7 +72,7 @@ fn capture(data: &pg_sys::TriggerData) {
     let mut scratch = SCRATCH.take().unwrap_or_default();
     let Scratch { tuples: [old, new], packed } = &mut *scratch;
     // SAFETY: the tuples are those that the operation has; they live as long as the trigger runs.
-    let deform = |row: &mut Tuple, tuple| unsafe { deform(row, tuple, data.tg_relation, watch.columns.count()) };
+    let deform = |into: &mut Tuple, tuple| unsafe { deform(into, tuple, data.tg_relation, watch.columns.count()) };
     match data.tg_event & pg_sys::TRIGGER_EVENT_OPMASK {
         pg_sys::TRIGGER_EVENT_INSERT => {
             deform(new, data.tg_trigtuple);
@@ -115,13 +115,13 @@ fn moves(watch: &Watch, old: &Tuple, new: &Tuple) -> bool {
 ///
 /// # Safety
 /// `tuple` is a row of `relation`, which has `count` attributes.
-unsafe fn deform(row: &mut Tuple, tuple: pg_sys::HeapTuple, relation: pg_sys::Relation, count: usize) {
-    row.values.resize(count, pg_sys::Datum::null());
-    row.nulls.resize(count, true);
+unsafe fn deform(into: &mut Tuple, tuple: pg_sys::HeapTuple, relation: pg_sys::Relation, count: usize) {
+    into.values.resize(count, pg_sys::Datum::null());
+    into.nulls.resize(count, true);
     // SAFETY: as the caller promises.
     unsafe { prefetch_before((*tuple).t_data.cast(), (*tuple).t_len as usize) };
     // SAFETY: as the caller promises, and both vectors have room for `count`.
-    unsafe { heap_deform_tuple(tuple, (*relation).rd_att, row.values.as_mut_ptr(), row.nulls.as_mut_ptr()) };
+    unsafe { heap_deform_tuple(tuple, (*relation).rd_att, into.values.as_mut_ptr(), into.nulls.as_mut_ptr()) };
 }
 
 /// Asks for the memory before a row. A page is filled from its end, so the next row of a bulk change lies there, and no cache has it any
@@ -154,6 +154,7 @@ fn emit(watch: &Watch, operation: Operation, new: Option<&Tuple>, old: Option<&T
     }
     let mut outline = watch.outline(operation);
     if outline.pack(row, &watch.columns, &Change { new, old }, settings::max_payload()).is_err() {
+        // This one has no values.
         row.clear();
         outline = watch.truncated(operation);
     }

@@ -5,7 +5,7 @@ use tidings_wire::{string, value};
 
 use crate::errors::WatchError;
 use crate::payload::{Change, Tuple};
-use crate::value::{TooLong, Writer};
+use crate::value::{TooLong, Writer, check_packed};
 
 /// The columns of a table, by attribute number less one.
 pub struct Columns {
@@ -137,6 +137,7 @@ impl Columns {
 
     /// Packs the old values of the captured columns that have changed, as an object.
     pub fn pack_changed(&self, out: &mut Vec<u8>, change: &Change<'_>, most: usize) -> Result<(), TooLong> {
+        let before = out.len();
         value::pack_members(out);
         let (Some(old), Some(new)) = (change.old, change.new) else { return Ok(()) };
         for &index in self.captured.iter().filter(|index| !self.same(**index, old, new)) {
@@ -146,6 +147,7 @@ impl Columns {
             };
             value::pack_part(out, key)?;
             value::pack_part(out, |out| self.pack_value(out, index, change.old, most))?;
+            check_packed(out.len() - before, most)?;
         }
         Ok(())
     }

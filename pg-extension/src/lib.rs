@@ -3,9 +3,10 @@
 //! The rooms, along the way of a change:
 //!
 //! - [`watch`]: what a trigger's arguments ask for, compiled against its table once and kept, [`columns`]: which columns.
-//! - [`value`]: a column's value, packed or as text, and [`payload`]: a whole event's payload.
+//! - [`value`]: a column's value, packed or as text ([`mod@array`], [`float`], [`time`], [`varlena`]: of those types), and [`payload`]: a whole
+//!   event's payload.
 //! - [`capture`]: the trigger function and `publish`.
-//! - [`buffer`]: the events of the running transaction, savepoints included, up to its commit.
+//! - [`buffer`]: the events of the running transaction, savepoints included, up to its commit; [`run`]: how one behind the other is encoded.
 //! - [`mod@log`]: one segment into `tidings.log`.
 //! - [`shared`]: the clock and the flags that the processes share.
 //! - [`relay`]: the background worker that cuts ticks and notifies, [`tick`]: one cut, [`pace`]: how often,

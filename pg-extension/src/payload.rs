@@ -8,7 +8,7 @@ use tidings_wire::{Row, outline, string};
 
 use crate::columns::Columns;
 use crate::errors::WatchError;
-use crate::value::{SHRINK, TooLong};
+use crate::value::{TooLong, check_packed};
 
 /// What happened to a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,9 +87,6 @@ pub struct Outline {
 /// a few kilobytes of `"$record"` would ask for all that there is. Ten times all columns of the widest table.
 const MOST_VALUES: usize = 16_000;
 
-/// No row of more bytes is kept, however short its JSON: it must fit into a value of Postgres together with others.
-const LARGEST: usize = 512 * 1024 * 1024;
-
 /// Where a value comes from.
 #[derive(Clone, Copy)]
 enum Source {
@@ -138,11 +135,12 @@ impl Outline {
                 Source::Old(index) => columns.pack_value(out, index, change.old, most),
                 Source::Changed => columns.pack_changed(out, change, most),
             })?;
-            if row.size() > most.saturating_mul(SHRINK).min(LARGEST) {
-                return Err(TooLong);
-            }
+            check_packed(row.size(), most)?;
         }
-        if self.widest(row) > most && self.fill(row).len() > most { Err(TooLong) } else { Ok(()) }
+        if self.widest(row) > most {
+            outline::fill(&self.text, row, most).map_err(|_| TooLong)?;
+        }
+        Ok(())
     }
 
     /// No payload with these values is longer.
@@ -150,9 +148,10 @@ impl Outline {
         self.text.len() + WIDEST * row.size() + "null".len() * row.count()
     }
 
-    /// The payload with these values.
+    /// The payload with the values that it has packed.
     pub fn fill(&self, row: &Row) -> String {
-        outline::fill(&self.text, row).expect("it asks for as many values as it has packed")
+        outline::fill(&self.text, row, usize::MAX)
+            .expect("whatever was packed can be written, and there are as many values as places")
     }
 }
 

@@ -17,12 +17,16 @@ pub struct Run {
     pub ordinal: i64,
     /// How many it has.
     pub events: i32,
-    /// No reader makes more bytes of it.
+    /// At most so many bytes of JSON come of its changes.
     told: usize,
 }
 
-/// Whoever reads a run makes at most so many times its bytes of it, however much its events have in common.
+/// Whoever reads a run makes at most so many times its bytes of it, however much its events have in common. An event that stands for
+/// itself stays below that: its values grow at most sixfold, and its outline, by the phrases that there are, about elevenfold.
 const MOST_TOLD: usize = 16;
+
+/// Memory for the values of a last event kept from one transaction to the next.
+const KEEP: usize = 8 * 1024;
 
 /// The event of a captured change.
 pub struct Captured<'a> {
@@ -32,7 +36,7 @@ pub struct Captured<'a> {
     pub event: &'a str,
     /// How its payload looks.
     pub outline: &'a Outline,
-    /// The values in it. The row is used up, and another one given back for the next event.
+    /// The values in it. They are used up; the row is good for the next event once it is cleared.
     pub row: &'a mut Row,
 }
 
@@ -65,6 +69,10 @@ impl Encoder {
     pub fn shrink(&mut self) {
         self.clear();
         self.outlines.truncate(1);
+        for written in &mut self.outlines {
+            written.previous.clear();
+            written.previous.shrink_to(KEEP);
+        }
     }
 
     /// The place of an outline, and whether it stands in the run; none if there is no room for one more.
@@ -108,6 +116,8 @@ impl Run {
             segment::append_filled(bytes, number, topic, row, previous);
         }
         if row.size() <= segment::MAX_PREVIOUS {
+            // It may have had more in it, which was too long.
+            row.shrink_to(segment::MAX_PREVIOUS);
             std::mem::swap(previous, row);
         } else {
             previous.clear();

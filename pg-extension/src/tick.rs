@@ -19,7 +19,7 @@ use crate::{scan, settings};
 /// The names of the ticks' partitions.
 pub const TICKS: [&CStr; SLOTS] = [c"tick_0", c"tick_1", c"tick_2", c"tick_3"];
 
-/// Segments read for one tick at the most; a larger tick is announced by a hint and not read at all.
+/// Segments read for one tick at the most; a larger tick is announced by a hint, and read only so far.
 const MAX_SEGMENTS: usize = 500;
 
 /// Above this share of the notification queue only hints are sent, and above [`QUEUE_FULL`] nothing: someone listens
@@ -93,7 +93,7 @@ impl Ticker {
         Ok(Self { db, channel, last, seen, last_used, queue: 0.0, unannounced: true, batch: Batch::default() })
     }
 
-    /// Cuts a tick if there is something for it; says how many segments it has.
+    /// Cuts a tick if there is something for it; says how many segments it has, or how many were read of a large one.
     pub fn cut(&mut self) -> usize {
         self.cut_below(|| u64::MAX)
     }
@@ -228,12 +228,12 @@ impl Ticker {
                 let event = event.unwrap_or_else(|error| error!("tidings.log: {error}"));
                 announcement.push(&event);
                 events += 1;
-                // The log has less of an event than its readers.
+                // Packed values grow when they are filled in: what is sent is bounded, too.
                 told += event.payload.len();
                 if told > most {
                     announcement.make_hint();
                 }
-                if announcement.is_full() {
+                if announcement.is_hint() {
                     break;
                 }
             }

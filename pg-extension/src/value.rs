@@ -60,9 +60,17 @@ enum Kind {
 #[derive(Debug)]
 pub struct TooLong;
 
-/// A value may be this many times longer than its JSON: a `jsonb` that is 0 has 15 bytes when it is packed, and a point in a polygon has
-/// 16 bytes and at least five characters.
-pub const SHRINK: usize = 16;
+/// Fails if what has been packed, of so many bytes, has JSON of more than `most` bytes.
+pub fn check_packed(size: usize, most: usize) -> Result<(), TooLong> {
+    if size > most.saturating_mul(value::SPARSEST).min(LARGEST) { Err(TooLong) } else { Ok(()) }
+}
+
+/// No stored value is more than this many times its JSON: a `jsonb` that is 0 has 14 bytes, and a point in a polygon has 16 bytes and at
+/// least five characters.
+const SHRINK: usize = 16;
+
+/// No values of more bytes are packed, however short their JSON: they must fit into a value of Postgres together with others.
+const LARGEST: usize = 512 * 1024 * 1024;
 
 /// No text of Postgres is longer than 1 GiB, and JSON may need six bytes for one: from here on not even Postgres can be asked
 /// for it.
@@ -78,7 +86,7 @@ const NO_TOPIC: usize = WRITABLE;
 /// A function of Postgres with one argument, looked up when it is first needed: most types need none.
 struct Function {
     /// Which one; none for the output function of the argument's type.
-    function: Option<u32>,
+    function: Option<pg_sys::Oid>,
     /// The argument's type.
     argument: pg_sys::Oid,
     /// Where it lives.
@@ -88,7 +96,7 @@ struct Function {
 
 impl Function {
     /// `context` outlives the result.
-    fn new(function: Option<u32>, argument: pg_sys::Oid, context: pg_sys::MemoryContext) -> Self {
+    fn new(function: Option<pg_sys::Oid>, argument: pg_sys::Oid, context: pg_sys::MemoryContext) -> Self {
         Self { function, argument, context, info: OnceCell::new() }
     }
 
@@ -97,7 +105,7 @@ impl Function {
             let Self { argument, context, .. } = *self;
             // SAFETY: called inside a transaction; everything is allocated in `context`, which becomes current meanwhile.
             unsafe {
-                let function = self.function.map_or_else(|| output_function(argument), pg_sys::Oid::from);
+                let function = self.function.unwrap_or_else(|| output_function(argument));
                 let info =
                     pg_sys::MemoryContextAllocZero(context, size_of::<pg_sys::FmgrInfo>()).cast::<pg_sys::FmgrInfo>();
                 pg_sys::fmgr_info_cxt(function, info, context);
@@ -153,7 +161,7 @@ impl Writer {
             }
         };
         let output = Function::new(None, type_oid, context);
-        let to_json = Function::new(Some(pg_sys::F_TO_JSON), type_oid, context);
+        let to_json = Function::new(Some(pg_sys::Oid::from(pg_sys::F_TO_JSON)), type_oid, context);
         Self { kind, output, to_json, by_value, length, elements }
     }
 
@@ -162,7 +170,7 @@ impl Writer {
         self.by_value || matches!(self.kind, Kind::Numeric | Kind::Text | Kind::Uuid | Kind::Json)
     }
 
-    /// Packs a value, unless its JSON alone is longer than `most` bytes: then nothing is even fetched.
+    /// Packs a value. Gives up where its size alone says that its JSON is longer than `most` bytes: then nothing is even fetched.
     pub fn pack(&self, out: &mut Vec<u8>, value: pg_sys::Datum, most: usize) -> Result<(), TooLong> {
         let before = out.len();
         let packed = match self.kind {
@@ -251,6 +259,7 @@ impl Writer {
         match (self.kind, &self.elements) {
             (Kind::Text, _) => value::pack_text(out, bytes),
             (Kind::Numeric, _) => value::pack_numeric(out, bytes).or_else(|_| numeric(out))?,
+            // Only who writes it can stop at `most`.
             (Kind::Jsonb, _) if bytes.len() > WRITABLE => jsonb(out)?,
             (Kind::Jsonb, _) => value::pack_jsonb(out, bytes).or_else(|_| jsonb(out))?,
             (Kind::Json, _) => pack_json(out, bytes),
@@ -294,7 +303,8 @@ impl Writer {
                 time::pack(&mut packed, type_oid, value);
                 value::write(&mut json, &packed).map_err(|_| TooLong)?;
                 // A string with nothing in it to escape.
-                out.extend_from_slice(json.get(1..json.len() - 1).unwrap_or_default());
+                let text = json.strip_prefix(b"\"").and_then(|json| json.strip_suffix(b"\""));
+                out.extend_from_slice(text.unwrap_or_default());
             }
             _ => self.output.output(value, |text| out.extend_from_slice(text)),
         }

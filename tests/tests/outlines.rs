@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 use tidings_tests::Session;
+use tidings_tests::process::MemoryWatch;
 
 use crate::log::{Event, with};
 
@@ -207,4 +208,91 @@ fn a_segment_does_not_grow_beyond_all_bounds_when_it_is_read() {
     let told: usize = events.iter().map(|event| event.payload.len()).sum();
     let logged = logged(&mut session);
     assert!(logged < told as i64 / 8 && logged > told as i64 / 20, "{logged} bytes for {told}");
+}
+
+#[test]
+fn rows_too_large_to_refer_to_stand_between_others() {
+    let (db, mut log) = with(
+        "CREATE TABLE mixed (id int, text text); SELECT tidings.watch('mixed', topic => 'm', old_record => 'full')",
+    );
+    // Around the limit, and whether the one before was above it or below; the same text begins all of them.
+    let lengths = "SELECT i, repeat('abcdefgh', 8190) || repeat('x', i % 40) FROM generate_series(1, 200) i";
+    db.session().run(&format!(
+        "BEGIN; INSERT INTO mixed {lengths}; SAVEPOINT a; UPDATE mixed SET text = text || '!'; ROLLBACK TO a;
+         INSERT INTO mixed SELECT 200 + i, repeat('y', i * 1000) FROM generate_series(1, 100) i; COMMIT"
+    ));
+    let events = log.news();
+    assert_eq!(events.len(), 300);
+    for (id, event) in (1..).zip(&events) {
+        let text =
+            if id <= 200 { "abcdefgh".repeat(8190) + &"x".repeat(id % 40) } else { "y".repeat((id - 200) * 1000) };
+        assert!(event.json()["record"] == json!({"id": id, "text": text}), "row {id}");
+    }
+}
+
+#[test]
+fn a_segment_with_a_text_again_and_again_does_not_grow_beyond_all_bounds_when_it_is_read() {
+    let (db, mut log) = with("CREATE TABLE same (id int, text text); SELECT tidings.watch('same', topic => 's')");
+    let mut session = db.session();
+    session.run("INSERT INTO same SELECT i, repeat('abcdefgh', 6000) FROM generate_series(1, 1000) i");
+    let events = log.news();
+    for (id, event) in (1..).zip(&events) {
+        assert!(event.json()["record"] == json!({"id": id, "text": "abcdefgh".repeat(6000)}), "row {id}");
+    }
+    assert_eq!(events.len(), 1000);
+    let told: usize = events.iter().map(|event| event.payload.len()).sum();
+    let logged = logged(&mut session);
+    assert!(logged < told as i64 / 2 && logged > told as i64 / 20, "{logged} bytes for {told}");
+}
+
+#[test]
+fn a_tick_whose_events_are_longer_than_its_log_is_announced_by_a_hint() {
+    let (db, mut log) = with("CREATE TABLE dates (id int, day date); SELECT tidings.watch('dates', topic => 'd')");
+    let mut session = db.session();
+    let hints = |session: &mut Session| session.one::<i64>("SELECT hints FROM tidings.status");
+    let before = hints(&mut session);
+    // Some 30 kB of the log, and 1,500 events of 100 bytes.
+    session.run("INSERT INTO dates SELECT i, current_date + i FROM generate_series(1, 1500) i");
+    assert_eq!(log.news().len(), 1500);
+    let (logged, limit) = (logged(&mut session), 64 * 1024);
+    assert!(logged < limit, "{logged} bytes");
+    assert_eq!(hints(&mut session), before + 1);
+}
+
+#[test]
+fn an_update_of_many_long_columns_keeps_to_the_longest_payload() {
+    let columns: Vec<_> = (0..60).map(|i| format!("c{i} text")).collect();
+    let (db, mut log) = with(&format!(
+        "CREATE TABLE many (id int, {}); SELECT tidings.watch('many', topic => 'm', payload => '[\"$id\", \"$old_record\"]')",
+        columns.join(", ")
+    ));
+    let mut session = db.session();
+    let set = |text: &str| (0..60).map(|i| format!("c{i} = {text}")).collect::<Vec<_>>().join(", ");
+    session.run(&format!(
+        "SET tidings.capture = off; INSERT INTO many (id) VALUES (1); UPDATE many SET {}; SET tidings.capture = on;
+         SET tidings.max_payload = '4MB'",
+        set("repeat('abc', 1000000)")
+    ));
+    let watch = MemoryWatch::start(&[session.backend()]);
+    session.run(&format!("UPDATE many SET {}", set("NULL")));
+    let peak = watch.finish()[0] / 1024 / 1024;
+    assert_eq!(log.only().payload, r#"{"truncated":true}"#);
+    // The old row has 180 MB; two of its columns are more than a payload may have.
+    assert!(peak < 100, "the backend took {peak} MiB");
+}
+
+#[test]
+fn a_backend_gives_back_the_memory_of_a_payload_that_was_too_long() {
+    let (db, mut log) =
+        with("CREATE TABLE large (id int, a text, b text); SELECT tidings.watch('large', topic => 'l')");
+    let mut session = db.session();
+    session.run("SET tidings.max_payload = '64MB'; INSERT INTO large VALUES (1, 'a', 'b')");
+    let backend = session.backend();
+    let memory = || tidings_tests::process::memory(backend, "RssAnon").expect("it runs") / 1024 / 1024;
+    let before = memory();
+    session.run("INSERT INTO large SELECT 2, repeat('x', 40000000), repeat('y', 40000000); INSERT INTO large VALUES (3, 'c', 'd')");
+    let after = memory();
+    let truncated: Vec<_> = log.news().iter().map(|event| event.json()["truncated"] == true).collect();
+    assert_eq!(truncated, [false, true, false]);
+    assert!(after < before + 60, "{before} MiB before, {after} MiB after");
 }

@@ -67,11 +67,6 @@ impl Announcement {
         self.bodies = Vec::new();
     }
 
-    /// Whether no more events are taken: they did not fit, and are left to the log.
-    pub fn is_full(&self) -> bool {
-        !self.fits
-    }
-
     /// Whether the events are left to the log.
     pub fn is_hint(&self) -> bool {
         self.bodies.is_empty()

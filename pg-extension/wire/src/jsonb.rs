@@ -61,20 +61,34 @@ impl Sink for Json<'_> {
     }
 }
 
-/// JSON of which only matters whether it can be written, and that no number in it is too long to be packed.
-struct Trial;
+/// JSON that is not kept: it only matters whether it can be written, and how long it is.
+struct Trial {
+    /// With every character of its strings escaped.
+    longest: usize,
+    /// With none.
+    shortest: usize,
+    most: usize,
+}
 
 impl Sink for Trial {
-    fn text(&mut self, _text: &[u8]) {}
+    fn text(&mut self, text: &[u8]) {
+        self.longest += text.len();
+        self.shortest += text.len();
+    }
 
-    fn string(&mut self, _text: &[u8]) {}
+    fn string(&mut self, text: &[u8]) {
+        self.longest += value::WIDEST * text.len() + "\"\"".len();
+        self.shortest += text.len() + "\"\"".len();
+    }
 
     fn numeric(&mut self, bytes: &[u8]) -> Result<(), Stop> {
-        if value::is_too_wide(bytes)? { Err(Stop::TooLong) } else { Ok(()) }
+        self.longest += numeric::length(bytes)?;
+        self.shortest += 1;
+        Ok(())
     }
 
     fn check(&self) -> Result<(), Stop> {
-        Ok(())
+        if self.longest > self.most { Err(Stop::TooLong) } else { Ok(()) }
     }
 }
 
@@ -83,9 +97,11 @@ pub fn write(out: &mut Vec<u8>, bytes: &[u8], most: usize) -> Result<(), Stop> {
     container(&mut Json { out, most }, bytes, 0)
 }
 
-/// Whether [`write()`] can write it, and each byte of it makes at most [`value::WIDEST`] of JSON.
-pub fn is_packable(bytes: &[u8]) -> bool {
-    container(&mut Trial, bytes, 0).is_ok()
+/// Whether [`write()`] can write it, as at most [`value::WIDEST`] times its bytes and at least a [`value::SPARSEST`]th.
+pub fn check_packable(bytes: &[u8]) -> Result<(), Stop> {
+    let mut trial = Trial { longest: 0, shortest: 0, most: value::WIDEST * bytes.len() };
+    container(&mut trial, bytes, 0)?;
+    if bytes.len() >= value::SPARSEST * trial.shortest { Err(Stop::Unknown) } else { Ok(()) }
 }
 
 fn container(out: &mut impl Sink, bytes: &[u8], depth: usize) -> Result<(), Stop> {
@@ -122,7 +138,7 @@ fn container(out: &mut impl Sink, bytes: &[u8], depth: usize) -> Result<(), Stop
             out.text(b"]");
         }
     }
-    Ok(())
+    out.check()
 }
 
 /// Writes the value of an entry: its type, the bytes behind all entries, and where among them it begins.

@@ -1,13 +1,13 @@
 //! What the payloads of a watch have in common: their text, with a NUL wherever a value goes. Neither JSON nor a text of Postgres has one.
 
 use crate::row::Row;
-use crate::value;
+use crate::value::{self, Stop};
 
-/// The longest outline, in bytes. Who reads a segment makes this much of an event of a few bytes.
+/// The longest outline, in bytes, spelled out. Who reads a segment makes this much of an event of a few bytes.
 pub const MAX_OUTLINE: usize = 8 * 1024;
 
-/// What outlines are made of. Each is stored as one byte, its place from 1 on: JSON has no control characters. The order matters, for
-/// one is put in before the next is looked for. What has been released stays as it is.
+/// Frequent pieces of outlines, stored as one byte each, their place from 1 on: JSON has no control characters. Neither order nor
+/// text changes once it is released: logs refer to them.
 const PHRASES: [&str; 8] = [
     "{\"schema\":\"",
     "\",\"table\":\"",
@@ -19,14 +19,14 @@ const PHRASES: [&str; 8] = [
     "\":\0,\"",
 ];
 
-/// An outline as it is stored. A transaction of one row has it whole in its log, and so is longer by it.
+/// An outline as it is stored: short, for a transaction of one row has it in the log beside its one event.
 pub fn shorten(outline: &str) -> String {
     (1u8..)
         .zip(PHRASES)
         .fold(outline.to_owned(), |text, (code, phrase)| text.replace(phrase, &char::from(code).to_string()))
 }
 
-/// The outline that was stored, unless it is too long.
+/// The outline that was stored, spelled out, unless it is too long.
 pub fn lengthen(short: &str) -> Option<String> {
     let mut text = String::with_capacity(4 * short.len());
     for character in short.chars() {
@@ -38,21 +38,25 @@ pub fn lengthen(short: &str) -> Option<String> {
     (text.len() <= MAX_OUTLINE).then_some(text)
 }
 
-/// An outline with its values put in, if it asks for as many and all of them can be read.
-pub fn fill(outline: &str, row: &Row) -> Option<String> {
-    let mut filled = Vec::with_capacity(outline.len() + row.size() + row.size() / 2);
-    let mut texts = outline.split('\0');
-    filled.extend_from_slice(texts.next()?.as_bytes());
+/// An outline with its values put in, if it asks for as many and all of them can be read. Gives up behind the value that makes it longer
+/// than `most` bytes.
+pub fn fill(outline: &str, row: &Row, most: usize) -> Result<String, Stop> {
+    let mut filled = Vec::with_capacity((outline.len() + row.size() + row.size() / 2).min(most));
+    let mut texts = outline.split('\0').map(str::as_bytes);
+    filled.extend_from_slice(texts.next().unwrap_or_default());
     for packed in row.values() {
-        value::write(&mut filled, packed).ok()?;
-        filled.extend_from_slice(texts.next()?.as_bytes());
+        value::write(&mut filled, packed)?;
+        filled.extend_from_slice(texts.next().ok_or(Stop::Unknown)?);
+        if filled.len() > most {
+            return Err(Stop::TooLong);
+        }
     }
     if texts.next().is_some() {
-        return None;
+        return Err(Stop::Unknown);
     }
     // A text in a UTF-8 database is UTF-8 unless a type's own function is broken.
     let lossy = |error: std::string::FromUtf8Error| String::from_utf8_lossy(error.as_bytes()).into_owned();
-    Some(String::from_utf8(filled).unwrap_or_else(lossy))
+    Ok(String::from_utf8(filled).unwrap_or_else(lossy))
 }
 
 #[cfg(test)]
@@ -97,9 +101,14 @@ mod tests {
     #[test]
     fn a_row_that_does_not_fit_fills_nothing() {
         let mut row = Row::default();
-        assert_eq!((fill("{\0}", &row), fill("{}", &row)), (None, Some("{}".into())));
+        let fill = |outline, row: &Row, most| fill(outline, row, most);
+        assert_eq!((fill("{\0}", &row, 9), fill("{}", &row, 9)), (Err(Stop::Unknown), Ok("{}".into())));
         let packed: Result<(), ()> = row.push(|_| Ok(()));
-        assert_eq!((packed, fill("{}", &row), fill("{\0}", &row)), (Ok(()), None, Some("{null}".into())));
+        assert_eq!(
+            (packed, fill("{}", &row, 9), fill("{\0}", &row, 6)),
+            (Ok(()), Err(Stop::Unknown), Ok("{null}".into()))
+        );
+        assert_eq!(fill("{\0}", &row, 5), Err(Stop::TooLong));
     }
 
     #[test]
@@ -109,6 +118,6 @@ mod tests {
             value::pack_text(out, b"a\xffb");
             Ok(())
         });
-        assert_eq!((packed, fill("\0", &row)), (Ok(()), Some("\"a\u{fffd}b\"".into())));
+        assert_eq!((packed, fill("\0", &row, 9)), (Ok(()), Ok("\"a\u{fffd}b\"".into())));
     }
 }

@@ -24,6 +24,16 @@ pub fn is_timestamp(micros: i64) -> bool {
     is_date(micros.div_euclid(DAY))
 }
 
+/// Whether it is a time of day, in microseconds. 24:00:00 is one.
+pub fn is_time(micros: i64) -> bool {
+    (0..=DAY).contains(&micros)
+}
+
+/// Whether clocks may be so many seconds ahead of Greenwich: nowhere on Earth a day.
+pub fn is_offset(seconds: i32) -> bool {
+    seconds.unsigned_abs() < 86_400
+}
+
 /// Writes a day.
 pub fn write_date(out: &mut Vec<u8>, days: i64) -> Option<()> {
     thread_local! {
@@ -96,6 +106,9 @@ pub fn local(micros: i64, offset: i32) -> Option<i64> {
 
 /// Writes an instant as the time where clocks are so many seconds ahead of Greenwich.
 pub fn write_timestamptz(out: &mut Vec<u8>, micros: i64, offset: i32) -> Option<()> {
+    if !is_offset(offset) {
+        return None;
+    }
     write_timestamp(out, local(micros, offset)?)?;
     let (sign, offset) = (if offset < 0 { b'-' } else { b'+' }, offset.unsigned_abs());
     let ([a, b], [c, d]) = (two(offset / 3600), two(offset / 60 % 60));

@@ -1,24 +1,27 @@
 //! One value of a row, packed: a byte that tells its kind, and behind it what Postgres stores, or nearly. Whoever reads it makes JSON
 //! of it, the same as `to_jsonb` gives; whoever writes it is in a hurry.
 //!
-//! | kind | what follows |
-//! |---|---|
-//! | (no byte at all) | NULL |
-//! | false, true | nothing |
-//! | integer | two's complement, highest byte first, no more bytes than it takes |
-//! | numeric, jsonb | the stored bytes, without their length |
-//! | text | the text |
-//! | uuid | its 16 bytes |
-//! | date | days since 2000-01-01, as four bytes |
-//! | time, timestamp | microseconds since midnight or since 2000-01-01, as eight bytes |
-//! | timestamptz | seconds that the session's clocks were ahead of Greenwich, as three bytes, then as a timestamp |
-//! | interval | months and days as four bytes each, microseconds as eight |
-//! | list | each element, its length in front |
-//! | members | each key as it stands in JSON with its colon and each value, their lengths in front |
-//! | json | JSON as it is |
+//! | kind | | what follows |
+//! |---:|---|---|
+//! | | NULL | has no byte at all |
+//! | 1, 2 | false, true | nothing |
+//! | 3 | integer | two's complement, no more bytes than it takes |
+//! | 4 | numeric | the stored bytes, without their length |
+//! | 5 | text | the text |
+//! | 6 | uuid | its 16 bytes |
+//! | 7 | date | days since 2000-01-01, as four bytes |
+//! | 8 | time | microseconds since midnight, as eight bytes |
+//! | 9 | timestamp | microseconds since 2000-01-01, as eight bytes |
+//! | 10 | timestamptz | seconds that the session's clocks were ahead of Greenwich, as three bytes, then as a timestamp |
+//! | 11 | interval | months and days as four bytes each, microseconds as eight |
+//! | 12 | jsonb | the stored bytes, without their length |
+//! | 13 | list | each element, its length in front |
+//! | 14 | members | each key as it stands in JSON with its colon and each value, their lengths in front |
+//! | 15 | json | JSON as it is |
 //!
 //! Numbers have their highest byte first, for then values that are near have their first bytes in common (see [`crate::row`]); only
-//! what Postgres stores as a whole is little-endian. A length is seven bits a byte, the lowest ones first, and a bit that says that more follow.
+//! what Postgres stores as a whole is little-endian. A length is seven bits a byte, the lowest ones first; a set highest bit says
+//! that more follow.
 
 use crate::interval::{self, Interval};
 use crate::{jsonb, numeric, string, time};
@@ -28,12 +31,15 @@ use crate::{jsonb, numeric, string, time};
 pub enum Stop {
     /// It would be too long.
     TooLong,
-    /// These bytes say nothing to us. In the database, Postgres can be asked.
+    /// These bytes say nothing to us.
     Unknown,
 }
 
 /// A byte of a packed value makes at most so many bytes of JSON, and a NULL, which has none, four.
 pub const WIDEST: usize = 6;
+
+/// A byte of a value's JSON takes at most so many when it is packed.
+pub const SPARSEST: usize = 4;
 
 const FALSE: u8 = 1;
 const TRUE: u8 = 2;
@@ -111,8 +117,7 @@ pub fn pack_date(out: &mut Vec<u8>, days: i32) -> Result<(), Stop> {
 
 /// Packs a time of day, in microseconds.
 pub fn pack_time(out: &mut Vec<u8>, micros: i64) -> Result<(), Stop> {
-    // 24:00:00 is a time.
-    known((0..=86_400_000_000).contains(&micros))?;
+    known(time::is_time(micros))?;
     pack_long(out, TIME, micros);
     Ok(())
 }
@@ -126,8 +131,7 @@ pub fn pack_timestamp(out: &mut Vec<u8>, micros: i64) -> Result<(), Stop> {
 
 /// Packs an instant, in microseconds since 2000-01-01 in Greenwich, to be told as the time where clocks are so many seconds ahead.
 pub fn pack_timestamptz(out: &mut Vec<u8>, micros: i64, offset: i32) -> Result<(), Stop> {
-    // No place on Earth is a day ahead.
-    known(offset.abs() < 86_400 && time::local(micros, offset).is_some_and(time::is_timestamp))?;
+    known(time::is_offset(offset) && time::local(micros, offset).is_some_and(time::is_timestamp))?;
     let [_, a, b, c] = offset.to_be_bytes();
     let [d, e, f, g, h, i, j, k] = micros.to_be_bytes();
     out.extend_from_slice(&[TIMESTAMPTZ, a, b, c, d, e, f, g, h, i, j, k]);
@@ -142,9 +146,9 @@ pub fn pack_interval(out: &mut Vec<u8>, interval: Interval) {
     out.extend_from_slice(&interval.micros.to_be_bytes());
 }
 
-/// Packs a `jsonb`, from its stored bytes, unless only Postgres can write it or its text is far longer than they are.
+/// Packs a `jsonb`, from its stored bytes, unless only Postgres can write it, or its text is far longer than they are, or far shorter.
 pub fn pack_jsonb(out: &mut Vec<u8>, bytes: &[u8]) -> Result<(), Stop> {
-    known(jsonb::is_packable(bytes))?;
+    jsonb::check_packable(bytes)?;
     tagged(out, JSONB, bytes);
     Ok(())
 }
@@ -243,7 +247,8 @@ fn write_nested(out: &mut Vec<u8>, value: &[u8], depth: usize) -> Result<(), Sto
         FALSE if bytes.is_empty() => out.extend_from_slice(b"false"),
         TRUE if bytes.is_empty() => out.extend_from_slice(b"true"),
         INTEGER => out.extend_from_slice(itoa::Buffer::new().format(integer(bytes)?).as_bytes()),
-        NUMERIC => numeric::write(out, bytes, most)?,
+        NUMERIC if is_too_wide(bytes)? => return Err(Stop::TooLong),
+        NUMERIC => numeric::write(out, bytes, usize::MAX)?,
         TEXT => string::write(out, bytes),
         JSONB => jsonb::write(out, bytes, most)?,
         JSON => out.extend_from_slice(bytes),
@@ -285,8 +290,8 @@ fn write_quoted(out: &mut Vec<u8>, tag: u8, bytes: &[u8]) -> Option<()> {
         UUID => write_uuid(out, bytes.try_into().ok()?),
         DATE => time::write_date(out, i32::from_be_bytes(bytes.try_into().ok()?).into())?,
         TIME => {
-            let micros = long(bytes)?;
-            (0..=86_400_000_000).contains(&micros).then(|| time::write_time(out, micros))?;
+            let micros = long(bytes).filter(|micros| time::is_time(*micros))?;
+            time::write_time(out, micros);
         }
         TIMESTAMP => time::write_timestamp(out, long(bytes)?)?,
         TIMESTAMPTZ => {

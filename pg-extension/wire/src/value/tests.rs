@@ -120,7 +120,7 @@ fn a_number_of_few_bytes_and_many_digits_is_not_packed() {
     let wide = b"\x00\x00\xff\x7f\xe8\x03";
     assert_eq!(pack_numeric(out, wide), Err(Stop::TooLong));
     let jsonb = [&b"\x01\0\0\x50\x0a\0\0\x10\x28\0\0\0"[..], wide].concat();
-    assert_eq!(pack_jsonb(out, &jsonb), Err(Stop::Unknown));
+    assert_eq!(pack_jsonb(out, &jsonb), Err(Stop::TooLong));
     assert_eq!(out, b"");
     // Nor read, should somebody write it.
     for (tag, bytes) in [(NUMERIC, &wide[..]), (JSONB, &jsonb)] {
@@ -131,16 +131,10 @@ fn a_number_of_few_bytes_and_many_digits_is_not_packed() {
 #[test]
 fn nobody_is_led_into_any_depth() {
     let mut value = list(&[]);
-    for _ in 0..100_000 {
-        value = [
-            &[LIST, 0x80 | value.len() as u8 & 0x7f, 0x80 | (value.len() >> 7) as u8 & 0x7f, (value.len() >> 14) as u8]
-                [..],
-            &value,
-        ]
-        .concat();
-        if value.len() > 10_000 {
-            break;
-        }
+    while value.len() < 10_000 {
+        let length = value.len();
+        let head = [LIST, 0x80 | length as u8, 0x80 | (length >> 7) as u8, (length >> 14) as u8];
+        value.splice(0..0, head);
     }
     assert_eq!(write(&mut Vec::new(), &value), Err(Stop::Unknown));
 }
@@ -160,7 +154,8 @@ fn a_container_that_is_told_again_and_again_ends() {
         level = array;
     }
     let mut out = Vec::new();
-    assert!(write(&mut out, &[&[JSONB], &level[..]].concat()).is_err());
+    assert_eq!(write(&mut out, &[&[JSONB], &level[..]].concat()), Err(Stop::TooLong));
+    assert_eq!(pack_jsonb(&mut Vec::new(), &level), Err(Stop::TooLong));
     assert!(out.len() <= 2 * WIDEST * level.len());
 }
 
@@ -179,5 +174,45 @@ proptest! {
         if write(&mut out, &value).is_ok() {
             prop_assert!(out.len() <= WIDEST * value.len(), "{} of {value:?}", String::from_utf8_lossy(&out));
         }
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_number_makes_more_than_it_may(header in any::<u16>(), weight in -40..40i16, digits in prop::collection::vec(0..10_000u16, 0..4)) {
+        // Few decimal digits, for most headers ask for thousands.
+        let header = if header & 0x8000 == 0 { header & 0xc01f } else { header };
+        let mut value = vec![NUMERIC];
+        for word in [header, weight as u16].into_iter().chain(digits) {
+            value.extend_from_slice(&word.to_le_bytes());
+        }
+        let mut out = Vec::new();
+        if write(&mut out, &value).is_ok() {
+            prop_assert!(out.len() <= WIDEST * value.len(), "{} of {value:?}", String::from_utf8_lossy(&out));
+            prop_assert_eq!(pack_numeric(&mut Vec::new(), &value[1..]), Ok(()));
+        }
+    }
+}
+
+#[test]
+fn clocks_that_are_a_day_ahead_are_none() {
+    for offset in [[0x01, 0x51, 0x80], [0x7f, 0xff, 0xff], [0x80, 0, 0], [0xfe, 0xae, 0x80]] {
+        let value = [&[TIMESTAMPTZ][..], &offset, &[0; 8]].concat();
+        assert_eq!(write(&mut Vec::new(), &value), Err(Stop::Unknown));
+    }
+    assert_eq!(pack_timestamptz(&mut Vec::new(), 0, i32::MIN), Err(Stop::Unknown));
+}
+
+#[test]
+fn a_jsonb_that_is_far_longer_than_its_json_is_not_packed() {
+    // 0 and [0, 0], in fourteen and twenty-eight bytes.
+    for jsonb in [
+        &b"\x01\0\0\x50\x06\0\0\x10\x18\0\0\0\0\x80"[..],
+        b"\x02\0\0\x40\x08\0\0\x90\x06\0\0\x10\x18\0\0\0\0\x80\0\0\x18\0\0\0\0\x80",
+    ] {
+        let (mut packed, mut json) = (Vec::new(), Vec::new());
+        assert_eq!(pack_jsonb(&mut packed, jsonb), Err(Stop::Unknown));
+        assert_eq!(jsonb::write(&mut json, jsonb, 9), Ok(()));
+        assert!(packed.is_empty() && json.starts_with(if jsonb[0] == 1 { b"0" } else { b"[0,0]" }));
     }
 }

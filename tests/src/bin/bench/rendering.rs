@@ -2,7 +2,8 @@
 //!
 //! Rows are inserted in transactions that are rolled back and too small for an early flush, so nothing of an event is ever
 //! written. Each figure is the difference of two tables that differ in the rendering alone, spread over the rows:
-//! - Tidings: a watch whose payload is the record, less a watch whose payload is a constant;
+//! - Tidings, the writer's part: a watch whose payload is the record, less a watch whose payload is a constant;
+//! - Tidings, the reader's part: `tidings.decode` of a segment of the one, less that of a segment of the other;
 //! - in a trigger: a plpgsql trigger that evaluates `to_jsonb(NEW)::text` and does nothing with it, less one that does nothing;
 //! - in a query: `octet_length(to_jsonb(row)::text)` of rows in a table, less `count(row)`.
 
@@ -43,7 +44,6 @@ const QUERIES: [&str; 2] = ["sum(octet_length(to_jsonb(r)::text))", "count(r)"];
 pub fn measure(database: &Database<'_>, effort: Effort, report: &mut Report) {
     let mut session = database.session();
     let log = "SELECT sum(pg_relation_size(relid))::bigint FROM pg_partition_tree('tidings.log')";
-    let written: i64 = session.one(log);
     for rows in Rows::ALL {
         println!("==> rendering of {}", rows.name());
         session.run(&format!(
@@ -53,14 +53,32 @@ pub fn measure(database: &Database<'_>, effort: Effort, report: &mut Report) {
         for (table, trigger) in TABLES {
             session.run(&format!("CREATE TABLE {table} (LIKE render_source); {trigger}"));
         }
+        session.run("CREATE TABLE render_segment (way text, data bytea)");
+        for table in [TABLES[0].0, TABLES[1].0] {
+            session.run(&format!("INSERT INTO {table} SELECT * FROM render_source"));
+            session.run(&format!(
+                "INSERT INTO render_segment SELECT '{table}', data FROM tidings.log WHERE events = {BATCH} ORDER BY stamp DESC LIMIT 1"
+            ));
+        }
+        let written: i64 = session.one(log);
         let name = rows.name();
         for _ in 0..effort.rounds * 3 {
             let [record, constant, jsonb, nothing] = TABLES.map(|(table, _)| insert(&mut session, table));
             let [query, count] = QUERIES.map(|query| {
                 time(&mut session, &format!("SELECT {query} FROM generate_series(1, {BATCHES}), render_source r"))
             });
-            let (ours, trigger, query) = (record - constant, jsonb - nothing, query - count);
-            report.add(format!("rendering of {name}: Tidings"), ours, "µs", Target::None);
+            let [read, skipped] = [TABLES[0].0, TABLES[1].0].map(|table| {
+                let decoded = "render_segment s, tidings.decode(s.data, NULL) d";
+                let sum = "SELECT sum(octet_length(d.payload))";
+                time(
+                    &mut session,
+                    &format!("{sum} FROM generate_series(1, {BATCHES}), {decoded} WHERE s.way = '{table}'"),
+                )
+            });
+            let (writer, reader) = (record - constant, read - skipped);
+            let (ours, trigger, query) = (writer + reader, jsonb - nothing, query - count);
+            report.add(format!("rendering of {name}: Tidings, the writer's part"), writer, "µs", Target::None);
+            report.add(format!("rendering of {name}: Tidings, the reader's part"), reader, "µs", Target::None);
             report.add(format!("rendering of {name}: to_jsonb(NEW)::text in a trigger"), trigger, "µs", Target::None);
             report.add(format!("rendering of {name}: to_jsonb(row)::text in a query"), query, "µs", Target::None);
             report.add(format!("rendering of {name}: Tidings ÷ in a trigger"), ours / trigger, "", Target::AtMost(1.0));
@@ -69,9 +87,9 @@ pub fn measure(database: &Database<'_>, effort: Effort, report: &mut Report) {
         for (table, _) in TABLES {
             session.run(&format!("DROP TABLE {table}; DROP FUNCTION IF EXISTS {table}()"));
         }
-        session.run("DROP TABLE render_source");
+        session.run("DROP TABLE render_source, render_segment");
+        assert_eq!(session.one::<i64>(log), written, "segments were written");
     }
-    assert_eq!(session.one::<i64>(log), written, "segments were written");
 }
 
 /// Inserts and rolls back; gives the microseconds of a row.
