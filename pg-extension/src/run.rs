@@ -21,10 +21,6 @@ pub struct Run {
     told: usize,
 }
 
-/// Whoever reads a run makes at most so many times its bytes of it, however much its events have in common. An event that stands for
-/// itself stays below that: its values grow at most sixfold, and its outline, by the phrases that there are, about elevenfold.
-const MOST_TOLD: usize = 16;
-
 /// Memory for the values of a last event kept from one transaction to the next.
 const KEEP: usize = 8 * 1024;
 
@@ -108,8 +104,9 @@ impl Run {
         if is_written {
             segment::append_filled(bytes, number, topic, row, previous);
         }
-        // The first event, or one that would make the run grow too much when it is read, stands for itself.
-        if !is_written || self.told / MOST_TOLD > bytes.len() - self.start {
+        // The first event, or one that would make the run grow too much when it is read, stands for itself. Then its values grow at most
+        // sixfold, and its outline, by the phrases that there are, about elevenfold.
+        if !is_written || self.told / segment::MAX_GROWTH > bytes.len() - self.start {
             bytes.truncate(before);
             previous.clear();
             segment::append_outline(bytes, number, event, &outline.short);

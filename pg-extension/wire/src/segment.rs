@@ -39,6 +39,12 @@ pub const OUTLINES: usize = 128;
 /// must agree on it.
 pub const MAX_PREVIOUS: usize = 64 * 1024;
 
+/// Whoever reads a segment makes at most so many times its bytes of it: a writer sees to that, however much its events have in common.
+pub const MAX_GROWTH: usize = 16;
+
+/// A reader gives up at this much, so that it trusts nobody and yet reads all that a writer may ever have written.
+const TOO_MUCH_GROWTH: usize = 2 * MAX_GROWTH;
+
 /// One event, borrowed from a segment or a notification.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event<'a> {
@@ -65,7 +71,7 @@ pub enum SegmentError {
     /// An outline is too long, or an event fills one that is not there.
     #[error("segment with a payload that fits no outline")]
     Outline,
-    /// A value is none that can be read.
+    /// A value is none that can be read, or the values make far more than they take.
     #[error("segment with a value that cannot be read")]
     Value,
     /// A text is not UTF-8.
@@ -114,7 +120,7 @@ pub fn events(segment: &[u8]) -> Events<'_> {
         Some((version, _)) => (*version, &[][..], Some(SegmentError::Version)),
         None => (VERSION, &[][..], Some(SegmentError::Short)),
     };
-    Events { version, rest, failed, outlines: Vec::new(), spare: Row::default() }
+    Events { version, rest, length: rest.len(), told: 0, failed, outlines: Vec::new(), spare: Row::default() }
 }
 
 /// Iterator over the events of a segment.
@@ -122,6 +128,10 @@ pub fn events(segment: &[u8]) -> Events<'_> {
 pub struct Events<'a> {
     version: u8,
     rest: &'a [u8],
+    /// The bytes of all entries.
+    length: usize,
+    /// How much was made of those of them that have been read.
+    told: usize,
     failed: Option<SegmentError>,
     /// The outlines so far, by number.
     outlines: Vec<Option<Outline<'a>>>,
@@ -220,7 +230,10 @@ impl<'a> Events<'a> {
         let outline = self.outlines.get_mut(number).and_then(Option::as_mut).ok_or(SegmentError::Outline)?;
         self.spare.read_after(&outline.previous, outline.values, &mut self.rest).ok_or(SegmentError::Value)?;
         let entry = if wanted(topic) {
-            let payload = fill(&outline.text, &self.spare, usize::MAX).map_err(|_| SegmentError::Value)?;
+            let most = TOO_MUCH_GROWTH * (self.length - self.rest.len());
+            let payload =
+                fill(&outline.text, &self.spare, most.saturating_sub(self.told)).map_err(|_| SegmentError::Value)?;
+            self.told += payload.len();
             Entry::Event(Event { topic, event: outline.event, payload: Cow::Owned(payload) })
         } else {
             Entry::Unwanted
@@ -402,6 +415,22 @@ mod tests {
         };
         let told: Vec<_> = std::iter::from_fn(&mut next).collect();
         assert_eq!(told, [Ok(Some("1001".to_owned())), Ok(None), Ok(None), Ok(Some("1003".to_owned()))]);
+    }
+
+    #[test]
+    fn a_few_bytes_make_no_endless_events() {
+        let mut segment = vec![VERSION];
+        append_outline(&mut segment, 0, "e", "\0");
+        let row = row(&[Value::Text("\u{1}".repeat(65_000))]);
+        append_filled(&mut segment, 0, "t", &row, &Row::default());
+        for _ in 0..10_000 {
+            append_filled(&mut segment, 0, "t", &row, &row);
+        }
+        let mut told = 0;
+        let last =
+            events(&segment).inspect(|event| told += event.as_ref().map_or(0, |event| event.payload.len())).last();
+        assert_eq!(last, Some(Err(SegmentError::Value)));
+        assert!(told > 65_000 && told <= TOO_MUCH_GROWTH * segment.len(), "{told} of {}", segment.len());
     }
 
     #[test]
