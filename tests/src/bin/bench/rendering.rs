@@ -68,11 +68,12 @@ pub fn measure(database: &Database<'_>, effort: Effort, report: &mut Report) {
                 time(&mut session, &format!("SELECT {query} FROM generate_series(1, {BATCHES}), render_source r"))
             });
             let [read, skipped] = [TABLES[0].0, TABLES[1].0].map(|table| {
-                let decoded = "render_segment s, tidings.decode(s.data, NULL) d";
+                // It depends on `i`, or would be done once for all.
+                let decoded = "render_segment s, tidings.decode(CASE WHEN i > 0 THEN s.data END, NULL) d";
                 let sum = "SELECT sum(octet_length(d.payload))";
                 time(
                     &mut session,
-                    &format!("{sum} FROM generate_series(1, {BATCHES}), {decoded} WHERE s.way = '{table}'"),
+                    &format!("{sum} FROM generate_series(1, {BATCHES}) i, {decoded} WHERE s.way = '{table}'"),
                 )
             });
             let (writer, reader) = (record - constant, read - skipped);
