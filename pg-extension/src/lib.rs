@@ -16,7 +16,8 @@
 //!   extension, renames its schema or takes a column away from a watch.
 //! - [`read`]: the functions that decode the log and positions for SQL.
 //! - [`access`]: topic templates as subscription rules use them.
-//! - [`settings`]: the settings, [`lock`]: locks and how long to wait for them, [`errors`]: how an error leaves, [`foreign`]: what pgrx does not declare.
+//! - [`settings`]: the settings, [`lock`]: locks and how long to wait for them, [`errors`]: how an error leaves, [`foreign`]: what pgrx
+//!   does not declare.
 
 // The library exports symbols to Postgres and no items to anyone: its documentation is for those who work on it.
 #![allow(rustdoc::private_intra_doc_links)]

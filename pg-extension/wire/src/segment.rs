@@ -8,10 +8,10 @@
 //! | 1, an outline | its own | the length of an event's name (u8) and of the outline (u16), and both texts |
 //! | 2, an event that fills an outline | the outline's | the length of its topic (u8), the topic, and the values |
 //!
-//! The payloads of a watch have most of their text in common, its outline ([`crate::outline`]). The values are packed ([`crate::value`]) and written behind those of the event before that filled the same
-//! outline ([`crate::row`]). The first one behind the outline has none before it, nor has one behind a row of more than
-//! [`MAX_PREVIOUS`] bytes. Version 1 has but the first kind, and two bytes for the length of a topic. Nothing is
-//! compressed here: Postgres compresses a large row of a table by itself.
+//! The payloads of a watch have most of their text in common, its outline ([`crate::outline`]). The values are packed
+//! ([`crate::value`]) and written behind those of the event before that filled the same outline ([`crate::row`]). The first one behind
+//! the outline has none before it, nor has one behind a row of more than [`MAX_PREVIOUS`] bytes. Version 1 has but the first kind,
+//! and two bytes for the length of a topic. Nothing is compressed here: Postgres compresses a large row of a table by itself.
 
 use std::borrow::Cow;
 
