@@ -24,7 +24,7 @@ const MAX_BUSY_REST: Duration = Duration::from_millis(20);
 const MOST: Duration = Duration::from_millis(1);
 
 /// A tick with this many segments shows that writers are busy (over 800 transactions a second).
-const BATCH: usize = 8;
+pub const BATCH: usize = 8;
 
 /// The budget.
 pub struct Pace {

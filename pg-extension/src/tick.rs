@@ -14,7 +14,7 @@ use crate::log::{DATA, ORDINAL, PARTITIONS, STAMP, XID};
 use crate::shared::{self, Database, SLOTS};
 use crate::snapshot::Snapshot;
 use crate::table::Table;
-use crate::{scan, settings};
+use crate::{pace, scan, settings};
 
 /// The names of the ticks' partitions.
 pub const TICKS: [&CStr; SLOTS] = [c"tick_0", c"tick_1", c"tick_2", c"tick_3"];
@@ -191,8 +191,10 @@ impl Ticker {
             }
             last_used[slot] = tick;
             batch.push(xid, row, most);
-            // What does not fit is not read, but for one row of each partition that has any.
-            if batch.large { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            // What does not fit is not read, but for one row of each partition that has any; and so many are counted, be they ever so
+            // large, that a batch is known as one.
+            let is_enough = batch.large && batch.segments.len() >= pace::BATCH;
+            if is_enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
     }
 
