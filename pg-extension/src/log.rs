@@ -56,7 +56,7 @@ pub fn write(segment: Segment<'_>) {
     let Some(partition) = Table::open(PARTITIONS[slot], pg_sys::RowExclusiveLock) else { return };
     let data = bytea(segment.bytes);
     // SAFETY: inside a transaction that may write; the values are of the types of the table's columns, in their order
-    // (sql/extension/10_log.sql), and none is NULL.
+    // (sql/extension/10_tables.sql), and none is NULL.
     unsafe {
         let xid = pg_sys::GetTopFullTransactionId().value;
         // What else has written since the server started has a process, or has noted itself.

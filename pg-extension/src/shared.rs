@@ -287,7 +287,7 @@ fn my_proc_number() -> i32 {
     unsafe {
         (*pg_sys::MyProc).pgprocno
     }
-    #[cfg(feature = "pg18")]
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
     // SAFETY: a plain variable of this process.
     unsafe {
         pg_sys::MyProcNumber

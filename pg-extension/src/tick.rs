@@ -205,7 +205,7 @@ impl Ticker {
         let partition = Table::open(TICKS[slot], pg_sys::RowExclusiveLock);
         let partition = partition.unwrap_or_else(|| error!("tidings.tick_{slot} is gone"));
         // SAFETY: inside the relay's transaction; the values are of the types of the table's columns, in their order
-        // (sql/extension/10_log.sql), and none is NULL.
+        // (sql/extension/10_tables.sql), and none is NULL.
         unsafe {
             partition.insert([
                 pg_sys::Datum::from(slot as i16),

@@ -1,11 +1,11 @@
 -- Watches: the triggers, made, dropped and listed. There is no table of watches; the triggers are the configuration.
 
-CREATE FUNCTION tidings.check_watch(relation regclass, name text) RETURNS void
+CREATE OR REPLACE FUNCTION tidings.check_watch(relation regclass, name text) RETURNS void
 LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'check_watch_wrapper';
 
 COMMENT ON FUNCTION tidings.check_watch(regclass, text) IS 'Raises an error if the triggers of a watch could not do their work';
 
-CREATE FUNCTION tidings.watch_statements(
+CREATE OR REPLACE FUNCTION tidings.watch_statements(
     relation regclass, topic text, event text, payload jsonb, columns text[], exclude text[], operations text[],
     condition text, old_record text, name text
 ) RETURNS text[]
@@ -77,7 +77,7 @@ COMMENT ON FUNCTION tidings.watch_statements(regclass, text, text, jsonb, text[]
     'The CREATE TRIGGER statements of a watch';
 
 -- No search_path is set here: the condition means what it means to the caller.
-CREATE FUNCTION tidings.watch(
+CREATE OR REPLACE FUNCTION tidings.watch(
     relation   regclass,
     topic      text,
     event      text    DEFAULT 'changed',
@@ -107,7 +107,7 @@ $$;
 COMMENT ON FUNCTION tidings.watch(regclass, text, text, jsonb, text[], text[], text[], text, text, text) IS
     'Captures the changes of a table: each becomes an event of the topic that the row names';
 
-CREATE FUNCTION tidings.unwatch(relation regclass, name text DEFAULT 'default') RETURNS boolean
+CREATE OR REPLACE FUNCTION tidings.unwatch(relation regclass, name text DEFAULT 'default') RETURNS boolean
 LANGUAGE plpgsql STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -130,7 +130,7 @@ $$;
 
 COMMENT ON FUNCTION tidings.unwatch(regclass, text) IS 'Ends a watch; false if there was none of this name';
 
-CREATE VIEW tidings.watches AS
+CREATE OR REPLACE VIEW tidings.watches AS
 SELECT w.tgrelid::regclass AS relation,
        w.name,
        (SELECT substr(a, 7) FROM unnest(w.list) a WHERE a LIKE 'topic=%') AS topic,

@@ -6,32 +6,32 @@
 -- The tables are never analyzed, and plans made while they were empty must do for full ones: so sequential scans are off, and
 -- so is the just-in-time compiler, which the costs of what is off would call in for each query.
 
-CREATE FUNCTION tidings.stamp() RETURNS bigint
+CREATE OR REPLACE FUNCTION tidings.stamp() RETURNS bigint
 LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'stamp_wrapper';
 
 COMMENT ON FUNCTION tidings.stamp() IS 'The next reading of the clock that orders segments and numbers ticks';
 
-CREATE FUNCTION tidings.floor() RETURNS bigint
+CREATE OR REPLACE FUNCTION tidings.floor() RETURNS bigint
 LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'floor_wrapper';
 
 COMMENT ON FUNCTION tidings.floor() IS 'Positions below this one have been given up since the server started, also for old snapshots';
 
-CREATE FUNCTION tidings.parse_position(text, OUT tick bigint, OUT n bigint, OUT stamp bigint, OUT snapshot text) RETURNS SETOF record
+CREATE OR REPLACE FUNCTION tidings.parse_position(text, OUT tick bigint, OUT n bigint, OUT stamp bigint, OUT snapshot text) RETURNS SETOF record
 LANGUAGE c STRICT IMMUTABLE ROWS 1 AS 'MODULE_PATHNAME', 'parse_position_wrapper';
 
 COMMENT ON FUNCTION tidings.parse_position(text) IS 'Takes a position apart';
 
-CREATE FUNCTION tidings.decode(data bytea, topics text[], OUT n integer, OUT topic text, OUT event text, OUT payload text) RETURNS SETOF record
+CREATE OR REPLACE FUNCTION tidings.decode(data bytea, topics text[], OUT n integer, OUT topic text, OUT event text, OUT payload text) RETURNS SETOF record
 LANGUAGE c IMMUTABLE AS 'MODULE_PATHNAME', 'decode_wrapper';
 
 COMMENT ON FUNCTION tidings.decode(bytea, text[]) IS 'The events of a segment, those of the given topics only unless that is NULL';
 
-CREATE FUNCTION tidings.relay(OUT pid integer, OUT state text, OUT tick bigint, OUT ticks bigint, OUT events bigint, OUT hints bigint, OUT skipped bigint) RETURNS SETOF record
+CREATE OR REPLACE FUNCTION tidings.relay(OUT pid integer, OUT state text, OUT tick bigint, OUT ticks bigint, OUT events bigint, OUT hints bigint, OUT skipped bigint) RETURNS SETOF record
 LANGUAGE c VOLATILE ROWS 1 AS 'MODULE_PATHNAME', 'relay_wrapper';
 
 COMMENT ON FUNCTION tidings.relay() IS 'The relay''s process and its counters since the server started';
 
-CREATE FUNCTION tidings.relay_pid() RETURNS integer
+CREATE OR REPLACE FUNCTION tidings.relay_pid() RETURNS integer
 LANGUAGE sql VOLATILE
 BEGIN ATOMIC
     SELECT pid FROM tidings.relay();
@@ -39,14 +39,14 @@ END;
 
 COMMENT ON FUNCTION tidings.relay_pid() IS 'The relay''s process id, NULL while none runs: notifications from others are not ours';
 
-CREATE FUNCTION tidings.channel() RETURNS text
+CREATE OR REPLACE FUNCTION tidings.channel() RETURNS text
 LANGUAGE sql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS 'SELECT channel FROM tidings.secret';
 
 COMMENT ON FUNCTION tidings.channel() IS 'The channel that the relay notifies';
 
-CREATE FUNCTION tidings.position() RETURNS text
+CREATE OR REPLACE FUNCTION tidings.position() RETURNS text
 LANGUAGE sql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
@@ -60,7 +60,7 @@ $$;
 COMMENT ON FUNCTION tidings.position() IS
     'The position of the current snapshot: what a query of the same snapshot has not seen is behind it';
 
-CREATE FUNCTION tidings.tick_segments(
+CREATE OR REPLACE FUNCTION tidings.tick_segments(
     since pg_snapshot, until pg_snapshot,
     OUT first integer, OUT events integer, OUT xid xid8, OUT stamp bigint, OUT data bytea
 ) RETURNS SETOF record
@@ -88,7 +88,7 @@ $$;
 
 COMMENT ON FUNCTION tidings.tick_segments(pg_snapshot, pg_snapshot) IS 'The segments of a tick, in order, each with the number of events before it';
 
-CREATE FUNCTION tidings.check_retained(after bigint, n bigint) RETURNS void
+CREATE OR REPLACE FUNCTION tidings.check_retained(after bigint, n bigint) RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
@@ -108,7 +108,7 @@ $$;
 
 COMMENT ON FUNCTION tidings.check_retained(bigint, bigint) IS 'Raises TI001 unless all events behind a position are retained';
 
-CREATE FUNCTION tidings.locate(after text) RETURNS text
+CREATE OR REPLACE FUNCTION tidings.locate(after text) RETURNS text
 LANGUAGE plpgsql VOLATILE STRICT SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
@@ -147,7 +147,7 @@ $$;
 COMMENT ON FUNCTION tidings.locate(text) IS
     'Where to read on from a position: the same, or the greatest known tick below an unknown one; NULL while something that its snapshot saw is in no tick';
 
-CREATE FUNCTION tidings.segments(
+CREATE OR REPLACE FUNCTION tidings.segments(
     after text, max_bytes integer DEFAULT 1048576,
     OUT tick bigint, OUT previous bigint, OUT first integer, OUT last boolean, OUT data bytea
 ) RETURNS SETOF record
@@ -191,7 +191,7 @@ $$;
 
 COMMENT ON FUNCTION tidings.segments(text, integer) IS 'The log behind a position, in order, in whole segments, for the proxy';
 
-CREATE FUNCTION tidings.changes(
+CREATE OR REPLACE FUNCTION tidings.changes(
     after text, topics text[] DEFAULT NULL, max_rows integer DEFAULT 1000,
     OUT "position" text, OUT topic text, OUT event text, OUT payload text, OUT created_at timestamptz
 ) RETURNS SETOF record
@@ -246,7 +246,7 @@ $$;
 COMMENT ON FUNCTION tidings.changes(text, text[], integer) IS
     'The events behind a position, in order, of the given topics or all; fewer than max_rows means that there are no more';
 
-CREATE VIEW tidings.events AS
+CREATE OR REPLACE VIEW tidings.events AS
 SELECT t.tick || '-' || (s.first + d.n) AS position, d.topic, d.event, d.payload, to_timestamp(s.stamp / 1000000.0) AS created_at
 FROM tidings.tick t
 CROSS JOIN LATERAL tidings.tick_segments(t.since, t.until) s

@@ -1,6 +1,6 @@
 -- What is going on: the relay, the log, and who is subscribed.
 
-CREATE VIEW tidings.status AS
+CREATE OR REPLACE VIEW tidings.status AS
 SELECT r.pid AS relay_pid,
        r.state AS relay_state,
        newest.tick AS last_tick,
@@ -34,33 +34,7 @@ COMMENT ON COLUMN tidings.status.oldest_position IS 'The start of what is retain
 COMMENT ON COLUMN tidings.status.retention IS 'tidings.retention';
 COMMENT ON COLUMN tidings.status.notify_queue_usage IS 'How full the queue of notifications is, from 0 to 1';
 
-CREATE UNLOGGED TABLE tidings.proxy (
-    proxy text PRIMARY KEY,
-    until timestamptz NOT NULL
-);
-
-COMMENT ON TABLE tidings.proxy IS 'The proxies that have reported, and how long their reports hold';
-COMMENT ON COLUMN tidings.proxy.proxy IS 'The name a proxy gives itself';
-COMMENT ON COLUMN tidings.proxy.until IS 'When its lease ends';
-
-CREATE UNLOGGED TABLE tidings.open_topic (
-    proxy       text        NOT NULL REFERENCES tidings.proxy ON DELETE CASCADE,
-    topic       text        NOT NULL,
-    subscribers integer     NOT NULL CHECK (subscribers > 0),
-    since       timestamptz NOT NULL DEFAULT now(),
-    PRIMARY KEY (topic, proxy)
-);
-
-CREATE INDEX open_topic_proxy_idx ON tidings.open_topic (proxy);
-
-COMMENT ON TABLE tidings.open_topic IS 'How many subscribers each proxy has for a topic';
-COMMENT ON COLUMN tidings.open_topic.proxy IS 'The proxy';
-COMMENT ON COLUMN tidings.open_topic.topic IS 'The topic';
-COMMENT ON COLUMN tidings.open_topic.subscribers IS 'How many subscribers it has there';
-COMMENT ON COLUMN tidings.open_topic.since IS 'Since when it has had any';
-COMMENT ON INDEX tidings.open_topic_proxy_idx IS 'Finds what goes when a proxy''s lease ends';
-
-CREATE FUNCTION tidings.report(proxy text, topics text[], subscribers integer[], lease interval DEFAULT '30 seconds') RETURNS void
+CREATE OR REPLACE FUNCTION tidings.report(proxy text, topics text[], subscribers integer[], lease interval DEFAULT '30 seconds') RETURNS void
 LANGUAGE plpgsql STRICT SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -82,7 +56,7 @@ $$;
 COMMENT ON FUNCTION tidings.report(text, text[], integer[], interval) IS
     'A proxy tells how many subscribers its topics have (0 closes one), and renews the lease on all it has told';
 
-CREATE VIEW tidings.open_topics AS
+CREATE OR REPLACE VIEW tidings.open_topics AS
 SELECT o.topic, sum(o.subscribers)::integer AS subscribers, array_agg(o.proxy ORDER BY o.proxy) AS proxies, min(o.since) AS since
 FROM tidings.open_topic o JOIN tidings.proxy p USING (proxy)
 WHERE p.until > now()

@@ -4,37 +4,23 @@
 -- if some rule whose template matches finds a row when its query runs as the subscriber: with the role of the claims,
 -- with request.jwt.claims set as PostgREST sets it, read-only.
 
-CREATE TABLE tidings.rule (
-    topic       text PRIMARY KEY,
-    using_query text NOT NULL,
-    search_path text NOT NULL
-);
-
-COMMENT ON TABLE tidings.rule IS 'The subscription rules; see tidings.allow()';
-COMMENT ON COLUMN tidings.rule.topic IS 'A topic template';
-COMMENT ON COLUMN tidings.rule.using_query IS 'A query; {name} stands for the value of that hole, as text';
-COMMENT ON COLUMN tidings.rule.search_path IS 'The search_path under which the rule was written, and under which it runs';
-
--- Rules are the one thing here that a dump carries.
-SELECT pg_catalog.pg_extension_config_dump('tidings.rule', '');
-
-CREATE VIEW tidings.rules AS SELECT topic, using_query FROM tidings.rule;
+CREATE OR REPLACE VIEW tidings.rules AS SELECT topic, using_query FROM tidings.rule;
 
 COMMENT ON VIEW tidings.rules IS 'The subscription rules';
 COMMENT ON COLUMN tidings.rules.topic IS 'The topic template';
 COMMENT ON COLUMN tidings.rules.using_query IS 'The query that must find a row';
 
-CREATE FUNCTION tidings.match_topic(template text, topic text) RETURNS text[]
+CREATE OR REPLACE FUNCTION tidings.match_topic(template text, topic text) RETURNS text[]
 LANGUAGE c STRICT IMMUTABLE AS 'MODULE_PATHNAME', 'match_topic_wrapper';
 
 COMMENT ON FUNCTION tidings.match_topic(text, text) IS 'The values of a template''s holes in a topic, in order; NULL if the topic does not match';
 
-CREATE FUNCTION tidings.bind_holes(template text, using_query text) RETURNS text
+CREATE OR REPLACE FUNCTION tidings.bind_holes(template text, using_query text) RETURNS text
 LANGUAGE c STRICT IMMUTABLE AS 'MODULE_PATHNAME', 'bind_holes_wrapper';
 
 COMMENT ON FUNCTION tidings.bind_holes(text, text) IS 'A rule''s query with each {hole} replaced by the parameter that it stands for';
 
-CREATE FUNCTION tidings.rules_for(topics text[], OUT topic text, OUT query text, OUT holes text[], OUT search_path text) RETURNS SETOF record
+CREATE OR REPLACE FUNCTION tidings.rules_for(topics text[], OUT topic text, OUT query text, OUT holes text[], OUT search_path text) RETURNS SETOF record
 LANGUAGE sql STABLE STRICT SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -47,7 +33,7 @@ $$;
 
 COMMENT ON FUNCTION tidings.rules_for(text[]) IS 'The rules that match each topic, ready to run';
 
-CREATE FUNCTION tidings.allow(topic text, using_query text) RETURNS void
+CREATE OR REPLACE FUNCTION tidings.allow(topic text, using_query text) RETURNS void
 LANGUAGE plpgsql STRICT
 AS $$
 BEGIN
@@ -63,7 +49,7 @@ $$;
 COMMENT ON FUNCTION tidings.allow(text, text) IS
     'Allows the subscription to topics of this form to those for whom the query finds a row; replaces the rule of the same form';
 
-CREATE FUNCTION tidings.disallow(topic text) RETURNS boolean
+CREATE OR REPLACE FUNCTION tidings.disallow(topic text) RETURNS boolean
 LANGUAGE plpgsql STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -76,7 +62,7 @@ $$;
 
 COMMENT ON FUNCTION tidings.disallow(text) IS 'Takes a rule back; false if there was none for this template';
 
-CREATE FUNCTION tidings.check_subscription(claims jsonb, topics text[], OUT topic text, OUT allowed boolean, OUT reason text) RETURNS SETOF record
+CREATE OR REPLACE FUNCTION tidings.check_subscription(claims jsonb, topics text[], OUT topic text, OUT allowed boolean, OUT reason text) RETURNS SETOF record
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -135,7 +121,7 @@ $$;
 COMMENT ON FUNCTION tidings.check_subscription(jsonb, text[]) IS
     'For each topic whether the claims may subscribe to it, and if not why not. The reason is for the log, not for the subscriber';
 
-CREATE FUNCTION tidings.authorize(claims jsonb, topics text[]) RETURNS text[]
+CREATE OR REPLACE FUNCTION tidings.authorize(claims jsonb, topics text[]) RETURNS text[]
 LANGUAGE sql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$

@@ -95,10 +95,16 @@ fn the_schema_keeps_its_name_as_long_as_the_extension_is_there() {
 }
 
 #[test]
-fn an_update_from_the_first_release_keeps_everything_and_ends_where_a_new_installation_begins() {
+fn an_update_from_any_release_keeps_everything_and_ends_where_a_new_installation_begins() {
+    for version in ["0.1.0", "0.1.1"] {
+        update_from(version);
+    }
+}
+
+fn update_from(version: &str) {
     let cluster = shared();
     let (db, fresh) = (cluster.empty_database(), cluster.database());
-    db.session().run("CREATE EXTENSION tidings VERSION '0.1.0'");
+    db.session().run(&format!("CREATE EXTENSION tidings VERSION '{version}'"));
     db.wait_relay();
     furnish(&db);
     let mut session = db.session();

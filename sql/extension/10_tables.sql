@@ -1,7 +1,10 @@
--- The log: what was captured, and the ticks that order it.
+-- The tables: the log and the ticks that order it, the rules, and who is subscribed.
 --
--- Both tables have four partitions that are used in turn and emptied by TRUNCATE (see retention.rs). Writers insert into a
+-- Log and ticks have four partitions that are used in turn and emptied by TRUNCATE (see retention.rs). Writers insert into a
 -- partition of the log directly; the index on xid is the only one on their path. The relay alone writes ticks.
+--
+-- This file runs at installation only. Those between it and the last one run again at an upgrade, behind what
+-- sql/upgrade has for it: so they say CREATE OR REPLACE, and an upgraded database ends up with what a new one has.
 
 \echo Use "CREATE EXTENSION tidings" to load this file. \quit
 
@@ -89,3 +92,43 @@ COMMENT ON TABLE tidings.secret IS 'What only granted roles may know. Not dumped
 COMMENT ON COLUMN tidings.secret.channel IS 'The channel that the relay notifies: any role may listen on a channel, but must know its name';
 
 INSERT INTO tidings.secret VALUES ('tidings_' || replace(gen_random_uuid()::text, '-', ''));
+
+CREATE TABLE tidings.rule (
+    topic       text PRIMARY KEY,
+    using_query text NOT NULL,
+    search_path text NOT NULL
+);
+
+COMMENT ON TABLE tidings.rule IS 'The subscription rules; see tidings.allow()';
+COMMENT ON COLUMN tidings.rule.topic IS 'A topic template';
+COMMENT ON COLUMN tidings.rule.using_query IS 'A query; {name} stands for the value of that hole, as text';
+COMMENT ON COLUMN tidings.rule.search_path IS 'The search_path under which the rule was written, and under which it runs';
+
+-- Rules are the one thing here that a dump carries.
+SELECT pg_catalog.pg_extension_config_dump('tidings.rule', '');
+
+CREATE UNLOGGED TABLE tidings.proxy (
+    proxy text PRIMARY KEY,
+    until timestamptz NOT NULL
+);
+
+COMMENT ON TABLE tidings.proxy IS 'The proxies that have reported, and how long their reports hold';
+COMMENT ON COLUMN tidings.proxy.proxy IS 'The name a proxy gives itself';
+COMMENT ON COLUMN tidings.proxy.until IS 'When its lease ends';
+
+CREATE UNLOGGED TABLE tidings.open_topic (
+    proxy       text        NOT NULL REFERENCES tidings.proxy ON DELETE CASCADE,
+    topic       text        NOT NULL,
+    subscribers integer     NOT NULL CHECK (subscribers > 0),
+    since       timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (topic, proxy)
+);
+
+CREATE INDEX open_topic_proxy_idx ON tidings.open_topic (proxy);
+
+COMMENT ON TABLE tidings.open_topic IS 'How many subscribers each proxy has for a topic';
+COMMENT ON COLUMN tidings.open_topic.proxy IS 'The proxy';
+COMMENT ON COLUMN tidings.open_topic.topic IS 'The topic';
+COMMENT ON COLUMN tidings.open_topic.subscribers IS 'How many subscribers it has there';
+COMMENT ON COLUMN tidings.open_topic.since IS 'Since when it has had any';
+COMMENT ON INDEX tidings.open_topic_proxy_idx IS 'Finds what goes when a proxy''s lease ends';

@@ -1,6 +1,6 @@
 -- Rights: nothing for PUBLIC, and exactly what a proxy needs for a proxy.
 
-CREATE FUNCTION tidings.grant_proxy(role regrole) RETURNS void
+CREATE OR REPLACE FUNCTION tidings.grant_proxy(role regrole) RETURNS void
 LANGUAGE plpgsql STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -21,19 +21,10 @@ $$;
 
 COMMENT ON FUNCTION tidings.grant_proxy(regrole) IS 'Grants a proxy''s login role what it needs, and nothing more';
 
-REVOKE ALL ON ALL TABLES IN SCHEMA tidings FROM PUBLIC;
-REVOKE ALL ON ALL FUNCTIONS IN SCHEMA tidings FROM PUBLIC;
-
-CREATE FUNCTION tidings.installed() RETURNS void
+CREATE OR REPLACE FUNCTION tidings.installed() RETURNS void
 LANGUAGE c AS 'MODULE_PATHNAME', 'installed_wrapper';
 
 COMMENT ON FUNCTION tidings.installed() IS 'Called once by the install script: the relay starts when the transaction commits';
 
-REVOKE ALL ON FUNCTION tidings.installed() FROM PUBLIC;
-
--- The first tick, without events: a position from before it is one of another database. Whatever is in the log is in a later
--- one, also what transactions with older ids are going to write.
-INSERT INTO tidings.tick (slot, tick, previous, since, until, used)
-SELECT 0, first, first, '3:3:', '3:3:', 0 FROM tidings.stamp() AS first;
-
-SELECT tidings.installed();
+REVOKE ALL ON ALL TABLES IN SCHEMA tidings FROM PUBLIC;
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA tidings FROM PUBLIC;
