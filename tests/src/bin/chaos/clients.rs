@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -81,7 +81,9 @@ pub struct Life {
     pub snapshot: u64,
     /// What it got.
     pub got: Vec<Got>,
-    /// Whether it went on to the last event.
+    /// The tick of its last reset.
+    pub reset_to: u64,
+    /// Whether it went on to the last event, or was reset past it.
     pub complete: bool,
     /// Something that must not be.
     pub fault: Option<String>,
@@ -92,28 +94,36 @@ pub struct Life {
 pub struct Clients {
     threads: Vec<JoinHandle<Vec<Life>>>,
     closing: Arc<AtomicBool>,
+    end: Arc<AtomicU64>,
 }
 
 impl Clients {
     /// Starts some of every kind. `direct` are the proxies, `balanced` what stands in front of them.
     pub fn start(server: &Arc<Server>, plan: &Plan, direct: &[SocketAddr], balanced: Option<SocketAddr>) -> Self {
         let closing = Arc::new(AtomicBool::new(false));
+        let end = Arc::new(AtomicU64::new(u64::MAX));
         let threads = all_habits(plan, direct, balanced).into_iter().enumerate().map(|(number, habits)| {
             let client = Client {
                 server: server.clone(),
                 habits,
                 random: plan.random(1000 + number as u64),
                 closing: closing.clone(),
+                end: end.clone(),
                 visits: number,
             };
             std::thread::spawn(move || client.run())
         });
-        Self { threads: threads.collect(), closing }
+        Self { threads: threads.collect(), closing, end }
     }
 
     /// From now on they stay until the last event.
     pub fn close(&self) {
         self.closing.store(true, Ordering::Relaxed);
+    }
+
+    /// Says in which tick the last events are: whoever is reset to that tick or a later one has passed over them.
+    pub fn end_at(&self, tick: u64) {
+        self.end.store(tick, Ordering::Relaxed);
     }
 
     /// Waits until all have the last event; gives their lives.
@@ -180,6 +190,8 @@ struct Client {
     habits: Habits,
     random: Rng,
     closing: Arc<AtomicBool>,
+    /// The tick of the last events, once they are published.
+    end: Arc<AtomicU64>,
     visits: usize,
 }
 
@@ -286,6 +298,7 @@ impl Client {
                     if frame.event == "reset" {
                         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
                         life.got.push(Got::Reset(at, now.as_micros() as u64));
+                        life.reset_to = at.0;
                         continue;
                     }
                     life.got.push(Got::Event(at, print(&frame.event, &frame.data)));
@@ -296,6 +309,10 @@ impl Client {
                 }
             }
             let closing = self.closing();
+            let end = self.end.load(Ordering::Relaxed);
+            if life.reset_to >= end {
+                return Visit::End;
+            }
             if closing && progress.elapsed() > DEADLINE {
                 life.fault = Some(format!("no event for {DEADLINE:?}"));
                 return Visit::Over;

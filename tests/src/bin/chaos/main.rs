@@ -185,10 +185,10 @@ fn run(plan: &Plan, ports: [u16; 2], filter: Option<&Filter>, report: &Report) -
     }
     writers::end_all_prepared(&server);
     clients.close();
-    writers::close(&server, world.topics);
+    clients.end_at(writers::close(&server, world.topics));
     let lives = clients.finish();
+    report.say(format_args!("all clients have finished; the observer was {:?} behind at the worst", observer.worst()));
     let known = observer.finish();
-    report.say("all clients have finished");
     let known = match known {
         Ok(known) => known,
         Err(error) => {

@@ -4,9 +4,9 @@
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use postgres::Client;
 use tidings_tests::Frame;
@@ -58,16 +58,31 @@ pub fn place(position: &str) -> Option<Place> {
 pub struct Observer {
     thread: JoinHandle<Result<Vec<Known>, String>>,
     closed: Arc<AtomicBool>,
+    /// The longest time between two reads, in milliseconds: how far behind the observer was at the worst.
+    worst: Arc<AtomicU64>,
 }
 
 impl Observer {
     /// Starts to read, from the beginning.
     pub fn start(server: &Arc<Server>) -> Self {
         let closed = Arc::new(AtomicBool::new(false));
-        let mut reader = Reader { server: server.clone(), known: Vec::new(), era: 0, after: "earliest".to_owned() };
+        let worst = Arc::<AtomicU64>::default();
+        let mut reader = Reader {
+            server: server.clone(),
+            known: Vec::new(),
+            era: 0,
+            after: "earliest".to_owned(),
+            read: Instant::now(),
+            worst: worst.clone(),
+        };
         let stop = closed.clone();
         let thread = std::thread::spawn(move || reader.run(&stop).map(|()| reader.known));
-        Self { thread, closed }
+        Self { thread, closed, worst }
+    }
+
+    /// The longest time that passed so far between two reads that reached the end of the log.
+    pub fn worst(&self) -> Duration {
+        Duration::from_millis(self.worst.load(Ordering::Relaxed))
     }
 
     /// Reads on until the last event, which has been published; gives all events.
@@ -81,7 +96,12 @@ struct Reader {
     server: Arc<Server>,
     known: Vec<Known>,
     era: u64,
+    /// All before this has been read. It moves with the log also where that has no events: a position that stands still is
+    /// older than the retention one day.
     after: String,
+    /// When the end of the log was last reached.
+    read: Instant,
+    worst: Arc<AtomicU64>,
 }
 
 impl Reader {
@@ -93,7 +113,11 @@ impl Reader {
             let more = match self.server.connect().map(|mut client| self.follow(&mut client, closed)) {
                 Some(Ok(true)) => return Ok(()),
                 Some(Err(error)) if error.code().is_some_and(|code| code.code() == "TI001") => {
-                    return Err(format!("the log has given up {} before the observer read it", self.after));
+                    let behind = self.read.elapsed();
+                    return Err(format!(
+                        "the log gave up {} before the observer read it, {behind:?} behind",
+                        self.after
+                    ));
                 }
                 _ => !last_look,
             };
@@ -117,6 +141,7 @@ impl Reader {
         }
         loop {
             let last_look = closed.load(Ordering::Relaxed);
+            let last_tick: i64 = client.query_one("SELECT max(tick) FROM tidings.tick", &[])?.get(0);
             let rows = client.query(
                 "SELECT position, topic, event, payload FROM tidings.changes($1, NULL, $2)",
                 &[&self.after, &PAGE],
@@ -128,6 +153,11 @@ impl Reader {
                 self.take(row.get(0), row.get(1), row.get(2), row.get(3));
             }
             if rows.len() < PAGE as usize {
+                if place(&self.after).is_none_or(|(tick, _)| tick < last_tick as u64) {
+                    self.after = last_tick.to_string();
+                }
+                self.worst.fetch_max(self.read.elapsed().as_millis() as u64, Ordering::Relaxed);
+                self.read = Instant::now();
                 if last_look && self.known.last().is_some_and(|known| known.write.name == END) {
                     return Ok(true);
                 }

@@ -71,9 +71,11 @@ impl Server {
             ("wal_retrieve_retry_interval", "200ms".to_owned()),
             ("log_min_duration_statement", "2s".to_owned()),
             ("log_connections", "off".to_owned()),
+            ("max_prepared_transactions", "200".to_owned()),
         ];
         if world.small_disk {
-            settings = vec![("max_wal_size", "128MB".to_owned()), ("min_wal_size", "32MB".to_owned())];
+            settings.retain(|(name, _)| *name != "wal_keep_size");
+            settings.extend([("max_wal_size", "128MB".to_owned()), ("min_wal_size", "32MB".to_owned())]);
         }
         if let Some(retention) = world.retention {
             settings.push(("tidings.retention", format!("{retention}s")));

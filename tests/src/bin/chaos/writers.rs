@@ -17,9 +17,11 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use postgres::Client;
 use postgres::error::SqlState;
+use tidings_tests::eventually;
 use tidings_tests::ledger::Write;
 
 use crate::plan::Plan;
+use crate::reference::place;
 use crate::server::Server;
 
 /// How many rows the writers fight for.
@@ -36,6 +38,10 @@ const PREPARED: u8 = 3;
 
 /// Before how many of 256 transactions a writer ends those that it has prepared: some seconds after they were.
 const ENDED: u8 = 2;
+
+/// With so many prepared, a writer ends them before it prepares another. All writers together stay below the server's
+/// `max_prepared_transactions`, also where a PREPARE without an answer was not counted.
+const MOST_PREPARED: u32 = 8;
 
 /// What became of a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,11 +86,19 @@ pub fn prepare(server: &Server, topics: usize) {
     });
 }
 
-/// Publishes the event that stands behind all others of its topic, for each topic, in one transaction.
-pub fn close(server: &Server, topics: usize) {
+/// Publishes the event that stands behind all others of its topic, for each topic, in one transaction; gives its tick.
+pub fn close(server: &Server, topics: usize) -> u64 {
     let publish = |lane| format!("SELECT tidings.publish('{}', '{{\"write\": \"{END}\"}}')", topic(lane));
     let all: Vec<String> = (0..topics).map(publish).collect();
-    server.database(|database| database.session().run(&all.join(";")));
+    server.database(|database| {
+        let mut session = database.session();
+        let before: String = session.one("SELECT tidings.position()");
+        session.run(&all.join(";"));
+        eventually("the last events are in a tick", || {
+            let rows = session.all("SELECT position FROM tidings.changes($1)", &[&before]);
+            rows.last().and_then(|row| place(row.get(0))).map(|(tick, _)| tick)
+        })
+    })
 }
 
 /// Ends what is still prepared when all writers have finished.
@@ -174,6 +188,7 @@ impl Writers {
                 topics: plan.world.topics,
                 durable: plan.world.synchronous_commit || plan.world.standby.is_some(),
                 transaction: 0,
+                prepared: 0,
                 counts: counts.clone(),
                 refusals: Arc::clone(&refusals),
                 notes: Vec::new(),
@@ -209,6 +224,8 @@ struct Writer {
     topics: usize,
     durable: bool,
     transaction: u64,
+    /// Transactions that it has begun to prepare since it last ended those.
+    prepared: u32,
     counts: Arc<Counts>,
     refusals: Arc<Mutex<Vec<String>>>,
     notes: Vec<Note>,
@@ -226,7 +243,7 @@ impl Writer {
                 continue;
             }
             while !stop.load(Ordering::Relaxed) && !client.is_closed() {
-                if self.random.u8(..) < ENDED {
+                if self.random.u8(..) < ENDED || self.prepared >= MOST_PREPARED {
                     self.end_prepared(&mut client);
                 }
                 self.transaction += 1;
@@ -260,13 +277,13 @@ impl Writer {
     }
 
     /// Ends those that this writer has prepared, as far as they are to be had.
-    fn end_prepared(&self, client: &mut Client) {
+    fn end_prepared(&mut self, client: &mut Client) {
         // The backend of a lost connection may just be at it, or have been.
         const TAKEN: [SqlState; 2] = [SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE, SqlState::UNDEFINED_OBJECT];
-        if let Err(error) = end_prepared(client, &format!("{}.%", self.name))
-            && error.code().is_none_or(|code| !TAKEN.contains(code))
-        {
-            self.judge(client, &error, false);
+        match end_prepared(client, &format!("{}.%", self.name)) {
+            Ok(()) => self.prepared = 0,
+            Err(error) if error.code().is_some_and(|code| TAKEN.contains(code)) => {}
+            Err(error) => _ = self.judge(client, &error, false),
         }
     }
 
@@ -325,6 +342,7 @@ impl Writer {
         if work.prepares {
             work.sent_commit = self.random.u8(..) >= 64;
             let end = if work.sent_commit { "COMMIT" } else { "ROLLBACK" };
+            self.prepared += 1;
             client.batch_execute(&format!("PREPARE TRANSACTION '{} {end}'", self.transaction()))?;
             self.counts.prepared.fetch_add(1, Ordering::Relaxed);
             return Ok(work.sent_commit);
