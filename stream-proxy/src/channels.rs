@@ -143,6 +143,15 @@ impl Channels {
         }
     }
 
+    /// Says that notifications of a channel were dropped here: its clients are told to read their data again.
+    pub fn lost(&self, name: &str) {
+        if let Some(channel) = self.inner.lock().get(name) {
+            tracing::debug!(channel = name, "notifications were dropped: more came at once than may wait");
+            self.metrics.resets.add(channel.subscribers.len() as u64);
+            self.send(channel, &Frame::message(Some("reset"), r#"{"reason":"overflow"}"#));
+        }
+    }
+
     /// Hands on a notification.
     pub fn notified(&self, name: &str, payload: &str) {
         if let Some(channel) = self.inner.lock().get(name) {
@@ -213,6 +222,9 @@ mod tests {
         channels.notified("a", "x\ny");
         assert_eq!(take(&first), ": tidings\n\ndata: x\ndata: y\n\n");
         assert_eq!(take(&second), ": tidings\n\ndata: x\ndata: y\n\n");
+        channels.lost("a");
+        channels.lost("b");
+        assert_eq!(take(&first), "event: reset\ndata: {\"reason\":\"overflow\"}\n\n");
         channels.leave(&first);
         assert!(channels.wanted().contains(&name));
         channels.closed();

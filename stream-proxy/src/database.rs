@@ -6,19 +6,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls, Notification, Socket};
+use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_rustls::rustls::ClientConfig;
 
+use crate::inbox::{self, Inbox, inbox};
 use crate::metrics::Metrics;
 use crate::tls::{TlsError, trust};
-
-/// Notifications that may wait to be handled; those beyond are dropped, and their ticks read from the log.
-const NOTIFICATIONS: usize = 1024;
 
 /// The longest a statement may run, in the server.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -122,11 +119,8 @@ impl Database {
         Ok(Self { config, tls })
     }
 
-    /// Connects. Notifications come through the receiver, which closes when the connection does.
-    pub async fn connect(
-        &self,
-        metrics: Arc<Metrics>,
-    ) -> Result<(Client, mpsc::Receiver<Notification>), DatabaseError> {
+    /// Connects. Notifications come through the inbox, which closes when the connection does.
+    pub async fn connect(&self, metrics: Arc<Metrics>) -> Result<(Client, Inbox), DatabaseError> {
         let connecting = async {
             match self.tls.clone() {
                 Some(tls) => {
@@ -148,19 +142,15 @@ impl Database {
 }
 
 /// Keeps a connection going in a task of its own, until it breaks or its client is dropped.
-fn drive<S>(mut connection: Connection<Socket, S>, metrics: Arc<Metrics>) -> mpsc::Receiver<Notification>
+fn drive<S>(mut connection: Connection<Socket, S>, metrics: Arc<Metrics>) -> Inbox
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let (sender, receiver) = mpsc::channel(NOTIFICATIONS);
+    let (outlet, inbox) = inbox(inbox::LIMIT, metrics);
     tokio::spawn(async move {
         loop {
             match poll_fn(|cx| connection.poll_message(cx)).await {
-                Some(Ok(AsyncMessage::Notification(notification))) => {
-                    if let Err(mpsc::error::TrySendError::Full(_)) = sender.try_send(notification) {
-                        metrics.dropped.add(1);
-                    }
-                }
+                Some(Ok(AsyncMessage::Notification(notification))) => outlet.push(notification),
                 Some(Ok(_)) => {}
                 Some(Err(error)) => {
                     tracing::debug!(error = describe(&error), "database connection broke");
@@ -170,7 +160,7 @@ where
             }
         }
     });
-    receiver
+    inbox
 }
 
 /// Waits for an answer, but not for ever.

@@ -17,6 +17,7 @@ pub mod frame;
 pub mod gate;
 pub mod heartbeat;
 pub mod hub;
+pub mod inbox;
 pub mod metrics;
 pub mod problem;
 pub mod proxy;

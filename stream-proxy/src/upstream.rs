@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidings_wire::{Event, Part, Position, segment};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_postgres::{Client, Notification};
 
@@ -15,6 +15,7 @@ use crate::channels::Channels;
 use crate::database::{Database, DatabaseError, answer};
 use crate::frame::Frame;
 use crate::hub::{Hub, Outgoing, Place};
+use crate::inbox::{Heard, Inbox};
 use crate::metrics::Metrics;
 
 /// After this long without a notification the proxy asks whether it missed one.
@@ -148,21 +149,22 @@ impl Session<'_> {
     }
 
     /// Takes notifications as they come, and asks when none come.
-    async fn follow(&mut self, notifications: &mut mpsc::Receiver<Notification>) -> Result<Infallible, DatabaseError> {
+    async fn follow(&mut self, notifications: &mut Inbox) -> Result<Infallible, DatabaseError> {
         let channels = self.upstream.channels.clone();
         let mut ask_at = Instant::now() + QUIET;
         loop {
             tokio::select! {
-                notification = notifications.recv() => {
-                    let notification = notification.ok_or(DatabaseError::Closed)?;
-                    if self.channel.as_deref() != Some(notification.channel()) {
+                heard = notifications.recv() => match heard.ok_or(DatabaseError::Closed)? {
+                    Heard::Lost(channel) if self.channel.as_ref() == Some(&channel) => self.catch_up().await?,
+                    Heard::Lost(channel) => channels.lost(&channel),
+                    Heard::Message(notification) if self.channel.as_deref() != Some(notification.channel()) => {
                         channels.notified(notification.channel(), notification.payload());
-                    } else if self.notified(&notification).await? {
-                        ask_at = Instant::now() + QUIET;
-                    } else {
-                        ask_at = ask_at.min(self.asked + RELAY_CHECK);
                     }
-                }
+                    Heard::Message(notification) if self.notified(&notification).await? => {
+                        ask_at = Instant::now() + QUIET;
+                    }
+                    Heard::Message(_) => ask_at = ask_at.min(self.asked + RELAY_CHECK),
+                },
                 () = channels.changed() => self.tune().await?,
                 () = sleep_until(ask_at) => {
                     self.look().await?;

@@ -139,3 +139,15 @@ fn only_what_the_patterns_name_is_served() {
         assert_eq!(response.head.status, status, "{name:?}");
     }
 }
+
+#[test]
+fn a_burst_of_notifications_in_one_transaction_arrives_whole() {
+    let db = shared().empty_database();
+    let proxy = proxy(&db, &["--channel", "*"]);
+    let mut channel = Channel::open(&proxy, "board_5");
+    db.session().run("SELECT pg_notify('board_5', n::text) FROM generate_series(1, 20000) n");
+    for n in 1..=20_000 {
+        assert_eq!(channel.frame().data, n.to_string());
+    }
+    assert_eq!(proxy.metrics()["tidings_notifications_total{result=\"dropped\"}"], 0.0);
+}
