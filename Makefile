@@ -107,8 +107,8 @@ stage() {
     name="$${script##*/}"
     case "$$name" in
       # An upgrade to this version ends with the files that an installation runs as well: those that make no tables.
-      *"--$(VERSION).sql") cat "$$script" sql/extension/[2-7]0_*.sql > "$$extdir/$$name" ;;
-      *) cat "$$script" > "$$extdir/$$name" ;;
+      *"--$(VERSION).sql") cat sql/extension/00_*.sql "$$script" sql/extension/[2-7]0_*.sql > "$$extdir/$$name" ;;
+      *) cat sql/extension/00_*.sql "$$script" > "$$extdir/$$name" ;;
     esac
     chmod 644 "$$extdir/$$name"
   done
@@ -150,7 +150,7 @@ test: install lint browser clients
 	cargo test --locked -p tidings-tests --test browser -- $(ONLY)
 
 # What an application builds upon; left out are the proxy's own manners and the programs of others, which know no version.
-CORE := access delivery faults frames life life_cycle login_role open_topics order outlines own_tables position resume retention rights semantics \
+CORE := access delivery faults frames installation life life_cycle login_role open_topics order outlines own_tables position resume retention rights semantics \
   surface transactions values watch_options writers_never_fail
 
 test-core: install

@@ -86,13 +86,5 @@ fn relay() -> TableIterator<
 /// `tidings.installed()`: called at the end of the install script.
 #[pg_extern]
 fn installed() {
-    // SAFETY: a plain variable of the backend.
-    if unsafe { pg_sys::GetDatabaseEncoding() } != pg_sys::pg_enc::PG_UTF8 as i32 {
-        errors::raise(
-            PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
-            "tidings needs a database with encoding UTF8",
-            "Create the database with ENCODING 'UTF8'.",
-        );
-    }
     buffer::installed_after_commit();
 }

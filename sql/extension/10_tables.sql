@@ -6,8 +6,6 @@
 -- This file runs at installation only. Those between it and the last one run again at an upgrade, behind what
 -- sql/upgrade has for it: so they say CREATE OR REPLACE, and an upgraded database ends up with what a new one has.
 
-\echo Use "CREATE EXTENSION tidings" to load this file. \quit
-
 CREATE TABLE tidings.log (
     slot    smallint NOT NULL,
     xid     xid8     NOT NULL,

@@ -38,7 +38,7 @@ BEGIN
         RAISE EXCEPTION 'the name of a watch has 1 to 46 bytes and does not end in _truncate'
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Its triggers are called tidings_<name> and tidings_<name>_truncate.';
     END IF;
-    operations := ARRAY(SELECT upper(o) FROM unnest(operations) o);
+    operations := ARRAY(SELECT upper(o COLLATE "C") FROM unnest(operations) o);
     IF operations = '{}' OR NOT operations <@ '{INSERT,UPDATE,DELETE,TRUNCATE}' THEN
         RAISE EXCEPTION 'operations are %', operations
             USING ERRCODE = 'invalid_parameter_value', HINT = 'They are one or more of INSERT, UPDATE, DELETE and TRUNCATE.';
@@ -143,15 +143,15 @@ SELECT w.tgrelid::regclass AS relation,
            CASE WHEN bit_or(w.tgtype) & 16 <> 0 THEN 'UPDATE' END,
            CASE WHEN bit_or(w.tgtype) & 8 <> 0 THEN 'DELETE' END,
            CASE WHEN bit_or(w.tgtype) & 32 <> 0 THEN 'TRUNCATE' END], NULL) AS operations,
-       max(substring(pg_get_triggerdef(w.oid) FROM ' WHEN \((.*)\) EXECUTE FUNCTION ')) AS condition,
+       max(substring(pg_get_triggerdef(w.oid) FROM ' WHEN [(](.*)[)] EXECUTE FUNCTION ')) AS condition,
        coalesce((SELECT substr(a, 12) FROM unnest(w.list) a WHERE a LIKE 'old_record=%'), 'changed') AS old_record,
        bool_and(w.tgenabled <> 'D') AS enabled
 FROM (
     -- The arguments are stored one after the other, each with a zero byte behind it.
     SELECT t.oid, t.tgrelid, t.tgtype, t.tgenabled,
-           regexp_replace(t.tgname, CASE WHEN t.tgtype & 32 <> 0 THEN '^tidings_(.*)_truncate$' ELSE '^tidings_(.*)$' END, '\1') AS name,
-           (SELECT array_agg(convert_from(decode(replace(raw, ' ', ''), 'hex'), 'UTF8'))
-            FROM regexp_split_to_table(regexp_replace(regexp_replace(encode(t.tgargs, 'hex'), '(..)', '\1 ', 'g'), '00 $', ''), '00 ') raw) AS list
+           coalesce(substring(t.tgname FROM CASE WHEN t.tgtype & 32 <> 0 THEN '^tidings_(.*)_truncate$' ELSE '^tidings_(.*)$' END), t.tgname) AS name,
+           (SELECT array_agg(convert_from(decode(raw[1], 'hex'), 'UTF8'))
+            FROM regexp_matches(encode(t.tgargs, 'hex'), '((?:..)*?)00', 'g') raw) AS list
     FROM pg_catalog.pg_trigger t
     WHERE t.tgfoid = 'tidings.capture()'::regprocedure AND t.tgparentid = 0
 ) w

@@ -250,7 +250,7 @@ CREATE OR REPLACE VIEW tidings.events AS
 SELECT t.tick || '-' || (s.first + d.n) AS position, d.topic, d.event, d.payload, to_timestamp(s.stamp / 1000000.0) AS created_at
 FROM tidings.tick t
 CROSS JOIN LATERAL tidings.tick_segments(t.since, t.until) s
-CROSS JOIN LATERAL tidings.decode(s.data, NULL) d;
+CROSS JOIN LATERAL tidings.decode(s.data, NULL::text[]) d;
 
 COMMENT ON VIEW tidings.events IS 'The retained events, for a look; tidings.changes() gives them in order';
 COMMENT ON COLUMN tidings.events.position IS 'Its place in the order of all events';

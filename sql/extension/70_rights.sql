@@ -1,6 +1,6 @@
--- Rights: nothing for PUBLIC, and exactly what a proxy needs for a proxy.
+-- Rights: nothing for anybody, but what a proxy, an application or whoever runs the migrations needs, for those who are named.
 
-CREATE OR REPLACE FUNCTION tidings.grant_proxy(role regrole) RETURNS void
+CREATE OR REPLACE FUNCTION tidings.grant_functions(role regrole, functions regprocedure[]) RETURNS void
 LANGUAGE plpgsql STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -8,23 +8,138 @@ DECLARE
     function regprocedure;
 BEGIN
     EXECUTE format('GRANT USAGE ON SCHEMA tidings TO %s', role);
-    FOREACH function IN ARRAY ARRAY[
-        'tidings.channel()', 'tidings.relay()', 'tidings.relay_pid()', 'tidings.position()', 'tidings.locate(text)',
-        'tidings.segments(text, integer)', 'tidings.changes(text, text[], integer)',
-        'tidings.report(text, text[], integer[], interval)', 'tidings.rules_for(text[])',
-        'tidings.check_subscription(jsonb, text[])', 'tidings.authorize(jsonb, text[])'
-    ]::regprocedure[] LOOP
+    FOREACH function IN ARRAY functions LOOP
         EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s', function, role);
     END LOOP;
 END
 $$;
 
+COMMENT ON FUNCTION tidings.grant_functions(regrole, regprocedure[]) IS 'Grants functions to a role, and the way to them';
+
+CREATE OR REPLACE FUNCTION tidings.grant_proxy(role regrole) RETURNS void
+LANGUAGE plpgsql STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM tidings.grant_functions(role, ARRAY[
+        'tidings.channel()', 'tidings.relay()', 'tidings.relay_pid()', 'tidings.position()', 'tidings.locate(text)',
+        'tidings.segments(text, integer)', 'tidings.changes(text, text[], integer)',
+        'tidings.report(text, text[], integer[], interval)', 'tidings.rules_for(text[])',
+        'tidings.check_subscription(jsonb, text[])', 'tidings.authorize(jsonb, text[])'
+    ]::regprocedure[]);
+END
+$$;
+
 COMMENT ON FUNCTION tidings.grant_proxy(regrole) IS 'Grants a proxy''s login role what it needs, and nothing more';
+
+CREATE OR REPLACE FUNCTION tidings.grant_app(role regrole) RETURNS void
+LANGUAGE plpgsql STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM tidings.grant_functions(role, ARRAY[
+        'tidings.position()', 'tidings.publish(text, jsonb, text)', 'tidings.publish_text(text, text, text)'
+    ]::regprocedure[]);
+END
+$$;
+
+COMMENT ON FUNCTION tidings.grant_app(regrole) IS 'Grants an application''s role what it needs: to publish to any topic, and positions';
+
+-- What tidings.watch() calls is called with the caller's rights.
+CREATE OR REPLACE FUNCTION tidings.grant_watch(role regrole) RETURNS void
+LANGUAGE plpgsql STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM tidings.grant_functions(role, ARRAY[
+        'tidings.watch(regclass, text, text, jsonb, text[], text[], text[], text, text, text)',
+        'tidings.watch_statements(regclass, text, text, jsonb, text[], text[], text[], text, text, text)',
+        'tidings.unwatch(regclass, text)', 'tidings.check_watch(regclass, text)', 'tidings.capture()'
+    ]::regprocedure[]);
+END
+$$;
+
+COMMENT ON FUNCTION tidings.grant_watch(regrole) IS 'The part of grant_manager() that is about watches';
+
+CREATE OR REPLACE FUNCTION tidings.grant_manager(role regrole) RETURNS void
+LANGUAGE plpgsql STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM tidings.grant_app(role);
+    PERFORM tidings.grant_watch(role);
+    PERFORM tidings.grant_functions(role, ARRAY[
+        'tidings.allow(text, text)', 'tidings.disallow(text)', 'tidings.bind_holes(text, text)', 'tidings.relay()'
+    ]::regprocedure[]);
+    EXECUTE format('GRANT SELECT ON tidings.watches, tidings.rules, tidings.status, tidings.open_topics TO %s', role);
+    EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON tidings.rule TO %s', role);
+END
+$$;
+
+COMMENT ON FUNCTION tidings.grant_manager(regrole) IS
+    'Grants the role that migrations run as what it needs: that of an application, watches of its own tables, rules, and the views of both';
 
 CREATE OR REPLACE FUNCTION tidings.installed() RETURNS void
 LANGUAGE c AS 'MODULE_PATHNAME', 'installed_wrapper';
 
 COMMENT ON FUNCTION tidings.installed() IS 'Called once by the install script: the relay starts when the transaction commits';
 
-REVOKE ALL ON ALL TABLES IN SCHEMA tidings FROM PUBLIC;
-REVOKE ALL ON ALL FUNCTIONS IN SCHEMA tidings FROM PUBLIC;
+-- What is new has what ALTER DEFAULT PRIVILEGES gives unasked. That goes, and so does of older objects what PUBLIC has, what those
+-- defaults would give, and all on the tables that hold events and the channel's name. What was granted on purpose stays.
+DO $$
+DECLARE
+    unasked record;
+    role    regrole;
+BEGIN
+    FOR unasked IN
+        WITH member AS (
+            SELECT d.classid, d.objid, format('%s.%s', d.classid, d.objid) <> ALL (current_setting('tidings_script.members')::text[]) AS is_new
+            FROM pg_depend d JOIN pg_extension e ON d.refobjid = e.oid
+            WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e' AND e.extname = 'tidings'
+        ), object AS (
+            SELECT 'n'::"char" AS type, 'SCHEMA' AS kind, 'tidings' AS name, n.nspowner AS owner, n.nspacl AS acl,
+                   current_setting('tidings_script.members') = '{}' AS is_closed
+            FROM pg_namespace n WHERE n.nspname = 'tidings'
+            UNION ALL
+            SELECT 'r', 'TABLE', c.oid::regclass::text, c.relowner, c.relacl,
+                   m.is_new OR c.relname ~ '^(log|tick)(_[0-9])?$' OR c.relname = 'secret'
+            FROM member m JOIN pg_class c ON c.oid = m.objid WHERE m.classid = 'pg_class'::regclass
+            UNION ALL
+            SELECT 'f', 'ROUTINE', p.oid::regprocedure::text, p.proowner, coalesce(p.proacl, acldefault('f', p.proowner)), m.is_new
+            FROM member m JOIN pg_proc p ON p.oid = m.objid WHERE m.classid = 'pg_proc'::regclass
+        )
+        SELECT o.kind, o.name, a.grantee, string_agg(a.privilege_type, ', ') AS privileges
+        FROM object o
+        CROSS JOIN LATERAL aclexplode(o.acl) a
+        WHERE a.grantee <> o.owner AND (
+            o.is_closed OR a.grantee = 0 OR (o.type = 'n' AND a.privilege_type = 'CREATE')
+            OR EXISTS (
+                SELECT FROM pg_default_acl d CROSS JOIN LATERAL aclexplode(d.defaclacl) e
+                WHERE d.defaclrole = o.owner AND d.defaclobjtype = o.type
+                  AND d.defaclnamespace IN (0, (SELECT n.oid FROM pg_namespace n WHERE n.nspname = 'tidings'))
+                  AND e.grantee = a.grantee AND e.privilege_type = a.privilege_type))
+        GROUP BY o.kind, o.name, a.grantee
+    LOOP
+        EXECUTE format('REVOKE %s ON %s %s FROM %s CASCADE', unasked.privileges, unasked.kind, unasked.name,
+            CASE unasked.grantee WHEN 0 THEN 'PUBLIC' ELSE unasked.grantee::regrole::text END);
+    END LOOP;
+
+    -- Before an upgrade they had less, but all that there was.
+    FOREACH role IN ARRAY current_setting('tidings_script.report')::regrole[] LOOP
+        PERFORM tidings.grant_proxy(role);
+    END LOOP;
+    FOREACH role IN ARRAY current_setting('tidings_script.watch')::regrole[] LOOP
+        PERFORM tidings.grant_watch(role);
+    END LOOP;
+
+    -- What others have is no part of the extension: a dump must carry it.
+    UPDATE pg_init_privs i SET initprivs = ARRAY(
+        SELECT item FROM unnest(i.initprivs) item
+        WHERE EXISTS (SELECT FROM aclexplode(ARRAY[item]) a WHERE a.grantee = a.grantor))
+    FROM pg_depend d JOIN pg_extension e ON d.refobjid = e.oid
+    WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e' AND e.extname = 'tidings'
+      AND d.classid = i.classoid AND d.objid = i.objoid AND i.classoid IN ('pg_class'::regclass, 'pg_proc'::regclass);
+    DELETE FROM pg_init_privs i USING pg_namespace n
+    WHERE i.classoid = 'pg_namespace'::regclass AND i.objoid = n.oid AND n.nspname = 'tidings';
+END
+$$;

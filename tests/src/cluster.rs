@@ -263,7 +263,12 @@ impl Cluster {
 
     /// A fresh database without the extension.
     pub fn empty_database(&self) -> Database<'_> {
-        Database::create(self)
+        self.database_of("ENCODING 'UTF8' LOCALE 'C.UTF-8'")
+    }
+
+    /// The same with these options of CREATE DATABASE.
+    pub fn database_of(&self, options: &str) -> Database<'_> {
+        Database::create(self, options)
     }
 
     /// A program of the installation (`pg_dump`, …) that finds this server, run as the server's account.

@@ -20,11 +20,11 @@ pub struct Database<'c> {
 }
 
 impl<'c> Database<'c> {
-    pub(crate) fn create(cluster: &'c Cluster) -> Self {
+    pub(crate) fn create(cluster: &'c Cluster, options: &str) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let name = format!("test_{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let mut session = cluster.session("postgres", SUPERUSER);
-        session.run(&format!("CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8' LOCALE 'C.UTF-8'"));
+        session.run(&format!("CREATE DATABASE {name} TEMPLATE template0 {options}"));
         Self { cluster, name, kept: false }
     }
 

@@ -11,6 +11,7 @@ mod documentation;
 mod faults;
 mod frames;
 mod http2;
+mod installation;
 mod life;
 mod life_cycle;
 mod limits;

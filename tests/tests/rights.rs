@@ -74,21 +74,27 @@ fn ungranted_roles_read_nothing() {
         for attempt in ATTEMPTS {
             session.forbidden(attempt);
         }
-        // And whatever else there is: no relation, no column and no function of the schema is for them.
-        let open = session.all(
-            "SELECT c.oid::regclass::text FROM pg_class c WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = 'tidings')
-               AND CASE WHEN relkind IN ('r', 'p', 'v', 'm')
-                 THEN has_any_column_privilege(c.oid, 'SELECT, INSERT, UPDATE') OR has_table_privilege(c.oid, 'SELECT, INSERT, UPDATE, DELETE, TRUNCATE')
-                 WHEN relkind = 'S' THEN has_sequence_privilege(c.oid, 'SELECT, USAGE, UPDATE') ELSE false END
-             UNION ALL
-             SELECT p.oid::regprocedure::text FROM pg_proc p WHERE pronamespace = (SELECT oid FROM pg_namespace WHERE nspname = 'tidings')
-               AND has_function_privilege(p.oid, 'EXECUTE')
-             UNION ALL SELECT nspname::text FROM pg_namespace WHERE nspname = 'tidings' AND has_schema_privilege(oid, 'USAGE, CREATE')",
-            &[],
-        );
-        let open: Vec<String> = open.iter().map(|row| row.get(0)).collect();
-        assert_eq!(open, [""; 0], "open to {role}");
+        // And whatever else there is.
+        assert_eq!(open_to(&mut session), [""; 0], "open to {role}");
     }
+}
+
+/// What the session may do anything with in the schema, and the schema itself, in order.
+pub fn open_to(session: &mut Session) -> Vec<String> {
+    let open = session.all(
+        "SELECT c.oid::regclass::text FROM pg_class c WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = 'tidings')
+           AND CASE WHEN relkind IN ('r', 'p', 'v', 'm')
+             THEN has_any_column_privilege(c.oid, 'SELECT, INSERT, UPDATE') OR has_table_privilege(c.oid, 'SELECT, INSERT, UPDATE, DELETE, TRUNCATE')
+             WHEN relkind = 'S' THEN has_sequence_privilege(c.oid, 'SELECT, USAGE, UPDATE') ELSE false END
+         UNION ALL
+         SELECT p.oid::regprocedure::text FROM pg_proc p WHERE pronamespace = (SELECT oid FROM pg_namespace WHERE nspname = 'tidings')
+           AND has_function_privilege(p.oid, 'EXECUTE')
+         UNION ALL SELECT nspname::text FROM pg_namespace WHERE nspname = 'tidings' AND has_schema_privilege(oid, 'USAGE, CREATE')",
+        &[],
+    );
+    let mut open: Vec<String> = open.iter().map(|row| row.get(0)).collect();
+    open.sort();
+    open
 }
 
 /// Whatever has been notified to `listener` by now: a probe of our own stands behind it in the queue.
@@ -184,6 +190,59 @@ fn the_proxy_role_reads_what_it_needs_and_writes_nothing() {
     ] {
         session.forbidden(attempt);
     }
+}
+
+#[test]
+fn an_application_and_a_manager_get_what_they_need_and_no_more() {
+    let db = boards();
+    let (app, manager) = (db.role("app"), db.role("manager"));
+    db.session().run(&format!(
+        "SELECT tidings.grant_app('{app}'), tidings.grant_manager('{manager}'); GRANT CREATE ON SCHEMA public TO {manager}"
+    ));
+    let applications = ["\"position\"()", "publish(text,jsonb,text)", "publish_text(text,text,text)"];
+    let managers = [
+        "allow(text,text)",
+        "bind_holes(text,text)",
+        "capture()",
+        "check_watch(regclass,text)",
+        "disallow(text)",
+        "open_topics",
+        "relay()",
+        "rule",
+        "rules",
+        "status",
+        "unwatch(regclass,text)",
+        "watch(regclass,text,text,jsonb,text[],text[],text[],text,text,text)",
+        "watch_statements(regclass,text,text,jsonb,text[],text[],text[],text,text,text)",
+        "watches",
+    ];
+    for (role, objects) in [(&app, &applications[..]), (&manager, &[&applications[..], &managers].concat())] {
+        let mut granted: Vec<String> = objects.iter().map(|object| format!("tidings.{object}")).collect();
+        granted.push("tidings".into());
+        granted.sort();
+        assert_eq!(open_to(&mut db.session_as(role)), granted);
+    }
+    let mut log = crate::log::Log::from_here(&db);
+    let mut session = db.session_as(&app);
+    session.run("SELECT tidings.publish('a', '1'), tidings.publish_text('b', 'x'), tidings.position()");
+    session.forbidden("SELECT tidings.watch('board_items', topic => 'a')");
+    session.forbidden("SELECT * FROM tidings.changes('earliest')");
+    let mut session = db.session_as(&manager);
+    session.run(
+        "CREATE TABLE mine (id int);
+         SELECT tidings.watch('mine', topic => 'mine_{id}'), tidings.watch('mine', topic => 'mine');
+         INSERT INTO mine VALUES (1); SELECT tidings.unwatch('mine');
+         SELECT tidings.allow('mine', 'SELECT FROM mine'), tidings.allow('mine', 'SELECT'), tidings.allow('x', 'SELECT');
+         SELECT tidings.disallow('x'), tidings.publish('c', '2')",
+    );
+    for view in ["open_topics", "rules", "status", "watches"] {
+        session.run(&format!("SELECT * FROM tidings.{view}"));
+    }
+    assert_eq!(session.one::<i64>("SELECT count(*) FROM tidings.rules"), 1);
+    session.forbidden("SELECT tidings.watch('board_items', topic => 'a')");
+    session.forbidden("SELECT * FROM tidings.events");
+    session.forbidden("SELECT tidings.channel()");
+    assert_eq!(log.news().iter().map(|event| event.topic.as_str()).collect::<Vec<_>>(), ["a", "b", "mine", "c"]);
 }
 
 #[test]
