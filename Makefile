@@ -37,9 +37,9 @@ VERSION = $(shell sed -nE "s/^default_version *= *'(.*)'/\1/p" sql/tidings.contr
 
 PACKAGES := postgresql-15 postgresql-server-dev-15
 BUILD_PACKAGES := clang libclang-dev pkg-config build-essential
-# Load balancers for the tests behind them and the page's, clients that others have written, and what the document about
+# Load balancers and a cache for the tests behind them and the page's, clients that others have written, and what the document about
 # security uses: it is run as it stands.
-TEST_PACKAGES := curl openssl nginx haproxy python3-venv
+TEST_PACKAGES := curl openssl nginx haproxy varnish python3-venv
 BROWSER_PACKAGES := chromium nginx haproxy
 # What Tidings is measured against. What can't be had is left out, and the page says so.
 BENCH_PACKAGES := nginx libnginx-mod-nchan postgresql-15-wal2json \

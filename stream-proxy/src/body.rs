@@ -5,9 +5,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame as HttpFrame, SizeHint};
 
+use crate::frame::Frame;
 use crate::proxy::Subscription;
 use crate::stream::CountBytes;
 use crate::subscriber::Subscriber;
@@ -26,7 +27,7 @@ pub enum Body {
 pub struct StreamBody {
     subscriber: Arc<Subscriber>,
     subscription: Subscription,
-    /// Bytes given to hyper since the queue was last asked.
+    /// Bytes of the queue that were given to hyper since the queue was last asked.
     written: usize,
 }
 
@@ -49,29 +50,24 @@ impl HttpBody for Body {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<HttpFrame<Bytes>, Infallible>>> {
         let bytes = match self.get_mut() {
             Self::Whole(text) => text.take().filter(|text| !text.is_empty()),
-            Self::Stream(stream) => {
+            Self::Stream(stream) => loop {
                 let written = std::mem::take(&mut stream.written);
-                match stream.subscriber.poll_frames(cx, written) {
+                let frames = match stream.subscriber.poll_frames(cx, written) {
                     Poll::Pending => return Poll::Pending,
-                    Poll::Ready(None) => None,
-                    Poll::Ready(Some(frames)) => {
-                        let mut frames: Vec<_> = frames.into_iter().map(|frame| frame.into_bytes()).collect();
-                        let bytes = match frames.len() {
-                            1 => frames.swap_remove(0),
-                            _ => frames
-                                .iter()
-                                .fold(BytesMut::new(), |mut all, frame| {
-                                    all.extend_from_slice(frame);
-                                    all
-                                })
-                                .freeze(),
-                        };
-                        stream.written = bytes.len();
-                        stream.subscription.wrote(bytes.len());
-                        Some(bytes)
-                    }
+                    Poll::Ready(None) => break None,
+                    Poll::Ready(Some(frames)) => frames,
+                };
+                stream.written = frames.iter().map(Frame::len).sum();
+                let mut bodies: Vec<_> = frames.into_iter().map(Frame::into_body).collect();
+                let bytes = match bodies.len() {
+                    1 => bodies.swap_remove(0),
+                    _ => Bytes::from(bodies.concat()),
+                };
+                if !bytes.is_empty() {
+                    stream.subscription.wrote(bytes.len());
+                    break Some(bytes);
                 }
-            }
+            },
         };
         Poll::Ready(bytes.map(|bytes| Ok(HttpFrame::data(bytes))))
     }

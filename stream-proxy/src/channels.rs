@@ -179,7 +179,7 @@ mod tests {
     fn take(subscriber: &Subscriber) -> String {
         match subscriber.poll_frames(&Context::from_waker(Waker::noop()), 0) {
             Poll::Ready(Some(frames)) => {
-                frames.iter().map(|f| String::from_utf8_lossy(f.bytes()).into_owned()).collect()
+                frames.iter().map(|f| String::from_utf8_lossy(f.bytes(false)).into_owned()).collect()
             }
             _ => String::new(),
         }

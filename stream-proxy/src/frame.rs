@@ -3,51 +3,70 @@
 //! A frame is encoded once and shared by reference among all who get it.
 
 use std::fmt::{Display, Write};
+use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tidings_wire::Position;
 
-/// Bytes that are written to a stream as they are.
+/// Room ahead of a body for the head of its chunk: nine digits, which is more than any payload has, and the line's end.
+const HEAD_ROOM: &str = "000000000\r\n";
+
+/// What ends a chunk.
+const TAIL: &str = "\r\n";
+
+/// Bytes that are written to a stream as they are. Over HTTP/1.1 a stream is chunked, so a frame is one chunk; what is
+/// in it goes out without the chunk's head and tail where the protocol has its own framing.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Frame(Bytes);
+pub struct Frame {
+    bytes: Bytes,
+    /// The length of the chunk's head; 0 for bytes that are no chunk.
+    head: u8,
+}
 
 impl Frame {
     /// One event. Line ends of any kind in the payload become lines of their own, so no content can forge a field.
     pub fn event(id: impl Display, name: &str, payload: &str) -> Self {
-        let mut text = String::with_capacity(payload.len() + name.len() + 64);
-        // Writing to a String can't fail.
-        let _ = writeln!(text, "id: {id}");
-        push_name(&mut text, name);
-        push_data(&mut text, payload);
-        Self(text.into())
+        Self::chunked(payload.len() + name.len() + 64, |text| {
+            // Writing to a String can't fail.
+            let _ = writeln!(text, "id: {id}");
+            push_name(text, name);
+            push_data(text, payload);
+        })
     }
 
     /// Something that has no position: it leaves a client's last event id as it is.
     pub fn message(name: Option<&str>, payload: &str) -> Self {
-        let mut text = String::with_capacity(payload.len() + 32);
-        if let Some(name) = name {
-            push_name(&mut text, name);
-        }
-        push_data(&mut text, payload);
-        Self(text.into())
+        Self::chunked(payload.len() + 32, |text| {
+            if let Some(name) = name {
+                push_name(text, name);
+            }
+            push_data(text, payload);
+        })
     }
 
     /// The first bytes of a stream: how long to wait before reconnecting and, for a stream that starts now, where that
     /// is: a client that is cut off before its first event then resumes from here.
     pub fn hello(retry: Duration, at: Option<Position>) -> Self {
-        let id = at.map(|at| format!("id: {at}\n")).unwrap_or_default();
-        Self(format!("retry: {}\n{id}: tidings\n\n", retry.as_millis()).into())
+        Self::chunked(96, |text| {
+            let _ = writeln!(text, "retry: {}\n: tidings", retry.as_millis());
+            match at {
+                Some(at) => push_position(text, at),
+                None => text.push('\n'),
+            }
+        })
     }
 
     /// The comment that says: the stream is on from here.
     pub fn greeting() -> Self {
-        Self(Bytes::from_static(b": tidings\n\n"))
+        Self { bytes: Bytes::from_static(b"b\r\n: tidings\n\n\r\n"), head: 3 }
     }
 
     /// Tells a client how long to wait before it comes back.
     pub fn retry(retry: Duration) -> Self {
-        Self(format!("retry: {}\n\n", retry.as_millis()).into())
+        Self::chunked(24, |text| {
+            let _ = write!(text, "retry: {}\n\n", retry.as_millis());
+        })
     }
 
     /// Tells a client that its position can't be served: it reads its data again and goes on from `at`.
@@ -55,35 +74,68 @@ impl Frame {
         Self::event(at, "reset", r#"{"reason":"expired"}"#)
     }
 
-    /// Keeps an idle connection alive. With `at`, it also moves the client's last event id forward, so that it
-    /// resumes from memory however quiet its topics are: by the standard, an id without data is no event.
-    pub fn heartbeat(at: Option<Position>) -> Self {
-        match at {
-            Some(at) => Self(format!(":\nid: {at}\n\n").into()),
-            None => Self(Bytes::from_static(b":\n\n")),
-        }
+    /// Moves a client's last event id forward, so that it resumes from memory however quiet its topics are. An event, since
+    /// browsers and libraries forget an id that comes without data, whatever the standard says; nobody's handler fires
+    /// unless it asks for that name.
+    pub fn position(at: Position) -> Self {
+        Self::chunked(64, |text| push_position(text, at))
+    }
+
+    /// Keeps an idle connection alive.
+    pub fn heartbeat() -> Self {
+        Self { bytes: Bytes::from_static(b"3\r\n:\n\n\r\n"), head: 3 }
+    }
+
+    /// Says that nothing follows: the last chunk, which holds nothing.
+    pub fn end() -> Self {
+        Self { bytes: Bytes::from_static(b"0\r\n\r\n"), head: 3 }
     }
 
     /// Bytes that are no frame of a stream but go out in the same way: a response's head.
     pub fn raw(bytes: impl Into<Bytes>) -> Self {
-        Self(bytes.into())
+        Self { bytes: bytes.into(), head: 0 }
     }
 
-    /// The length in bytes, never 0.
+    /// A frame of what `write` writes, some `capacity` bytes.
+    fn chunked(capacity: usize, write: impl FnOnce(&mut String)) -> Self {
+        let mut text = String::with_capacity(HEAD_ROOM.len() + capacity + TAIL.len());
+        text.push_str(HEAD_ROOM);
+        write(&mut text);
+        let digits = format!("{:x}", text.len() - HEAD_ROOM.len());
+        text.push_str(TAIL);
+        let line_end = HEAD_ROOM.len() - TAIL.len();
+        let start = line_end.saturating_sub(digits.len());
+        text.replace_range(start..line_end, &digits);
+        Self { bytes: Bytes::from(text).slice(start..), head: (digits.len() + TAIL.len()) as u8 }
+    }
+
+    /// The length in bytes, head and tail of the chunk included: what it counts for where frames wait or are kept. Never 0.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.bytes.len()
     }
 
-    /// The bytes to write.
-    pub fn bytes(&self) -> &Bytes {
-        &self.0
+    /// The frame as it is written: as a chunk, or without a chunk's head and tail.
+    pub fn bytes(&self, chunked: bool) -> &[u8] {
+        if chunked { &self.bytes } else { &self.bytes[self.body()] }
     }
 
-    /// The bytes to write, without another reference to them.
-    pub fn into_bytes(self) -> Bytes {
-        self.0
+    /// What is in the chunk, without another reference to it. It is empty at the end of a stream.
+    pub fn into_body(self) -> Bytes {
+        self.bytes.slice(self.body())
     }
+
+    fn body(&self) -> Range<usize> {
+        match self.head {
+            0 => 0..self.bytes.len(),
+            head => head.into()..self.bytes.len() - TAIL.len(),
+        }
+    }
+}
+
+/// An event that is for the client's last event id alone.
+fn push_position(text: &mut String, at: Position) {
+    let _ = write!(text, "id: {at}\nevent: position\ndata: {{}}\n\n");
 }
 
 fn push_name(text: &mut String, name: &str) {
@@ -112,7 +164,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn text(frame: &Frame) -> &str {
-        std::str::from_utf8(frame.bytes()).unwrap()
+        std::str::from_utf8(frame.bytes(false)).unwrap()
     }
 
     /// What a client by the standard makes of a frame: its id, event name and data.
@@ -145,15 +197,41 @@ mod tests {
     }
 
     #[test]
-    fn heartbeats_and_greetings_are_no_events() {
-        let at = || Some(Position::after_tick(7));
-        assert_eq!(text(&Frame::heartbeat(None)), ":\n\n");
-        assert_eq!(text(&Frame::heartbeat(at())), ":\nid: 7\n\n");
-        assert_eq!(text(&Frame::hello(Duration::from_secs(2), at())), "retry: 2000\nid: 7\n: tidings\n\n");
-        assert_eq!(text(&Frame::hello(Duration::from_secs(2), None)), "retry: 2000\n: tidings\n\n");
-        for frame in [Frame::heartbeat(at()), Frame::hello(Duration::ZERO, at()), Frame::retry(Duration::ZERO)] {
+    fn a_place_comes_as_an_event_and_all_else_that_is_no_event_as_none() {
+        let at = || Position::after_tick(7);
+        let hello = |at| Frame::hello(Duration::from_secs(2), at);
+        assert_eq!(text(&Frame::heartbeat()), ":\n\n");
+        assert_eq!(text(&Frame::position(at())), "id: 7\nevent: position\ndata: {}\n\n");
+        assert_eq!(text(&hello(Some(at()))), "retry: 2000\n: tidings\nid: 7\nevent: position\ndata: {}\n\n");
+        assert_eq!(text(&hello(None)), "retry: 2000\n: tidings\n\n");
+        assert_eq!(text(&Frame::greeting()), ": tidings\n\n");
+        assert_eq!(text(&Frame::end()), "");
+        for frame in [Frame::heartbeat(), hello(None), Frame::retry(Duration::ZERO), Frame::greeting()] {
             assert!(read(text(&frame)).is_empty());
         }
+        for frame in [Frame::position(at()), hello(Some(at()))] {
+            assert_eq!(read(text(&frame)), [("7".to_string(), "position".to_string(), "{}".to_string())]);
+        }
+    }
+
+    #[test]
+    fn a_frame_is_a_chunk_of_what_is_in_it() {
+        let frames = [
+            Frame::heartbeat(),
+            Frame::greeting(),
+            Frame::end(),
+            Frame::retry(Duration::from_secs(2)),
+            Frame::position(Position::after_tick(7)),
+            Frame::message(None, "x"),
+            Frame::event("5-1", "e", &"ü".repeat(100_000)),
+        ];
+        for frame in frames {
+            let (chunk, body) = (frame.bytes(true).to_vec(), frame.bytes(false).to_vec());
+            assert_eq!(chunk, [format!("{:x}\r\n", body.len()).as_bytes(), &body, b"\r\n"].concat());
+            assert_eq!((frame.len(), frame.into_body()), (chunk.len(), body.into()));
+        }
+        let head = Frame::raw("HTTP/1.1 200 OK\r\n\r\n");
+        assert_eq!(head.bytes(true), head.bytes(false));
     }
 
     proptest! {

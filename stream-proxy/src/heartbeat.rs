@@ -85,11 +85,11 @@ fn finish(stream: &Subscriber, retry: Duration) {
 
 impl Slot {
     fn visit(&mut self, hub: &Hub, metrics: &Metrics, now: u32, retry: &impl Fn() -> Duration) {
-        let plain = Frame::heartbeat(None);
+        let plain = Frame::heartbeat();
         // Under the hub's lock: the id must not fall behind an event that is queued at the same time.
         hub.hold(|place| {
             let at_place = match place {
-                Some(place) if self.place != Some(place) => Frame::heartbeat(Some(place.position())),
+                Some(place) if self.place != Some(place) => Frame::position(place.position()),
                 _ => plain.clone(),
             };
             self.place = place.or(self.place);
@@ -122,8 +122,8 @@ mod tests {
     fn take(subscriber: &Subscriber) -> String {
         let cx = Context::from_waker(Waker::noop());
         let Poll::Ready(Some(frames)) = subscriber.poll_frames(&cx, 0) else { return String::new() };
-        let text: String = frames.iter().map(|f| String::from_utf8_lossy(f.bytes()).into_owned()).collect();
-        let _ = subscriber.poll_blocked(&cx, text.len());
+        let text: String = frames.iter().map(|f| String::from_utf8_lossy(f.bytes(false)).into_owned()).collect();
+        let _ = subscriber.poll_blocked(&cx, frames.iter().map(Frame::len).sum());
         text
     }
 
@@ -145,7 +145,8 @@ mod tests {
             seen.push((take(&live), take(&replaying)));
         }
         let beat = |text: &str| (text.to_string(), ":\n\n".to_string());
-        assert_eq!(seen, [beat(":\nid: 7\n\n"), beat(":\n\n"), beat(":\n\n")]);
+        let place = "id: 7\nevent: position\ndata: {}\n\n";
+        assert_eq!(seen, [beat(place), beat(":\n\n"), beat(":\n\n")]);
         assert_eq!(metrics.evicted_stalled.get(), 0);
     }
 
@@ -161,7 +162,7 @@ mod tests {
         finish.await;
         for stream in &streams {
             let waits = stream.poll_frames(&Context::from_waker(Waker::noop()), 0);
-            assert_eq!(waits, Poll::Ready(Some([Frame::retry(Duration::from_millis(1500))].into())));
+            assert_eq!(waits, Poll::Ready(Some([Frame::retry(Duration::from_millis(1500)), Frame::end()].into())));
             assert_eq!(stream.ended(), Some(End::Finished));
         }
     }

@@ -235,9 +235,13 @@ impl Hub {
         self.metrics.ticks.add(1);
     }
 
-    /// Goes on from the end of `tick`, forgetting history: at the start, and when the log has lost ticks.
+    /// Goes on from the end of `tick`, forgetting history: at the start, and when the log has lost ticks. Who came before the
+    /// place was known learns it now.
     pub fn restart(&self, tick: u64) {
         let mut inner = self.inner.lock();
+        if inner.place.is_none() {
+            self.push_to_all(&inner, &Frame::position(Position::after_tick(tick)));
+        }
         inner.restart(tick);
         self.metrics.topics.set(inner.topics.len() as u64);
         drop(inner);
@@ -256,22 +260,26 @@ impl Hub {
         tally.count(&self.metrics);
         inner.restart(tick);
         self.metrics.topics.set(inner.topics.len() as u64);
-        let frame = Frame::reset(Position::after_tick(tick));
-        // A subscriber of several topics is told once.
-        let mut told = HashSet::new();
-        for subscriber in inner.topics.subscribers() {
-            if told.insert(Arc::as_ptr(subscriber)) {
-                match subscriber.push(frame.clone()) {
-                    Pushed::Waiting(_) => self.metrics.resets.add(1),
-                    Pushed::Overflow => self.metrics.evicted_overflow.add(1),
-                    Pushed::Ended => {}
-                }
-            }
-        }
+        let reset = self.push_to_all(&inner, &Frame::reset(Position::after_tick(tick)));
+        self.metrics.resets.add(reset);
         drop(inner);
         self.filled.notify_waiters();
         self.metrics.history_bytes.set(0);
         self.tick.send_replace(Some(tick));
+    }
+
+    /// Queues a frame to every subscriber, once however many topics it has; gives how many have it waiting.
+    fn push_to_all(&self, inner: &Inner, frame: &Frame) -> u64 {
+        let mut seen = HashSet::new();
+        let mut waiting = 0;
+        for subscriber in inner.topics.subscribers().filter(|subscriber| seen.insert(Arc::as_ptr(subscriber))) {
+            match subscriber.push(frame.clone()) {
+                Pushed::Waiting(_) => waiting += 1,
+                Pushed::Overflow => self.metrics.evicted_overflow.add(1),
+                Pushed::Ended => {}
+            }
+        }
+        waiting
     }
 
     /// Makes the subscriber live from now on. `greeting` is queued ahead; it gets the place where the stream starts.
@@ -288,7 +296,8 @@ impl Hub {
     }
 
     /// Queues what lies behind `after` and makes the subscriber live, in one step, if memory reaches back that far and if
-    /// it is no more than is comfortable for the subscriber.
+    /// it is no more than is comfortable for the subscriber. It then learns the place too: its own may be old although it
+    /// missed nothing, and would fall out of retention.
     pub fn resume(&self, subscriber: &Arc<Subscriber>, topics: &[Arc<str>], after: Place) -> Joined {
         let mut inner = self.inner.lock();
         match (inner.topics.floor(), inner.place) {
@@ -305,6 +314,9 @@ impl Hub {
         }
         if let Some(reached) = reached {
             return Joined::Behind(reached);
+        }
+        if let Some(place) = inner.place.filter(|place| *place != after) {
+            subscriber.feed(Frame::position(place.position()));
         }
         inner.seat(subscriber, topics);
         self.metrics.topics.set(inner.topics.len() as u64);

@@ -153,7 +153,8 @@ fn start_stream(
 ) -> Result<Answer, Problem> {
     let headers = HeaderMap::from_iter([
         (CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
-        (CACHE_CONTROL, HeaderValue::from_static("no-store")),
+        // Transforming, as compressing, would hold the stream back.
+        (CACHE_CONTROL, HeaderValue::from_static("no-store, no-transform")),
         // nginx passes a stream on at once when told so.
         (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
     ]);
@@ -169,7 +170,7 @@ fn start_stream(
         Ok(subscription) => Ok(Answer::Stream(headers, subscription)),
         // An EventSource gives up for good on any other status than 200; so it is told to come back much later.
         Err(OverLimit) if names_stream(&request.headers) => {
-            whole(headers, Frame::retry(proxy.cli.long_retry()).into_bytes())
+            whole(headers, Frame::retry(proxy.cli.long_retry()).into_body())
         }
         Err(error) => Err(Problem::Unavailable(error.to_string())),
     }

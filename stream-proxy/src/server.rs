@@ -16,7 +16,7 @@ use hyper::header::{HeaderMap, HeaderName};
 use hyper::rt::Executor;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper::{Request, Response};
+use hyper::{Request, Response, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use socket2::{SockRef, TcpKeepalive};
@@ -191,14 +191,14 @@ async fn http1<IO>(io: IO, peer: IpAddr, proxy: &Arc<Proxy>) -> Result<(), BoxEr
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let taken: Mutex<Option<(HeaderMap, Subscription)>> = Mutex::new(None);
+    let taken: Mutex<Option<(Version, HeaderMap, Subscription)>> = Mutex::new(None);
     let service = service_fn(|request: Request<Incoming>| {
         Box::pin(async {
             let (parts, _) = request.into_parts();
             match answer(proxy, &parts, peer).await {
                 Answer::Whole(response) => Ok::<_, Infallible>(response),
                 Answer::Stream(headers, subscription) => {
-                    *taken.lock() = Some((headers, subscription));
+                    *taken.lock() = Some((parts.version, headers, subscription));
                     pending().await
                 }
             }
@@ -222,20 +222,25 @@ where
     // What the client may have sent behind its request is of no interest.
     let mut io = connection.into_parts().io.into_inner();
     match stream {
-        Some((headers, subscription)) => {
+        Some((version, headers, subscription)) => {
+            let chunked = version >= Version::HTTP_11;
             let subscriber = subscription.subscriber();
-            subscriber.prepend(head(&headers));
-            tokio::spawn(Stream::new(io, subscriber, subscription));
+            subscriber.prepend(head(&headers, chunked));
+            tokio::spawn(Stream::new(io, subscriber, subscription, chunked));
         }
         None => io.shutdown().await?,
     }
     Ok(())
 }
 
-/// The head of a stream's response. It has no length: the stream ends with the connection.
-fn head(headers: &HeaderMap) -> Frame {
+/// The head of a stream's response. A body that ends with its connection is all that HTTP/1.0 knows; caches and libraries
+/// hold one back that they pass on chunk by chunk.
+fn head(headers: &HeaderMap, chunked: bool) -> Frame {
     let date = httpdate::fmt_http_date(SystemTime::now());
     let mut text = format!("HTTP/1.1 200 OK\r\ndate: {date}\r\nconnection: close\r\n");
+    if chunked {
+        text.push_str("transfer-encoding: chunked\r\n");
+    }
     for (name, value) in headers {
         let name: &HeaderName = name;
         // Writing to a String can't fail. Values of ours are ASCII.

@@ -32,6 +32,8 @@ pub struct Stream<IO, G> {
     /// Bytes of the first of them that are written already.
     offset: usize,
     noise: u32,
+    /// Whether frames are written as chunks.
+    chunked: bool,
     closing: bool,
 }
 
@@ -42,21 +44,26 @@ pub trait CountBytes {
 }
 
 impl<IO, G> Stream<IO, G> {
-    /// The task that writes `subscriber`'s frames to `io`.
-    pub fn new(io: IO, subscriber: Arc<Subscriber>, guard: G) -> Self {
-        Self { io, subscriber, guard, batch: VecDeque::new(), offset: 0, noise: 0, closing: false }
+    /// The task that writes `subscriber`'s frames to `io`, as chunks if `chunked`.
+    pub fn new(io: IO, subscriber: Arc<Subscriber>, guard: G, chunked: bool) -> Self {
+        Self { io, subscriber, guard, batch: VecDeque::new(), offset: 0, noise: 0, chunked, closing: false }
     }
 
-    /// Takes `written` bytes off the batch.
-    fn advance(&mut self, written: usize) {
-        let mut done = self.offset + written;
-        while let Some(first) = self.batch.front()
-            && first.len() <= done
-        {
-            done -= first.len();
+    /// Takes `written` bytes off the batch, and frames of which there is nothing to write. Gives how many bytes of the queue
+    /// that makes, where a frame counts with its chunk's head and tail.
+    fn advance(&mut self, written: usize) -> usize {
+        let (mut done, mut counted) = (self.offset + written, written);
+        while let Some(first) = self.batch.front() {
+            let length = first.bytes(self.chunked).len();
+            if length > done {
+                break;
+            }
+            counted += first.len() - length;
+            done -= length;
             self.batch.pop_front();
         }
         self.offset = done;
+        counted
     }
 }
 
@@ -82,12 +89,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, G: CountBytes> Stream<IO, G> {
         let io = Pin::new(&mut self.io);
         if let ([frame], []) = self.batch.as_slices() {
             // A plain `send` costs the kernel less than a list of one, and this is the usual case.
-            return io.poll_write(cx, &frame.bytes()[self.offset..]);
+            return io.poll_write(cx, &frame.bytes(self.chunked)[self.offset..]);
         }
         let mut slices = [IoSlice::new(&[]); WRITE_BATCH];
         let mut count = 0;
         for (slice, frame) in slices.iter_mut().zip(&self.batch) {
-            *slice = IoSlice::new(&frame.bytes()[if count == 0 { self.offset } else { 0 }..]);
+            *slice = IoSlice::new(&frame.bytes(self.chunked)[if count == 0 { self.offset } else { 0 }..]);
             count += 1;
         }
         io.poll_write_vectored(cx, &slices[..count])
@@ -99,7 +106,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, G: CountBytes> Stream<IO, G> {
         loop {
             if self.batch.is_empty() {
                 match self.subscriber.poll_frames(cx, std::mem::take(&mut written)) {
-                    Poll::Ready(Some(batch)) => self.batch = batch,
+                    Poll::Ready(Some(batch)) => {
+                        self.batch = batch;
+                        written += self.advance(0);
+                        continue;
+                    }
                     Poll::Ready(None) => return Poll::Ready(self.subscriber.ended() == Some(End::Finished)),
                     Poll::Pending => {
                         // Frees what the batch had set aside: an idle client keeps nothing.
@@ -114,8 +125,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, G: CountBytes> Stream<IO, G> {
             match self.poll_write_batch(cx) {
                 Poll::Ready(Ok(n)) if n > 0 => {
                     self.guard.wrote(n);
-                    written += n;
-                    self.advance(n);
+                    written += self.advance(n);
                 }
                 Poll::Ready(_) => return Poll::Ready(false),
                 Poll::Pending => return self.subscriber.poll_blocked(cx, written).map(|()| false),
@@ -157,25 +167,36 @@ mod tests {
         Frame::raw(text.to_string())
     }
 
-    #[tokio::test]
-    async fn a_finished_stream_is_written_to_its_end_and_closed() {
+    /// All that a client gets of a stream that is finished, and whether nothing was left waiting.
+    async fn written(chunked: bool) -> String {
         let (mut client, server) = tokio::io::duplex(7);
         let subscriber = Subscriber::new(1000);
-        let task = tokio::spawn(Stream::new(server, subscriber.clone(), Uncounted));
-        for text in ["one\n\n", "two\n\n", "a longer three\n\n"] {
-            subscriber.push(frame(text));
+        subscriber.prepend(frame("head\n\n"));
+        let task = tokio::spawn(Stream::new(server, subscriber.clone(), Uncounted, chunked));
+        for text in ["one", "two", "a longer three"] {
+            subscriber.push(Frame::message(None, text));
         }
         subscriber.close(End::Finished);
         let mut all = String::new();
         client.read_to_string(&mut all).await.unwrap();
-        assert_eq!(all, "one\n\ntwo\n\na longer three\n\n");
         task.await.unwrap();
+        assert_eq!(subscriber.waiting(), 0);
+        all
+    }
+
+    #[tokio::test]
+    async fn a_finished_stream_is_written_to_its_end_and_closed() {
+        assert_eq!(
+            written(true).await,
+            "head\n\nb\r\ndata: one\n\n\r\nb\r\ndata: two\n\n\r\n16\r\ndata: a longer three\n\n\r\n0\r\n\r\n"
+        );
+        assert_eq!(written(false).await, "head\n\ndata: one\n\ndata: two\n\ndata: a longer three\n\n");
     }
 
     #[tokio::test]
     async fn the_task_ends_when_the_client_goes() {
         let (client, server) = tokio::io::duplex(64);
-        let task = tokio::spawn(Stream::new(server, Subscriber::new(1000), Uncounted));
+        let task = tokio::spawn(Stream::new(server, Subscriber::new(1000), Uncounted, true));
         drop(client);
         task.await.unwrap();
     }
@@ -184,7 +205,7 @@ mod tests {
     async fn a_blocked_task_ends_when_its_stream_is_ended() {
         let (_client, server) = tokio::io::duplex(1);
         let subscriber = Subscriber::new(1000);
-        let task = tokio::spawn(Stream::new(server, subscriber.clone(), Uncounted));
+        let task = tokio::spawn(Stream::new(server, subscriber.clone(), Uncounted, true));
         subscriber.push(frame("does not fit"));
         subscriber.close(End::Stalled);
         task.await.unwrap();

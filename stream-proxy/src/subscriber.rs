@@ -70,6 +70,9 @@ impl State {
         if self.end.is_some() {
             return false;
         }
+        if end == End::Finished {
+            self.add(Frame::end());
+        }
         self.cut(end);
         true
     }
@@ -160,6 +163,12 @@ impl Subscriber {
     /// Why the stream ended, if it did.
     pub fn ended(&self) -> Option<End> {
         self.state.lock().end
+    }
+
+    /// Bytes that wait here or in the writer's hands.
+    #[cfg(test)]
+    pub fn waiting(&self) -> usize {
+        self.state.lock().bytes
     }
 
     /// Notes the seats that the subscriber has been given; gives them back if the stream has ended meanwhile. From now on it

@@ -22,8 +22,8 @@ while True:
                 last_id = event.id or last_id
                 if event.retry is not None:
                     retry = event.retry / 1000
-                # It hands out a block of an id alone as an event without data, which a browser does not.
-                if event.data:
+                # It hands out every event, and blocks of nothing but `retry` too.
+                if event.data and event.event != "position":
                     print(json.dumps({"id": event.id, "event": event.event, "data": event.data}), flush=True)
     except httpx.TransportError:
         pass

@@ -59,6 +59,20 @@ impl Balancer {
         Self::start(nginx(&main), Signal::SIGTERM, address, http2)
     }
 
+    /// Varnish, with nothing of its own but where the proxy is.
+    #[track_caller]
+    pub fn varnish(proxy: SocketAddr) -> Self {
+        let (address, dir) = (local(free_port()), fresh_path("varnish"));
+        fs::create_dir(&dir).expect("create Varnish's folder");
+        let backend =
+            format!("vcl 4.1;\nbackend default {{ .host = \"{}\"; .port = \"{}\"; }}\n", proxy.ip(), proxy.port());
+        fs::write(dir.join("site.vcl"), backend).expect("write Varnish's configuration");
+        let mut command = Command::new(program("varnishd"));
+        command.args(["-F", "-j", "none", "-s", "malloc,16m", "-a", &address.to_string()]);
+        command.arg("-n").arg(&dir).arg("-f").arg(dir.join("site.vcl"));
+        Self::start(command, Signal::SIGTERM, address, address)
+    }
+
     fn start(mut command: Command, farewell: Signal, address: SocketAddr, http2: SocketAddr) -> Self {
         let log = fresh_path("balancer.log");
         let file = File::create(&log).expect("create the load balancer's log");
@@ -113,7 +127,7 @@ fn local(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
 }
 
-/// Debian keeps both where only root's `PATH` looks.
+/// Debian keeps them where only root's `PATH` looks.
 fn program(name: &str) -> PathBuf {
     let path = Path::new("/usr/sbin").join(name);
     assert!(path.exists(), "{name} is missing; `make test` installs it");

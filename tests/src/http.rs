@@ -108,6 +108,9 @@ impl Response {
                 Left::Bytes(n) => self.left = Left::Bytes(n - self.take(n, body)?),
                 Left::Chunk(0) => match self.chunk_size()? {
                     None => return Ok(false),
+                    Some(0) if self.line()?.is_none_or(|line| !line.is_empty()) => {
+                        return Err(io::Error::other("a last chunk that doesn't end"));
+                    }
                     Some(0) => self.left = Left::Done,
                     Some(n) => self.left = Left::Chunk(n),
                 },

@@ -6,6 +6,7 @@
 //! - [`database`]: a database with the extension, and sessions in it.
 //! - [`proxy`]: the real proxy binary.
 //! - [`balancer`]: Debian's load balancers, with the configurations of `docs/`.
+//! - [`cable`]: the network between a client and a server, to be cut.
 //! - [`http`]: one plain request, and the body of a response as it comes.
 //! - [`sse`]: the event-stream grammar, and one connection that reads it.
 //! - [`follower`]: a client that reconnects until it has seen what it waits for, as a browser does.
@@ -13,6 +14,7 @@
 //! - [`ledger`]: many writers whose every committed write is on record, and the judge of what clients got.
 
 pub mod balancer;
+pub mod cable;
 pub mod cluster;
 pub mod database;
 pub mod follower;
@@ -24,6 +26,7 @@ pub mod sse;
 pub mod teamboard;
 pub mod wait;
 
+pub use cable::Cable;
 pub use cluster::{Cluster, shared};
 pub use database::{Database, Session};
 pub use follower::Follower;

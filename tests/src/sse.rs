@@ -46,8 +46,9 @@ impl Frame {
 pub enum Item {
     /// An event.
     Frame(Frame),
-    /// A block of nothing but an id: where the stream stands. A browser keeps it, and dispatches nothing.
-    Id(String),
+    /// The event `position`, which holds nothing but an id: where the stream stands. A browser keeps it, and no handler
+    /// fires that has not asked for it.
+    Position(String),
     /// A comment line, without its colon.
     Comment(String),
     /// The reconnection time, in milliseconds.
@@ -91,10 +92,15 @@ impl Parser {
         if line.is_empty() {
             let (id, event, data) = (self.id.take(), self.event.take(), self.data.take());
             match (data, event, id) {
+                (Some(data), Some(event), id) if event == "position" => match id {
+                    Some(id) if data == "{}" => items(Item::Position(id)),
+                    id => return Err(format!("no place: {id:?}, {data:?}")),
+                },
                 (Some(data), event, id) => {
                     items(Item::Frame(Frame { id, event: event.unwrap_or_else(|| "message".into()), data }))
                 }
-                (None, None, Some(id)) => items(Item::Id(id)),
+                // Half of the browsers and libraries forget it.
+                (None, None, Some(id)) => return Err(format!("an id without data: {id:?}")),
                 (None, Some(event), _) => return Err(format!("an event without data: {event:?}")),
                 (None, None, None) => {}
             }
@@ -240,7 +246,7 @@ impl Sse {
             }
         }
         let item = self.items.pop_front();
-        if let Some(Item::Id(id) | Item::Frame(Frame { id: Some(id), .. })) = &item {
+        if let Some(Item::Position(id) | Item::Frame(Frame { id: Some(id), .. })) = &item {
             self.last_id = Some(id.clone());
         }
         item
@@ -328,6 +334,15 @@ mod tests {
             }
             let bytes: Vec<String> = text.chars().map(String::from).collect();
             assert_eq!(parse(&bytes.iter().map(String::as_str).collect::<Vec<_>>()).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn a_place_is_an_item_of_its_own() {
+        let text = "retry: 5\n: hi\nid: 7\nevent: position\ndata: {}\n\n";
+        assert_eq!(parse(&[text]).unwrap(), [Item::Retry(5), Item::Comment("hi".into()), Item::Position("7".into())]);
+        for text in ["id: 7\n\n", "event: position\ndata: {}\n\n", "id: 7\nevent: position\ndata: 1\n\n"] {
+            assert!(parse(&[text]).is_err(), "{text:?}");
         }
     }
 

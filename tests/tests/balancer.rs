@@ -85,6 +85,22 @@ fn events_come_through_unbuffered() {
 }
 
 #[test]
+fn events_come_through_a_cache() {
+    let db = boards();
+    let proxy = db.proxy(&[]);
+    let varnish = Balancer::varnish(proxy.address());
+    // Two of the same URL: a cache would like to answer both by one.
+    let open = || Sse::connect(varnish.address(), &Request::live(&["boards_5"])).expect("a stream");
+    let mut clients = [open(), open()];
+    for n in 1..=5 {
+        db.session().run(&format!("INSERT INTO board_items VALUES ({n}, 5, 'event {n}')"));
+        for sse in &mut clients {
+            assert_eq!(titles(&[sse.frame()]), [format!("event {n}")]);
+        }
+    }
+}
+
+#[test]
 fn events_come_through_over_http2() {
     let db = boards();
     let proxies = two_proxies(&db, &[]);
@@ -106,7 +122,7 @@ fn events_come_through_over_http2() {
         for n in 1..=5 {
             let title = format!("{name} {n}");
             db.session().run(&format!("INSERT INTO board_items VALUES ({}, 5, '{title}')", i * 100 + n));
-            let event = lines.find(|line| line.starts_with("data: "));
+            let event = lines.find(|line| line.starts_with("data: {\"schema\""));
             assert!(event.as_ref().is_some_and(|event| event.contains(&title)), "{name}: {event:?}");
         }
         until("a proxy serves it", || proxies.iter().any(|proxy| proxy.metric("tidings_clients") > 0.0));

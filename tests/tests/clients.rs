@@ -20,7 +20,7 @@ const NAMES: [&str; 4] = ["message", "changed", "html", "très long nom: d'évé
 /// The data of the last event.
 const END: &str = "nothing comes behind this";
 
-fn folder() -> PathBuf {
+pub fn folder() -> PathBuf {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients");
     assert!(
         folder.join("node_modules").exists() && folder.join("venv").exists(),
@@ -63,13 +63,13 @@ fn publish(session: &mut Session, first_row: i32) {
 }
 
 /// A client in a process of its own, which tells what it got, one line of JSON for each event.
-struct Client {
+pub struct Client {
     _process: Process,
     lines: Receiver<serde_json::Value>,
 }
 
 impl Client {
-    fn start(mut command: Command) -> Self {
+    pub fn start(mut command: Command) -> Self {
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         let mut process =
             Process::spawn(&mut command, Signal::SIGKILL).unwrap_or_else(|error| panic!("start {command:?}: {error}"));
@@ -88,19 +88,19 @@ impl Client {
     }
 
     #[track_caller]
-    fn line(&self) -> serde_json::Value {
+    pub fn line(&self) -> serde_json::Value {
         self.lines.recv_timeout(DEADLINE).expect("the client says something")
     }
 
     /// Waits until it has a stream.
     #[track_caller]
-    fn wait_open(&self) {
+    pub fn wait_open(&self) {
         assert!(self.line()["open"].as_bool().expect("a stream comes first"));
     }
 
     /// The next event.
     #[track_caller]
-    fn frame(&self) -> Frame {
+    pub fn frame(&self) -> Frame {
         let text = |json: &serde_json::Value| json.as_str().unwrap_or_else(|| panic!("no text: {json}")).to_owned();
         loop {
             let line = self.line();
@@ -159,12 +159,20 @@ fn python(script: &str, proxy: &Proxy) -> Command {
     command
 }
 
+/// A client by one of npm's packages, which reconnects by itself; it tells events of these names.
+pub fn npm(package: &str, url: &str, names: &[&str]) -> Command {
+    let mut command = Command::new("node");
+    command.arg(folder().join("eventsource.mjs")).args([package, url]).args(names);
+    command
+}
+
 #[test]
 fn the_npm_package_eventsource_goes_on_where_it_was() {
-    let (db, mut proxy) = database_and_proxy();
-    let mut command = Command::new("node");
-    command.arg(folder().join("eventsource.mjs")).arg(url(&proxy)).args(NAMES);
-    goes_on_where_it_was(&db, &mut proxy, command);
+    for package in ["eventsource", "eventsource-2"] {
+        let (db, mut proxy) = database_and_proxy();
+        let command = npm(package, &url(&proxy), &NAMES);
+        goes_on_where_it_was(&db, &mut proxy, command);
+    }
 }
 
 #[test]

@@ -39,7 +39,7 @@ fn a_stream_begins_at_once_with_the_documented_headers() {
     let proxy = db.proxy(&[]);
     let mut sse = proxy.live(&["boards_5"]);
     assert_eq!(sse.head().header("content-type"), Some("text/event-stream"));
-    assert_eq!(sse.head().header("cache-control"), Some("no-store"));
+    assert_eq!(sse.head().header("cache-control"), Some("no-store, no-transform"));
     assert_eq!(sse.head().header("x-accel-buffering"), Some("no"));
     let (first, second) = (sse.item(), sse.item());
     assert!(matches!(first, Some(Item::Retry(1000..=3000))), "2 s, half more or less: {first:?}");

@@ -110,7 +110,7 @@ fn idle_clients_get_a_comment_at_every_heartbeat_and_stay() {
     while comments < 10 {
         match idle.item().expect("the stream goes on") {
             Item::Comment(_) => comments += 1,
-            Item::Retry(_) | Item::Id(_) => {}
+            Item::Retry(_) | Item::Position(_) => {}
             Item::Frame(frame) => panic!("nothing was written: {frame:?}"),
         }
     }

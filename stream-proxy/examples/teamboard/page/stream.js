@@ -45,6 +45,8 @@ export function openStream({ base, path, topics, position, handlers, onState, on
         handle(JSON.parse(event.data));
       });
     }
+    // Says where we are when nothing has happened for a while.
+    source.addEventListener("position", (event) => (lastId = event.lastEventId));
     source.addEventListener("reset", () => {
       close();
       onReset();

@@ -288,7 +288,7 @@ impl Client {
             request.last_event_id = sse.last_id().map(str::to_owned);
             match item {
                 Item::Retry(_) | Item::Comment(_) => {}
-                Item::Id(id) => life.got.extend(place(&id).map(Got::Id)),
+                Item::Position(id) => life.got.extend(place(&id).map(Got::Id)),
                 Item::Frame(frame) => {
                     let Some(at) = frame.id.as_deref().and_then(place) else {
                         life.fault = Some(format!("an event without a position: {frame:?}"));
