@@ -212,21 +212,12 @@ impl Guard {
             loop {
                 sweep.tick().await;
                 self.end_expired(SystemTime::now());
-                if self.keys.changed() {
-                    self.reload();
-                }
+                self.keys.refresh();
             }
         };
         tokio::select! {
             never = reviewing => never,
             never = sweeping => never,
-        }
-    }
-
-    fn reload(&self) {
-        match self.keys.reload() {
-            Ok(()) => tracing::info!("keys read again"),
-            Err(error) => tracing::error!(%error, "the keys are not usable: the old ones stay"),
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! The way of an event: [`upstream`] hears of it, [`frame`] encodes it once, [`hub`] queues it to each [`subscriber`] of its
 //! topic's [`audience`], whose [`stream`] writes it to the socket. The way of a request: [`server`] accepts, [`routes`] answers, [`query`] takes the
-//! request apart, [`auth`] decides ([`token`] says who asks, [`gate`] asks the database), [`proxy`] opens the stream, [`replay`] brings it from its position to the present.
+//! request apart, [`auth`] decides ([`token`] and [`keys`] say who asks, [`gate`] asks the database), [`proxy`] opens the stream, [`replay`] brings it from its position to the present.
 
 #![forbid(unsafe_code)]
 
@@ -18,6 +18,7 @@ pub mod gate;
 pub mod heartbeat;
 pub mod hub;
 pub mod inbox;
+pub mod keys;
 pub mod metrics;
 pub mod problem;
 pub mod proxy;

@@ -10,8 +10,9 @@ use clap::{CommandFactory, error::ErrorKind};
 use tidings_proxy::Start;
 use tidings_proxy::cli::{Cli, LogFormat};
 use tidings_proxy::database::Database;
+use tidings_proxy::keys::Source;
 use tidings_proxy::tls::Tls;
-use tidings_proxy::token::{Keys, Source};
+use tidings_proxy::token::Keys;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -21,6 +22,7 @@ const BACKLOG: u32 = 65_535;
 
 fn main() -> ExitCode {
     let cli = Cli::read();
+    log_to_stderr(cli.log_format);
     let refuse = |message: String| -> ! { Cli::command().error(ErrorKind::ValueValidation, message).exit() };
     let source = cli.jwt_secret_file.clone().map(Source::Secret).or(cli.jwks_file.clone().map(Source::Jwks));
     let keys = source.map(|source| {
@@ -37,7 +39,6 @@ fn main() -> ExitCode {
         }
         _ => None,
     };
-    log_to_stderr(cli.log_format);
     if keys.is_none() {
         tracing::warn!("--open: EVERYONE MAY SUBSCRIBE TO EVERY TOPIC; this is for development");
     }

@@ -2,15 +2,15 @@
 //!
 //! The key decides the algorithm, never the token (RFC 8725, section 3.1): a public key cannot be taken for a secret.
 
-use std::fs;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyAlgorithm, PublicKeyUse};
-use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
-use parking_lot::RwLock;
+use jsonwebtoken::errors::ErrorKind;
+use jsonwebtoken::{Algorithm, Header, Validation, decode, decode_header};
+use parking_lot::{Mutex, RwLock};
 use serde_json::{Map, Value};
+
+use crate::keys::{Key, KeyError, Source};
 
 /// The longest token, in bytes: more than any identity provider issues.
 const MAX_TOKEN: usize = 8 * 1024;
@@ -18,36 +18,23 @@ const MAX_TOKEN: usize = 8 * 1024;
 /// How far clocks may be apart.
 const LEEWAY: Duration = Duration::from_secs(10);
 
-/// The shortest secret, in bytes (RFC 7518, section 3.2).
-const MIN_SECRET: usize = 32;
-
-/// Where keys come from.
-#[derive(Clone, Debug)]
-pub enum Source {
-    /// A secret for HS256; one newline at its end does not count.
-    Secret(PathBuf),
-    /// A JSON Web Key Set.
-    Jwks(PathBuf),
-}
-
 /// The keys in use, and what a token must say beside being signed with one of them.
 pub struct Keys {
     source: Source,
     audience: Vec<String>,
     issuer: Vec<String>,
-    current: RwLock<Arc<KeySet>>,
+    current: RwLock<Arc<Vec<Key>>>,
+    last: Mutex<Reading>,
 }
 
-struct KeySet {
-    keys: Vec<Key>,
-    /// When the file was changed last.
-    modified: Option<SystemTime>,
-}
-
-struct Key {
-    id: Option<String>,
-    algorithm: Algorithm,
-    key: DecodingKey,
+/// What came of reading the keys the last time.
+#[derive(Default)]
+struct Reading {
+    /// What the file held, if it could be read: the time of its change alone says too little, for a file may be replaced by one of
+    /// the same time.
+    bytes: Option<Vec<u8>>,
+    /// Why its keys could not be used.
+    error: Option<String>,
 }
 
 /// What a token says, and until when it holds.
@@ -59,28 +46,6 @@ pub struct Token {
     pub expires: Option<SystemTime>,
 }
 
-/// Why the keys can't be used.
-#[derive(Debug, thiserror::Error)]
-pub enum KeyError {
-    /// The file can't be read.
-    #[error("{}: {error}", file.display())]
-    File {
-        /// Which.
-        file: PathBuf,
-        /// Why.
-        error: std::io::Error,
-    },
-    /// The secret could be guessed.
-    #[error("{} holds a secret of less than {MIN_SECRET} bytes", .0.display())]
-    Short(PathBuf),
-    /// The file is no key set.
-    #[error("{} is not a JSON Web Key Set", .0.display())]
-    Malformed(PathBuf),
-    /// None of the keys can verify a signature by RS256, ES256, EdDSA or HS256.
-    #[error("{} holds no key for RS256, ES256, EdDSA or HS256", .0.display())]
-    Empty(PathBuf),
-}
-
 /// Why a token is not accepted: for the log. The client is told only that it isn't.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
@@ -90,6 +55,9 @@ pub enum TokenError {
     /// It is no token, or one with an algorithm that is not served.
     #[error("not a token")]
     Malformed,
+    /// Its header asks for something that is not known here (RFC 7515, section 4.1.11; RFC 7797).
+    #[error("its header has {0}, which is not understood")]
+    Critical(&'static str),
     /// No key has its algorithm and its key id.
     #[error("no such key")]
     NoKey,
@@ -101,19 +69,48 @@ pub enum TokenError {
 impl Keys {
     /// Reads the keys. A token must be for one of `audience` and by one of `issuer`, where these are not empty.
     pub fn load(source: Source, audience: Vec<String>, issuer: Vec<String>) -> Result<Self, KeyError> {
-        let current = RwLock::new(Arc::new(KeySet::read(&source)?));
-        Ok(Self { source, audience, issuer, current })
+        let keys = Self { source, audience, issuer, current: RwLock::default(), last: Mutex::default() };
+        keys.reload()?;
+        Ok(keys)
     }
 
     /// Reads the keys again. On an error the old ones stay in use.
     pub fn reload(&self) -> Result<(), KeyError> {
-        *self.current.write() = Arc::new(KeySet::read(&self.source)?);
-        Ok(())
+        let read = self.source.read();
+        let mut last = self.last.lock();
+        last.bytes = read.as_ref().ok().cloned();
+        match read.and_then(|bytes| self.source.parse(&bytes)) {
+            Ok(set) => {
+                for passed_over in &set.passed_over {
+                    tracing::warn!("of the keys of tokens, {passed_over}: passed over");
+                }
+                *self.current.write() = Arc::new(set.keys);
+                last.error = None;
+                Ok(())
+            }
+            Err(error) => {
+                last.error = Some(error.to_string());
+                Err(error)
+            }
+        }
     }
 
-    /// Whether the file has changed since it was read.
-    pub fn changed(&self) -> bool {
-        modified(self.source.file()) != self.current.read().modified
+    /// Reads the keys again if the file holds something else than the last time. The log tells of an error once, until there is
+    /// another one.
+    pub fn refresh(&self) {
+        let told = {
+            let last = self.last.lock();
+            match self.source.read() {
+                Ok(bytes) if last.bytes.as_ref() == Some(&bytes) => return,
+                Err(error) if last.error.as_ref() == Some(&error.to_string()) => return,
+                _ => last.error.clone(),
+            }
+        };
+        match self.reload() {
+            Ok(()) => tracing::info!("keys read again"),
+            Err(error) if told.as_ref() == Some(&error.to_string()) => {}
+            Err(error) => tracing::error!(%error, "the keys are not usable: the old ones stay"),
+        }
     }
 
     /// Checks a token.
@@ -122,12 +119,13 @@ impl Keys {
             return Err(TokenError::TooLong);
         }
         let header = decode_header(token).map_err(|_| TokenError::Malformed)?;
-        let set = self.current.read().clone();
+        understand(&header)?;
+        let keys = self.current.read().clone();
         let mut failure = TokenError::NoKey;
-        for key in set.keys.iter().filter(|key| key.fits(header.alg, header.kid.as_deref())) {
+        for key in keys.iter().filter(|key| key.fits(header.alg, header.kid.as_deref())) {
             match decode::<Map<String, Value>>(token, &key.key, &self.validation(key.algorithm)) {
                 Ok(data) => return accept(data.claims),
-                Err(error) => failure = TokenError::Invalid(error.to_string()),
+                Err(error) => failure = TokenError::Invalid(describe(error.kind())),
             }
         }
         Err(failure)
@@ -153,6 +151,34 @@ impl Keys {
     }
 }
 
+/// A token may name what must be understood before it is trusted. Nothing that can be named there is understood here.
+fn understand(header: &Header) -> Result<(), TokenError> {
+    if header.crit.is_some() {
+        return Err(TokenError::Critical("crit"));
+    }
+    if header.extras.contains_key("b64") {
+        return Err(TokenError::Critical("b64"));
+    }
+    Ok(())
+}
+
+/// What is wrong with a token, without anything of it: errors of a parser repeat what they found.
+fn describe(error: &ErrorKind) -> String {
+    match error {
+        ErrorKind::Json(_) => "its claims are not a JSON object".into(),
+        ErrorKind::Base64(_) | ErrorKind::Utf8(_) => "not in base64url".into(),
+        ErrorKind::InvalidSignature => "the signature is wrong".into(),
+        ErrorKind::ExpiredSignature => "expired".into(),
+        ErrorKind::ImmatureSignature => "not valid yet".into(),
+        ErrorKind::InvalidAudience => "for another audience".into(),
+        ErrorKind::InvalidIssuer => "by another issuer".into(),
+        // The names are those that this program asks for.
+        ErrorKind::MissingRequiredClaim(name) => format!("without {name}"),
+        ErrorKind::InvalidClaimFormat(name) => format!("{name} is of the wrong type"),
+        _ => "not acceptable".into(),
+    }
+}
+
 /// Takes claims whose signature is right. The library lets a time pass that is no number; here it is an error.
 fn accept(claims: Map<String, Value>) -> Result<Token, TokenError> {
     for name in ["exp", "nbf"] {
@@ -165,73 +191,6 @@ fn accept(claims: Map<String, Value>) -> Result<Token, TokenError> {
     Ok(Token { claims, expires })
 }
 
-impl Source {
-    fn file(&self) -> &Path {
-        match self {
-            Self::Secret(file) | Self::Jwks(file) => file,
-        }
-    }
-}
-
-impl KeySet {
-    fn read(source: &Source) -> Result<Self, KeyError> {
-        let file = source.file();
-        // Taken before the file is read: a change in between is seen as one.
-        let modified = modified(file);
-        let bytes = fs::read(file).map_err(|error| KeyError::File { file: file.into(), error })?;
-        let keys = match source {
-            Source::Secret(_) => {
-                let secret = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
-                if secret.len() < MIN_SECRET {
-                    return Err(KeyError::Short(file.into()));
-                }
-                vec![Key { id: None, algorithm: Algorithm::HS256, key: DecodingKey::from_secret(secret) }]
-            }
-            Source::Jwks(_) => {
-                let set: JwkSet = serde_json::from_slice(&bytes).map_err(|_| KeyError::Malformed(file.into()))?;
-                set.keys.iter().filter_map(Key::of).collect()
-            }
-        };
-        if keys.is_empty() { Err(KeyError::Empty(file.into())) } else { Ok(Self { keys, modified }) }
-    }
-}
-
-impl Key {
-    /// The key of a set, unless it is not for signatures or of a kind that is not served.
-    fn of(jwk: &Jwk) -> Option<Self> {
-        let key = DecodingKey::from_jwk(jwk).ok()?;
-        let algorithm = match &jwk.algorithm {
-            AlgorithmParameters::RSA(_) => Algorithm::RS256,
-            AlgorithmParameters::EllipticCurve(curve) if curve.curve == EllipticCurve::P256 => Algorithm::ES256,
-            AlgorithmParameters::OctetKeyPair(_) => Algorithm::EdDSA,
-            AlgorithmParameters::OctetKey(_) if key.try_get_hmac_secret().is_ok_and(|s| s.len() >= MIN_SECRET) => {
-                Algorithm::HS256
-            }
-            _ => return None,
-        };
-        let named = match jwk.common.key_algorithm {
-            None => Some(algorithm),
-            Some(KeyAlgorithm::RS256) => Some(Algorithm::RS256),
-            Some(KeyAlgorithm::ES256) => Some(Algorithm::ES256),
-            Some(KeyAlgorithm::EdDSA) => Some(Algorithm::EdDSA),
-            Some(KeyAlgorithm::HS256) => Some(Algorithm::HS256),
-            Some(_) => None,
-        };
-        let for_signatures = matches!(jwk.common.public_key_use, None | Some(PublicKeyUse::Signature));
-        let id = jwk.common.key_id.clone();
-        (named == Some(algorithm) && for_signatures).then_some(Self { id, algorithm, key })
-    }
-
-    /// Whether a token with this header may be one of this key's.
-    fn fits(&self, algorithm: Algorithm, id: Option<&str>) -> bool {
-        self.algorithm == algorithm && (self.id.is_none() || id.is_none() || self.id.as_deref() == id)
-    }
-}
-
-fn modified(file: &Path) -> Option<SystemTime> {
-    fs::metadata(file).and_then(|metadata| metadata.modified()).ok()
-}
-
 impl std::fmt::Debug for Keys {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Keys").field("source", &self.source).finish_non_exhaustive()
@@ -241,7 +200,10 @@ impl std::fmt::Debug for Keys {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use jsonwebtoken::{EncodingKey, Header, encode, get_current_timestamp};
+    use std::fs;
+    use std::path::PathBuf;
+
+    use jsonwebtoken::{EncodingKey, encode, get_current_timestamp};
     use proptest::prelude::*;
     use serde_json::json;
 
@@ -327,7 +289,7 @@ mod tests {
         ]});
         let file = File::new("jwks", &set.to_string());
         let keys = Keys::load(Source::Jwks(file.0.clone()), vec![], vec!["me".into()]).unwrap();
-        assert_eq!(keys.current.read().keys.len(), 1);
+        assert_eq!(keys.current.read().len(), 1);
         let token = |kid: Option<&str>, claims| {
             let header = Header { kid: kid.map(Into::into), ..Header::default() };
             keys.verify(&sign(&header, &claims, SECRET))
@@ -348,7 +310,7 @@ mod tests {
         assert!(matches!(load(Source::Jwks(short.0.clone())), Err(KeyError::Malformed(_))));
         assert!(matches!(load(Source::Secret("/nonexistent".into())), Err(KeyError::File { .. })));
         let empty = File::new("empty", "{\"keys\": []}");
-        assert!(matches!(load(Source::Jwks(empty.0.clone())), Err(KeyError::Empty(_))));
+        assert!(matches!(load(Source::Jwks(empty.0.clone())), Err(KeyError::Empty { .. })));
 
         let (file, keys) = keys("reload", &[]);
         let token = sign(&Header::default(), &json!({}), SECRET);
@@ -356,6 +318,78 @@ mod tests {
         assert!(keys.reload().is_err() && keys.verify(&token).is_ok());
         fs::write(&file.0, SECRET.replace('0', "1")).unwrap();
         assert!(keys.reload().is_ok() && keys.verify(&token).is_err());
+    }
+
+    /// A token whose three parts are these, signed with the secret.
+    fn token(header: &str, payload: &str) -> String {
+        let message = format!("{}.{}", base64url(header.as_bytes()), base64url(payload.as_bytes()));
+        let key = EncodingKey::from_secret(SECRET.as_bytes());
+        let signature = jsonwebtoken::crypto::sign(message.as_bytes(), &key, Algorithm::HS256).unwrap();
+        format!("{message}.{signature}")
+    }
+
+    fn base64url(bytes: &[u8]) -> String {
+        let letters = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+        let six = |chunk: &[u8], i: usize| {
+            let word = chunk.iter().chain(&[0, 0]).take(3).fold(0u32, |word, byte| word << 8 | u32::from(*byte));
+            char::from(letters[(word >> (18 - 6 * i) & 63) as usize])
+        };
+        bytes.chunks(3).flat_map(|chunk| (0..=chunk.len()).map(move |i| six(chunk, i))).collect()
+    }
+
+    #[test]
+    fn what_a_token_calls_critical_is_refused() {
+        let (_file, keys) = keys("critical", &[]);
+        assert!(keys.verify(&token(r#"{"alg":"HS256"}"#, "{}")).is_ok());
+        for (header, error) in [
+            (r#"{"alg":"HS256","crit":["exp"],"exp":1}"#, None),
+            (r#"{"alg":"HS256","crit":["http://example.com/undefined"]}"#, Some(TokenError::Critical("crit"))),
+            (r#"{"alg":"HS256","crit":[]}"#, Some(TokenError::Critical("crit"))),
+            (r#"{"alg":"HS256","crit":["b64"],"b64":false}"#, None),
+            (r#"{"alg":"HS256","b64":false}"#, None),
+            (r#"{"alg":"HS256","b64":"false"}"#, Some(TokenError::Critical("b64"))),
+            (r#"{"alg":"HS256","crit":"exp"}"#, Some(TokenError::Malformed)),
+            (r#"{"alg":"HS256","crit":["x"],"crit":null}"#, Some(TokenError::Malformed)),
+        ] {
+            let refused = keys.verify(&token(header, "{}")).unwrap_err();
+            assert!(error.is_none_or(|error| error == refused), "{header}: {refused}");
+        }
+    }
+
+    #[test]
+    fn nothing_of_a_token_is_in_its_error() {
+        let (_file, keys) = keys("silent", &["app"]);
+        let header = r#"{"alg":"HS256"}"#;
+        for payload in [
+            r#""a confidential text""#,
+            r#"["confidential"]"#,
+            r#"{"aud":"app","confidential"#,
+            r#"{"aud":{"confidential":1}}"#,
+            r#"{"aud":"app","exp":"confidential"}"#,
+            r#"{"aud":"app","nbf":"confidential"}"#,
+            r#"{"aud":"confidential"}"#,
+            "confidential",
+            "12345678",
+            "null",
+        ] {
+            let error = keys.verify(&token(header, payload)).unwrap_err().to_string();
+            assert!(!error.contains("confidential") && !error.contains("1234"), "{payload}: {error}");
+        }
+        let header = r#"{"alg":"confidential","kid":"confidential"}"#;
+        assert_eq!(keys.verify(&token(header, "{}")).unwrap_err().to_string(), "not a token");
+    }
+
+    #[test]
+    fn a_replaced_file_is_seen_even_if_its_time_of_change_is_the_same() {
+        let (file, keys) = keys("replaced", &[]);
+        let before = token(r#"{"alg":"HS256"}"#, "{}");
+        keys.refresh();
+        assert!(keys.verify(&before).is_ok());
+        let modified = fs::metadata(&file.0).and_then(|metadata| metadata.modified()).unwrap();
+        fs::write(&file.0, format!("{}\n", SECRET.replace('0', "1"))).unwrap();
+        fs::File::options().write(true).open(&file.0).and_then(|file| file.set_modified(modified)).unwrap();
+        keys.refresh();
+        assert!(keys.verify(&before).is_err());
     }
 
     proptest! {

@@ -397,22 +397,36 @@ fn keys_are_read_again_on_sighup_and_when_their_file_changes() {
     let mut stream = open(&proxy, "boards_5", &rsa);
     assert_eq!(answers(), [200, 200]);
 
-    // The same time of change: only the signal can tell.
-    let before = fs::metadata(&file).and_then(|metadata| metadata.modified()).expect("the time of change");
-    let replacement = fresh_path("jwks");
-    fs::write(&replacement, only(1)).expect("write the keys");
-    File::options().write(true).open(&replacement).and_then(|file| file.set_modified(before)).expect("set the time");
-    fs::rename(&replacement, &file).expect("replace the keys");
-    proxy.signal(Signal::SIGHUP);
-    until("the signal is followed", || answers() == [401, 200]);
+    // Always of the same time of change, so only the content can tell; and never half written.
+    let modified = fs::metadata(&file).and_then(|metadata| metadata.modified()).expect("the time of change");
+    let replace = |text: &str| {
+        let replacement = fresh_path("jwks");
+        fs::write(&replacement, text).expect("write the keys");
+        let opened = File::options().write(true).open(&replacement);
+        opened.and_then(|opened| opened.set_modified(modified)).expect("set the time");
+        fs::rename(&replacement, &file).expect("replace the keys");
+    };
+    replace(&only(1));
+    until("the change is seen", || answers() == [401, 200]);
 
-    fs::write(&file, only(0)).expect("write the keys");
-    until("the change is seen", || answers() == [200, 401]);
-    // What is no key set changes nothing.
-    fs::write(&file, "{").expect("write the keys");
+    replace(&only(0));
     proxy.signal(Signal::SIGHUP);
-    until("it says so", || proxy.log().contains("the old ones stay"));
+    until("the signal is followed", || answers() == [200, 401]);
+    // What is no key set changes nothing, and is told once.
+    let told = || proxy.log().matches("the old ones stay").count();
+    replace("{");
+    until("it says so", || told() == 1);
     assert_eq!(answers(), [200, 401]);
+    // The same fault in other words is no news; the next fault is.
+    replace("{ ");
+    fs::remove_file(&file).expect("remove the keys");
+    until("it says so", || proxy.log().contains("No such file"));
+    assert_eq!((told(), answers()), (2, [200, 401]));
+    // A key of a kind that this version does not know is passed over, and takes nobody else along.
+    let unknown = json!({"kty": "AKP", "kid": "new", "alg": "ML-DSA-44", "pub": "AAAA"});
+    replace(&json!({"keys": [unknown, set["keys"][1]]}).to_string());
+    until("the rotation takes effect", || answers() == [401, 200]);
+    assert!(proxy.log().contains("key 1 \"new\""), "{}", proxy.log());
     // The stream has outlived all this.
     team.db.session().run("INSERT INTO board_items VALUES (1, 5, 'a')");
     assert_eq!(titles(&[stream.frame()]), ["a"]);
