@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, DynamicBackgroundWorker};
 use pgrx::prelude::*;
 
+use crate::own_settings;
 use crate::relay::{attach_signal_handlers, reload_settings, wait};
 use crate::shared::{self, State};
 
@@ -41,6 +42,7 @@ pub extern "C-unwind" fn tidings_launcher_main(_argument: pg_sys::Datum) {
     attach_signal_handlers();
     // Connected to no database: the shared catalogs are all it reads.
     BackgroundWorker::connect_worker_to_spi(None, None);
+    own_settings::take();
     // SAFETY: the function has the right signature.
     unsafe { pg_sys::before_shmem_exit(Some(leave), pg_sys::Datum::from(0)) };
     shared::register_launcher();

@@ -11,7 +11,7 @@
 //! - [`shared`]: the clock and the flags that the processes share.
 //! - [`relay`]: the background worker that cuts ticks and notifies, [`tick`]: one cut, [`pace`]: how often,
 //!   [`retention`]: what it throws away.
-//! - [`launcher`]: keeps one relay running in every database that has the extension.
+//! - [`launcher`]: keeps one relay running in every database that has the extension. [`own_settings`]: what the two depend on.
 //! - [`utility`]: the statements that concern us: COMMIT PREPARED, those that want a database for themselves, what drops the
 //!   extension, renames its schema or takes a column away from a watch.
 //! - [`read`]: the functions that decode the log and positions for SQL.
@@ -40,6 +40,7 @@ mod foreign;
 mod launcher;
 mod lock;
 mod log;
+mod own_settings;
 mod pace;
 mod payload;
 mod read;

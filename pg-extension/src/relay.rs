@@ -7,6 +7,7 @@ use pgrx::bgworkers::BackgroundWorker;
 use pgrx::prelude::*;
 
 use crate::foreign::signal::{SignalHandlerForConfigReload, die};
+use crate::own_settings;
 use crate::pace::Pace;
 use crate::retention::Retention;
 use crate::shared::{self, Database, State};
@@ -24,6 +25,8 @@ pub extern "C-unwind" fn tidings_relay_main(database: pg_sys::Datum) {
     attach_signal_handlers();
     let Some(db) = shared::database(oid) else { return };
     BackgroundWorker::connect_worker_to_spi_by_oid(Some(oid), None);
+    own_settings::take();
+    own_settings::be_oneself();
     if !db.register_relay() {
         return;
     }
@@ -36,7 +39,6 @@ pub extern "C-unwind" fn tidings_relay_main(database: pg_sys::Datum) {
         return;
     }
     db.change_state(State::Starting, State::Running);
-    use_own_settings();
     let ticker = BackgroundWorker::transaction(|| Ticker::resume(db));
     let mut ticker = ticker.unwrap_or_else(|error| error!("the relay cannot read its tables: {error}"));
     // A relay that ends before it is through with this leaves it to the next one.
@@ -126,42 +128,6 @@ pub fn reload_settings() {
             (&raw mut pg_sys::ConfigReloadPending).write_volatile(0);
             pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
         }
-    }
-}
-
-/// What the database's and the role's settings say does not hold for the relay.
-fn use_own_settings() {
-    for (name, value) in [
-        (c"search_path", c"pg_catalog"),
-        // The log is never analyzed, and a plan made while it was empty must do for a full one.
-        (c"enable_seqscan", c"off"),
-        (c"enable_bitmapscan", c"off"),
-        (c"plan_cache_mode", c"force_generic_plan"),
-        (c"jit", c"off"),
-        (c"default_transaction_isolation", c"read committed"),
-        (c"default_transaction_read_only", c"off"),
-        (c"default_transaction_deferrable", c"off"),
-        (c"statement_timeout", c"0"),
-        (c"lock_timeout", c"0"),
-    ] {
-        set(name, value);
-    }
-    // SAFETY: a plain variable of this process.
-    if unsafe { pg_sys::synchronous_commit } == pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_OFF as i32 {
-        // Nothing may be shown that a crash then takes back.
-        set(c"synchronous_commit", c"local");
-    }
-}
-
-fn set(name: &std::ffi::CStr, value: &std::ffi::CStr) {
-    // SAFETY: both are C strings and are copied.
-    unsafe {
-        pg_sys::SetConfigOption(
-            name.as_ptr(),
-            value.as_ptr(),
-            pg_sys::GucContext::PGC_SUSET,
-            pg_sys::GucSource::PGC_S_SESSION,
-        );
     }
 }
 

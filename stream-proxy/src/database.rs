@@ -15,10 +15,8 @@ use tokio_rustls::rustls::ClientConfig;
 
 use crate::inbox::{self, Inbox, inbox};
 use crate::metrics::Metrics;
+use crate::settings;
 use crate::tls::{TlsError, trust};
-
-/// The longest a statement may run, in the server.
-const STATEMENT_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The longest to wait for an answer: a connection that gives none is broken.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
@@ -119,26 +117,30 @@ impl Database {
         Ok(Self { config, tls })
     }
 
-    /// Connects. Notifications come through the inbox, which closes when the connection does.
+    /// Connects, and sets what the statements to come depend on before there is any. Notifications come through the inbox, which
+    /// closes when the connection does.
     pub async fn connect(&self, metrics: Arc<Metrics>) -> Result<(Client, Inbox), DatabaseError> {
         let connecting = async {
             match self.tls.clone() {
                 Some(tls) => {
                     let (client, connection) = self.config.connect(MakeRustlsConnect::new(tls)).await?;
-                    Ok((client, drive(connection, metrics)))
+                    Ok((client, settings_for(&connection), drive(connection, metrics)))
                 }
                 None => {
                     let (client, connection) = self.config.connect(NoTls).await?;
-                    Ok((client, drive(connection, metrics)))
+                    Ok((client, settings_for(&connection), drive(connection, metrics)))
                 }
             }
         };
-        let (client, notifications) =
+        let (client, settings, notifications) =
             timeout(CONNECT_TIMEOUT, answer(connecting)).await.unwrap_or(Err(DatabaseError::Timeout))?;
-        let settings = format!("SET statement_timeout = {}", STATEMENT_TIMEOUT.as_millis());
         answer(client.batch_execute(&settings)).await?;
         Ok((client, notifications))
     }
+}
+
+fn settings_for<S: AsyncRead + AsyncWrite + Unpin>(connection: &Connection<Socket, S>) -> String {
+    settings::statements(connection.parameter("server_version"))
 }
 
 /// Keeps a connection going in a task of its own, until it breaks or its client is dropped.

@@ -29,6 +29,7 @@ pub mod replay;
 pub mod route;
 pub mod routes;
 pub mod server;
+pub mod settings;
 pub mod stream;
 pub mod subscriber;
 pub mod tls;

@@ -11,6 +11,7 @@ mod delivery;
 mod documentation;
 mod faults;
 mod frames;
+mod hostile_settings;
 mod http2;
 mod installation;
 mod life;

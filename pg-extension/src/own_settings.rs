@@ -1,0 +1,82 @@
+//! What the background workers depend on. What `postgresql.conf`, the database or the bootstrap superuser's role say of it does not hold
+//! for them: a worker sets it as soon as it is connected, before its first transaction.
+
+use std::ffi::CStr;
+
+use pgrx::bgworkers::BackgroundWorker;
+use pgrx::prelude::*;
+
+const SETTINGS: &[(&CStr, &CStr)] = &[
+    // An error that is expected and caught must not end the process.
+    (c"exit_on_error", c"off"),
+    (c"search_path", c"pg_catalog, pg_temp"),
+    (c"row_security", c"on"),
+    (c"session_replication_role", c"origin"),
+    (c"transform_null_equals", c"off"),
+    (c"standard_conforming_strings", c"on"),
+    // A transaction of the relay reads what is committed, writes and waits for nobody.
+    (c"default_transaction_isolation", c"read committed"),
+    (c"default_transaction_read_only", c"off"),
+    (c"default_transaction_deferrable", c"off"),
+    // A tick takes as long as it takes.
+    (c"statement_timeout", c"0"),
+    (c"lock_timeout", c"0"),
+    (c"idle_in_transaction_session_timeout", c"0"),
+    (c"idle_session_timeout", c"0"),
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    (c"transaction_timeout", c"0"),
+    (c"temp_file_limit", c"-1"),
+    // The log is never analyzed, and a plan made while it was empty must do for a full one.
+    (c"enable_seqscan", c"off"),
+    (c"enable_bitmapscan", c"off"),
+    (c"enable_indexscan", c"on"),
+    (c"enable_indexonlyscan", c"on"),
+    (c"enable_nestloop", c"on"),
+    (c"enable_sort", c"on"),
+    (c"enable_hashagg", c"on"),
+    (c"enable_partition_pruning", c"on"),
+    (c"max_parallel_workers_per_gather", c"0"),
+    (c"plan_cache_mode", c"force_generic_plan"),
+    (c"jit", c"off"),
+];
+
+/// Sets what a worker depends on. Called outside of a transaction, as soon as it is connected.
+pub fn take() {
+    for (name, value) in SETTINGS {
+        set(name, value);
+    }
+    // SAFETY: a plain variable of this process.
+    if unsafe { pg_sys::synchronous_commit } == pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_OFF as i32 {
+        // Nothing may be shown that a crash then takes back.
+        set(c"synchronous_commit", c"local");
+    }
+    set(c"role", c"none");
+}
+
+/// Makes a worker in a database the bootstrap superuser again, which it is when it connects and before the settings of the database hold.
+pub fn be_oneself() {
+    // SAFETY: a plain variable of this process.
+    let is_other = || unsafe { pg_sys::GetSessionUserId() } != pg_sys::Oid::from(pg_sys::BOOTSTRAP_SUPERUSERID);
+    if is_other() {
+        BackgroundWorker::transaction(|| {
+            // SAFETY: a look-up inside a transaction; that role is never gone. The name is a C string.
+            let name = unsafe {
+                CStr::from_ptr(pg_sys::GetUserNameFromId(pg_sys::Oid::from(pg_sys::BOOTSTRAP_SUPERUSERID), false))
+            };
+            set(c"session_authorization", name);
+            set(c"role", c"none");
+        });
+    }
+}
+
+fn set(name: &CStr, value: &CStr) {
+    // SAFETY: both are C strings and are copied.
+    unsafe {
+        pg_sys::SetConfigOption(
+            name.as_ptr(),
+            value.as_ptr(),
+            pg_sys::GucContext::PGC_SUSET,
+            pg_sys::GucSource::PGC_S_SESSION,
+        );
+    }
+}
