@@ -15,7 +15,7 @@
 //! - [`utility`]: the statements that concern us: COMMIT PREPARED, those that want a database for themselves, what drops the
 //!   extension, renames its schema or takes a column away from a watch.
 //! - [`read`]: the functions that decode the log and positions for SQL.
-//! - [`access`]: topic templates as subscription rules use them.
+//! - [`access`]: topic templates as subscription rules use them, [`rules`]: a rule's query, run as the subscriber.
 //! - [`settings`]: the settings, [`lock`]: locks and how long to wait for them, [`errors`]: how an error leaves, [`foreign`]: what pgrx
 //!   does not declare.
 
@@ -46,6 +46,7 @@ mod payload;
 mod read;
 mod relay;
 mod retention;
+mod rules;
 mod run;
 mod scan;
 mod settings;

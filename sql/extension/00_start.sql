@@ -37,7 +37,7 @@ BEGIN
         SELECT format('%s.%s', d.classid, d.objid) FROM pg_depend d
         WHERE d.refclassid = 'pg_extension'::regclass AND d.refobjid = ours AND d.deptype = 'e')::text, true);
 
-    -- Who had the rights of a proxy, or to make watches, gets what has been added to them: not so who has all functions unasked.
+    -- Who had the rights of a proxy, or to make watches or rules, gets what has been added to them: not so who has all functions unasked.
     PERFORM set_config('tidings_script.' || function, ARRAY(
         SELECT a.grantee FROM pg_proc p CROSS JOIN LATERAL aclexplode(p.proacl) a
         WHERE p.pronamespace = schema.oid AND p.proname = function AND a.grantee NOT IN (0, p.proowner)
@@ -45,7 +45,7 @@ BEGIN
               SELECT FROM pg_default_acl d CROSS JOIN LATERAL aclexplode(d.defaclacl) e
               WHERE d.defaclrole = p.proowner AND d.defaclnamespace IN (0, schema.oid) AND d.defaclobjtype = 'f'
                 AND e.grantee = a.grantee))::text, true)
-    FROM unnest(ARRAY['report', 'watch']) AS function;
+    FROM unnest(ARRAY['report', 'watch', 'allow']) AS function;
 
     IF current_setting('tidings_script.members') = '{}' THEN
         SELECT string_agg(pg_describe_object(d.classid, d.objid, d.objsubid), ', ') INTO intruders FROM pg_depend d

@@ -21,7 +21,7 @@ LANGUAGE c STRICT IMMUTABLE AS 'MODULE_PATHNAME', 'bind_holes_wrapper';
 COMMENT ON FUNCTION tidings.bind_holes(text, text) IS 'A rule''s query with each {hole} replaced by the parameter that it stands for';
 
 CREATE OR REPLACE FUNCTION tidings.rules_for(topics text[], OUT topic text, OUT query text, OUT holes text[], OUT search_path text) RETURNS SETOF record
-LANGUAGE sql STABLE STRICT SECURITY DEFINER
+LANGUAGE sql STABLE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT t.topic, tidings.bind_holes(r.topic, r.using_query), m.holes, r.search_path
@@ -33,16 +33,78 @@ $$;
 
 COMMENT ON FUNCTION tidings.rules_for(text[]) IS 'The rules that match each topic, ready to run';
 
+CREATE OR REPLACE FUNCTION tidings.plan_rule(query text, path text) RETURNS void
+LANGUAGE plpgsql STRICT
+SET search_path = pg_catalog, pg_temp
+SET request.jwt.claims = '{}'
+AS $$
+BEGIN
+    PERFORM set_config('search_path', path, true);
+    EXECUTE 'SELECT EXISTS (' OPERATOR(pg_catalog.||) query OPERATOR(pg_catalog.||) E'\n) WHERE false'
+        USING pg_catalog.array_fill(NULL::pg_catalog.text, ARRAY[0]);
+END
+$$;
+
+COMMENT ON FUNCTION tidings.plan_rule(text, text) IS
+    'Fails if a rule''s query would: it is planned with this search_path and with empty claims, and not run';
+
+CREATE OR REPLACE FUNCTION tidings.others_who_create(schemas name[]) RETURNS name[]
+LANGUAGE sql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT coalesce(array_agg(s.nspname ORDER BY s.nspname), '{}')
+    FROM pg_namespace s
+    WHERE s.nspname = ANY (schemas) AND s.nspname <> 'pg_catalog' AND (
+        has_schema_privilege('public', s.oid, 'CREATE')
+        -- Members of pg_database_owner are found by themselves: who owns the database has its rights.
+        OR EXISTS (SELECT FROM pg_roles r WHERE NOT r.rolsuper AND r.rolname <> 'pg_database_owner'
+            AND has_schema_privilege(r.oid, s.oid, 'CREATE') AND NOT pg_has_role(r.oid, current_user, 'MEMBER')))
+$$;
+
+COMMENT ON FUNCTION tidings.others_who_create(name[]) IS
+    'Those of the schemas in which others than superusers and the current role may create objects';
+
+CREATE OR REPLACE FUNCTION tidings.keep_rule(topic text, using_query text, schemas name[]) RETURNS void
+LANGUAGE plpgsql STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_variable
+DECLARE
+    query  text := tidings.bind_holes(topic, using_query);
+    path   text := 'pg_catalog, pg_temp';
+    writable text[];
+BEGIN
+    -- Whatever is wrong with the query is an error now, not at the first subscription. A query that needs nobody's schemas gets
+    -- none: then there is nothing that somebody could shadow.
+    BEGIN
+        PERFORM tidings.plan_rule(query, path);
+    EXCEPTION WHEN OTHERS THEN
+        -- The schemas that the session's path names by now. Temporary objects come last, where they shadow nothing.
+        SELECT coalesce(string_agg(quote_ident(s.name), ', ' ORDER BY s.n) || ', pg_temp', 'pg_temp') INTO path
+            FROM unnest(schemas) WITH ORDINALITY AS s (name, n) WHERE NOT starts_with(s.name::text, 'pg_temp_');
+        PERFORM tidings.plan_rule(query, path);
+        writable := tidings.others_who_create(schemas);
+        IF writable <> '{}' THEN
+            RAISE WARNING 'the rule for "%" looks up names in schemas where others may create objects: %',
+                topic, array_to_string(writable, ', ')
+                USING HINT = 'They can shadow what the query names. Write each name with its schema, as in public.boards or OPERATOR(public.=), or revoke CREATE on the schema.';
+        END IF;
+    END;
+    INSERT INTO tidings.rule AS r VALUES (topic, using_query, path)
+        ON CONFLICT ON CONSTRAINT rule_pkey
+        DO UPDATE SET using_query = excluded.using_query, search_path = excluded.search_path;
+END
+$$;
+
+COMMENT ON FUNCTION tidings.keep_rule(text, text, name[]) IS
+    'Checks a rule and stores it; the schemas are where its names are looked up if pg_catalog alone will not do';
+
 CREATE OR REPLACE FUNCTION tidings.allow(topic text, using_query text) RETURNS void
 LANGUAGE plpgsql STRICT
 AS $$
 BEGIN
-    -- Whatever is wrong with the query is an error now, not at the first subscription.
-    EXECUTE 'SELECT EXISTS (' OPERATOR(pg_catalog.||) tidings.bind_holes(topic, using_query) OPERATOR(pg_catalog.||) E'\n) WHERE false'
-        USING pg_catalog.array_fill(NULL::pg_catalog.text, ARRAY[0]);
-    INSERT INTO tidings.rule AS r VALUES (topic, using_query, pg_catalog.current_setting('search_path'))
-        ON CONFLICT ON CONSTRAINT rule_pkey
-        DO UPDATE SET using_query = excluded.using_query, search_path = excluded.search_path;
+    -- With the caller's search_path, which is asked for and not relied on.
+    PERFORM tidings.keep_rule(topic, using_query, pg_catalog.current_schemas(false));
 END
 $$;
 
@@ -62,54 +124,52 @@ $$;
 
 COMMENT ON FUNCTION tidings.disallow(text) IS 'Takes a rule back; false if there was none for this template';
 
+CREATE OR REPLACE FUNCTION tidings.ask_rule(role oid, claims text, query text, holes text[], search_path text) RETURNS text
+LANGUAGE c STRICT VOLATILE AS 'MODULE_PATHNAME', 'ask_rule_wrapper';
+
+COMMENT ON FUNCTION tidings.ask_rule(oid, text, text, text[], text) IS
+    'Why a rule does not let the role in, NULL if it does. Its query runs as the role, read-only, in a subtransaction that is rolled back, and cannot leave the role';
+
+CREATE OR REPLACE FUNCTION tidings.no_subscriber(role_claim text) RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE
+        WHEN role_claim IS NULL THEN 'the claims name no role'
+        WHEN role_claim = session_user THEN 'the role is the proxy''s own'
+        WHEN NOT EXISTS (SELECT FROM pg_roles r WHERE r.rolname = role_claim AND NOT r.rolsuper) THEN 'there is no such role for subscribers'
+        -- Those that proxies listen with: one proxy may have two logins, and there may be others.
+        WHEN has_function_privilege(role_claim, 'tidings.channel()', 'EXECUTE') THEN 'the role is a proxy''s own'
+        WHEN NOT pg_has_role(session_user, role_claim,
+            CASE WHEN current_setting('server_version_num')::integer < 160000 THEN 'MEMBER' ELSE 'SET' END) THEN 'the proxy may not take the role'
+    END
+$$;
+
+COMMENT ON FUNCTION tidings.no_subscriber(text) IS 'Why the login role may not ask for a role; NULL if it may';
+
+-- It reads the rules, and so runs as the extension's owner; what it answers of them is yes or no. The rules themselves run as the
+-- subscriber.
 CREATE OR REPLACE FUNCTION tidings.check_subscription(claims jsonb, topics text[], OUT topic text, OUT allowed boolean, OUT reason text) RETURNS SETOF record
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 DECLARE
-    role_claim text := claims ->> 'role';
-    refused    text;
+    role_claim text := CASE WHEN jsonb_typeof(claims -> 'role') = 'string' THEN claims ->> 'role' END;
+    refused    text := tidings.no_subscriber(role_claim);
+    role       oid;
     rule       record;
-    rule_rows  refcursor;
-    first_row  record;
-    found_row  boolean;
 BEGIN
-    refused := CASE
-        WHEN jsonb_typeof(claims -> 'role') IS DISTINCT FROM 'string' THEN 'the claims name no role'
-        WHEN role_claim = session_user THEN 'the role is the proxy''s own'
-        WHEN NOT EXISTS (SELECT FROM pg_roles r WHERE r.rolname = role_claim AND NOT r.rolsuper) THEN 'there is no such role for subscribers'
-        WHEN NOT pg_has_role(session_user, role_claim, 'MEMBER') THEN 'the proxy may not take the role'
-    END;
+    IF refused IS NULL THEN
+        role := (SELECT r.oid FROM pg_roles r WHERE r.rolname = role_claim);
+    END IF;
     FOREACH topic IN ARRAY topics LOOP
         allowed := false;
         reason := coalesce(refused, 'no rule matches');
         IF refused IS NULL THEN
             FOR rule IN SELECT r.* FROM tidings.rules_for(ARRAY[topic]) r LOOP
-                found_row := NULL;
-                rule_rows := NULL;
-                -- The inner block is always rolled back, and with it whatever the query did to the session.
-                BEGIN
-                    PERFORM set_config('request.jwt.claims', claims::text, true);
-                    PERFORM set_config('search_path', rule.search_path, true);
-                    PERFORM set_config('transaction_read_only', 'on', true);
-                    PERFORM set_config('role', role_claim, true);
-                    -- The first row is really fetched: inside of EXISTS, what the query selects would not be evaluated, and a
-                    -- function that refuses by raising an error would never be called.
-                    OPEN rule_rows FOR EXECUTE rule.query USING rule.holes;
-                    FETCH rule_rows INTO first_row;
-                    found_row := FOUND;
-                    RAISE EXCEPTION USING ERRCODE = CASE WHEN found_row THEN 'TI010' ELSE 'TI011' END;
-                EXCEPTION
-                    WHEN SQLSTATE 'TI010' THEN
-                        -- Not if the query has raised it by itself.
-                        allowed := coalesce(found_row, false);
-                        reason := CASE WHEN NOT allowed THEN 'its rule fails' END;
-                    WHEN SQLSTATE 'TI011' THEN
-                        reason := 'its rule finds no row';
-                    WHEN OTHERS THEN
-                        reason := format('its rule fails: %s (%s)', SQLERRM, SQLSTATE);
-                END;
+                reason := tidings.ask_rule(role, claims::text, rule.query, rule.holes, rule.search_path);
+                allowed := reason IS NULL;
                 EXIT WHEN allowed;
             END LOOP;
         END IF;

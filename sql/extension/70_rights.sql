@@ -24,13 +24,27 @@ BEGIN
     PERFORM tidings.grant_functions(role, ARRAY[
         'tidings.channel()', 'tidings.relay()', 'tidings.relay_pid()', 'tidings.position()', 'tidings.locate(text)',
         'tidings.segments(text, integer)', 'tidings.changes(text, text[], integer)',
-        'tidings.report(text, text[], integer[], interval)', 'tidings.rules_for(text[])',
+        'tidings.report(text, text[], integer[], interval)',
         'tidings.check_subscription(jsonb, text[])', 'tidings.authorize(jsonb, text[])'
     ]::regprocedure[]);
 END
 $$;
 
 COMMENT ON FUNCTION tidings.grant_proxy(regrole) IS 'Grants a proxy''s login role what it needs, and nothing more';
+
+CREATE OR REPLACE FUNCTION tidings.grant_gate(role regrole) RETURNS void
+LANGUAGE plpgsql STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM tidings.grant_functions(role, ARRAY[
+        'tidings.check_subscription(jsonb, text[])', 'tidings.authorize(jsonb, text[])'
+    ]::regprocedure[]);
+END
+$$;
+
+COMMENT ON FUNCTION tidings.grant_gate(regrole) IS
+    'Grants a login role with which a proxy only checks access what it needs, and nothing more: it can''t read events';
 
 CREATE OR REPLACE FUNCTION tidings.grant_app(role regrole) RETURNS void
 LANGUAGE plpgsql STRICT
@@ -61,6 +75,21 @@ $$;
 
 COMMENT ON FUNCTION tidings.grant_watch(regrole) IS 'The part of grant_manager() that is about watches';
 
+-- So is what tidings.allow() calls.
+CREATE OR REPLACE FUNCTION tidings.grant_rules(role regrole) RETURNS void
+LANGUAGE plpgsql STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM tidings.grant_functions(role, ARRAY[
+        'tidings.allow(text, text)', 'tidings.keep_rule(text, text, name[])', 'tidings.plan_rule(text, text)',
+        'tidings.others_who_create(name[])', 'tidings.bind_holes(text, text)'
+    ]::regprocedure[]);
+END
+$$;
+
+COMMENT ON FUNCTION tidings.grant_rules(regrole) IS 'The part of grant_manager() that is about making rules';
+
 CREATE OR REPLACE FUNCTION tidings.grant_manager(role regrole) RETURNS void
 LANGUAGE plpgsql STRICT
 SET search_path = pg_catalog, pg_temp
@@ -68,9 +97,8 @@ AS $$
 BEGIN
     PERFORM tidings.grant_app(role);
     PERFORM tidings.grant_watch(role);
-    PERFORM tidings.grant_functions(role, ARRAY[
-        'tidings.allow(text, text)', 'tidings.disallow(text)', 'tidings.bind_holes(text, text)', 'tidings.relay()'
-    ]::regprocedure[]);
+    PERFORM tidings.grant_rules(role);
+    PERFORM tidings.grant_functions(role, ARRAY['tidings.disallow(text)', 'tidings.relay()']::regprocedure[]);
     EXECUTE format('GRANT SELECT ON tidings.watches, tidings.rules, tidings.status, tidings.open_topics TO %s', role);
     EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON tidings.rule TO %s', role);
 END
@@ -130,6 +158,9 @@ BEGIN
     END LOOP;
     FOREACH role IN ARRAY current_setting('tidings_script.watch')::regrole[] LOOP
         PERFORM tidings.grant_watch(role);
+    END LOOP;
+    FOREACH role IN ARRAY current_setting('tidings_script.allow')::regrole[] LOOP
+        PERFORM tidings.grant_rules(role);
     END LOOP;
 
     -- What others have is no part of the extension: a dump must carry it.

@@ -142,7 +142,8 @@ impl std::fmt::Debug for Session {
 pub type Param<'a> = &'a (dyn postgres::types::ToSql + Sync);
 
 impl Session {
-    pub(crate) fn new(client: Client) -> Self {
+    /// A session of a client that the test has connected by itself.
+    pub fn new(client: Client) -> Self {
         Self(client)
     }
 

@@ -159,23 +159,24 @@ fn what_default_privileges_give_away_is_taken_back() {
 }
 
 #[test]
-fn an_update_gives_proxies_and_makers_of_watches_what_is_new_and_a_dump_carries_it() {
+fn an_update_gives_proxies_and_makers_of_watches_and_rules_what_is_new_and_a_dump_carries_it() {
     let cluster = Cluster::start(&[]);
     let db = cluster.empty_database();
     let mut dba = db.session();
     dba.run("CREATE EXTENSION tidings VERSION '0.1.1'");
-    let (proxy, maker, app) = (db.proxy_role(), db.role("maker"), db.role("app"));
+    let (proxy, maker, ruler, app) = (db.proxy_role(), db.role("maker"), db.role("ruler"), db.role("app"));
     dba.run(&format!(
-        "GRANT USAGE ON SCHEMA tidings TO {maker}, {app}; GRANT SELECT ON tidings.watches TO {app};
+        "GRANT USAGE ON SCHEMA tidings TO {maker}, {ruler}, {app}; GRANT EXECUTE ON FUNCTION tidings.allow, tidings.bind_holes TO {ruler}; GRANT SELECT ON tidings.watches TO {app};
          GRANT EXECUTE ON FUNCTION tidings.watch, tidings.unwatch, tidings.watch_statements, tidings.check_watch, tidings.capture TO {maker}"
     ));
     dba.run("ALTER EXTENSION tidings UPDATE");
     let fresh = cluster.database();
-    let (new_proxy, new_maker) = (fresh.proxy_role(), fresh.role("maker"));
-    fresh.session().run(&format!("SELECT tidings.grant_watch('{new_maker}')"));
+    let (new_proxy, new_maker, new_ruler) = (fresh.proxy_role(), fresh.role("maker"), fresh.role("ruler"));
+    fresh.session().run(&format!("SELECT tidings.grant_watch('{new_maker}'), tidings.grant_rules('{new_ruler}')"));
     let rights = |db: &Database<'_>, role: &str| open_to(&mut db.session_as(role));
     assert_eq!(rights(&db, &proxy), rights(&fresh, &new_proxy));
     assert_eq!(rights(&db, &maker), rights(&fresh, &new_maker));
+    assert_eq!(rights(&db, &ruler), rights(&fresh, &new_ruler));
     assert_eq!(rights(&db, &app), ["tidings", "tidings.watches"]);
     // And all of that is in a dump: it is the DBA's, not the extension's.
     let output = cluster.tool("pg_dump").arg(db.name()).output().expect("run pg_dump");

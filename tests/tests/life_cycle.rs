@@ -117,7 +117,8 @@ fn update_from(version: &str) {
     session.run("ALTER EXTENSION tidings UPDATE");
     session.run("INSERT INTO items VALUES (3, 5, 'after')");
     let after = inventory(&mut session);
-    let lost: Vec<_> = before.difference(&after).collect();
+    // Proxies no longer need a right to read the rules.
+    let lost: Vec<_> = before.difference(&after).filter(|what| !what.starts_with("tidings.rules_for(")).collect();
     assert!(lost.is_empty(), "lost: {lost:#?}");
     let version = "SELECT extversion FROM pg_extension WHERE extname = 'tidings'";
     assert_eq!(session.one::<String>(version), fresh.session().one::<String>(version));

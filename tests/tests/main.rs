@@ -2,6 +2,7 @@
 
 mod access;
 mod attacks;
+mod attacks_by_rules;
 mod attacks_on_rules;
 mod balancer;
 mod channels;
