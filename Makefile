@@ -39,7 +39,7 @@ PACKAGES := postgresql-15 postgresql-server-dev-15
 BUILD_PACKAGES := clang libclang-dev pkg-config build-essential
 # Load balancers and a cache for the tests behind them and the page's, clients that others have written, and what the document about
 # security uses: it is run as it stands.
-TEST_PACKAGES := curl openssl nginx haproxy varnish python3-venv
+TEST_PACKAGES := curl openssl nginx haproxy varnish python3-venv libfaketime
 BROWSER_PACKAGES := chromium nginx haproxy
 # What Tidings is measured against. What can't be had is left out, and the page says so.
 BENCH_PACKAGES := nginx libnginx-mod-nchan postgresql-15-wal2json \
@@ -151,7 +151,7 @@ test: install lint browser clients
 
 # What an application builds upon; left out are the proxy's own manners and the programs of others, which know no version.
 CORE := access delivery faults frames installation life life_cycle login_role open_topics order outlines own_tables position resume retention rights semantics \
-  surface transactions values watch_options writers_never_fail
+  standby surface transactions values watch_options writers_never_fail
 
 test-core: install
 	@printf '==> tests of the core promises on %s\n' "$$($(PG_CONFIG) --version)"

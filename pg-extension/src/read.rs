@@ -5,7 +5,11 @@ use std::sync::atomic::Ordering::SeqCst;
 use pgrx::prelude::*;
 use tidings_wire::{Position, position, segment};
 
-use crate::{buffer, errors, shared};
+use crate::snapshot::{self, Snapshot};
+use crate::{buffer, errors, shared, tick};
+
+/// What a position has beside its snapshot, in bytes: two numbers and what separates them.
+const ROOM_FOR_NUMBERS: usize = 64;
 
 /// `tidings.decode(data, topics)`: the events of a segment with their numbers in it, from 1, those of the given topics
 /// only. A NULL list means all.
@@ -51,10 +55,37 @@ fn stamp() -> i64 {
     shared::next_stamp() as i64
 }
 
-/// `tidings.floor()`: positions below this one lost events while the server has been running.
+/// `tidings.seen()`: what a position has of the active snapshot. The stamp is a reading of the clock that is later than the snapshot,
+/// and NULL in recovery: there the clock is another one than that of the ticks.
+#[pg_extern]
+#[allow(clippy::type_complexity)] // The columns of the SQL function.
+fn seen() -> TableIterator<'static, (name!(stamp, Option<i64>), name!(snapshot, String), name!(next, i64))> {
+    let snapshot = Snapshot::active().to_string();
+    if snapshot.len() > position::MAX_TEXT - ROOM_FOR_NUMBERS {
+        errors::raise(
+            PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+            "too many transactions are running for a position",
+            "Try again when there are fewer.",
+        );
+    }
+    let stamp = if snapshot::is_of_recovery() {
+        None
+    } else if shared::my_database().is_some_and(|db| db.divided.load(SeqCst)) {
+        Some(shared::next_stamp() as i64)
+    } else {
+        // The tick that ends the server's former life is still to come, and this snapshot is not of that life.
+        Some(i64::MAX)
+    };
+    TableIterator::once((stamp, snapshot, snapshot::next_xid() as i64))
+}
+
+/// `tidings.floor()`: positions below this one have lost events, which an old snapshot may not show.
 #[pg_extern]
 fn floor() -> i64 {
-    shared::my_database().map_or(0, |db| db.floor.load(SeqCst) as i64)
+    let floor = shared::my_database().map_or(0, |db| db.floor.load(SeqCst));
+    // In recovery nobody keeps account of what the primary throws away.
+    let replayed = if snapshot::is_of_recovery() { tick::oldest_position() } else { 0 };
+    floor.max(replayed) as i64
 }
 
 /// `tidings.relay()`: the relay's process and its counters since the server started.

@@ -15,19 +15,38 @@ pub fn unseen(partition: &Table, seen: &Snapshot, mut each: impl FnMut(&[pg_sys:
     // SAFETY: the partition is open; an xid8 is passed by value, as 64 bits. What is opened here is closed here, or by the
     // end of the transaction if an error unwinds.
     unsafe {
-        let index = index_on_xid(partition);
+        let index = index_on(partition, XID);
         let slot = pg_sys::table_slot_create(partition.relation(), std::ptr::null_mut());
-        let ended = scan(partition, index, slot, later(seen.xmax), &mut each);
+        let ended = scan(partition, index, slot, Some(later(seen.xmax)), &mut each);
         if !running.is_empty() && ended.is_continue() {
-            let _ = scan(partition, index, slot, one_of(&running), &mut each);
+            let _ = scan(partition, index, slot, Some(one_of(&running)), &mut each);
         }
         pg_sys::ExecDropSingleTupleTableSlot(slot);
         pg_sys::index_close(index, pg_sys::NoLock as pg_sys::LOCKMODE);
     }
 }
 
-/// The B-tree on transactions alone, open. A DBA's index may be on them as well, but of a kind that finds other rows or fewer.
-fn index_on_xid(partition: &Table) -> pg_sys::Relation {
+/// Gives the row of a table of ours that is the first by a column, if the active snapshot sees any.
+pub fn first(table: &Table, column: usize, each: impl FnOnce(&[pg_sys::Datum])) {
+    let mut each = Some(each);
+    // SAFETY: the table is open; without a key the whole index is gone through. What is opened here is closed here, or by the end of the
+    // transaction if an error unwinds.
+    unsafe {
+        let index = index_on(table, column);
+        let slot = pg_sys::table_slot_create(table.relation(), std::ptr::null_mut());
+        let _ = scan(table, index, slot, None, &mut |row: &[pg_sys::Datum]| {
+            if let Some(each) = each.take() {
+                each(row);
+            }
+            ControlFlow::Break(())
+        });
+        pg_sys::ExecDropSingleTupleTableSlot(slot);
+        pg_sys::index_close(index, pg_sys::NoLock as pg_sys::LOCKMODE);
+    }
+}
+
+/// The B-tree on a column alone, open. A DBA's index may be on it as well, but of a kind that finds other rows or fewer.
+fn index_on(partition: &Table, column: usize) -> pg_sys::Relation {
     // SAFETY: the relation is open and locked, so its indexes are there; the list has `length` of them, and an index has
     // at least one column.
     unsafe {
@@ -38,37 +57,40 @@ fn index_on_xid(partition: &Table) -> pg_sys::Relation {
             let index = pg_sys::index_open(index, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
             let form = &*(*index).rd_index;
             let is_btree = (*(*index).rd_rel).relam == pg_sys::BTREE_AM_OID;
-            let on_xid = form.indnatts == 1 && *form.indkey.values.as_ptr() == XID as i16 + 1;
-            if form.indisvalid && is_btree && on_xid && pg_sys::RelationGetIndexPredicate(index).is_null() {
+            let on_column = form.indnatts == 1 && *form.indkey.values.as_ptr() == column as i16 + 1;
+            if form.indisvalid && is_btree && on_column && pg_sys::RelationGetIndexPredicate(index).is_null() {
                 return index;
             }
             pg_sys::index_close(index, pg_sys::NoLock as pg_sys::LOCKMODE);
         }
     }
-    error!("tidings.{} has no valid index on xid", partition.name())
+    error!("tidings.{} has no valid index on its column {}", partition.name(), column + 1)
 }
 
 /// # Safety
-/// The index is one of the table's, the slot is of its form, and the key is for the index's first column.
+/// The index is one of the table's, the slot is of its form, and the key, if there is one, is for the index's first column.
 unsafe fn scan(
     partition: &Table,
     index: pg_sys::Relation,
     slot: *mut pg_sys::TupleTableSlot,
-    mut key: pg_sys::ScanKeyData,
+    key: Option<pg_sys::ScanKeyData>,
     each: &mut impl FnMut(&[pg_sys::Datum]) -> ControlFlow<()>,
 ) -> ControlFlow<()> {
     // SAFETY: as the caller promises; a row has a value for each column once all are taken apart.
     unsafe {
-        let scan = begin_scan(partition.relation(), index);
-        pg_sys::index_rescan(scan, &mut key, 1, std::ptr::null_mut(), 0);
+        let mut keys: Vec<_> = key.into_iter().collect();
+        let count = keys.len() as i32;
+        let scan = begin_scan(partition.relation(), index, count);
+        pg_sys::index_rescan(scan, keys.as_mut_ptr(), count, std::ptr::null_mut(), 0);
         let mut ended = ControlFlow::Continue(());
         while ended.is_continue() && pg_sys::index_getnext_slot(scan, pg_sys::ScanDirection::ForwardScanDirection, slot)
         {
             pg_sys::check_for_interrupts!();
             let columns = (*(*slot).tts_tupleDescriptor).natts;
             pg_sys::slot_getsomeattrs_int(slot, columns);
+            // Log and ticks have as many columns of ours.
             if std::slice::from_raw_parts((*slot).tts_isnull, columns as usize)[..=DATA].contains(&true) {
-                error!("tidings.{} has a segment with a NULL", partition.name());
+                error!("tidings.{} has a row with a NULL", partition.name());
             }
             ended = each(std::slice::from_raw_parts((*slot).tts_values, columns as usize));
         }
@@ -79,14 +101,14 @@ unsafe fn scan(
 
 /// # Safety
 /// Both are open, and there is an active snapshot.
-unsafe fn begin_scan(table: pg_sys::Relation, index: pg_sys::Relation) -> pg_sys::IndexScanDesc {
+unsafe fn begin_scan(table: pg_sys::Relation, index: pg_sys::Relation, keys: i32) -> pg_sys::IndexScanDesc {
     // SAFETY: as the caller promises.
     unsafe {
         let snapshot = pg_sys::GetActiveSnapshot();
         #[cfg(feature = "pg18")]
-        return pg_sys::index_beginscan(table, index, snapshot, std::ptr::null_mut(), 1, 0);
+        return pg_sys::index_beginscan(table, index, snapshot, std::ptr::null_mut(), keys, 0);
         #[cfg(not(feature = "pg18"))]
-        return pg_sys::index_beginscan(table, index, snapshot, 1, 0);
+        return pg_sys::index_beginscan(table, index, snapshot, keys, 0);
     }
 }
 

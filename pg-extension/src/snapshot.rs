@@ -21,12 +21,19 @@ pub struct Snapshot {
 impl Snapshot {
     /// The active snapshot of this process.
     pub fn active() -> Self {
-        // SAFETY: there is one, of a running server, whose `xip` has `xcnt` elements.
-        let (next, snapshot) = unsafe { (pg_sys::ReadNextFullTransactionId().value, &*pg_sys::GetActiveSnapshot()) };
+        // SAFETY: there is one, of a running server.
+        let snapshot = unsafe { &*pg_sys::GetActiveSnapshot() };
+        let next = next_xid();
         // The snapshot has 32 bits of ids that are all below the next one.
         let full = |xid: pg_sys::TransactionId| next - u64::from((next as u32).wrapping_sub(xid.into_inner()));
-        // SAFETY: as above.
-        let running = (0..snapshot.xcnt as usize).map(|i| full(unsafe { *snapshot.xip.add(i) }));
+        // In recovery Postgres cannot tell subtransactions from others, and puts all that run where it otherwise has subtransactions
+        // only. Where those are too many for that list, only subtransactions are missing in it.
+        let (running, count) = match snapshot.takenDuringRecovery {
+            true => (snapshot.subxip, snapshot.subxcnt.unsigned_abs()),
+            false => (snapshot.xip, snapshot.xcnt),
+        };
+        // SAFETY: each list has as many elements as its counter says.
+        let running = (0..count as usize).map(|i| full(unsafe { *running.add(i) }));
         Self { xmin: full(snapshot.xmin), xmax: full(snapshot.xmax), running: running.collect() }.in_order()
     }
 
@@ -59,6 +66,19 @@ impl Snapshot {
         let has_process = |xid: &&u64| unsafe { pg_sys::BackendXidGetPid((**xid as u32).into()) } != 0;
         self.running.iter().find(has_process).copied().unwrap_or(self.xmax)
     }
+}
+
+/// The id that the next transaction gets; in recovery, the first that no transaction of the primary is known to have.
+pub fn next_xid() -> u64 {
+    // SAFETY: a reading of shared memory.
+    unsafe { pg_sys::ReadNextFullTransactionId() }.value
+}
+
+/// Whether the active snapshot was taken while the server followed another one. What it sees is in the order in which the primary
+/// logged its commits, which is not quite that in which they became visible there.
+pub fn is_of_recovery() -> bool {
+    // SAFETY: there is one.
+    unsafe { (*pg_sys::GetActiveSnapshot()).takenDuringRecovery }
 }
 
 impl fmt::Display for Snapshot {

@@ -19,6 +19,15 @@ use crate::{pace, scan, settings};
 /// The names of the ticks' partitions.
 pub const TICKS: [&CStr; SLOTS] = [c"tick_0", c"tick_1", c"tick_2", c"tick_3"];
 
+/// The columns of a tick, counted from 0.
+const NUMBER: usize = 1;
+/// See [`NUMBER`].
+const PREVIOUS: usize = 2;
+
+/// What `used` has of a tick that ends the server's former life, beside the partitions: what a snapshot of that life saw means nothing
+/// behind it. `tidings.changes` and `tidings.locate` know the number.
+const END_OF_LIFE: i16 = 1 << 14;
+
 /// Segments read for one tick at the most; a larger tick is announced by a hint, and read only so far.
 const MAX_SEGMENTS: usize = 500;
 
@@ -101,13 +110,13 @@ impl Ticker {
     /// Cuts what was committed before the server started, and behind it a tick without events.
     ///
     /// A crash or a failover may have lost transactions, whose numbers are then given to others; a position's snapshot that saw the
-    /// lost ones must not hide those. Its meaning ends with the first tick cut after it: that is this one, behind all that
-    /// it can have seen, and in front of all that it cannot.
+    /// lost ones must not hide those. Its meaning ends with that empty tick, behind all that it can have seen, and in front of all that
+    /// it cannot.
     pub fn end_former_life(&mut self) {
         // Never back behind what is told: in a copy of a database others' first writer may be older than the log it came with.
         let told = self.seen.xmax;
         self.cut_below(|| shared::first_xid().map_or(u64::MAX, |first| first.max(told)));
-        self.cut_empty();
+        self.cut_without_events(END_OF_LIFE);
     }
 
     /// Cuts a tick of the transactions below a limit, which is asked for when the tick's snapshot is there.
@@ -133,7 +142,7 @@ impl Ticker {
         } else {
             // The tick itself lies in the current partition, also if its segments are all in others.
             self.last_used[self.db.slot.load(Relaxed) as usize % SLOTS] = tick;
-            self.insert(tick, &snapshot);
+            self.insert(tick, &snapshot, 0);
             self.seen = snapshot;
             self.announce(tick);
             self.finish(tick);
@@ -143,10 +152,14 @@ impl Ticker {
 
     /// Cuts a tick without events, so that there is one in the current partition, or one behind all that is to go.
     pub fn cut_empty(&mut self) {
+        self.cut_without_events(0);
+    }
+
+    fn cut_without_events(&mut self, mark: i16) {
         let tick = shared::next_stamp();
         transaction(|| {
             self.batch.clear();
-            self.insert(tick, &self.seen);
+            self.insert(tick, &self.seen, mark);
             self.announce(tick);
             self.finish(tick);
         });
@@ -199,7 +212,7 @@ impl Ticker {
     }
 
     /// Inserts the row of a tick, which ends at a snapshot, into the current partition.
-    fn insert(&self, tick: u64, until: &Snapshot) {
+    fn insert(&self, tick: u64, until: &Snapshot, mark: i16) {
         let slot = self.db.slot.load(Relaxed) as usize % SLOTS;
         let used = (0..SLOTS).filter(|slot| self.last_used[*slot] == tick).fold(0i16, |used, slot| used | 1 << slot);
         let partition = Table::open(TICKS[slot], pg_sys::RowExclusiveLock);
@@ -213,7 +226,7 @@ impl Ticker {
                 pg_sys::Datum::from(self.last),
                 self.seen.datum(),
                 until.datum(),
-                pg_sys::Datum::from(used),
+                pg_sys::Datum::from(used | mark),
             ]);
         }
     }
@@ -327,6 +340,20 @@ fn unseen(log: &Log, seen: &Snapshot, mut each: impl FnMut(usize, &[pg_sys::Datu
             scan::unseen(partition, seen, |row| each(slot, row));
         }
     }
+}
+
+/// The start of what is retained by what is committed now, whatever the caller's snapshot is; 0 if there is none. Called inside a transaction.
+pub fn oldest_position() -> u64 {
+    let mut oldest: Option<(u64, u64)> = None;
+    with_latest_snapshot(|| {
+        for partition in TICKS.into_iter().filter_map(|name| Table::open(name, pg_sys::AccessShareLock)) {
+            scan::first(&partition, NUMBER, |row| {
+                let (tick, previous) = (row[NUMBER].value() as u64, row[PREVIOUS].value() as u64);
+                oldest = oldest.filter(|oldest| oldest.0 < tick).or(Some((tick, previous)));
+            });
+        }
+    });
+    oldest.map_or(0, |(_, previous)| previous)
 }
 
 /// Runs `body` with what is committed now as the active snapshot. Called inside a transaction.

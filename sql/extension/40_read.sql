@@ -46,6 +46,25 @@ AS 'SELECT channel FROM tidings.secret';
 
 COMMENT ON FUNCTION tidings.channel() IS 'The channel that the relay notifies';
 
+CREATE OR REPLACE FUNCTION tidings.seen(OUT stamp bigint, OUT snapshot text, OUT next bigint) RETURNS SETOF record
+LANGUAGE c VOLATILE ROWS 1 AS 'MODULE_PATHNAME', 'seen_wrapper';
+
+COMMENT ON FUNCTION tidings.seen() IS
+    'What the current snapshot sees, also on a standby, where pg_current_snapshot() leaves out what runs; the clock, NULL on a standby; and the number of the next transaction';
+
+CREATE OR REPLACE FUNCTION tidings.covers(later pg_snapshot, earlier pg_snapshot) RETURNS boolean
+LANGUAGE sql IMMUTABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT NOT EXISTS (SELECT FROM pg_snapshot_xip(later) AS running WHERE pg_visible_in_snapshot(running, earlier))
+       -- What had not started at the later one was running at the earlier one, all of it.
+       AND pg_snapshot_xmax(later)::text::bigint
+           + (SELECT count(*) FROM pg_snapshot_xip(earlier) AS running WHERE running >= pg_snapshot_xmax(later))
+           >= pg_snapshot_xmax(earlier)::text::bigint
+$$;
+
+COMMENT ON FUNCTION tidings.covers(pg_snapshot, pg_snapshot) IS 'Whether a snapshot sees all that another one sees';
+
 CREATE OR REPLACE FUNCTION tidings.position() RETURNS text
 LANGUAGE sql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -53,8 +72,12 @@ SET enable_seqscan = off
 SET enable_bitmapscan = off
 SET jit = off
 AS $$
-    -- The stamp is read after the snapshot was taken: a tick numbered above it sees all that the snapshot saw.
-    SELECT (SELECT t.tick FROM tidings.tick t ORDER BY t.tick DESC LIMIT 1) || ':' || tidings.stamp() || ':' || pg_current_snapshot()
+    SELECT newest.tick || ':' || coalesce(
+               s.stamp,
+               -- A standby's own clock says nothing about ticks. What was stamped last of all it sees is of the primary's present life.
+               greatest(newest.tick, (SELECT l.stamp FROM tidings.log l ORDER BY l.xid DESC LIMIT 1)))
+           || ':' || s.snapshot
+    FROM tidings.seen() s, (SELECT t.tick FROM tidings.tick t ORDER BY t.tick DESC LIMIT 1) newest
 $$;
 
 COMMENT ON FUNCTION tidings.position() IS
@@ -118,6 +141,8 @@ AS $$
 DECLARE
     place  record;
     newest record;
+    here   record;
+    seen   pg_snapshot;
 BEGIN
     IF after = 'earliest' THEN
         RETURN greatest((SELECT t.previous FROM tidings.tick t ORDER BY t.tick LIMIT 1), tidings.floor())::text;
@@ -125,15 +150,28 @@ BEGIN
     SELECT * INTO place FROM tidings.parse_position(after);
     PERFORM tidings.check_retained(place.tick, place.n);
     SELECT t.tick, t.until INTO newest FROM tidings.tick t ORDER BY t.tick DESC LIMIT 1;
-    IF place.snapshot IS NOT NULL AND newest.tick < place.stamp AND EXISTS (
-        SELECT FROM (
-            SELECT l.xid FROM tidings.log l WHERE l.xid >= pg_snapshot_xmax(newest.until)
-            UNION ALL
-            SELECT l.xid FROM tidings.log l WHERE l.xid = ANY (ARRAY(SELECT pg_snapshot_xip(newest.until)))
-        ) unticked
-        WHERE pg_visible_in_snapshot(unticked.xid, place.snapshot::pg_snapshot)
-    ) THEN
+    IF pg_is_in_recovery() AND place.tick > newest.tick THEN
         RETURN NULL;
+    END IF;
+    IF place.snapshot IS NOT NULL THEN
+        seen := place.snapshot::pg_snapshot;
+        SELECT s.snapshot::pg_snapshot AS snapshot, s.next INTO here FROM tidings.seen() s;
+        -- A standby may see what the primary does not show yet, and be behind what another server shows.
+        IF (NOT tidings.covers(here.snapshot, seen) OR EXISTS (
+                SELECT FROM (
+                    SELECT l.xid FROM tidings.log l WHERE l.xid >= pg_snapshot_xmax(newest.until) AND l.xid < pg_snapshot_xmax(seen)
+                    UNION ALL
+                    SELECT l.xid FROM tidings.log l WHERE l.xid = ANY (ARRAY(SELECT pg_snapshot_xip(newest.until)))
+                ) unticked
+                WHERE pg_visible_in_snapshot(unticked.xid, seen)))
+           -- What it saw means nothing any more if the server's life has ended since (tick.rs).
+           AND NOT EXISTS (SELECT FROM tidings.tick t WHERE t.tick > greatest(place.tick, place.stamp) AND t.used & 16384 <> 0) THEN
+            IF pg_snapshot_xmax(seen)::text::bigint > here.next AND place.stamp < newest.tick AND NOT pg_is_in_recovery() THEN
+                RAISE EXCEPTION 'the position saw what this server does not have'
+                    USING ERRCODE = 'TI001', HINT = 'Read the data anew and go on from tidings.position().';
+            END IF;
+            RETURN NULL;
+        END IF;
     END IF;
     -- A tick that is not there, and is no boundary either, was lost in a failover.
     IF NOT EXISTS (SELECT FROM tidings.tick t WHERE t.tick = place.tick)
@@ -145,7 +183,7 @@ END
 $$;
 
 COMMENT ON FUNCTION tidings.locate(text) IS
-    'Where to read on from a position: the same, or the greatest known tick below an unknown one; NULL while something that its snapshot saw is in no tick';
+    'Where to read on from a position: the same, or the greatest known tick below an unknown one; NULL while something that it saw is in no tick here';
 
 CREATE OR REPLACE FUNCTION tidings.segments(
     after text, max_bytes integer DEFAULT 1048576,
@@ -205,6 +243,7 @@ DECLARE
     place   record;
     suffix  text;
     t       record;
+    seen    pg_snapshot;
     divided boolean;
     got     integer;
     found_n integer := 0;
@@ -218,13 +257,14 @@ BEGIN
     END IF;
     SELECT * INTO place FROM tidings.parse_position(after) p;
     suffix := substring(after FROM ':.*');
+    seen := place.snapshot;
     FOR t IN
-        SELECT k.tick, k.previous, k.since, k.until FROM tidings.tick k
+        SELECT k.tick, k.since, k.until, k.used FROM tidings.tick k
         WHERE k.tick > place.tick OR (k.tick = place.tick AND place.n < 4294967295)
         ORDER BY k.tick
     LOOP
-        -- A snapshot divides the ticks up to the first one cut after it: its reader knows a part of their events.
-        divided := coalesce(t.previous < place.stamp, false);
+        -- A snapshot divides the ticks up to the first one that begins with all it saw: its reader knows a part of their events.
+        divided := seen IS NOT NULL AND NOT tidings.covers(t.since, seen);
         -- Segments come in order and are decoded one by one, only as far as rows are wanted: a sort would decode them all.
         RETURN QUERY
             SELECT t.tick || '-' || (s.first + d.n) || CASE WHEN divided THEN suffix ELSE '' END,
@@ -232,12 +272,16 @@ BEGIN
             FROM tidings.tick_segments(t.since, t.until) s
             CROSS JOIN LATERAL tidings.decode(s.data, topics) d
             WHERE (t.tick > place.tick OR s.first + s.events > place.n)
-              AND NOT (divided AND pg_visible_in_snapshot(s.xid, place.snapshot::pg_snapshot))
+              AND NOT (divided AND pg_visible_in_snapshot(s.xid, seen))
               AND (t.tick > place.tick OR s.first + d.n > place.n)
             LIMIT max_rows - found_n;
         GET DIAGNOSTICS got = ROW_COUNT;
         found_n := found_n + got;
         EXIT WHEN found_n >= max_rows;
+        -- Behind the end of a life of the server (tick.rs) transactions may have numbers that lost ones had before.
+        IF NOT divided OR (t.used & 16384 <> 0 AND t.tick > place.stamp) THEN
+            seen := NULL;
+        END IF;
     END LOOP;
     PERFORM tidings.check_retained(place.tick, place.n);
 END

@@ -89,10 +89,13 @@ impl Reads {
     /// The position to read on from for a client that comes with `after`, `None` if it is too early to say; and the last
     /// tick that the log had then.
     pub async fn locate(&self, after: &str) -> Result<(Option<Position>, u64), DatabaseError> {
-        let rows = self.query("SELECT tidings.locate($1), tidings.position()", &[(&after, Type::TEXT)]).await?;
+        let rows = self.query("SELECT tidings.locate($1)", &[(&after, Type::TEXT)]).await?;
         let row = rows.first().ok_or(DatabaseError::Contract("no row from locate"))?;
         let located = row.try_get::<_, Option<&str>>(0)?.map(parse).transpose()?;
-        Ok((located, parse(row.try_get(1)?)?.tick))
+        // Asked afterwards: in one statement the position would be of a snapshot from before the ticks that `locate` has seen.
+        let rows = self.query("SELECT tidings.position()", &[]).await?;
+        let row = rows.first().ok_or(DatabaseError::Contract("no row from position"))?;
+        Ok((located, parse(row.try_get(0)?)?.tick))
     }
 
     /// The events of `topics` behind `after`, at most `max_rows`.

@@ -3,6 +3,7 @@
 //! - [`wait`]: waiting for a condition.
 //! - [`process`]: child processes that never outlive their owner, and what `/proc` tells of them.
 //! - [`cluster`]: a throw-away Postgres cluster that has the extension preloaded.
+//! - [`clock`]: a server's clock that goes wrong.
 //! - [`database`]: a database with the extension, and sessions in it.
 //! - [`proxy`]: the real proxy binary.
 //! - [`balancer`]: Debian's load balancers, with the configurations of `docs/`.
@@ -15,6 +16,7 @@
 
 pub mod balancer;
 pub mod cable;
+pub mod clock;
 pub mod cluster;
 pub mod database;
 pub mod follower;

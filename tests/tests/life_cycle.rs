@@ -317,7 +317,7 @@ fn watches_can_be_installed_by_an_owner_who_was_granted_as_much() {
 }
 
 /// Waits until a standby has replayed all that its primary has written.
-fn catch_up(primary: &Database<'_>, standby: &Cluster) {
+pub fn catch_up(primary: &Database<'_>, standby: &Cluster) {
     let written: String = primary.session().one("SELECT pg_current_wal_lsn()::text");
     let mut session = standby.session(primary.name(), "postgres");
     until("the standby has caught up", || session.one(&format!("SELECT pg_last_wal_replay_lsn() >= '{written}'")));

@@ -33,6 +33,7 @@ mod rights;
 mod security_document;
 mod semantics;
 mod size;
+mod standby;
 mod surface;
 mod tls;
 mod transactions;

@@ -7,8 +7,8 @@
 //! | either, then `:<stamp>:<xmin>:<xmax>:<xid>,<xid>…` | the same, and of later events those that this snapshot sees |
 //!
 //! The last form is what `tidings.position()` answers: a snapshot falls between two ticks as a rule, so the events
-//! of the next tick divide into those that the reader of that snapshot knows and those it doesn't. The division
-//! ends with the first tick cut after `stamp`, which is younger than the snapshot.
+//! of the ticks behind it divide into those that the reader of that snapshot knows and those it doesn't. The division ends with
+//! the first tick that begins with everything the snapshot saw, and where a life of the server ended after `stamp`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -33,7 +33,7 @@ pub struct Position {
 /// What a snapshot saw.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// A time of the ticks' clock that is later than the snapshot.
+    /// A time of the ticks' clock in the life of the server that the snapshot is of: it is later than all ticks of earlier ones.
     pub stamp: u64,
     /// Transactions below this are finished.
     pub xmin: u64,
@@ -62,26 +62,6 @@ impl Position {
     /// Tick and number, which order positions; what a snapshot saw has no part in the order.
     pub fn place(&self) -> (u64, u32) {
         (self.tick, self.n)
-    }
-
-    /// Whether an event of transaction `xid`, in a tick whose predecessor is `previous`, is known at this position
-    /// although it lies behind it.
-    pub fn knows(&self, previous: u64, xid: u64) -> bool {
-        self.seen.as_deref().is_some_and(|seen| previous < seen.stamp && seen.sees(xid))
-    }
-
-    /// The position of event `n` of `tick` for a reader who came from this position: it keeps the snapshot as long as
-    /// the snapshot still divides the tick.
-    pub fn advance(&self, tick: u64, previous: u64, n: u32) -> Self {
-        let seen = self.seen.as_ref().filter(|seen| previous < seen.stamp).cloned();
-        Self { tick, n, seen }
-    }
-}
-
-impl Seen {
-    /// Whether the snapshot sees what transaction `xid` committed.
-    pub fn sees(&self, xid: u64) -> bool {
-        xid < self.xmin || (xid < self.xmax && self.running.binary_search(&xid).is_err())
     }
 }
 
@@ -186,16 +166,6 @@ mod tests {
             assert_eq!(text.parse::<Position>(), Err(PositionError), "{text:?}");
         }
         assert!("1".repeat(MAX_TEXT + 1).parse::<Position>().is_err());
-    }
-
-    #[test]
-    fn a_snapshot_divides_the_ticks_cut_before_its_stamp() {
-        let position: Position = "5:9:10:20:10,15".parse().unwrap();
-        assert!(position.knows(5, 9) && position.knows(5, 11) && position.knows(8, 19));
-        assert!(!position.knows(5, 10) && !position.knows(5, 15) && !position.knows(5, 20));
-        assert!(!position.knows(9, 11), "a tick whose predecessor is younger than the snapshot holds nothing it saw");
-        assert_eq!(position.advance(8, 5, 2).to_string(), "8-2:9:10:20:10,15");
-        assert_eq!(position.advance(12, 9, 2).to_string(), "12-2");
     }
 
     proptest! {

@@ -85,7 +85,7 @@ fn main() {
         eprintln!("{error}");
         std::process::exit(2);
     });
-    let means = Means { namespaces: network::enter(), clock: server::clock_can_jump() };
+    let means = Means { namespaces: network::enter(), clock: tidings_tests::clock::Clock::can_jump() };
     if !means.namespaces {
         println!("without root: no faults of the network but those of the relay, and no full disk");
     }

@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::ops::RangeInclusive;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use postgres::{Client, Config, NoTls};
+use tidings_tests::clock::Clock;
 use tidings_tests::cluster::{SUPERUSER, Site};
 use tidings_tests::process::{Signal, fresh_path, is_running, send};
 use tidings_tests::{Cluster, Database, until};
@@ -29,14 +30,6 @@ const DISK: u64 = 500;
 /// What is left free of a disk that is full: less than a new file of WAL, which is 16 MB, more than nothing.
 const LEFT: u64 = 3 << 20;
 
-/// Where Debian puts libfaketime. A process of Postgres has one thread.
-const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
-
-/// Whether the clock can be changed on this machine.
-pub fn clock_can_jump() -> bool {
-    Path::new(FAKETIME).exists()
-}
-
 /// A failover that has happened.
 #[derive(Clone, Copy, Debug)]
 pub struct Failover {
@@ -55,7 +48,7 @@ pub struct Server {
     ports: [u16; 2],
     settings: Vec<(String, String)>,
     disk: Option<Disk>,
-    clock: Option<PathBuf>,
+    clock: Option<Clock>,
     failovers: Mutex<Vec<Failover>>,
     /// From before the server crashed until it was back.
     crashes: Mutex<Vec<RangeInclusive<Instant>>>,
@@ -83,17 +76,13 @@ impl Server {
         let settings: Vec<(String, String)> =
             settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         let disk = world.small_disk.then(|| Disk::mount(DISK + (minutes * 150.0) as u64));
-        let clock = world.clock.then(|| {
-            let file = fresh_path("clock");
-            fs::write(&file, "+0").expect("write the clock's file");
-            file
-        });
+        let clock = world.clock.then(|| Clock::at(0));
         let mut server = Self {
             primary: Mutex::new(Arc::new(Cluster::start_at(
                 Site {
                     dir: disk.as_ref().map(|disk| disk.dir.clone()),
                     port: Some(ports[0]),
-                    env: environment(clock.as_deref()),
+                    env: environment(clock.as_ref()),
                 },
                 &borrowed(&settings),
             ))),
@@ -173,7 +162,7 @@ impl Server {
     fn new_standby(&self, port: u16) -> Option<Cluster> {
         let mode = self.mode?;
         let primary = self.primary();
-        let site = Site { dir: None, port: Some(port), env: environment(self.clock.as_deref()) };
+        let site = Site { dir: None, port: Some(port), env: environment(self.clock.as_ref()) };
         let standby = primary.standby_at(site, &borrowed(&self.settings));
         let mut session = primary.session("postgres", SUPERUSER);
         if mode == Standby::Synchronous {
@@ -243,11 +232,7 @@ impl Server {
 
     /// Puts the clock to that many seconds beside the real one.
     pub fn set_clock(&self, offset: i32) {
-        let file = self.clock.as_ref().expect("a clock");
-        // Replaced in one step: a process that reads half of it would have another time.
-        let new = file.with_extension("new");
-        fs::write(&new, format!("{offset:+}")).expect("write the clock's file");
-        fs::rename(new, file).expect("put the clock");
+        self.clock.as_ref().expect("a clock").set(offset);
     }
 
     /// Keeps the logs of all servers.
@@ -263,17 +248,8 @@ fn borrowed(settings: &[(String, String)]) -> Vec<(&str, &str)> {
     settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect()
 }
 
-fn environment(clock: Option<&Path>) -> Vec<(String, String)> {
-    let Some(clock) = clock else { return Vec::new() };
-    let clock = clock.display().to_string();
-    [
-        ("LD_PRELOAD", FAKETIME),
-        ("FAKETIME_TIMESTAMP_FILE", &clock),
-        ("FAKETIME_NO_CACHE", "1"),
-        ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
-    ]
-    .map(|(name, value)| (name.to_owned(), value.to_owned()))
-    .to_vec()
+fn environment(clock: Option<&Clock>) -> Vec<(String, String)> {
+    clock.map(Clock::environment).unwrap_or_default()
 }
 
 /// A file system in memory.

@@ -1,0 +1,197 @@
+//! Positions on a hot standby: what is read there goes on as a stream of the primary, each change once.
+
+use tidings_tests::clock::Clock;
+use tidings_tests::cluster::Site;
+use tidings_tests::process::{Signal, send};
+use tidings_tests::sse::Request;
+use tidings_tests::{Cluster, Database, Session, until};
+
+use crate::life_cycle::catch_up;
+use crate::{all_until_now, create_boards, passed_over, titles};
+
+/// How far the standby's clock is beside the primary's, in seconds.
+const OFFSET: i32 = 3600;
+
+/// The titles that a snapshot of this server sees, and its position. The data comes first: the position must be that of the snapshot,
+/// not that of the call.
+fn read(session: &mut Session) -> (Vec<String>, String) {
+    session.run("BEGIN ISOLATION LEVEL REPEATABLE READ");
+    let rows = session.all("SELECT title FROM board_items", &[]);
+    let position = session.one("SELECT tidings.position()");
+    session.run("COMMIT");
+    (rows.iter().map(|row| row.get(0)).collect(), position)
+}
+
+/// What was read and what came of it is each of these titles once.
+#[track_caller]
+fn each_once(read: &[String], told: &[String], all: &[&str]) {
+    let mut got: Vec<&str> = read.iter().chain(told).map(String::as_str).collect();
+    got.sort_unstable();
+    let mut all = all.to_vec();
+    all.sort_unstable();
+    assert_eq!(got, all, "{read:?} was read, {told:?} was told");
+}
+
+fn stop_relay(db: &Database<'_>) {
+    send(db.wait_relay(), Signal::SIGSTOP);
+}
+
+fn continue_relay(db: &Database<'_>) {
+    send(db.relay().expect("a relay"), Signal::SIGCONT);
+}
+
+/// Reads on a standby whose clock is so far beside the primary's, while transactions are open there: some that end afterwards, some
+/// with savepoints, one that is prepared; and some are committed but in no tick yet.
+fn read_beside_open_transactions(offset: i32) {
+    let primary = Cluster::start(&[]);
+    let db = primary.database();
+    create_boards(&db);
+    let clock = Clock::at(offset);
+    let site = Site { env: clock.environment(), ..Site::default() };
+    let standby = primary.standby_at(site, &[]);
+    let proxy = db.proxy(&[]);
+    let mut session = db.session();
+    session.run("INSERT INTO board_items VALUES (1, 5, 'in a tick')");
+    until("it is in a tick", || session.one::<i64>("SELECT count(*) FROM tidings.events") == 1);
+    stop_relay(&db);
+    let (mut open, mut nested, mut many, mut prepared) = (db.session(), db.session(), db.session(), db.session());
+    open.run("BEGIN; INSERT INTO board_items VALUES (2, 5, 'open')");
+    nested.run("BEGIN; SAVEPOINT a; INSERT INTO board_items VALUES (3, 5, 'in a savepoint')");
+    // More savepoints than a server lists for one transaction.
+    many.run("BEGIN");
+    for id in 100..200 {
+        many.run(&format!("SAVEPOINT s; INSERT INTO board_items VALUES ({id}, 6, 'many')"));
+    }
+    many.run("INSERT INTO board_items VALUES (4, 5, 'behind many savepoints')");
+    prepared.run("BEGIN; INSERT INTO board_items VALUES (5, 5, 'prepared'); PREPARE TRANSACTION 'p'");
+    session.run("INSERT INTO board_items VALUES (6, 5, 'committed before')");
+    catch_up(&db, &standby);
+    let mut there = standby.session(db.name(), "postgres");
+    let (seen, position) = read(&mut there);
+    session.run("INSERT INTO board_items VALUES (7, 5, 'committed after')");
+    for transaction in [&mut open, &mut nested, &mut many] {
+        transaction.run("COMMIT");
+    }
+    continue_relay(&db);
+    session.run("COMMIT PREPARED 'p'");
+    session.run("INSERT INTO board_items VALUES (8, 5, 'the last')");
+    let all = [
+        "in a tick",
+        "open",
+        "in a savepoint",
+        "behind many savepoints",
+        "prepared",
+        "committed before",
+        "committed after",
+        "the last",
+    ];
+    let mut sse = proxy.open(&Request::since(&["boards_5"], &position));
+    each_once(&seen, &titles(&all_until_now(&db, "boards_5", &mut sse)), &all);
+    // The same for who asks in SQL, here and there.
+    catch_up(&db, &standby);
+    for session in [&mut session, &mut there] {
+        let told =
+            "SELECT payload::jsonb #>> '{record,title}' FROM tidings.changes($1, '{boards_5}') WHERE payload LIKE '{%'";
+        let told: Vec<String> = session.all(told, &[&position]).iter().map(|row| row.get(0)).collect();
+        each_once(&seen, &told, &all);
+    }
+}
+
+#[test]
+fn a_position_of_a_standby_whose_clock_is_ahead_misses_and_doubles_nothing() {
+    if !Clock::can_jump() {
+        return passed_over("a clock that is wrong: there is no libfaketime");
+    }
+    read_beside_open_transactions(OFFSET);
+}
+
+#[test]
+fn a_position_of_a_standby_whose_clock_is_behind_misses_and_doubles_nothing() {
+    if !Clock::can_jump() {
+        return passed_over("a clock that is wrong: there is no libfaketime");
+    }
+    read_beside_open_transactions(-OFFSET);
+}
+
+#[test]
+fn what_a_standby_shows_before_its_primary_does_is_not_told_again() {
+    let primary = Cluster::start(&[]);
+    let db = primary.database();
+    create_boards(&db);
+    let standby = primary.standby();
+    let proxy = db.proxy(&[]);
+    let mut session = db.session();
+    // The commit waits for a standby that never comes, and meanwhile the one that is there replays it.
+    let waiting = std::thread::spawn({
+        let mut writer = db.session();
+        session.run("SET synchronous_commit = local");
+        session.run("ALTER SYSTEM SET synchronous_standby_names = 'another'");
+        session.run("SELECT pg_reload_conf()");
+        until("commits wait", || session.one("SELECT current_setting('synchronous_standby_names') = 'another'"));
+        move || {
+            writer.run("INSERT INTO board_items VALUES (1, 5, 'shown there first')");
+        }
+    });
+    let mut there = standby.session(db.name(), "postgres");
+    until("the standby shows it", || there.one::<i64>("SELECT count(*) FROM board_items") == 1);
+    let (seen, position) = read(&mut there);
+    assert_eq!(session.one::<i64>("SELECT count(*) FROM board_items"), 0);
+    let mut sse = proxy.open(&Request::since(&["boards_5"], &position));
+    // Ticks go on beside it, cut after the position.
+    session.run("INSERT INTO board_items VALUES (2, 5, 'beside it')");
+    session.run("ALTER SYSTEM RESET synchronous_standby_names");
+    session.run("SELECT pg_reload_conf()");
+    waiting.join().expect("the writer");
+    each_once(&seen, &titles(&all_until_now(&db, "boards_5", &mut sse)), &["shown there first", "beside it"]);
+}
+
+#[test]
+fn a_standby_waits_with_a_position_that_it_has_not_reached() {
+    let primary = Cluster::start(&[]);
+    let db = primary.database();
+    create_boards(&db);
+    let standby = primary.standby();
+    catch_up(&db, &standby);
+    let mut there = standby.session(db.name(), "postgres");
+    there.run("SELECT pg_wal_replay_pause()");
+    until("replay has paused", || there.one("SELECT pg_get_wal_replay_pause_state() = 'paused'"));
+    let mut session = db.session();
+    session.run("INSERT INTO board_items VALUES (1, 5, 'not replayed')");
+    until("it is in a tick", || session.one::<i64>("SELECT count(*) FROM tidings.events") == 1);
+    let event: String = session.one("SELECT position FROM tidings.events");
+    let position: String = session.one("SELECT tidings.position()");
+    for place in [&event, &position] {
+        let located: Option<String> = there.all("SELECT tidings.locate($1)", &[place])[0].get(0);
+        assert_eq!(located, None, "{place}");
+    }
+    there.run("SELECT pg_wal_replay_resume()");
+    for place in [&event, &position] {
+        until("the position is there", || {
+            let located: Option<String> = there.all("SELECT tidings.locate($1)", &[place])[0].get(0);
+            located.as_ref() == Some(place)
+        });
+    }
+}
+
+#[test]
+fn an_old_snapshot_of_a_standby_is_told_of_a_gap_and_not_shown_one() {
+    let primary = Cluster::start(&[("tidings.retention", "1s")]);
+    let db = primary.database();
+    create_boards(&db);
+    let standby =
+        primary.standby_at(Site::default(), &[("hot_standby_feedback", "on"), ("max_standby_streaming_delay", "-1")]);
+    let mut session = db.session();
+    session.run("INSERT INTO board_items VALUES (1, 5, 'too old')");
+    let position: String = session.one("SELECT oldest_position::text FROM tidings.status");
+    catch_up(&db, &standby);
+    let mut there = standby.session(db.name(), "postgres");
+    there.run("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM board_items");
+    let mut other = standby.session(db.name(), "postgres");
+    let mut id = 1;
+    until("it has been thrown away there", || {
+        id += 1;
+        session.run(&format!("INSERT INTO board_items VALUES ({id}, 5, 'younger')"));
+        other.client().query("SELECT FROM tidings.changes($1)", &[&position]).is_err()
+    });
+    assert_eq!(there.refused(&format!("SELECT FROM tidings.changes('{position}')")).code().code(), "TI001");
+}
