@@ -14,6 +14,14 @@ unsafe extern "C-unwind" {
     /// Queues a notification for the end of the transaction (commands/async.h).
     pub fn Async_Notify(channel: *const c_char, payload: *const c_char);
 
+    /// Has the session listen to a channel, or no more, from the end of the transaction (commands/async.h).
+    pub fn Async_Listen(channel: *const c_char);
+    /// See `Async_Listen`.
+    pub fn Async_Unlisten(channel: *const c_char);
+
+    /// Raises an error on a standby (miscadmin.h).
+    pub fn PreventCommandDuringRecovery(command: *const c_char);
+
     /// The compressed copy of a value, or null if it would not be shorter; method 0 is the session's default
     /// (access/toast_internals.h).
     pub fn toast_compress_datum(value: pg_sys::Datum, method: c_char) -> pg_sys::Datum;

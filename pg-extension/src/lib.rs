@@ -15,6 +15,7 @@
 //! - [`utility`]: the statements that concern us: COMMIT PREPARED, those that want a database for themselves, what drops the
 //!   extension, renames its schema or takes a column away from a watch.
 //! - [`read`]: the functions that decode the log and positions for SQL.
+//! - [`channel`]: the name of the channel, and who listens to it.
 //! - [`access`]: topic templates as subscription rules use them, [`rules`]: a rule's query, run as the subscriber.
 //! - [`settings`]: the settings, [`lock`]: locks and how long to wait for them, [`errors`]: how an error leaves, [`foreign`]: what pgrx
 //!   does not declare.
@@ -33,6 +34,7 @@ mod access;
 mod array;
 mod buffer;
 mod capture;
+mod channel;
 mod columns;
 mod errors;
 mod float;

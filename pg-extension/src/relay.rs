@@ -62,9 +62,12 @@ fn run(db: &'static Database, extension: pg_sys::Oid, mut ticker: Ticker) {
         }
         let due = housekeeping <= Instant::now();
         let woken = db.take_pending();
-        if (db.take_recheck() || due) && BackgroundWorker::transaction(installed) != extension {
-            db.change_state(State::Running, State::Absent);
-            return;
+        if db.take_recheck() || due {
+            if BackgroundWorker::transaction(installed) != extension {
+                db.change_state(State::Running, State::Absent);
+                return;
+            }
+            ticker.check_channel();
         }
         if due {
             ticker.check_queue();

@@ -34,7 +34,7 @@ impl Retention {
     pub fn new(db: &'static Database) -> Self {
         let since = BackgroundWorker::transaction(|| {
             // A partition becomes the current one with a tick of its own.
-            let sql = "SELECT min(tick) FROM tidings.tick WHERE slot = $1";
+            let sql = "SELECT pg_catalog.min(tick) FROM tidings.tick WHERE slot OPERATOR(pg_catalog.=) $1";
             Spi::get_one_with_args::<i64>(sql, &[(db.slot.load(Relaxed) as i16).into()])
         });
         let since = since.unwrap_or_else(|error| error!("the relay cannot read its tables: {error}"));
@@ -75,7 +75,11 @@ impl Retention {
                 // Readers look at this after they have read: whoever finds the partition empty finds this raised.
                 self.db.floor.fetch_max(floor, SeqCst);
                 client.update(format!("TRUNCATE tidings.log_{slot}, tidings.tick_{slot}").as_str(), None, &[])?;
-                client.update("DELETE FROM tidings.tick WHERE tick <= $1", None, &[(floor as i64).into()])?;
+                client.update(
+                    "DELETE FROM tidings.tick WHERE tick OPERATOR(pg_catalog.<=) $1",
+                    None,
+                    &[(floor as i64).into()],
+                )?;
                 Ok(true)
             })
             .unwrap_or_else(|error| error!("cannot empty tidings.log_{slot}: {error}"))
@@ -98,8 +102,10 @@ impl Retention {
         if lock::at_once(ticks) {
             return Ok(lock::at_once(log));
         }
-        let sql = "SELECT DISTINCT virtualtransaction FROM pg_locks
-            WHERE relation IN ($1, $2) AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+        let sql = "SELECT DISTINCT l.virtualtransaction FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_database d
+            ON d.oid OPERATOR(pg_catalog.=) l.database
+            WHERE (l.relation OPERATOR(pg_catalog.=) $1 OR l.relation OPERATOR(pg_catalog.=) $2)
+              AND d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()";
         let rows = client.select(sql, None, &[ticks.into(), log.into()])?;
         self.in_the_way[slot] = rows.filter_map(|row| row.get(1).transpose()).collect::<spi::Result<_>>()?;
         let others = !before.is_empty() && !self.in_the_way[slot].iter().any(|holder| before.contains(holder));

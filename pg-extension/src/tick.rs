@@ -7,14 +7,14 @@ use std::sync::atomic::Ordering::Relaxed;
 use pgrx::bgworkers::BackgroundWorker;
 use pgrx::direct_function_call;
 use pgrx::prelude::*;
-use tidings_wire::{Announcement, segment};
+use tidings_wire::{Announcement, MOVED, segment};
 
 use crate::foreign::Async_Notify;
 use crate::log::{DATA, ORDINAL, PARTITIONS, STAMP, XID};
 use crate::shared::{self, Database, SLOTS};
 use crate::snapshot::Snapshot;
 use crate::table::Table;
-use crate::{pace, scan, settings};
+use crate::{channel, pace, scan, settings};
 
 /// The names of the ticks' partitions.
 pub const TICKS: [&CStr; SLOTS] = [c"tick_0", c"tick_1", c"tick_2", c"tick_3"];
@@ -77,10 +77,9 @@ struct Segment {
 impl Ticker {
     /// Carries on where the last tick ended. Called inside a transaction.
     pub fn resume(db: &'static Database) -> spi::Result<Self> {
-        let channel = Spi::get_one::<String>("SELECT tidings.channel()")?.unwrap_or_default();
-        let channel = CString::new(channel).unwrap_or_default();
+        let channel = channel::name();
         let last = Spi::get_three::<i64, String, i16>(
-            "SELECT tick, until::text, slot FROM tidings.tick ORDER BY tick DESC LIMIT 1",
+            "SELECT tick, until::pg_catalog.text, slot FROM tidings.tick ORDER BY tick DESC LIMIT 1",
         )?;
         let (Some(last), Some(until), Some(slot)) = last else {
             error!("tidings.tick is empty: drop and create the extension");
@@ -96,8 +95,8 @@ impl Ticker {
         db.tick.store(last, Relaxed);
         let mut last_used = [0; SLOTS];
         for (slot, last_used) in last_used.iter_mut().enumerate() {
-            let sql = "SELECT max(tick) FROM tidings.tick WHERE used & (1 << $1) <> 0";
-            *last_used = Spi::get_one_with_args::<i64>(sql, &[(slot as i32).into()])?.unwrap_or(0).unsigned_abs();
+            let sql = "SELECT pg_catalog.max(tick) FROM tidings.tick WHERE (used OPERATOR(pg_catalog.&) $1) OPERATOR(pg_catalog.<>) 0";
+            *last_used = Spi::get_one_with_args::<i64>(sql, &[(1i16 << slot).into()])?.unwrap_or(0).unsigned_abs();
         }
         Ok(Self { db, channel, last, seen, last_used, queue: 0.0, unannounced: true, batch: Batch::default() })
     }
@@ -162,6 +161,24 @@ impl Ticker {
             self.insert(tick, &self.seen, mark);
             self.announce(tick);
             self.finish(tick);
+        });
+    }
+
+    /// Goes over to another channel if the present one is no longer the one.
+    pub fn check_channel(&mut self) {
+        transaction(|| {
+            let name = channel::name();
+            if name == self.channel {
+                return;
+            }
+            if self.queue < QUEUE_FULL {
+                let moved = CString::new(MOVED).unwrap_or_default();
+                // SAFETY: inside a transaction; both strings are copied.
+                unsafe { Async_Notify(self.channel.as_ptr(), moved.as_ptr()) };
+            }
+            self.channel = name;
+            // Whoever has come over earlier has missed what was still sent on the former channel.
+            self.notify(Announcement::new(self.last, 0));
         });
     }
 
@@ -357,7 +374,7 @@ pub fn oldest_position() -> u64 {
 }
 
 /// Runs `body` with what is committed now as the active snapshot. Called inside a transaction.
-fn with_latest_snapshot<R>(body: impl FnOnce() -> R) -> R {
+pub fn with_latest_snapshot<R>(body: impl FnOnce() -> R) -> R {
     // SAFETY: inside a transaction; the snapshot is taken off again, by the end of the transaction if an error unwinds.
     unsafe {
         pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot());

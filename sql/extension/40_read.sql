@@ -65,6 +65,18 @@ $$;
 
 COMMENT ON FUNCTION tidings.covers(pg_snapshot, pg_snapshot) IS 'Whether a snapshot sees all that another one sees';
 
+CREATE OR REPLACE FUNCTION tidings.listen() RETURNS text
+LANGUAGE c AS 'MODULE_PATHNAME', 'listen_wrapper';
+
+COMMENT ON FUNCTION tidings.listen() IS
+    'LISTEN to the channel that the relay notifies, and its name: unlike LISTEN it leaves the name in no statement that others see';
+
+CREATE OR REPLACE FUNCTION tidings.rotate_channel() RETURNS void
+LANGUAGE c AS 'MODULE_PATHNAME', 'rotate_channel_wrapper';
+
+COMMENT ON FUNCTION tidings.rotate_channel() IS
+    'Gives the channel another name. Who listens by tidings.listen(), as the proxies do, is told and misses nothing';
+
 CREATE OR REPLACE FUNCTION tidings.position() RETURNS text
 LANGUAGE sql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp

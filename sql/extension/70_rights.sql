@@ -22,7 +22,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM tidings.grant_functions(role, ARRAY[
-        'tidings.channel()', 'tidings.relay()', 'tidings.relay_pid()', 'tidings.position()', 'tidings.locate(text)',
+        'tidings.channel()', 'tidings.listen()', 'tidings.relay()', 'tidings.relay_pid()', 'tidings.position()', 'tidings.locate(text)',
         'tidings.segments(text, integer)', 'tidings.changes(text, text[], integer)',
         'tidings.report(text, text[], integer[], interval)',
         'tidings.check_subscription(jsonb, text[])', 'tidings.authorize(jsonb, text[])'

@@ -65,7 +65,7 @@ impl DatabaseError {
 fn describe(error: &tokio_postgres::Error) -> String {
     match error.as_db_error() {
         Some(db) if [SqlState::INVALID_SCHEMA_NAME, SqlState::UNDEFINED_FUNCTION].contains(db.code()) => {
-            format!("{} (is the extension tidings created in this database?)", db.message())
+            format!("{} (is the extension tidings created in this database, and of this version?)", db.message())
         }
         Some(db) => db.message().to_string(),
         None => match std::error::Error::source(error) {

@@ -89,7 +89,7 @@ impl Reads {
     /// The position to read on from for a client that comes with `after`, `None` if it is too early to say; and the last
     /// tick that the log had then.
     pub async fn locate(&self, after: &str) -> Result<(Option<Position>, u64), DatabaseError> {
-        let rows = self.query("SELECT tidings.locate($1)", &[(&after, Type::TEXT)]).await?;
+        let rows = self.query("SELECT tidings.locate($1::pg_catalog.text)", &[(&after, Type::TEXT)]).await?;
         let row = rows.first().ok_or(DatabaseError::Contract("no row from locate"))?;
         let located = row.try_get::<_, Option<&str>>(0)?.map(parse).transpose()?;
         // Asked afterwards: in one statement the position would be of a snapshot from before the ticks that `locate` has seen.
@@ -108,7 +108,7 @@ impl Reads {
         let (after, topics) = (after.to_string(), topics.iter().map(|topic| &**topic).collect::<Vec<_>>());
         // The semaphore is never closed.
         let _permit = self.permits.acquire().await.map_err(|_| DatabaseError::Closed)?;
-        let sql = "SELECT position, event, payload FROM tidings.changes($1, $2, $3)";
+        let sql = "SELECT position, event, payload FROM tidings.changes($1::pg_catalog.text, $2::pg_catalog.text[], $3::pg_catalog.int4)";
         let rows =
             self.query(sql, &[(&after, Type::TEXT), (&topics, Type::TEXT_ARRAY), (&max_rows, Type::INT4)]).await?;
         rows.iter()
@@ -124,7 +124,7 @@ impl Reads {
         let names: Vec<&str> = topics.iter().map(|(topic, _)| &**topic).collect();
         let counts: Vec<i32> = topics.iter().map(|(_, n)| i32::try_from(*n).unwrap_or(i32::MAX)).collect();
         let lease = format!("{} seconds", lease.as_secs());
-        let sql = "SELECT tidings.report($1, $2, $3, $4::interval)";
+        let sql = "SELECT tidings.report($1::pg_catalog.text, $2::pg_catalog.text[], $3::pg_catalog.int4[], $4::pg_catalog.interval)";
         let parameters: [(&(dyn ToSql + Sync), Type); 4] =
             [(&name, Type::TEXT), (&names, Type::TEXT_ARRAY), (&counts, Type::INT4_ARRAY), (&lease, Type::TEXT)];
         self.query(sql, &parameters).await.map(|_| ())

@@ -6,7 +6,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidings_wire::{Event, Part, Position, segment};
+use tidings_wire::{Event, MOVED, Part, Position, segment};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_postgres::{Client, Notification};
@@ -64,6 +64,8 @@ struct Session<'a> {
     listening: BTreeSet<Arc<str>>,
     /// The relay's channel; `None` in a database without the extension.
     channel: Option<String>,
+    /// The channel is another one since the log was last read.
+    moved: bool,
     relay: Option<i32>,
     asked: Instant,
     /// The tick that is arriving in parts, and the part that comes next.
@@ -108,6 +110,7 @@ impl Upstream {
             client,
             listening: BTreeSet::new(),
             channel: None,
+            moved: false,
             relay: None,
             asked: Instant::now(),
             arriving: (0, 0),
@@ -133,7 +136,6 @@ impl Session<'_> {
         self.tune().await?;
         match introduce(&self.client).await {
             Ok((channel, relay, _)) => {
-                self.listen("LISTEN", &channel).await?;
                 (self.channel, self.relay) = (Some(channel), relay);
                 self.settle().await?;
                 self.catch_up().await?;
@@ -170,6 +172,10 @@ impl Session<'_> {
                     self.look().await?;
                     ask_at = Instant::now() + QUIET;
                 }
+            }
+            if std::mem::take(&mut self.moved) {
+                // What was sent there before this session listened is in the log.
+                self.catch_up().await?;
             }
         }
     }
@@ -211,7 +217,9 @@ impl Session<'_> {
     async fn ask(&mut self) -> Result<u64, DatabaseError> {
         let (channel, relay, position) = introduce(&self.client).await?;
         if self.channel.as_ref().is_some_and(|known| *known != channel) {
-            return Err(DatabaseError::Contract("the channel is another one now"));
+            tracing::info!("the relay's channel has another name now");
+            self.channel = Some(channel);
+            self.moved = true;
         }
         self.relay = relay;
         self.asked = Instant::now();
@@ -228,6 +236,10 @@ impl Session<'_> {
                 self.upstream.metrics.forged.add(1);
                 return Ok(false);
             }
+        }
+        if notification.payload() == MOVED {
+            self.ask().await?;
+            return Ok(true);
         }
         let place = self.place()?;
         let metrics = &self.upstream.metrics;
@@ -284,7 +296,7 @@ impl Session<'_> {
         };
         let here = place.position();
         let text = here.to_string();
-        let located = answer(self.client.query_one("SELECT tidings.locate($1)", &[&text])).await;
+        let located = answer(self.client.query_one("SELECT tidings.locate($1::pg_catalog.text)", &[&text])).await;
         match located.and_then(|row| Ok(row.try_get::<_, Option<String>>(0)?)) {
             Ok(Some(located)) => {
                 let located = position(&located)?;
@@ -324,7 +336,7 @@ impl Session<'_> {
 
     /// Publishes one page of the log; false if there was none.
     async fn read_page(&mut self, after: Place) -> Result<bool, DatabaseError> {
-        let sql = "SELECT tick, first, last, data FROM tidings.segments($1, $2)";
+        let sql = "SELECT tick, first, last, data FROM tidings.segments($1::pg_catalog.text, $2::pg_catalog.int4)";
         let rows = answer(self.client.query(sql, &[&after.position().to_string(), &PAGE_BYTES])).await?;
         let mut chunk = Chunk::default();
         for row in &rows {
@@ -384,9 +396,10 @@ impl<'a> Chunk<'a> {
     }
 }
 
-/// The channel, the relay's process and the present position.
+/// Listens to the relay's channel, whose name stands in no statement: whoever sees that could listen, too. Answers the channel, the
+/// relay's process and the present position.
 async fn introduce(client: &Client) -> Result<(String, Option<i32>, Position), DatabaseError> {
-    let sql = "SELECT tidings.channel(), tidings.relay_pid(), tidings.position()";
+    let sql = "SELECT tidings.listen(), tidings.relay_pid(), tidings.position()";
     let row = answer(client.query_one(sql, &[])).await?;
     Ok((row.try_get(0)?, row.try_get(1)?, position(row.try_get(2)?)?))
 }

@@ -109,9 +109,7 @@ fn update_from(version: &str) {
     furnish(&db);
     let mut session = db.session();
     session.run("SELECT tidings.allow('b{id}', 'SELECT WHERE {id} = ''5''')");
-    let proxy = db.proxy(&[]);
     let position: String = session.one("SELECT tidings.position()");
-    let mut sse = proxy.live(&["b5"]);
     session.run("INSERT INTO items VALUES (2, 5, 'before')");
     let before = inventory(&mut session);
     session.run("ALTER EXTENSION tidings UPDATE");
@@ -125,11 +123,10 @@ fn update_from(version: &str) {
     let (updated, new) = (description(&mut session), description(&mut fresh.session()));
     let differ: Vec<_> = updated.symmetric_difference(&new).collect();
     assert!(differ.is_empty(), "not in both: {differ:#?}");
-    // Those connected, and those who come back, miss nothing.
-    let mut again = proxy.open(&Request::since(&["b5"], &position));
-    for sse in [&mut sse, &mut again] {
-        assert_eq!([2, 3].map(|_| sse.frame().json()["record"]["id"].as_i64()), [Some(2), Some(3)]);
-    }
+    // Who comes back with a position from before misses nothing. The proxy is one of the new version, as its role has the rights for it.
+    let proxy = db.proxy(&[]);
+    let mut sse = proxy.open(&Request::since(&["b5"], &position));
+    assert_eq!([2, 3].map(|_| sse.frame().json()["record"]["id"].as_i64()), [Some(2), Some(3)]);
     assert_eq!(session.one::<i64>("SELECT count(*) FROM tidings.rules"), 1);
     check_watches(&db);
 }

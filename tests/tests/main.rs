@@ -27,6 +27,7 @@ mod own_tables;
 mod places;
 mod position;
 mod pruning;
+mod relay_channel;
 mod resume;
 mod retention;
 mod rights;

@@ -98,7 +98,7 @@ pub fn open_to(session: &mut Session) -> Vec<String> {
 }
 
 /// Whatever has been notified to `listener` by now: a probe of our own stands behind it in the queue.
-fn heard(listener: &mut Session, db: &tidings_tests::Database<'_>) -> Vec<(String, String)> {
+pub fn heard(listener: &mut Session, db: &tidings_tests::Database<'_>) -> Vec<(String, String)> {
     use postgres::fallible_iterator::FallibleIterator;
     db.session().run("NOTIFY probe, 'probe'");
     let mut heard = Vec::new();

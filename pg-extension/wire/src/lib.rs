@@ -28,7 +28,7 @@ pub mod topic;
 pub mod value;
 pub mod varlena;
 
-pub use batch::{Announcement, BatchError, Part};
+pub use batch::{Announcement, BatchError, MOVED, Part};
 pub use position::{Position, PositionError, Seen};
 pub use row::Row;
 pub use segment::{Event, SegmentError};

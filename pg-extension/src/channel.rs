@@ -1,0 +1,81 @@
+//! The channel that the relay notifies. Any role may listen on a channel whose name it knows, so the name is read and used in
+//! here: it never stands in the text of a statement, which views, statistics and logs show to others.
+
+use std::cell::RefCell;
+use std::ffi::CString;
+
+use pgrx::prelude::*;
+
+use crate::foreign::infallible::heap_deform_tuple;
+use crate::foreign::{Async_Listen, Async_Unlisten, PreventCommandDuringRecovery};
+use crate::table::Table;
+use crate::tick::with_latest_snapshot;
+use crate::{buffer, errors};
+
+thread_local! {
+    /// What this session listens to by [`listen`].
+    static LISTENING: RefCell<Option<CString>> = const { RefCell::new(None) };
+}
+
+/// The channel's name as it is committed now. Called inside a transaction.
+pub fn name() -> CString {
+    let table = Table::open(c"secret", pg_sys::AccessShareLock);
+    let name = table.and_then(|table| with_latest_snapshot(|| first(&table)));
+    name.unwrap_or_else(|| error!("tidings.secret is empty: drop and create the extension"))
+}
+
+/// The first column of the first row that the active snapshot sees: a text.
+fn first(table: &Table) -> Option<CString> {
+    // SAFETY: the table is open, and a snapshot is active; the arrays have a place for each column. What is read is copied before
+    // the scan ends.
+    unsafe {
+        let (relation, snapshot) = (table.relation(), pg_sys::GetActiveSnapshot());
+        let scan = pg_sys::systable_beginscan(relation, pg_sys::InvalidOid, false, snapshot, 0, std::ptr::null_mut());
+        let tuple = pg_sys::systable_getnext(scan);
+        let mut name = None;
+        if !tuple.is_null() {
+            let columns = (*(*relation).rd_att).natts as usize;
+            let (mut values, mut nulls) = (vec![pg_sys::Datum::null(); columns], vec![true; columns]);
+            heap_deform_tuple(tuple, (*relation).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
+            name = String::from_datum(values[0], nulls[0]).and_then(|name| CString::new(name).ok());
+        }
+        pg_sys::systable_endscan(scan);
+        name
+    }
+}
+
+/// `tidings.listen()`: LISTEN, and the channel's name to tell its notifications from those of others. Called again, it leaves the
+/// channel that is the former one by then.
+#[pg_extern]
+fn listen() -> String {
+    let name = name();
+    let former = LISTENING.take().filter(|former| *former != name);
+    // SAFETY: inside a transaction of a client's session; the names are copied.
+    unsafe {
+        PreventCommandDuringRecovery(c"tidings.listen()".as_ptr());
+        if pg_sys::MyBackendType != pg_sys::BackendType::B_BACKEND {
+            errors::raise(
+                PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+                "a background process cannot listen",
+                "Call tidings.listen() in a client's session.",
+            );
+        }
+        Async_Listen(name.as_ptr());
+        if let Some(former) = former {
+            Async_Unlisten(former.as_ptr());
+        }
+    }
+    let text = name.to_string_lossy().into_owned();
+    LISTENING.set(Some(name));
+    text
+}
+
+/// `tidings.rotate_channel()`: another name, which the relay takes up when the transaction has committed.
+#[pg_extern]
+fn rotate_channel() {
+    // Made by the server, so that it stands in no statement.
+    let sql = "UPDATE tidings.secret SET channel = 'tidings_' OPERATOR(pg_catalog.||)
+        pg_catalog.replace(pg_catalog.gen_random_uuid()::pg_catalog.text, '-', '')";
+    Spi::run(sql).unwrap_or_else(|error| error!("cannot change the channel: {error}"));
+    buffer::recheck_after_commit();
+}

@@ -1,0 +1,170 @@
+//! The channel that the relay notifies: whoever knows its name hears everything, so its name is told to nobody who was not granted it,
+//! and can be changed while all goes on.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tidings_tests::{Cluster, Database, Proxy, Session, shared, until};
+
+use crate::rights::heard;
+use crate::{all_until_now, boards, create_boards, passed_over, titles};
+
+fn channel(db: &Database<'_>) -> String {
+    db.session().one("SELECT tidings.channel()")
+}
+
+/// Rotates the channel and waits until the proxies have gone over to it: a word of the relay's last one is in their log.
+fn rotate(db: &Database<'_>, proxies: &[&Proxy]) {
+    let moves = |proxy: &Proxy| proxy.log().matches("the relay's channel has another name now").count();
+    let before: Vec<_> = proxies.iter().map(|proxy| moves(proxy)).collect();
+    db.session().run("SELECT tidings.rotate_channel()");
+    for (proxy, before) in proxies.iter().zip(before) {
+        until("the proxy has gone over", || moves(proxy) > before);
+    }
+}
+
+#[test]
+fn the_channels_name_stands_where_nobody_else_can_read_it() {
+    let available = "SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'pg_stat_statements')";
+    let has_statistics = shared().session("postgres", "postgres").one(available);
+    let mut settings =
+        vec![("log_statement", "all"), ("log_min_duration_statement", "0"), ("log_parameter_max_length", "-1")];
+    if has_statistics {
+        settings.push(("shared_preload_libraries", "tidings, pg_stat_statements"));
+        settings.push(("pg_stat_statements.track", "all"));
+    } else {
+        passed_over("pg_stat_statements, which this Postgres does not have");
+    }
+    let cluster = Cluster::start(&settings);
+    let db = cluster.database();
+    create_boards(&db);
+    let spy = db.role("spy");
+    let mut dba = db.session();
+    dba.run(&format!("GRANT pg_monitor TO {spy}"));
+    if has_statistics {
+        dba.run("CREATE EXTENSION pg_stat_statements");
+    }
+    let mut names = vec![channel(&db)];
+    let proxy = db.proxy(&["--channel", "plain_*"]);
+    let mut sse = proxy.live(&["boards_5"]);
+    for n in 1..=2 {
+        dba.run(&format!("INSERT INTO board_items VALUES ({n}, 5, 'a')"));
+        assert_eq!(titles(&[sse.frame()]), ["a"]);
+        rotate(&db, &[&proxy]);
+        names.push(channel(&db));
+    }
+    assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), 3);
+    let mut session = db.session_as(&spy);
+    let mut shown: String = session.one("SELECT coalesce(string_agg(query, E'\n'), '') FROM pg_stat_activity");
+    if has_statistics {
+        shown += &session.one::<String>("SELECT coalesce(string_agg(query, E'\n'), '') FROM pg_stat_statements");
+        assert!(shown.contains("tidings.listen()") && shown.contains("UPDATE tidings.secret"), "{shown}");
+    }
+    shown += &std::fs::read_to_string(cluster.log_file()).expect("the server's log");
+    shown += &proxy.log();
+    assert!(shown.contains("tidings.listen()") && shown.contains("rotate_channel"), "{shown}");
+    for name in names {
+        assert!(
+            !shown.contains(&name),
+            "the channel's name is shown: {:?}",
+            shown.lines().find(|line| line.contains(&name))
+        );
+    }
+}
+
+#[test]
+fn a_channel_that_is_rotated_under_load_loses_and_doubles_nothing() {
+    const ROTATIONS: usize = 5;
+    const WRITERS: i64 = 2;
+    let db = boards();
+    let former = channel(&db);
+    // Nobody reads before all is written.
+    let proxies = [(); 2].map(|()| db.proxy(&["--client-queue-bytes", "256MiB"]));
+    let mut streams: Vec<_> = proxies.iter().map(|proxy| proxy.live(&["boards_5"])).collect();
+    let done = AtomicBool::new(false);
+    let written: usize = std::thread::scope(|scope| {
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|writer| {
+                let (mut session, done) = (db.session(), &done);
+                scope.spawn(move || {
+                    let mut n = 0;
+                    while !done.load(Ordering::Relaxed) {
+                        session.run(&format!("INSERT INTO board_items VALUES ({}, 5, 'x')", n * WRITERS + writer));
+                        n += 1;
+                    }
+                    n as usize
+                })
+            })
+            .collect();
+        for _ in 0..ROTATIONS {
+            rotate(&db, &[&proxies[0], &proxies[1]]);
+        }
+        // Nobody waits for these: the next one comes before the relay or the proxies have taken up the last.
+        let mut dba = db.session();
+        for _ in 0..ROTATIONS {
+            dba.run("SELECT tidings.rotate_channel()");
+        }
+        done.store(true, Ordering::Relaxed);
+        writers.into_iter().map(|writer| writer.join().expect("a writer")).sum()
+    });
+    for (sse, proxy) in streams.iter_mut().zip(&proxies) {
+        let frames = all_until_now(&db, "boards_5", sse);
+        let ids: BTreeSet<i64> = frames.iter().filter_map(|frame| frame.json()["record"]["id"].as_i64()).collect();
+        assert_eq!((frames.len(), ids.len()), (written, written), "each event once");
+        assert_eq!(proxy.metric("tidings_upstream_reconnects_total"), 0.0);
+        assert_eq!(proxy.metric("tidings_resets_total"), 0.0);
+    }
+    // Whoever knew the former name hears nothing more, and events still come at once.
+    let mut spy: Session = db.session();
+    spy.run(&format!("LISTEN probe; LISTEN \"{former}\""));
+    db.session().run("INSERT INTO board_items VALUES (-1, 5, 'secret')");
+    streams[0].before(|frame| frame.data.contains("secret"));
+    assert_eq!(heard(&mut spy, &db), []);
+}
+
+#[test]
+fn a_rotation_that_is_rolled_back_changes_nothing() {
+    let db = boards();
+    let before = channel(&db);
+    let mut session = db.session();
+    session.run("BEGIN; SELECT tidings.rotate_channel(); ROLLBACK");
+    assert_eq!(channel(&db), before);
+    // One that is prepared is noticed without being told of.
+    let proxy = db.proxy(&[]);
+    session.run("BEGIN; SELECT tidings.rotate_channel(); PREPARE TRANSACTION 'rotation'");
+    session.run("COMMIT PREPARED 'rotation'");
+    until("the proxy has gone over", || proxy.log().contains("has another name now"));
+}
+
+#[test]
+fn who_is_granted_it_listens_by_name_or_by_function() {
+    let db = boards();
+    let (role, stranger) = (db.role("granted"), db.role("stranger"));
+    db.session().run(&format!(
+        "GRANT USAGE ON SCHEMA tidings TO {role}; GRANT EXECUTE ON FUNCTION tidings.channel, tidings.listen TO {role}"
+    ));
+    let (mut by_name, mut by_function) = (db.session_as(&role), db.session_as(&role));
+    let name: String = by_name.one("SELECT tidings.channel()");
+    by_name.run(&format!("LISTEN probe; LISTEN \"{name}\""));
+    by_function.run("LISTEN probe");
+    assert_eq!(by_function.one::<String>("SELECT tidings.listen()"), name);
+    // Once more is once only.
+    by_function.run("SELECT tidings.listen()");
+    db.session().run("INSERT INTO board_items VALUES (1, 5, 'heard')");
+    db.session().publish("x", "1");
+    let proxy = db.proxy(&[]);
+    all_until_now(&db, "x", &mut proxy.live(&["x"]));
+    let told = |session: &mut Session| heard(session, &db).iter().filter(|(_, text)| text.contains("heard")).count();
+    assert_eq!((told(&mut by_name), told(&mut by_function)), (1, 1));
+    // The function leaves the former channel when the name is another one.
+    db.session().run("SELECT tidings.rotate_channel()");
+    let name: String = by_function.one("SELECT tidings.listen()");
+    assert_eq!(
+        by_function.one::<String>("SELECT string_agg(c, ' ' ORDER BY c = 'probe') FROM pg_listening_channels() c"),
+        format!("{name} probe")
+    );
+    by_function.run("BEGIN READ ONLY; SELECT tidings.listen(); COMMIT");
+    for role in [role, db.proxy_role(), stranger] {
+        db.session_as(&role).forbidden("SELECT tidings.rotate_channel()");
+    }
+}
