@@ -1,17 +1,22 @@
 //! Response bodies: a text that is there, or a stream over HTTP/2. (Over HTTP/1.1 a stream takes the socket, see `server`.)
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use hyper::body::{Body as HttpBody, Frame as HttpFrame, SizeHint};
 
 use crate::frame::Frame;
 use crate::proxy::Subscription;
 use crate::stream::CountBytes;
 use crate::subscriber::Subscriber;
+
+/// The most bytes that hyper is given at once. It asks for more only when it has handed on what it had, so this is how finely
+/// a slow client's progress is seen: one that takes this much between two heartbeats is alive.
+const PIECE: usize = 8 * 1024;
 
 /// The body of a response.
 #[derive(Debug)]
@@ -27,8 +32,61 @@ pub enum Body {
 pub struct StreamBody {
     subscriber: Arc<Subscriber>,
     subscription: Subscription,
-    /// Bytes of the queue that were given to hyper since the queue was last asked.
-    written: usize,
+    pieces: Pieces,
+}
+
+/// Frames taken from the queue and cut into pieces. A large frame is shared by all who get it, until its last byte is sent.
+#[derive(Debug, Default)]
+struct Pieces {
+    frames: VecDeque<Frame>,
+    /// Bytes of the first of them that have left already.
+    offset: usize,
+    /// Bytes of the queue that the last piece makes, where a frame counts with its chunk's head and tail.
+    counted: usize,
+}
+
+impl Pieces {
+    /// The next piece; empty if there is none.
+    fn next(&mut self) -> Bytes {
+        self.advance(0);
+        let Some(first) = self.frames.front() else { return Bytes::new() };
+        let left = first.bytes(false).len() - self.offset;
+        if left < PIECE && self.frames.len() > 1 {
+            return self.gather();
+        }
+        let piece = first.clone().into_body().slice(self.offset..self.offset + left.min(PIECE));
+        self.advance(piece.len());
+        piece
+    }
+
+    /// Several small frames as one piece: copied, which costs less than sending each by itself.
+    fn gather(&mut self) -> Bytes {
+        let mut piece = BytesMut::with_capacity(PIECE);
+        while let Some(first) = self.frames.front()
+            && piece.len() < PIECE
+        {
+            let left = &first.bytes(false)[self.offset..];
+            let part = &left[..left.len().min(PIECE - piece.len())];
+            piece.extend_from_slice(part);
+            let taken = part.len();
+            self.advance(taken);
+        }
+        piece.freeze()
+    }
+
+    /// Takes `taken` bytes off the frames, and frames in which there is nothing to send.
+    fn advance(&mut self, taken: usize) {
+        self.offset += taken;
+        self.counted += taken;
+        while let Some(first) = self.frames.front()
+            && first.bytes(false).len() <= self.offset
+        {
+            let length = first.bytes(false).len();
+            self.counted += first.len() - length;
+            self.offset -= length;
+            self.frames.pop_front();
+        }
+    }
 }
 
 impl Body {
@@ -39,7 +97,32 @@ impl Body {
 
     /// A stream.
     pub fn stream(subscription: Subscription) -> Self {
-        Self::Stream(Box::new(StreamBody { subscriber: subscription.subscriber(), subscription, written: 0 }))
+        let (subscriber, pieces) = (subscription.subscriber(), Pieces::default());
+        Self::Stream(Box::new(StreamBody { subscriber, subscription, pieces }))
+    }
+}
+
+impl StreamBody {
+    /// The next piece; `None` when the stream is over. That hyper asks means that it has got rid of the last one.
+    fn poll_piece(&mut self, cx: &Context<'_>) -> Poll<Option<Bytes>> {
+        loop {
+            let counted = std::mem::take(&mut self.pieces.counted);
+            if self.pieces.frames.is_empty() {
+                // Frees what the last frames had set aside: an idle client keeps nothing.
+                self.pieces = Pieces::default();
+                match ready!(self.subscriber.poll_frames(cx, counted)) {
+                    Some(frames) => self.pieces.frames = frames,
+                    None => return Poll::Ready(None),
+                }
+            } else if self.subscriber.poll_blocked(cx, counted).is_ready() {
+                return Poll::Ready(None);
+            }
+            let piece = self.pieces.next();
+            if !piece.is_empty() {
+                self.subscription.wrote(piece.len());
+                return Poll::Ready(Some(piece));
+            }
+        }
     }
 }
 
@@ -50,24 +133,7 @@ impl HttpBody for Body {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<HttpFrame<Bytes>, Infallible>>> {
         let bytes = match self.get_mut() {
             Self::Whole(text) => text.take().filter(|text| !text.is_empty()),
-            Self::Stream(stream) => loop {
-                let written = std::mem::take(&mut stream.written);
-                let frames = match stream.subscriber.poll_frames(cx, written) {
-                    Poll::Pending => return Poll::Pending,
-                    Poll::Ready(None) => break None,
-                    Poll::Ready(Some(frames)) => frames,
-                };
-                stream.written = frames.iter().map(Frame::len).sum();
-                let mut bodies: Vec<_> = frames.into_iter().map(Frame::into_body).collect();
-                let bytes = match bodies.len() {
-                    1 => bodies.swap_remove(0),
-                    _ => Bytes::from(bodies.concat()),
-                };
-                if !bytes.is_empty() {
-                    stream.subscription.wrote(bytes.len());
-                    break Some(bytes);
-                }
-            },
+            Self::Stream(stream) => ready!(stream.poll_piece(cx)),
         };
         Poll::Ready(bytes.map(|bytes| Ok(HttpFrame::data(bytes))))
     }
@@ -81,5 +147,40 @@ impl HttpBody for Body {
             Self::Whole(text) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
             Self::Stream(_) => SizeHint::default(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All pieces, and how much of the queue they make.
+    fn cut(frames: &[Frame]) -> (Vec<Bytes>, usize) {
+        let mut pieces = Pieces { frames: frames.to_vec().into(), ..Pieces::default() };
+        let all: Vec<_> = std::iter::from_fn(|| Some(pieces.next()).filter(|piece| !piece.is_empty())).collect();
+        assert!(pieces.frames.is_empty() && all.iter().all(|piece| piece.len() <= PIECE));
+        (all, pieces.counted)
+    }
+
+    #[test]
+    fn large_frames_are_shared_and_small_ones_travel_together() {
+        let small = || Frame::message(None, "small");
+        let large = Frame::message(None, &"x".repeat(3 * PIECE));
+        let frames = [small(), small(), large.clone(), small(), Frame::end()];
+        let (pieces, counted) = cut(&frames);
+        assert_eq!(counted, frames.iter().map(Frame::len).sum::<usize>());
+        assert_eq!(pieces.concat(), frames.map(|frame| frame.bytes(false).to_vec()).concat());
+        // The first one is filled up with what is large, the last one with its end.
+        assert_eq!(pieces.len(), 4);
+        let of_large = |piece: &&Bytes| large.bytes(false).as_ptr_range().contains(&piece.as_ptr());
+        assert_eq!(pieces.iter().filter(of_large).count(), 2);
+    }
+
+    #[test]
+    fn one_frame_alone_is_not_copied_and_the_end_is_nothing() {
+        let frame = Frame::message(None, "alone");
+        let (pieces, counted) = cut(std::slice::from_ref(&frame));
+        assert_eq!((pieces.len(), pieces[0].as_ptr(), counted), (1, frame.bytes(false).as_ptr(), frame.len()));
+        assert_eq!(cut(&[Frame::end()]), (Vec::new(), Frame::end().len()));
     }
 }

@@ -30,6 +30,7 @@ pub mod route;
 pub mod routes;
 pub mod server;
 pub mod settings;
+pub mod socket;
 pub mod stream;
 pub mod subscriber;
 pub mod tls;

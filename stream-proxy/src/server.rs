@@ -19,7 +19,6 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
-use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
@@ -28,6 +27,7 @@ use crate::body::Body;
 use crate::frame::Frame;
 use crate::proxy::{Proxy, Subscription};
 use crate::routes::{Answer, answer};
+use crate::socket::{Socket, patience};
 use crate::stream::Stream;
 use crate::subscriber::Subscriber;
 
@@ -36,11 +36,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Connections without an HTTP/1.1 stream may be as many as streams, and this many more.
 const SPARE_CONNECTIONS: u64 = 1024;
-
-/// What the kernel keeps unsent for one client, in bytes: what a slow client leaves waiting should wait in its queue, where
-/// it counts.
-#[cfg(target_os = "linux")]
-const UNSENT: u32 = 128 * 1024;
 
 /// How many headers a request may have.
 const MAX_HEADERS: usize = 64;
@@ -63,9 +58,6 @@ pub async fn serve(listener: &TcpListener, proxy: &Arc<Proxy>) -> Infallible {
                     proxy.metrics.connections.fall();
                     continue;
                 }
-                if let Err(error) = prepare(&stream, proxy.cli.heartbeat) {
-                    tracing::debug!(%error, "socket options");
-                }
                 let proxy = proxy.clone();
                 tokio::spawn(async move {
                     if let Err(error) = connection(stream, peer.ip(), &proxy).await {
@@ -86,32 +78,18 @@ pub async fn serve(listener: &TcpListener, proxy: &Arc<Proxy>) -> Infallible {
     }
 }
 
-/// A peer that is gone without a word is noticed by the kernel within a few heartbeats, should no heartbeat notice it first.
-fn prepare(stream: &TcpStream, heartbeat: Duration) -> io::Result<()> {
-    let patience = heartbeat.max(Duration::from_secs(1));
-    stream.set_nodelay(true)?;
-    let socket = SockRef::from(stream);
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(patience).with_interval(patience / 3).with_retries(3))?;
-    #[cfg(target_os = "linux")]
-    {
-        socket.set_tcp_user_timeout(Some(patience * 2))?;
-        socket.set_tcp_notsent_lowat(UNSENT)?;
-    }
-    Ok(())
-}
-
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 async fn connection(stream: TcpStream, peer: IpAddr, proxy: &Arc<Proxy>) -> Result<(), BoxError> {
-    let patience = proxy.cli.header_timeout;
+    let (header_timeout, heartbeat) = (proxy.cli.header_timeout, proxy.cli.heartbeat);
     match &proxy.tls {
-        Some(tls) => match timeout(patience, tls.accept(stream)).await?? {
+        Some(tls) => match timeout(header_timeout, tls.accept(Socket::new(stream, heartbeat))).await?? {
             (stream, true) => http2(stream, peer, proxy).await,
             (stream, false) => http1(stream, peer, proxy).await,
         },
-        None => match timeout(patience, speaks_http2(&stream)).await?? {
-            true => http2(stream, peer, proxy).await,
-            false => http1(stream, peer, proxy).await,
+        None => match timeout(header_timeout, speaks_http2(&stream)).await?? {
+            true => http2(Socket::new(stream, heartbeat), peer, proxy).await,
+            false => http1(Socket::new(stream, heartbeat), peer, proxy).await,
         },
     }
 }
@@ -154,7 +132,8 @@ where
         .max_header_list_size(proxy.cli.max_header_bytes as u32)
         .max_send_buf_size(64 * 1024)
         .keep_alive_interval(proxy.cli.heartbeat)
-        .keep_alive_timeout(proxy.cli.heartbeat)
+        // An answer may be long in coming over a slow connection: it stands behind all that is on its way.
+        .keep_alive_timeout(patience(proxy.cli.heartbeat))
         .serve_connection(TokioIo::new(io), service)
         .await?;
     Ok(())

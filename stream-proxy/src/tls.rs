@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::RwLock;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
@@ -60,7 +60,10 @@ impl Tls {
     }
 
     /// Greets a client; also answers whether it chose HTTP/2.
-    pub async fn accept(&self, stream: TcpStream) -> io::Result<(TlsStream<TcpStream>, bool)> {
+    pub async fn accept<IO>(&self, stream: IO) -> io::Result<(TlsStream<IO>, bool)>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
         let acceptor = self.acceptor.read().clone();
         let stream = acceptor.accept(stream).await?;
         let http2 = stream.get_ref().1.alpn_protocol() == Some(H2);

@@ -10,6 +10,9 @@ use crate::wait::DEADLINE;
 /// How long a connection may take to be made.
 const CONNECT: Duration = Duration::from_secs(10);
 
+/// The most bytes that are read at once.
+const STEP: usize = 64 * 1024;
+
 /// The head of a response.
 #[derive(Clone, Debug)]
 pub struct Head {
@@ -31,6 +34,7 @@ pub struct Response {
     /// Status and headers.
     pub head: Head,
     socket: TcpStream,
+    step: usize,
     buffer: Vec<u8>,
     left: Left,
 }
@@ -51,8 +55,13 @@ pub fn open(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> io::Re
 
 /// The same with any method.
 pub fn send(address: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)]) -> io::Result<Response> {
-    let mut socket = TcpStream::connect_timeout(&address, CONNECT)?;
+    send_over(TcpStream::connect_timeout(&address, CONNECT)?, method, path, headers)
+}
+
+/// The same over a connection that is there, with socket options of the test's own perhaps.
+pub fn send_over(mut socket: TcpStream, method: &str, path: &str, headers: &[(&str, &str)]) -> io::Result<Response> {
     socket.set_nodelay(true)?;
+    let address = socket.peer_addr()?;
     let mut request = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\n");
     for (name, value) in headers {
         request.push_str(&format!("{name}: {value}\r\n"));
@@ -64,7 +73,7 @@ pub fn send(address: SocketAddr, method: &str, path: &str, headers: &[(&str, &st
         if let Some(end) = find(&buffer, b"\r\n\r\n") {
             break end;
         }
-        if !fill(&mut socket, &mut buffer)? {
+        if !fill(&mut socket, STEP, &mut buffer)? {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
     };
@@ -77,7 +86,7 @@ pub fn send(address: SocketAddr, method: &str, path: &str, headers: &[(&str, &st
         (None, None) => Left::Close,
         _ => return Err(io::Error::other("a response with two lengths")),
     };
-    Ok(Response { head, socket, buffer, left })
+    Ok(Response { head, socket, step: STEP, buffer, left })
 }
 
 /// A whole response: head and body.
@@ -86,6 +95,11 @@ pub fn get(address: SocketAddr, path: &str) -> io::Result<(Head, String)> {
 }
 
 impl Response {
+    /// From now on takes at most `bytes` at once from the kernel.
+    pub fn read_in_steps(&mut self, bytes: usize) {
+        self.step = bytes.clamp(1, STEP);
+    }
+
     /// Waits for all of the body; gives it with the head.
     pub fn whole(mut self) -> io::Result<(Head, String)> {
         let mut body = Vec::new();
@@ -100,7 +114,7 @@ impl Response {
             match self.left {
                 Left::Done | Left::Bytes(0) => return Ok(false),
                 Left::Close => {
-                    if self.buffer.is_empty() && !fill(&mut self.socket, &mut self.buffer)? {
+                    if self.buffer.is_empty() && !fill(&mut self.socket, self.step, &mut self.buffer)? {
                         return Ok(false);
                     }
                     body.append(&mut self.buffer);
@@ -128,7 +142,7 @@ impl Response {
 
     /// Moves up to `n` bytes of the body; at least one.
     fn take(&mut self, n: usize, body: &mut Vec<u8>) -> io::Result<usize> {
-        if self.buffer.is_empty() && !fill(&mut self.socket, &mut self.buffer)? {
+        if self.buffer.is_empty() && !fill(&mut self.socket, self.step, &mut self.buffer)? {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let n = n.min(self.buffer.len());
@@ -149,24 +163,24 @@ impl Response {
                 self.buffer.drain(..end + 2);
                 return Ok(Some(line));
             }
-            if !fill(&mut self.socket, &mut self.buffer)? {
+            if !fill(&mut self.socket, self.step, &mut self.buffer)? {
                 return if self.buffer.is_empty() { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
             }
         }
     }
 }
 
-/// Reads once; false at the end. Silence until the deadline is an error of kind `TimedOut`.
-fn fill(socket: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<bool> {
+/// Reads at most `step` bytes, once; false at the end. Silence until the deadline is an error of kind `TimedOut`.
+fn fill(socket: &mut TcpStream, step: usize, buffer: &mut Vec<u8>) -> io::Result<bool> {
     let start = Instant::now();
-    let mut block = [0; 64 * 1024];
+    let mut block = [0; STEP];
     loop {
         let left = DEADLINE.saturating_sub(start.elapsed());
         if left.is_zero() {
             return Err(io::ErrorKind::TimedOut.into());
         }
         socket.set_read_timeout(Some(left))?;
-        match socket.read(&mut block) {
+        match socket.read(&mut block[..step]) {
             Ok(n) => {
                 buffer.extend_from_slice(&block[..n]);
                 return Ok(n > 0);

@@ -1,13 +1,16 @@
 //! Streams over HTTP/2: many on one connection, and each ends by itself.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::client::SendRequest;
+use tidings_tests::process::memory;
 use tidings_tests::sse::{Item, Parser};
 use tidings_tests::{DEADLINE, Frame, Proxy, until};
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::boards;
 
@@ -27,13 +30,18 @@ struct Stream {
 
 impl Client {
     fn connect(proxy: &Proxy) -> Self {
+        Self::with_window(proxy, 64 * 1024)
+    }
+
+    /// A client whose streams take that many bytes ahead of their reader.
+    fn with_window(proxy: &Proxy, window: u32) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("tokio");
         let requests = runtime.block_on(async {
             let socket = TcpStream::connect(proxy.address()).await.expect("connect");
             // Streams stand in one another's way only by their own windows, not by the connection's.
             let mut builder = h2::client::Builder::new();
-            builder.initial_window_size(64 * 1024).initial_connection_window_size(1 << 30);
+            builder.initial_window_size(window).initial_connection_window_size(1 << 30);
             let (requests, connection) = builder.handshake(socket).await.expect("speak HTTP/2");
             tokio::spawn(connection);
             requests
@@ -42,7 +50,11 @@ impl Client {
     }
 
     fn open(&mut self, topic: &str) -> Stream {
-        let uri = format!("http://{}/events?topic={topic}", self.authority);
+        self.open_query(&format!("topic={topic}"))
+    }
+
+    fn open_query(&mut self, query: &str) -> Stream {
+        let uri = format!("http://{}/events?{query}", self.authority);
         let request = http::Request::get(uri).body(()).expect("a request");
         let requests = self.requests.clone();
         self.runtime.block_on(async {
@@ -54,19 +66,31 @@ impl Client {
         })
     }
 
-    /// The next event; what is read is given back to the window. `None` at the end, whatever its kind.
+    /// Reads what comes next, and gives it back to the window. `None` at the end, whatever its kind.
+    fn read(&self, stream: &mut Stream, pace: f64) -> Option<()> {
+        let data = self.runtime.block_on(async { timeout(DEADLINE, stream.body.data()).await });
+        let bytes = data.expect("something comes")?.ok()?;
+        self.runtime.block_on(async { sleep(Duration::from_secs_f64(bytes.len() as f64 / pace)).await });
+        let _ = stream.body.flow_control().release_capacity(bytes.len());
+        let frames = &mut stream.frames;
+        let mut take = |item| {
+            if let Item::Frame(frame) = item {
+                frames.push_back(frame)
+            }
+        };
+        stream.parser.feed(&bytes, &mut take).expect("an event stream");
+        Some(())
+    }
+
+    /// The next event. `None` at the end, whatever its kind.
     fn frame(&self, stream: &mut Stream) -> Option<Frame> {
+        self.frame_at(stream, f64::INFINITY)
+    }
+
+    /// The same at a pace, in bytes a second.
+    fn frame_at(&self, stream: &mut Stream, pace: f64) -> Option<Frame> {
         while stream.frames.is_empty() {
-            let data = self.runtime.block_on(async { timeout(DEADLINE, stream.body.data()).await });
-            let bytes = data.expect("something comes")?.ok()?;
-            let _ = stream.body.flow_control().release_capacity(bytes.len());
-            let frames = &mut stream.frames;
-            let mut take = |item| {
-                if let Item::Frame(frame) = item {
-                    frames.push_back(frame)
-                }
-            };
-            stream.parser.feed(&bytes, &mut take).expect("an event stream");
+            self.read(stream, pace)?;
         }
         stream.frames.pop_front()
     }
@@ -132,4 +156,47 @@ fn a_stream_whose_queue_is_full_is_reset_though_its_client_takes_nothing() {
 #[test]
 fn a_stream_that_takes_nothing_for_a_heartbeat_is_reset_though_its_client_takes_nothing() {
     give_up(&["--heartbeat", "300ms", "--client-queue-bytes", "1GiB"], "heartbeat");
+}
+
+#[test]
+fn a_slow_but_steady_reader_over_http2_gets_a_large_event_over_many_heartbeats() {
+    let db = boards();
+    let proxy = db.proxy(&["--heartbeat", "1s"]);
+    let mut client = Client::with_window(&proxy, 8 * 1024);
+    let mut stream = client.open("boards_5");
+    proxy.wait_clients(1);
+    db.session().run("INSERT INTO board_items VALUES (1, 5, repeat('.', 200000))");
+    let mut title = || client.frame_at(&mut stream, 15_000.0).expect("it goes on").json()["record"]["title"].clone();
+    assert_eq!(title().as_str().map(str::len), Some(200_000));
+    db.session().run("INSERT INTO board_items VALUES (2, 5, 'on the same stream')");
+    assert_eq!(title(), "on the same stream");
+    assert_eq!(proxy.metric("tidings_evictions_total"), 0.0);
+}
+
+#[test]
+fn streams_that_read_nothing_share_a_large_event_that_waits_for_them() {
+    const STREAMS: usize = 60;
+    let db = boards();
+    let proxy = db.proxy(&["--heartbeat", "1h", "--client-queue-bytes", "16MiB"]);
+    let mut client = Client::connect(&proxy);
+    let mut reads = client.open("boards_5");
+    db.session().run("INSERT INTO board_items VALUES (1, 5, 'first')");
+    let first = client.frame(&mut reads).expect("an event").id().to_owned();
+    db.session().run("INSERT INTO board_items VALUES (2, 5, repeat('.', 8000000)), (3, 5, 'third')");
+    for id in [2, 3] {
+        assert_eq!(client.frame(&mut reads).expect("an event").json()["record"]["id"], id);
+    }
+    let before = memory(proxy.pid(), "RssAnon").expect("a running proxy");
+    let mut asleep: Vec<Stream> =
+        (0..STREAMS).map(|_| client.open_query(&format!("topic=boards_5&since={first}"))).collect();
+    for stream in &mut asleep {
+        // What comes first, and then nothing is taken any more.
+        client.read(stream, f64::INFINITY).expect("a stream");
+    }
+    let grown = memory(proxy.pid(), "RssAnon").expect("a running proxy").saturating_sub(before);
+    assert!(grown < 40 << 20, "{grown} bytes for {STREAMS} streams");
+    // It is there, whole, for whoever wakes up.
+    for id in [2, 3] {
+        assert_eq!(client.frame(&mut asleep[7]).expect("an event").json()["record"]["id"], id);
+    }
 }

@@ -1,10 +1,13 @@
 //! Clients that vanish are pruned, and the others notice nothing.
 
+use std::net::TcpStream;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
+use socket2::{Domain, Socket, Type};
 use tidings_tests::process::{Process, Signal};
-use tidings_tests::sse::Request;
-use tidings_tests::{Item, until};
+use tidings_tests::sse::{Parser, Request};
+use tidings_tests::{Frame, Item, Proxy, http, until};
 
 use crate::{all_until_now, boards, titles};
 
@@ -117,4 +120,54 @@ fn idle_clients_get_a_comment_at_every_heartbeat_and_stay() {
     assert_eq!(proxy.metric("tidings_clients") as usize, 1);
     db.session().run("INSERT INTO board_items VALUES (1, 5, 'a')");
     assert_eq!(titles(&[idle.frame()]), ["a"]);
+}
+
+/// A stream over a connection that holds next to nothing for its reader, and what has come of it.
+struct Narrow {
+    response: http::Response,
+    parser: Parser,
+    frames: Vec<Frame>,
+}
+
+impl Narrow {
+    fn open(proxy: &Proxy, topic: &str) -> Self {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        socket.set_recv_buffer_size(8192).expect("a small buffer");
+        socket.connect(&proxy.address().into()).expect("connect");
+        let path = format!("/events?topic={topic}");
+        let mut response = http::send_over(TcpStream::from(socket), "GET", &path, &[]).expect("an answer");
+        assert_eq!(response.head.status, 200);
+        response.read_in_steps(1500);
+        Self { response, parser: Parser::default(), frames: Vec::new() }
+    }
+
+    /// Reads at a pace, in bytes a second, until `n` events have come.
+    fn read(&mut self, pace: usize, n: usize) {
+        while self.frames.len() < n {
+            let mut bytes = Vec::new();
+            assert!(self.response.read(&mut bytes).expect("more"), "the stream has ended");
+            let frames = &mut self.frames;
+            let mut take = |item| match item {
+                Item::Frame(frame) if frame.event == "changed" => frames.push(frame),
+                _ => {}
+            };
+            self.parser.feed(&bytes, &mut take).expect("an event stream");
+            std::thread::sleep(Duration::from_secs_f64(bytes.len() as f64 / pace as f64));
+        }
+    }
+}
+
+#[test]
+fn a_slow_but_steady_reader_gets_a_large_event_over_many_heartbeats() {
+    let db = boards();
+    let proxy = db.proxy(&["--heartbeat", "3s"]);
+    let mut narrow = Narrow::open(&proxy, "boards_5");
+    proxy.wait_clients(1);
+    db.session().run("INSERT INTO board_items VALUES (1, 5, repeat('.', 300000))");
+    narrow.read(30_000, 1);
+    db.session().run("INSERT INTO board_items VALUES (2, 5, 'on the same stream')");
+    narrow.read(30_000, 2);
+    assert_eq!(narrow.frames[0].json()["record"]["title"].as_str().map(str::len), Some(300_000));
+    assert_eq!(titles(&narrow.frames[1..]), ["on the same stream"]);
+    assert_eq!(proxy.metric("tidings_evictions_total"), 0.0);
 }

@@ -1,0 +1,116 @@
+//! A client's socket: what the kernel is told about it, and for how long it may wait for the client by itself.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+/// What the kernel keeps unsent for one client, in bytes: what a slow client leaves waiting should wait in its queue, where it
+/// counts. The socket takes more when half of it has left, so this is also how finely a slow client's progress is seen.
+#[cfg(target_os = "linux")]
+const UNSENT: u32 = 16 * 1024;
+
+/// The shortest time for which the kernel waits for a client. What it holds back for a slow one must have a chance to leave.
+const MIN_PATIENCE: Duration = Duration::from_secs(60);
+
+/// For how long the kernel, or a ping of HTTP/2, waits for a client that may be gone.
+pub fn patience(heartbeat: Duration) -> Duration {
+    (heartbeat * 2).max(MIN_PATIENCE)
+}
+
+/// A client's socket. While it takes what it is given, the kernel ends the connection if the client acknowledges nothing for
+/// too long: that is how a client that is gone without a word is noticed although heartbeats still fit in. The same limit
+/// would cut off a client that reads steadily but slowly, since Linux counts the time in which the client's window is too
+/// small for the next segment. So it is lifted while the socket is full; then the heartbeats judge, by whether anything leaves.
+#[derive(Debug)]
+pub struct Socket {
+    stream: TcpStream,
+    /// The kernel's limit, in seconds.
+    patience: u32,
+    /// When the socket was last full, while the limit is lifted.
+    full: Option<Instant>,
+}
+
+impl Socket {
+    /// Takes over a connection that was accepted.
+    pub fn new(stream: TcpStream, heartbeat: Duration) -> Self {
+        let patience = u32::try_from(patience(heartbeat).as_secs()).unwrap_or(u32::MAX);
+        let socket = Self { stream, patience, full: None };
+        let interval = heartbeat.max(Duration::from_secs(3));
+        let keepalive = TcpKeepalive::new().with_time(interval).with_interval(interval / 3).with_retries(3);
+        // Each by itself: one that this system doesn't take must not cost the others.
+        note("TCP_NODELAY", socket.stream.set_nodelay(true));
+        note("SO_KEEPALIVE", SockRef::from(&socket.stream).set_tcp_keepalive(&keepalive));
+        #[cfg(target_os = "linux")]
+        note("TCP_NOTSENT_LOWAT", SockRef::from(&socket.stream).set_tcp_notsent_lowat(UNSENT));
+        socket.limit(true);
+        socket
+    }
+
+    /// Sets the kernel's limit or lifts it.
+    fn limit(&self, on: bool) {
+        let limit = on.then(|| Duration::from_secs(self.patience.into()));
+        #[cfg(target_os = "linux")]
+        note("TCP_USER_TIMEOUT", SockRef::from(&self.stream).set_tcp_user_timeout(limit));
+        #[cfg(not(target_os = "linux"))]
+        let _ = limit;
+    }
+
+    /// Notes whether a write found the socket full.
+    fn wrote<T>(&mut self, result: Poll<T>) -> Poll<T> {
+        if result.is_pending() {
+            if self.full.replace(Instant::now()).is_none() {
+                self.limit(false);
+            }
+        } else if self.full.is_some_and(|at| at.elapsed().as_secs() >= self.patience.into()) {
+            self.full = None;
+            self.limit(true);
+        }
+        result
+    }
+}
+
+fn note(option: &str, result: io::Result<()>) {
+    if let Err(error) = result {
+        tracing::debug!(option, %error, "socket option");
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.wrote(result)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.wrote(result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
