@@ -13,7 +13,7 @@
 //!   [`retention`]: what it throws away.
 //! - [`launcher`]: keeps one relay running in every database that has the extension. [`own_settings`]: what the two depend on.
 //! - [`utility`]: the statements that concern us: COMMIT PREPARED, those that want a database for themselves, what drops the
-//!   extension, renames its schema or takes a column away from a watch.
+//!   extension, renames its schema or takes a column away from a watch. [`removal`]: how the extension goes without making writers fail.
 //! - [`read`]: the functions that decode the log and positions for SQL.
 //! - [`channel`]: the name of the channel, and who listens to it.
 //! - [`access`]: topic templates as subscription rules use them, [`rules`]: a rule's query, run as the subscriber.
@@ -47,6 +47,7 @@ mod pace;
 mod payload;
 mod read;
 mod relay;
+mod removal;
 mod retention;
 mod rules;
 mod run;

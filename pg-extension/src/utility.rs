@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use pgrx::prelude::*;
 
 use crate::relay::wait;
-use crate::{buffer, errors, foreign, shared, watch};
+use crate::{buffer, errors, foreign, removal, shared, watch};
 
 /// How long a statement that wants a database for itself waits for the relay to leave it.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -97,6 +97,7 @@ unsafe extern "C-unwind" fn before(node: *mut pg_sys::Node) -> Kind {
                 "Index plain columns, all rows.",
             );
         }
+        removal::make_way(node);
         Kind::of(node)
     }
 }

@@ -1,6 +1,7 @@
 //! Dump and restore, drop, copy, failover and upgrade of databases that have watches.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use serde_json::json;
 use tidings_tests::follower::Habits;
@@ -238,6 +239,64 @@ fn a_writer_that_waits_for_a_drop_of_the_extension_commits() {
     assert_eq!(log.news().len(), 1);
 }
 
+/// Writes into some of four tables, in any order, until it is told to stop.
+fn write_for_ever(mut session: Session, written: &AtomicU32, stop: &AtomicBool) {
+    while !stop.load(Ordering::Relaxed) {
+        session.run("BEGIN");
+        for _ in 0..fastrand::u32(1..4) {
+            // A large one is logged at once; that writer holds the log when it comes to its next table.
+            let size = if fastrand::u32(..8) == 0 { 300_000 } else { 10 };
+            session.run(&format!("INSERT INTO load_{} VALUES (5, repeat('x', {size}))", fastrand::u32(1..5)));
+        }
+        session.run("COMMIT");
+        written.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn no_writer_fails_while_the_extension_is_dropped() {
+    let db = shared().database();
+    let mut dba = db.session();
+    for n in 1..5 {
+        dba.run(&format!("CREATE TABLE load_{n} (id int, text text)"));
+    }
+    let (written, stop) = ([const { AtomicU32::new(0) }; 6], AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let start = |written| {
+            let (session, stop) = (db.session(), &stop);
+            scope.spawn(move || write_for_ever(session, written, stop))
+        };
+        let writers: Vec<_> = written.iter().map(start).collect();
+        let all_go_on = || {
+            let counts = || written.iter().map(|written| written.load(Ordering::Relaxed));
+            let before: Vec<u32> = counts().collect();
+            let mut failed = false;
+            until("all writers go on, or one has failed", || {
+                failed = writers.iter().any(|writer| writer.is_finished());
+                failed || counts().zip(&before).all(|(now, before)| now > before + 5)
+            });
+            !failed
+        };
+        let removals = [
+            "DROP EXTENSION tidings CASCADE",
+            "DROP SCHEMA tidings CASCADE",
+            "DROP EXTENSION IF EXISTS tidings CASCADE",
+        ];
+        let fine = removals.iter().all(|removal| {
+            for n in 1..5 {
+                dba.run(&format!("SELECT tidings.watch('load_{n}', topic => 'load_{{id}}')"));
+            }
+            let before = all_go_on();
+            let removed = dba.client().batch_execute(removal);
+            let after = all_go_on() && removed.is_ok();
+            before && after && dba.client().batch_execute("CREATE EXTENSION tidings").is_ok()
+        });
+        stop.store(true, Ordering::Relaxed);
+        assert!(fine, "a writer has failed, or the removal");
+    });
+    assert_eq!(dba.one::<i64>("SELECT count(*) FROM tidings.watches"), 0);
+}
+
 #[test]
 fn a_watched_table_can_be_dropped() {
     let db = shared().database();
@@ -450,7 +509,7 @@ impl Forward {
     }
 
     fn switch(&self, port: u16) {
-        self.target.store(port, std::sync::atomic::Ordering::Relaxed);
+        self.target.store(port, Ordering::Relaxed);
     }
 }
 
