@@ -1,7 +1,7 @@
 //! How an error leaves this library: with its SQLSTATE, and a hint that says what to do.
 
 use pgrx::PgSqlErrorCode;
-use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
 use pgrx::prelude::*;
 use tidings_wire::template::TemplateError;
 use tidings_wire::topic::TopicError;
@@ -23,18 +23,46 @@ pub fn warn(message: &'static str, detail: &str) {
 /// passes.
 pub fn attempt<R>(code: PgSqlErrorCode, body: impl FnOnce() -> R) -> Option<R> {
     let body = std::panic::AssertUnwindSafe(body);
+    in_subtransaction(|| {
+        let attempt = PgTryBuilder::new(|| {
+            let body = body;
+            Some((body.0)())
+        });
+        attempt.catch_when(code, |_| None).execute()
+    })
+}
+
+/// The same with any error, which is given as its message.
+pub fn attempt_all<R>(body: impl FnOnce() -> R) -> Result<R, String> {
+    let body = std::panic::AssertUnwindSafe(body);
+    let mut message = None;
+    let result = in_subtransaction(|| {
+        let message = std::panic::AssertUnwindSafe(std::cell::RefCell::new(&mut message));
+        let attempt = PgTryBuilder::new(|| {
+            let body = body;
+            Some((body.0)())
+        });
+        let failed = |error| {
+            let (CaughtError::PostgresError(report)
+            | CaughtError::ErrorReport(report)
+            | CaughtError::RustPanic { ereport: report, .. }) = error;
+            **message.borrow_mut() = Some(report.message().to_owned());
+            None
+        };
+        attempt.catch_others(failed).execute()
+    });
+    result.ok_or_else(|| message.unwrap_or_default())
+}
+
+/// Runs `body` in a subtransaction, which is rolled back if it gives None. Called inside a transaction.
+fn in_subtransaction<R>(body: impl FnOnce() -> Option<R>) -> Option<R> {
     // SAFETY: inside a transaction. Memory context and resource owner are put back, as Postgres asks of whoever begins a
-    // subtransaction; `body` allocates in the caller's context. Any other error ends the transaction and with it the subtransaction.
+    // subtransaction; `body` allocates in the caller's context. An error ends the transaction and with it the subtransaction.
     unsafe {
         let (context, owner) = (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner);
         pg_sys::BeginInternalSubTransaction(std::ptr::null());
         pg_sys::MemoryContextSwitchTo(context);
-        let result = PgTryBuilder::new(|| {
-            let body = body;
-            Some((body.0)())
-        })
-        .catch_when(code, |_| None)
-        .execute();
+        let result = body();
         if result.is_some() {
             pg_sys::ReleaseCurrentSubTransaction();
         } else {

@@ -9,7 +9,7 @@
 //! - [`buffer`]: the events of the running transaction, savepoints included, up to its commit; [`run`]: how one behind the other is encoded.
 //! - [`mod@log`]: one segment into `tidings.log`.
 //! - [`shared`]: the clock and the flags that the processes share.
-//! - [`relay`]: the background worker that cuts ticks and notifies, [`tick`]: one cut, [`pace`]: how often,
+//! - [`relay`]: the background worker that cuts ticks and notifies, [`tick`]: one cut, [`backlog`]: where a backlog is cut, [`pace`]: how often,
 //!   [`retention`]: what it throws away.
 //! - [`launcher`]: keeps one relay running in every database that has the extension. [`own_settings`]: what the two depend on.
 //! - [`utility`]: the statements that concern us: COMMIT PREPARED, those that want a database for themselves, what drops the
@@ -32,6 +32,7 @@ use pgrx::prelude::*;
 
 mod access;
 mod array;
+mod backlog;
 mod buffer;
 mod capture;
 mod channel;

@@ -22,7 +22,13 @@ fn decode(
     let is_wanted = |topic: &str| wanted.as_ref().is_none_or(|wanted| wanted.contains(topic));
     let mut events = segment::events(data);
     let events = std::iter::from_fn(|| events.next_wanted(is_wanted)).zip(1..).filter_map(|(event, n)| {
-        let event = event.unwrap_or_else(|error| error!("tidings.log: {error}"))?;
+        let event = event.unwrap_or_else(|error| {
+            errors::raise(
+                PgSqlErrorCode::ERRCODE_DATA_CORRUPTED,
+                format!("a row of tidings.log cannot be read: {error}"),
+                "Find it by SELECT tableoid::regclass, xid, stamp FROM tidings.log WHERE NOT tidings.is_readable(data).",
+            )
+        })?;
         Some((n, event.topic.into(), event.event.into(), event.payload.into_owned()))
     });
     TableIterator::new(events.collect::<Vec<_>>())

@@ -76,7 +76,7 @@ fn run(db: &'static Database, extension: pg_sys::Oid, mut ticker: Ticker) {
             unsafe { pg_sys::pgstat_report_stat(false) };
             housekeeping = Instant::now() + HOUSEKEEPING;
         }
-        if due || woken {
+        if due || woken || ticker.is_behind() {
             pace.begin();
             let segments = ticker.cut();
             std::thread::sleep(pace.end(segments));

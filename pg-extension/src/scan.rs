@@ -1,4 +1,4 @@
-//! What is new in a partition of `tidings.log`, found by its index: no plan, no executor, as in [`crate::table`].
+//! Rows of our own tables found by an index, what is new in the log above all: no plan, no executor, as in [`crate::table`].
 
 use std::ops::ControlFlow;
 
@@ -8,40 +8,89 @@ use crate::log::{DATA, XID};
 use crate::snapshot::Snapshot;
 use crate::table::Table;
 
-/// Goes through the rows of a partition of `tidings.log` that `seen` does not see and the active snapshot does, until told
-/// to stop. The values are those of the columns; none of the first ones, up to the data, is NULL.
+/// Goes through the rows of a partition of `tidings.log` that `seen` does not see and the active snapshot does, in the order of their
+/// transactions, until told to stop. The values are those of the columns; none of the first ones, up to the data, is NULL.
 pub fn unseen(partition: &Table, seen: &Snapshot, mut each: impl FnMut(&[pg_sys::Datum]) -> ControlFlow<()>) {
-    let running: Vec<_> = seen.running.iter().map(|xid| pg_sys::Datum::from(*xid)).collect();
-    // SAFETY: the partition is open; an xid8 is passed by value, as 64 bits. What is opened here is closed here, or by the
-    // end of the transaction if an error unwinds.
-    unsafe {
-        let index = index_on(partition, XID);
-        let slot = pg_sys::table_slot_create(partition.relation(), std::ptr::null_mut());
-        let ended = scan(partition, index, slot, Some(later(seen.xmax)), &mut each);
-        if !running.is_empty() && ended.is_continue() {
-            let _ = scan(partition, index, slot, Some(one_of(&running)), &mut each);
+    let mut rows = Rows::unseen(partition, seen);
+    while let Some(row) = rows.next() {
+        if each(row).is_break() {
+            break;
         }
-        pg_sys::ExecDropSingleTupleTableSlot(slot);
-        pg_sys::index_close(index, pg_sys::NoLock as pg_sys::LOCKMODE);
     }
 }
 
-/// Gives the row of a table of ours that is the first by a column, if the active snapshot sees any.
-pub fn first(table: &Table, column: usize, each: impl FnOnce(&[pg_sys::Datum])) {
-    let mut each = Some(each);
-    // SAFETY: the table is open; without a key the whole index is gone through. What is opened here is closed here, or by the end of the
-    // transaction if an error unwinds.
-    unsafe {
+/// Rows of a table of ours that the active snapshot sees, one by one in the order of an index. Used inside one transaction.
+pub struct Rows<'a> {
+    table: &'a Table,
+    index: pg_sys::Relation,
+    slot: *mut pg_sys::TupleTableSlot,
+    scan: pg_sys::IndexScanDesc,
+    /// The key of the scan that follows this one.
+    next: Option<pg_sys::ScanKeyData>,
+}
+
+impl<'a> Rows<'a> {
+    /// The rows of a partition of `tidings.log` that `seen` does not see.
+    pub fn unseen(partition: &'a Table, seen: &Snapshot) -> Self {
+        let running: Vec<_> = seen.running.iter().map(|xid| pg_sys::Datum::from(*xid)).collect();
+        // The stragglers come first: their ids are the lower ones.
+        match running.as_slice() {
+            [] => Self::new(partition, XID, Some(later(seen.xmax)), None),
+            running => Self::new(partition, XID, Some(one_of(running)), Some(later(seen.xmax))),
+        }
+    }
+
+    /// All rows of a table, in the order of a column.
+    pub fn all(table: &'a Table, column: usize) -> Self {
+        Self::new(table, column, None, None)
+    }
+
+    fn new(
+        table: &'a Table,
+        column: usize,
+        key: Option<pg_sys::ScanKeyData>,
+        next: Option<pg_sys::ScanKeyData>,
+    ) -> Self {
         let index = index_on(table, column);
-        let slot = pg_sys::table_slot_create(table.relation(), std::ptr::null_mut());
-        let _ = scan(table, index, slot, None, &mut |row: &[pg_sys::Datum]| {
-            if let Some(each) = each.take() {
-                each(row);
+        // SAFETY: the table is open, and the index is one of its.
+        unsafe {
+            let slot = pg_sys::table_slot_create(table.relation(), std::ptr::null_mut());
+            Self { table, index, slot, scan: begin_scan(table.relation(), index, key), next }
+        }
+    }
+
+    /// The values of the next row.
+    pub fn next(&mut self) -> Option<&[pg_sys::Datum]> {
+        // SAFETY: the scan is of this table and this index, and the slot of the table's form; a row has a value for each column once all
+        // are taken apart.
+        unsafe {
+            while !pg_sys::index_getnext_slot(self.scan, pg_sys::ScanDirection::ForwardScanDirection, self.slot) {
+                let key = self.next.take()?;
+                pg_sys::index_endscan(self.scan);
+                self.scan = begin_scan(self.table.relation(), self.index, Some(key));
             }
-            ControlFlow::Break(())
-        });
-        pg_sys::ExecDropSingleTupleTableSlot(slot);
-        pg_sys::index_close(index, pg_sys::NoLock as pg_sys::LOCKMODE);
+            pg_sys::check_for_interrupts!();
+            let columns = (*(*self.slot).tts_tupleDescriptor).natts;
+            pg_sys::slot_getsomeattrs_int(self.slot, columns);
+            // Log and ticks have as many columns of ours.
+            if std::slice::from_raw_parts((*self.slot).tts_isnull, columns as usize)[..=DATA].contains(&true) {
+                error!("tidings.{} has a row with a NULL", self.table.name());
+            }
+            Some(std::slice::from_raw_parts((*self.slot).tts_values, columns as usize))
+        }
+    }
+}
+
+impl Drop for Rows<'_> {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: opened by `new`; after an error the end of the transaction does this.
+            unsafe {
+                pg_sys::index_endscan(self.scan);
+                pg_sys::ExecDropSingleTupleTableSlot(self.slot);
+                pg_sys::index_close(self.index, pg_sys::NoLock as pg_sys::LOCKMODE);
+            }
+        }
     }
 }
 
@@ -68,47 +117,23 @@ fn index_on(partition: &Table, column: usize) -> pg_sys::Relation {
 }
 
 /// # Safety
-/// The index is one of the table's, the slot is of its form, and the key, if there is one, is for the index's first column.
-unsafe fn scan(
-    partition: &Table,
+/// Both are open, and there is an active snapshot; the key, if there is one, is for the index's first column.
+unsafe fn begin_scan(
+    table: pg_sys::Relation,
     index: pg_sys::Relation,
-    slot: *mut pg_sys::TupleTableSlot,
     key: Option<pg_sys::ScanKeyData>,
-    each: &mut impl FnMut(&[pg_sys::Datum]) -> ControlFlow<()>,
-) -> ControlFlow<()> {
-    // SAFETY: as the caller promises; a row has a value for each column once all are taken apart.
-    unsafe {
-        let mut keys: Vec<_> = key.into_iter().collect();
-        let count = keys.len() as i32;
-        let scan = begin_scan(partition.relation(), index, count);
-        pg_sys::index_rescan(scan, keys.as_mut_ptr(), count, std::ptr::null_mut(), 0);
-        let mut ended = ControlFlow::Continue(());
-        while ended.is_continue() && pg_sys::index_getnext_slot(scan, pg_sys::ScanDirection::ForwardScanDirection, slot)
-        {
-            pg_sys::check_for_interrupts!();
-            let columns = (*(*slot).tts_tupleDescriptor).natts;
-            pg_sys::slot_getsomeattrs_int(slot, columns);
-            // Log and ticks have as many columns of ours.
-            if std::slice::from_raw_parts((*slot).tts_isnull, columns as usize)[..=DATA].contains(&true) {
-                error!("tidings.{} has a row with a NULL", partition.name());
-            }
-            ended = each(std::slice::from_raw_parts((*slot).tts_values, columns as usize));
-        }
-        pg_sys::index_endscan(scan);
-        ended
-    }
-}
-
-/// # Safety
-/// Both are open, and there is an active snapshot.
-unsafe fn begin_scan(table: pg_sys::Relation, index: pg_sys::Relation, keys: i32) -> pg_sys::IndexScanDesc {
-    // SAFETY: as the caller promises.
+) -> pg_sys::IndexScanDesc {
+    let mut keys: Vec<_> = key.into_iter().collect();
+    let count = keys.len() as i32;
+    // SAFETY: as the caller promises; the keys are copied.
     unsafe {
         let snapshot = pg_sys::GetActiveSnapshot();
         #[cfg(feature = "pg18")]
-        return pg_sys::index_beginscan(table, index, snapshot, std::ptr::null_mut(), keys, 0);
+        let scan = pg_sys::index_beginscan(table, index, snapshot, std::ptr::null_mut(), count, 0);
         #[cfg(not(feature = "pg18"))]
-        return pg_sys::index_beginscan(table, index, snapshot, keys, 0);
+        let scan = pg_sys::index_beginscan(table, index, snapshot, count, 0);
+        pg_sys::index_rescan(scan, keys.as_mut_ptr(), count, std::ptr::null_mut(), 0);
+        scan
     }
 }
 

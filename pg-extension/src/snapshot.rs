@@ -37,6 +37,13 @@ impl Snapshot {
         Self { xmin: full(snapshot.xmin), xmax: full(snapshot.xmax), running: running.collect() }.in_order()
     }
 
+    /// One that sees all transactions below `xmax` but those of a list.
+    pub fn new(xmax: u64, mut running: Vec<u64>) -> Self {
+        running.sort_unstable();
+        running.dedup();
+        Self { xmin: running.first().copied().unwrap_or(xmax), xmax, running }
+    }
+
     fn in_order(mut self) -> Self {
         self.running.sort_unstable();
         self
@@ -46,8 +53,7 @@ impl Snapshot {
     pub fn below(mut self, limit: u64) -> Self {
         if limit < self.xmax {
             self.running.retain(|xid| *xid < limit);
-            self.xmax = limit;
-            self.xmin = self.running.first().copied().unwrap_or(limit);
+            self = Self::new(limit, self.running);
         }
         self
     }

@@ -11,10 +11,11 @@ use tidings_wire::{Announcement, MOVED, segment};
 
 use crate::foreign::Async_Notify;
 use crate::log::{DATA, ORDINAL, PARTITIONS, STAMP, XID};
+use crate::scan::{self, Rows};
 use crate::shared::{self, Database, SLOTS};
 use crate::snapshot::Snapshot;
 use crate::table::Table;
-use crate::{channel, pace, scan, settings};
+use crate::{backlog, channel, errors, pace, settings};
 
 /// The names of the ticks' partitions.
 pub const TICKS: [&CStr; SLOTS] = [c"tick_0", c"tick_1", c"tick_2", c"tick_3"];
@@ -52,6 +53,8 @@ pub struct Ticker {
     queue: f64,
     /// The last tick was not announced.
     unannounced: bool,
+    /// There is more than the last tick has taken.
+    is_behind: bool,
     /// The segments of the tick that is being cut; its memory is kept.
     batch: Batch,
 }
@@ -67,6 +70,8 @@ struct Batch {
 }
 
 struct Segment {
+    /// The partition.
+    slot: usize,
     xid: u64,
     stamp: u64,
     ordinal: u64,
@@ -98,7 +103,17 @@ impl Ticker {
             let sql = "SELECT pg_catalog.max(tick) FROM tidings.tick WHERE (used OPERATOR(pg_catalog.&) $1) OPERATOR(pg_catalog.<>) 0";
             *last_used = Spi::get_one_with_args::<i64>(sql, &[(1i16 << slot).into()])?.unwrap_or(0).unsigned_abs();
         }
-        Ok(Self { db, channel, last, seen, last_used, queue: 0.0, unannounced: true, batch: Batch::default() })
+        Ok(Self {
+            db,
+            channel,
+            last,
+            seen,
+            last_used,
+            queue: 0.0,
+            unannounced: true,
+            is_behind: false,
+            batch: Batch::default(),
+        })
     }
 
     /// Cuts a tick if there is something for it; says how many segments it has, or how many were read of a large one.
@@ -115,6 +130,9 @@ impl Ticker {
         // Never back behind what is told: in a copy of a database others' first writer may be older than the log it came with.
         let told = self.seen.xmax;
         self.cut_below(|| shared::first_xid().map_or(u64::MAX, |first| first.max(told)));
+        while self.is_behind {
+            self.cut_below(|| shared::first_xid().map_or(u64::MAX, |first| first.max(told)));
+        }
         self.cut_without_events(END_OF_LIFE);
     }
 
@@ -133,8 +151,11 @@ impl Ticker {
     /// The same, of the active snapshot.
     fn cut_of(&mut self, log: &Log, tick: u64, limit: impl FnOnce() -> u64) -> usize {
         let limit = limit();
-        let snapshot = Snapshot::active().below(limit);
+        let mut snapshot = Snapshot::active().below(limit);
         self.read(log, tick, limit);
+        let part = if self.batch.large { backlog::part(log, &self.seen, &snapshot) } else { None };
+        self.is_behind = part.is_some();
+        snapshot = part.unwrap_or(snapshot);
         let count = self.batch.segments.len();
         if count == 0 {
             self.seen = snapshot;
@@ -147,6 +168,11 @@ impl Ticker {
             self.finish(tick);
         }
         count
+    }
+
+    /// Whether there is more than the last tick has taken: a backlog is cut into many.
+    pub fn is_behind(&self) -> bool {
+        self.is_behind
     }
 
     /// Cuts a tick without events, so that there is one in the current partition, or one behind all that is to go.
@@ -220,7 +246,7 @@ impl Ticker {
                 return ControlFlow::Continue(());
             }
             last_used[slot] = tick;
-            batch.push(xid, row, most);
+            batch.push(slot, xid, row, most);
             // What does not fit is not read, but for one row of each partition that has any; and so many are counted, be they ever so
             // large, that a batch is known as one.
             let is_enough = batch.large && batch.segments.len() >= pace::BATCH;
@@ -254,21 +280,7 @@ impl Ticker {
             announcement.make_hint();
         } else {
             self.batch.put_in_order();
-            let (mut events, mut told, most) = (0, 0, settings::notify_inline_limit());
-            let segments = self.batch.segments.iter().map(|segment| &self.batch.data[segment.data.clone()]);
-            for event in segments.flat_map(segment::events) {
-                let event = event.unwrap_or_else(|error| error!("tidings.log: {error}"));
-                announcement.push(&event);
-                events += 1;
-                // Packed values grow when they are filled in: what is sent is bounded, too.
-                told += event.payload.len();
-                if told > most {
-                    announcement.make_hint();
-                }
-                if announcement.is_hint() {
-                    break;
-                }
-            }
+            let events = self.batch.put_into(&mut announcement, settings::notify_inline_limit());
             // One that is too large for a notification has made it a hint.
             if !announcement.is_hint() {
                 self.db.events.fetch_add(events, Relaxed);
@@ -302,23 +314,71 @@ impl Ticker {
 
 impl Batch {
     /// Adds a row of the log. Data beyond `most` bytes in all is left where it is.
-    fn push(&mut self, xid: u64, row: &[pg_sys::Datum], most: usize) {
+    fn push(&mut self, slot: usize, xid: u64, row: &[pg_sys::Datum], most: usize) {
         let start = self.data.len();
-        // SAFETY: the column is a `bytea` and not NULL; what had to be unpacked is copied and given back.
+        let (stamp, ordinal) = (row[STAMP].value() as u64, row[ORDINAL].value() as u64);
+        // SAFETY: the column is a `bytea` and not NULL.
+        let size = unsafe { pg_sys::toast_raw_datum_size(row[DATA]) };
+        self.large |= self.segments.len() >= MAX_SEGMENTS || start + size > most + pg_sys::VARHDRSZ;
+        // SAFETY: as above.
+        let read = if self.large { Ok(()) } else { unsafe { self.unpack(row[DATA]) } };
+        let segment = Segment { slot, xid, stamp, ordinal, data: start..self.data.len() };
+        if let Err(error) = read {
+            segment.warn(&error);
+            self.large = true;
+        }
+        self.segments.push(segment);
+    }
+
+    /// Adds the data of a segment.
+    ///
+    /// # Safety
+    /// It is a `bytea` and not NULL.
+    unsafe fn unpack(&mut self, data: pg_sys::Datum) -> Result<(), String> {
+        let stored = data.cast_mut_ptr::<pg_sys::varlena>();
+        // SAFETY: as the caller promises; what had to be unpacked is copied and given back.
         unsafe {
-            self.large |= self.segments.len() >= MAX_SEGMENTS
-                || start + pg_sys::toast_raw_datum_size(row[DATA]) > most + pg_sys::VARHDRSZ;
-            if !self.large {
-                let stored = row[DATA].cast_mut_ptr::<pg_sys::varlena>();
-                let plain = pg_sys::pg_detoast_datum_packed(stored);
-                self.data.extend_from_slice(pgrx::varlena_to_byte_slice(plain));
-                if plain != stored {
-                    pg_sys::pfree(plain.cast());
+            let is_plain = !pgrx::varatt_is_4b_c(stored) && !pgrx::varatt_is_1b_e(stored);
+            let plain = match is_plain {
+                true => stored,
+                // What lies elsewhere may be gone, and what is compressed may be broken.
+                false => errors::attempt_all(|| pg_sys::pg_detoast_datum_packed(stored))?,
+            };
+            self.data.extend_from_slice(pgrx::varlena_to_byte_slice(plain));
+            if plain != stored {
+                pg_sys::pfree(plain.cast());
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the events into a notification, or makes that a hint; gives their number.
+    fn put_into(&self, announcement: &mut Announcement, most: usize) -> u64 {
+        let (mut events, mut told) = (0, 0);
+        for segment in &self.segments {
+            for event in segment::events(&self.data[segment.data.clone()]) {
+                match event {
+                    Ok(event) => {
+                        announcement.push(&event);
+                        events += 1;
+                        // Packed values grow when they are filled in: what is sent is bounded, too.
+                        told += event.payload.len();
+                    }
+                    // One bad row must not stop all others: whoever reads it gets the error.
+                    Err(error) => {
+                        segment.warn(&error.to_string());
+                        announcement.make_hint();
+                    }
+                }
+                if told > most {
+                    announcement.make_hint();
+                }
+                if announcement.is_hint() {
+                    return events;
                 }
             }
         }
-        let (stamp, ordinal) = (row[STAMP].value() as u64, row[ORDINAL].value() as u64);
-        self.segments.push(Segment { xid, stamp, ordinal, data: start..self.data.len() });
+        events
     }
 
     /// Transactions by their last stamp, each in its own order. `tidings.tick_segments` orders likewise.
@@ -339,8 +399,16 @@ impl Batch {
     }
 }
 
+impl Segment {
+    /// Says that it cannot be read, and where it is.
+    fn warn(&self, error: &str) {
+        let Self { slot, xid, stamp, .. } = self;
+        warning!("tidings: the row of tidings.log_{slot} with xid {xid} and stamp {stamp} cannot be read: {error}");
+    }
+}
+
 /// The partitions of the log, open and locked; None for one that is gone.
-type Log = [Option<Table>; SLOTS];
+pub type Log = [Option<Table>; SLOTS];
 
 fn open_log() -> Log {
     std::array::from_fn(open_partition)
@@ -364,10 +432,10 @@ pub fn oldest_position() -> u64 {
     let mut oldest: Option<(u64, u64)> = None;
     with_latest_snapshot(|| {
         for partition in TICKS.into_iter().filter_map(|name| Table::open(name, pg_sys::AccessShareLock)) {
-            scan::first(&partition, NUMBER, |row| {
+            if let Some(row) = Rows::all(&partition, NUMBER).next() {
                 let (tick, previous) = (row[NUMBER].value() as u64, row[PREVIOUS].value() as u64);
                 oldest = oldest.filter(|oldest| oldest.0 < tick).or(Some((tick, previous)));
-            });
+            }
         }
     });
     oldest.map_or(0, |(_, previous)| previous)

@@ -26,6 +26,20 @@ LANGUAGE c IMMUTABLE AS 'MODULE_PATHNAME', 'decode_wrapper';
 
 COMMENT ON FUNCTION tidings.decode(bytea, text[]) IS 'The events of a segment, those of the given topics only unless that is NULL';
 
+CREATE OR REPLACE FUNCTION tidings.is_readable(data bytea) RETURNS boolean
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM FROM tidings.decode(data, NULL);
+    RETURN true;
+EXCEPTION WHEN OTHERS THEN
+    RETURN false;
+END
+$$;
+
+COMMENT ON FUNCTION tidings.is_readable(bytea) IS 'Whether a segment can be read: to find the one that an error tells of';
+
 CREATE OR REPLACE FUNCTION tidings.relay(OUT pid integer, OUT state text, OUT tick bigint, OUT ticks bigint, OUT events bigint, OUT hints bigint, OUT skipped bigint) RETURNS SETOF record
 LANGUAGE c VOLATILE ROWS 1 AS 'MODULE_PATHNAME', 'relay_wrapper';
 

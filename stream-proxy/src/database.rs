@@ -48,6 +48,11 @@ impl From<tokio_postgres::Error> for DatabaseError {
     fn from(error: tokio_postgres::Error) -> Self {
         match error.code() {
             Some(code) if code.code() == "TI001" => Self::Expired,
+            // A row that can't be read is gone for its readers. They are told so, instead of being let wait for it.
+            Some(code) if *code == SqlState::DATA_CORRUPTED => {
+                tracing::error!(error = describe(&error), "the log has a row that can't be read");
+                Self::Expired
+            }
             _ if error.is_closed() => Self::Closed,
             _ => Self::Postgres(error),
         }

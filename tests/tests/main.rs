@@ -4,6 +4,7 @@ mod access;
 mod attacks;
 mod attacks_by_rules;
 mod attacks_on_rules;
+mod backlog;
 mod balancer;
 mod channels;
 mod chunks;

@@ -1,0 +1,153 @@
+//! Where a backlog is cut: what was committed while the relay was away becomes ticks of bounded size, so that reading any position costs
+//! what is read there, however long the relay was away.
+//!
+//! A tick may take any transactions that have become visible, but with each one all of those whose last stamp is lower, for the
+//! order of events is that of the stamps inside a tick, and that of the ticks before. Ids are nearly in the order of stamps, and
+//! the log can be read in their order: so a tick takes the transactions with the lowest ids, a window of them, but for those with a
+//! higher last stamp than any transaction behind the window. Which stamp is the lowest there need not be looked for in all
+//! that is left. A few transactions are read beyond the window, the margin; one behind the margin has a higher last stamp than some
+//! transaction in it. For its id was given last, so until its own last stamp all those of the margin would otherwise have been running at
+//! the same time, and there are more of them than the server has processes.
+
+use std::ops::Range;
+
+use pgrx::prelude::*;
+
+use crate::log::{DATA, STAMP, XID};
+use crate::scan::Rows;
+use crate::snapshot::Snapshot;
+use crate::tick::Log;
+
+/// Segments of a tick at the most, but for those of its last transaction. A reader sorts the whole of a tick for each of its pages,
+/// which takes some ten milliseconds then.
+const MAX_SEGMENTS: usize = 10_000;
+
+/// Bytes of a tick at the most, likewise, before they are compressed.
+const MAX_BYTES: usize = 16 * 1024 * 1024;
+
+/// Transactions in the order of their ids.
+#[derive(Default)]
+struct Window {
+    transactions: Vec<Transaction>,
+    /// Where the margin begins.
+    end: usize,
+    /// What all in front of the margin have.
+    segments: usize,
+    bytes: usize,
+}
+
+struct Transaction {
+    xid: u64,
+    last_stamp: u64,
+}
+
+/// The snapshot that ends the next tick, if what `now` sees and `seen` does not is too much for one. Called with an active snapshot, of
+/// which `now` is all or what is below a limit.
+pub fn part(log: &Log, seen: &Snapshot, now: &Snapshot) -> Option<Snapshot> {
+    // SAFETY: a plain variable, set before any process starts. A transaction has one process until its last stamp.
+    let processes = unsafe { pg_sys::MaxBackends }.unsigned_abs() as usize;
+    let mut window = Window::default();
+    let (mut max_segments, mut max_bytes) = (MAX_SEGMENTS, MAX_BYTES);
+    let mut segments = Segments::new(log, seen);
+    while let Some(segment) = segments.next().filter(|segment| segment.xid < now.xmax) {
+        if window.is_new(segment.xid) {
+            // Those of the margin are complete but for the last one, which has just become so.
+            if window.margin().len() > processes {
+                if let Some(until) = window.cut(seen, now) {
+                    return Some(until);
+                }
+                // All of the window wait for the margin: they go together.
+                window.end = window.transactions.len();
+                (max_segments, max_bytes) = (max_segments * 2, max_bytes * 2);
+            }
+            let is_full = window.segments >= max_segments || window.bytes >= max_bytes;
+            window.begin(segment.xid, is_full);
+        }
+        window.add(&segment);
+    }
+    if window.margin().is_empty() { None } else { window.cut(seen, now) }
+}
+
+impl Window {
+    fn is_new(&self, xid: u64) -> bool {
+        self.transactions.last().is_none_or(|last| last.xid != xid)
+    }
+
+    fn margin(&self) -> Range<usize> {
+        self.end..self.transactions.len()
+    }
+
+    fn begin(&mut self, xid: u64, is_margin: bool) {
+        self.transactions.push(Transaction { xid, last_stamp: 0 });
+        // Once one is, all behind it are.
+        if !is_margin && self.margin().len() == 1 {
+            self.end += 1;
+        }
+    }
+
+    fn add(&mut self, segment: &Segment) {
+        if self.margin().is_empty() {
+            self.segments += 1;
+            self.bytes += segment.bytes;
+        }
+        if let Some(last) = self.transactions.last_mut() {
+            last.last_stamp = last.last_stamp.max(segment.stamp);
+        }
+    }
+
+    /// The snapshot that sees those of the window that wait for none of the margin; None if all do.
+    fn cut(&self, seen: &Snapshot, now: &Snapshot) -> Option<Snapshot> {
+        let (window, margin) = self.transactions.split_at(self.end);
+        let lowest = margin.iter().map(|transaction| transaction.last_stamp).min()?;
+        let waiting: Vec<u64> =
+            window.iter().filter(|transaction| transaction.last_stamp > lowest).map(|waiting| waiting.xid).collect();
+        if waiting.len() == window.len() {
+            return None;
+        }
+        let first_left = margin.first()?.xid;
+        // Stragglers alone may fill a window: what was seen stays seen.
+        let xmax = first_left.max(seen.xmax);
+        let stragglers = seen.running.iter().copied().filter(|xid| *xid >= first_left);
+        let running = now.running.iter().copied().filter(|xid| *xid < xmax).chain(waiting).chain(stragglers);
+        Some(Snapshot::new(xmax, running.collect()))
+    }
+}
+
+/// What a row of the log says of its transaction.
+struct Segment {
+    xid: u64,
+    stamp: u64,
+    bytes: usize,
+}
+
+/// The rows of all partitions that a snapshot does not see, in the order of their transactions.
+struct Segments<'a> {
+    partitions: Vec<(Rows<'a>, Option<Segment>)>,
+}
+
+impl<'a> Segments<'a> {
+    fn new(log: &'a Log, seen: &Snapshot) -> Self {
+        let mut partitions: Vec<_> =
+            log.iter().flatten().map(|partition| (Rows::unseen(partition, seen), None)).collect();
+        for (rows, next) in &mut partitions {
+            *next = read(rows);
+        }
+        Self { partitions }
+    }
+
+    fn next(&mut self) -> Option<Segment> {
+        let lowest = self.partitions.iter_mut().filter(|(_, next)| next.is_some());
+        let (rows, next) = lowest.min_by_key(|(_, next)| next.as_ref().map(|segment| segment.xid))?;
+        std::mem::replace(next, read(rows))
+    }
+}
+
+fn read(rows: &mut Rows<'_>) -> Option<Segment> {
+    let row = rows.next()?;
+    Some(Segment {
+        xid: row[XID].value() as u64,
+        stamp: row[STAMP].value() as u64,
+        // SAFETY: the column is a `bytea` and not NULL.
+        bytes: unsafe { pg_sys::toast_raw_datum_size(row[DATA]) },
+    })
+}
