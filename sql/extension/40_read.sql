@@ -157,6 +157,42 @@ $$;
 
 COMMENT ON FUNCTION tidings.check_retained(bigint, bigint) IS 'Raises TI001 unless all events behind a position are retained';
 
+CREATE OR REPLACE FUNCTION tidings.known_tick(tick bigint) RETURNS bigint
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET jit = off
+AS $$
+    -- The start of the log is known although its row has gone.
+    WITH start AS (SELECT t.previous FROM tidings.tick t ORDER BY t.tick LIMIT 1)
+    SELECT CASE
+        WHEN $1 = start.previous OR EXISTS (SELECT FROM tidings.tick t WHERE t.tick = $1) THEN $1
+        ELSE coalesce((SELECT max(t.tick) FROM tidings.tick t WHERE t.tick < $1), start.previous)
+    END
+    FROM start
+$$;
+
+COMMENT ON FUNCTION tidings.known_tick(bigint) IS
+    'The same tick if the log knows it, else the greatest one below: the log has lost it in a failover or a restore';
+
+CREATE OR REPLACE FUNCTION tidings.is_lost(tick bigint, stamp bigint, snapshot pg_snapshot) RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET jit = off
+AS $$
+    SELECT tidings.known_tick($1) <> $1
+        -- The snapshot is of an earlier life of the server: whatever it saw must have been there at the end of that one (tick.rs).
+        OR ($3 IS NOT NULL AND coalesce((
+            SELECT NOT tidings.covers(t.until, $3) FROM tidings.tick t
+            WHERE t.tick > greatest($1, $2) AND t.used & 16384 <> 0 ORDER BY t.tick LIMIT 1), false))
+$$;
+
+COMMENT ON FUNCTION tidings.is_lost(bigint, bigint, pg_snapshot) IS
+    'Whether who stands at a position may have seen what is gone: the log does not have its tick, or a failover or a crash has taken back what its snapshot saw';
+
 CREATE OR REPLACE FUNCTION tidings.locate(after text) RETURNS text
 LANGUAGE plpgsql VOLATILE STRICT SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -166,6 +202,7 @@ SET jit = off
 AS $$
 DECLARE
     place  record;
+    known  bigint;
     newest record;
     here   record;
     seen   pg_snapshot;
@@ -175,9 +212,11 @@ BEGIN
     END IF;
     SELECT * INTO place FROM tidings.parse_position(after);
     PERFORM tidings.check_retained(place.tick, place.n);
+    known := tidings.known_tick(place.tick);
     SELECT t.tick, t.until INTO newest FROM tidings.tick t ORDER BY t.tick DESC LIMIT 1;
-    IF pg_is_in_recovery() AND place.tick > newest.tick THEN
-        RETURN NULL;
+    IF tidings.is_lost(place.tick, place.stamp, place.snapshot::pg_snapshot) THEN
+        -- A standby may not have come so far.
+        RETURN CASE WHEN place.tick <= newest.tick OR NOT pg_is_in_recovery() THEN known END;
     END IF;
     IF place.snapshot IS NOT NULL THEN
         seen := place.snapshot::pg_snapshot;
@@ -193,23 +232,17 @@ BEGIN
            -- What it saw means nothing any more if the server's life has ended since (tick.rs).
            AND NOT EXISTS (SELECT FROM tidings.tick t WHERE t.tick > greatest(place.tick, place.stamp) AND t.used & 16384 <> 0) THEN
             IF pg_snapshot_xmax(seen)::text::bigint > here.next AND place.stamp < newest.tick AND NOT pg_is_in_recovery() THEN
-                RAISE EXCEPTION 'the position saw what this server does not have'
-                    USING ERRCODE = 'TI001', HINT = 'Read the data anew and go on from tidings.position().';
+                RETURN known::text;
             END IF;
             RETURN NULL;
         END IF;
-    END IF;
-    -- A tick that is not there, and is no boundary either, was lost in a failover.
-    IF NOT EXISTS (SELECT FROM tidings.tick t WHERE t.tick = place.tick)
-       AND place.tick <> (SELECT t.previous FROM tidings.tick t ORDER BY t.tick LIMIT 1) THEN
-        RETURN (SELECT max(t.tick) FROM tidings.tick t WHERE t.tick < place.tick)::text;
     END IF;
     RETURN after;
 END
 $$;
 
 COMMENT ON FUNCTION tidings.locate(text) IS
-    'Where to read on from a position: the same, or the greatest known tick below an unknown one; NULL while something that it saw is in no tick here';
+    'Where to read on from a position: the same, or the greatest known tick at or below it where what it saw was lost; NULL while something that it saw is in no tick here';
 
 CREATE OR REPLACE FUNCTION tidings.segments(
     after text, max_bytes integer DEFAULT 1048576,
@@ -255,6 +288,139 @@ $$;
 
 COMMENT ON FUNCTION tidings.segments(text, integer) IS 'The log behind a position, in order, in whole segments, for the proxy';
 
+CREATE OR REPLACE FUNCTION tidings.remaining_snapshot(snapshot pg_snapshot, since pg_snapshot) RETURNS text
+LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET jit = off
+AS $$
+    -- What has ended and has written nothing that is still to be read matters no more; nor does what has not begun, but on a standby,
+    -- which may be behind.
+    SELECT pg_snapshot_xmin(snapshot) || ':' || pg_snapshot_xmax(snapshot) || ':' || coalesce(string_agg(running.xid::text, ',' ORDER BY running.xid), '')
+    FROM pg_snapshot_xip(snapshot) AS running (xid)
+    CROSS JOIN (SELECT s.snapshot::pg_snapshot AS sees, s.next FROM tidings.seen() s) here
+    LEFT JOIN LATERAL (SELECT true AS there FROM tidings.log l WHERE l.xid = running.xid LIMIT 1) segment ON true
+    WHERE NOT pg_visible_in_snapshot(running.xid, since)
+      AND (segment.there
+           OR (NOT pg_visible_in_snapshot(running.xid, here.sees) AND (running.xid::text::bigint < here.next OR pg_is_in_recovery())))
+$$;
+
+COMMENT ON FUNCTION tidings.remaining_snapshot(pg_snapshot, pg_snapshot) IS
+    'A snapshot without those of its running transactions that have no events behind what the second one sees, and will have none';
+
+CREATE OR REPLACE FUNCTION tidings.scan(
+    after text, topics text[], max_rows integer, max_bytes integer, lost_too boolean,
+    OUT "position" text, OUT topic text, OUT event text, OUT payload text, OUT created_at timestamptz, OUT more boolean
+) RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET jit = off
+AS $$
+DECLARE
+    place   record;
+    known   bigint;
+    -- What a position here has behind its tick and number while a snapshot divides the ticks.
+    suffix  text := '';
+    seen    pg_snapshot;
+    t       record;
+    segment record;
+    found_n integer := 0;
+    -- Reading a tick takes about as long as decoding so many bytes, and so does a segment. What may still be read in this call:
+    tick_cost    CONSTANT integer := 16384;
+    segment_cost CONSTANT integer := 512;
+    room    bigint := coalesce(max_bytes, 9223372036854775807);
+BEGIN
+    IF after = 'earliest' THEN
+        after := tidings.locate(after);
+    END IF;
+    SELECT * INTO place FROM tidings.parse_position(coalesce(after, '')) p;
+    PERFORM tidings.check_retained(place.tick, place.n);
+    IF tidings.is_lost(place.tick, place.stamp, place.snapshot::pg_snapshot) THEN
+        -- A standby may not have come so far.
+        IF NOT (lost_too OR pg_is_in_recovery()) THEN
+            RAISE EXCEPTION 'what was seen at the position is not in the log'
+                USING ERRCODE = 'TI002', HINT = 'It was lost in a failover or a restore. Read the data anew and go on from tidings.position().';
+        END IF;
+        known := tidings.known_tick(place.tick);
+        IF known <> place.tick THEN
+            place.tick := known;
+            place.n := 4294967295;
+        END IF;
+    END IF;
+    more := false;
+    "position" := split_part(after, ':', 1);
+    IF place.snapshot IS NOT NULL THEN
+        SELECT tidings.remaining_snapshot(place.snapshot::pg_snapshot, k.since) INTO seen
+        FROM tidings.tick k
+        WHERE k.tick > place.tick OR (k.tick = place.tick AND place.n < 4294967295)
+        ORDER BY k.tick LIMIT 1;
+        seen := coalesce(seen, place.snapshot::pg_snapshot);
+        suffix := ':' || place.stamp || ':' || seen;
+        "position" := "position" || suffix;
+    END IF;
+    <<ticks>>
+    FOR t IN
+        SELECT k.tick, k.since, k.until, k.used FROM tidings.tick k
+        WHERE k.tick > place.tick OR (k.tick = place.tick AND place.n < 4294967295)
+        ORDER BY k.tick
+    LOOP
+        more := room <= 0;
+        EXIT WHEN more;
+        -- A snapshot divides the ticks up to the first one that begins with all it saw: its reader knows a part of their events.
+        IF seen IS NOT NULL AND tidings.covers(t.since, seen) THEN
+            seen := NULL;
+            suffix := '';
+        END IF;
+        room := room - tick_cost;
+        -- Segments come in order and are decoded one by one, only as far as rows are wanted: a sort would decode them all.
+        FOR segment IN
+            SELECT s.first, s.stamp, s.is_last, s.bytes_so_far, s.first + s.events AS after_it, d.n, d.topic, d.event, d.payload
+            FROM (
+                SELECT u.*, sum(u.bytes) OVER in_order AS bytes_so_far, lead(u.first) OVER in_order IS NULL AS is_last
+                FROM (
+                    SELECT w.*, octet_length(w.data) + segment_cost AS bytes FROM tidings.tick_segments(t.since, t.until) w
+                ) u
+                WHERE (t.tick > place.tick OR u.first + u.events > place.n)
+                  AND (seen IS NULL OR NOT pg_visible_in_snapshot(u.xid, seen))
+                WINDOW in_order AS (ROWS UNBOUNDED PRECEDING)
+            ) s
+            LEFT JOIN LATERAL tidings.decode(s.data, topics) d ON t.tick > place.tick OR s.first + d.n > place.n
+            WHERE s.bytes_so_far - s.bytes < greatest(room, 1)
+        LOOP
+            CONTINUE WHEN segment.n IS NULL;
+            "position" := t.tick || '-' || (segment.first + segment.n) || suffix;
+            topic := segment.topic; event := segment.event; payload := segment.payload;
+            created_at := to_timestamp(segment.stamp / 1000000.0);
+            RETURN NEXT;
+            found_n := found_n + 1;
+            more := found_n >= max_rows;
+            EXIT ticks WHEN more;
+        END LOOP;
+        room := room - coalesce(segment.bytes_so_far, 0);
+        IF NOT segment.is_last THEN
+            "position" := t.tick || '-' || segment.after_it || suffix;
+            more := true;
+            EXIT ticks;
+        END IF;
+        -- Behind the end of a life of the server (tick.rs) transactions may have numbers that lost ones had before.
+        IF t.used & 16384 <> 0 AND t.tick > place.stamp THEN
+            seen := NULL;
+            suffix := '';
+        END IF;
+        "position" := t.tick || suffix;
+    END LOOP;
+    topic := NULL; event := NULL; payload := NULL; created_at := NULL;
+    RETURN NEXT;
+    PERFORM tidings.check_retained(place.tick, place.n);
+END
+$$;
+
+COMMENT ON FUNCTION tidings.scan(text, text[], integer, integer, boolean) IS
+    'The events behind a position, of about max_bytes of the log, and then a row without a topic: where to go on, and whether there is more; fails with TI002 if the position is_lost(), unless lost_too; for the proxy';
+
 CREATE OR REPLACE FUNCTION tidings.changes(
     after text, topics text[] DEFAULT NULL, max_rows integer DEFAULT 1000,
     OUT "position" text, OUT topic text, OUT event text, OUT payload text, OUT created_at timestamptz
@@ -265,51 +431,15 @@ SET enable_seqscan = off
 SET enable_bitmapscan = off
 SET jit = off
 AS $$
-DECLARE
-    place   record;
-    suffix  text;
-    t       record;
-    seen    pg_snapshot;
-    divided boolean;
-    got     integer;
-    found_n integer := 0;
 BEGIN
     IF after IS NULL OR max_rows IS NULL OR max_rows < 1 THEN
         RAISE EXCEPTION 'tidings.changes() needs a position and a number of rows'
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Start from earliest or from tidings.position().';
     END IF;
-    IF after = 'earliest' THEN
-        after := tidings.locate(after);
-    END IF;
-    SELECT * INTO place FROM tidings.parse_position(after) p;
-    suffix := substring(after FROM ':.*');
-    seen := place.snapshot;
-    FOR t IN
-        SELECT k.tick, k.since, k.until, k.used FROM tidings.tick k
-        WHERE k.tick > place.tick OR (k.tick = place.tick AND place.n < 4294967295)
-        ORDER BY k.tick
-    LOOP
-        -- A snapshot divides the ticks up to the first one that begins with all it saw: its reader knows a part of their events.
-        divided := seen IS NOT NULL AND NOT tidings.covers(t.since, seen);
-        -- Segments come in order and are decoded one by one, only as far as rows are wanted: a sort would decode them all.
-        RETURN QUERY
-            SELECT t.tick || '-' || (s.first + d.n) || CASE WHEN divided THEN suffix ELSE '' END,
-                   d.topic, d.event, d.payload, to_timestamp(s.stamp / 1000000.0)
-            FROM tidings.tick_segments(t.since, t.until) s
-            CROSS JOIN LATERAL tidings.decode(s.data, topics) d
-            WHERE (t.tick > place.tick OR s.first + s.events > place.n)
-              AND NOT (divided AND pg_visible_in_snapshot(s.xid, seen))
-              AND (t.tick > place.tick OR s.first + d.n > place.n)
-            LIMIT max_rows - found_n;
-        GET DIAGNOSTICS got = ROW_COUNT;
-        found_n := found_n + got;
-        EXIT WHEN found_n >= max_rows;
-        -- Behind the end of a life of the server (tick.rs) transactions may have numbers that lost ones had before.
-        IF NOT divided OR (t.used & 16384 <> 0 AND t.tick > place.stamp) THEN
-            seen := NULL;
-        END IF;
-    END LOOP;
-    PERFORM tidings.check_retained(place.tick, place.n);
+    RETURN QUERY
+        SELECT s.position, s.topic, s.event, s.payload, s.created_at
+        FROM tidings.scan(after, topics, max_rows, NULL::integer, true) s
+        WHERE s.topic IS NOT NULL;
 END
 $$;
 

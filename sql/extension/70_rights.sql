@@ -24,6 +24,7 @@ BEGIN
     PERFORM tidings.grant_functions(role, ARRAY[
         'tidings.channel()', 'tidings.listen()', 'tidings.relay()', 'tidings.relay_pid()', 'tidings.position()', 'tidings.locate(text)',
         'tidings.segments(text, integer)', 'tidings.changes(text, text[], integer)',
+        'tidings.scan(text, text[], integer, integer, boolean)',
         'tidings.report(text, text[], integer[], interval)',
         'tidings.check_subscription(jsonb, text[])', 'tidings.authorize(jsonb, text[])'
     ]::regprocedure[]);

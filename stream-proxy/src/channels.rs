@@ -147,7 +147,7 @@ impl Channels {
     pub fn lost(&self, name: &str) {
         if let Some(channel) = self.inner.lock().get(name) {
             tracing::debug!(channel = name, "notifications were dropped: more came at once than may wait");
-            self.metrics.resets.add(channel.subscribers.len() as u64);
+            self.metrics.resets_channel.add(channel.subscribers.len() as u64);
             self.send(channel, &Frame::message(Some("reset"), r#"{"reason":"overflow"}"#));
         }
     }

@@ -30,6 +30,9 @@ pub enum DatabaseError {
     /// The position is older than what is retained.
     #[error("the position is older than what is retained")]
     Expired,
+    /// The position is one of a tick that the log does not have.
+    #[error("the position is one of a tick that was lost")]
+    Lost,
     /// Postgres, or the way to it, says no.
     #[error("{}", describe(.0))]
     Postgres(#[source] tokio_postgres::Error),
@@ -48,6 +51,7 @@ impl From<tokio_postgres::Error> for DatabaseError {
     fn from(error: tokio_postgres::Error) -> Self {
         match error.code() {
             Some(code) if code.code() == "TI001" => Self::Expired,
+            Some(code) if code.code() == "TI002" => Self::Lost,
             // A row that can't be read is gone for its readers. They are told so, instead of being let wait for it.
             Some(code) if *code == SqlState::DATA_CORRUPTED => {
                 tracing::error!(error = describe(&error), "the log has a row that can't be read");

@@ -24,6 +24,15 @@ pub struct Frame {
     head: u8,
 }
 
+/// Why a client has to read its data again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reset {
+    /// Events behind its position can't be had any more.
+    Expired,
+    /// The database has lost what the client may have seen: in a failover or a restore.
+    Lost,
+}
+
 impl Frame {
     /// One event. Line ends of any kind in the payload become lines of their own, so no content can forge a field.
     pub fn event(id: impl Display, name: &str, payload: &str) -> Self {
@@ -70,8 +79,12 @@ impl Frame {
     }
 
     /// Tells a client that its position can't be served: it reads its data again and goes on from `at`.
-    pub fn reset(at: Position) -> Self {
-        Self::event(at, "reset", r#"{"reason":"expired"}"#)
+    pub fn reset(at: Position, why: Reset) -> Self {
+        let reason = match why {
+            Reset::Expired => r#"{"reason":"expired"}"#,
+            Reset::Lost => r#"{"reason":"lost"}"#,
+        };
+        Self::event(at, "reset", reason)
     }
 
     /// Moves a client's last event id forward, so that it resumes from memory however quiet its topics are. An event, since

@@ -22,7 +22,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::yield_now;
 
 use crate::audience::{CHUNK, Tally};
-use crate::frame::Frame;
+use crate::frame::{Frame, Reset};
 use crate::metrics::Metrics;
 use crate::subscriber::{Pushed, Subscriber};
 
@@ -76,7 +76,7 @@ pub enum Joined {
     Live,
     /// More was missed than fits at once: the subscriber has been queued what lies up to here, and is not yet live.
     Behind(Place),
-    /// The place is older than memory.
+    /// Memory does not have all that lies behind the place, or has never heard of its tick.
     TooOld,
     /// The hub has not come as far as the place yet.
     Ahead,
@@ -226,6 +226,7 @@ impl Hub {
     pub fn finish(&self, tick: u64) {
         let mut inner = self.inner.lock();
         inner.place = Some(Place::after_tick(tick));
+        inner.topics.pass(tick);
         match inner.filling.back_mut() {
             Some(fill) => fill.ticks.push(tick),
             None => self.metrics.fanned_out(tick),
@@ -235,8 +236,7 @@ impl Hub {
         self.metrics.ticks.add(1);
     }
 
-    /// Goes on from the end of `tick`, forgetting history: at the start, and when the log has lost ticks. Who came before the
-    /// place was known learns it now.
+    /// Begins at the end of `tick`, without history. Who came before the place was known learns it now.
     pub fn restart(&self, tick: u64) {
         let mut inner = self.inner.lock();
         if inner.place.is_none() {
@@ -249,8 +249,9 @@ impl Hub {
         self.tick.send_replace(Some(tick));
     }
 
-    /// The same, where events may have been missed: every subscriber is told to read its data again.
-    pub fn reset(&self, tick: u64) {
+    /// Goes on from the end of `tick`, forgetting history, where events were missed or lost: every subscriber is told to read
+    /// its data again.
+    pub fn reset(&self, tick: u64, why: Reset) {
         let mut tally = Tally::default();
         let mut inner = self.inner.lock();
         // Nothing must come behind the reset that lies before it.
@@ -260,8 +261,8 @@ impl Hub {
         tally.count(&self.metrics);
         inner.restart(tick);
         self.metrics.topics.set(inner.topics.len() as u64);
-        let reset = self.push_to_all(&inner, &Frame::reset(Position::after_tick(tick)));
-        self.metrics.resets.add(reset);
+        let reset = self.push_to_all(&inner, &Frame::reset(Position::after_tick(tick), why));
+        self.metrics.resets(why).add(reset);
         drop(inner);
         self.filled.notify_waiters();
         self.metrics.history_bytes.set(0);
@@ -300,13 +301,12 @@ impl Hub {
     /// missed nothing, and would fall out of retention.
     pub fn resume(&self, subscriber: &Arc<Subscriber>, topics: &[Arc<str>], after: Place) -> Joined {
         let mut inner = self.inner.lock();
-        match (inner.topics.floor(), inner.place) {
-            (Some(floor), Some(place)) if after <= place => {
-                if after < floor {
-                    return Joined::TooOld;
-                }
-            }
-            _ => return Joined::Ahead,
+        if inner.place.is_none_or(|place| after > place) {
+            return Joined::Ahead;
+        }
+        // A tick that lies between others of which none is its own was lost in a failover, and others were cut since.
+        if !inner.topics.reaches(after) {
+            return Joined::TooOld;
         }
         let (missed, reached) = inner.topics.missed(topics, after, subscriber.comfortable());
         for frame in missed {

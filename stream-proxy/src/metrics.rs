@@ -4,6 +4,8 @@ use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::frame::Reset;
+
 /// A number that only rises.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -145,7 +147,11 @@ metrics! {
         resumed_log "{source=\"log\"}"
     }
     Counter "tidings_log_events_total" "Events read from the log for resuming clients" { log_events "" }
-    Counter "tidings_resets_total" "Resets sent to clients whose position could not be served" { resets "" }
+    Counter "tidings_resets_total" "Clients told to read their data again, by why" {
+        resets_expired "{reason=\"expired\"}"
+        resets_lost "{reason=\"lost\"}"
+        resets_channel "{reason=\"channel\"}"
+    }
     Counter "tidings_upstream_reconnects_total" "Upstream connections lost or not made" { reconnects "" }
     Counter "tidings_notifications_total" "Notifications by what became of them" {
         notifications "{result=\"published\"}"
@@ -173,6 +179,14 @@ metrics! {
 }
 
 impl Metrics {
+    /// The counter of resets for this reason.
+    pub fn resets(&self, why: Reset) -> &Counter {
+        match why {
+            Reset::Expired => &self.resets_expired,
+            Reset::Lost => &self.resets_lost,
+        }
+    }
+
     /// Notes that everything of `tick` has been queued just now.
     pub fn fanned_out(&self, tick: u64) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

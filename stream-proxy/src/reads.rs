@@ -1,5 +1,5 @@
-//! The second connection: what is read for single clients. The upstream's own reads go over the upstream's connection,
-//! so no client's replay stands in the way of live events.
+//! What is read for single clients, over connections of its own: the upstream's own reads go over the upstream's, so no
+//! client's replay stands in the way of live events.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +17,9 @@ use crate::metrics::Metrics;
 /// How long a failed attempt to connect answers for those who ask meanwhile.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 
+/// What one page covers of the log at most, in bytes: some 20 ms of reading in the server.
+const SCAN_BYTES: i32 = 8 * 1024 * 1024;
+
 /// An event read from the log.
 #[derive(Debug)]
 pub struct Change {
@@ -26,14 +29,33 @@ pub struct Change {
     pub frame: Frame,
 }
 
-/// The read connection, made when it is needed.
+/// A stretch of the log.
+#[derive(Debug)]
+pub struct Page {
+    /// The events that were asked for.
+    pub changes: Vec<Change>,
+    /// The end of the stretch.
+    pub reached: Position,
+    /// Whether there is more of the log.
+    pub more: bool,
+}
+
+/// What reads for clients. Pages of the log have a connection of their own: whatever one of them takes, short questions are
+/// answered meanwhile.
 #[derive(Debug)]
 pub struct Reads {
+    short: Link,
+    pages: Link,
+    /// Pages that are read at the same time.
+    permits: Semaphore,
+}
+
+/// A connection, made when it is needed.
+#[derive(Debug)]
+struct Link {
     database: Database,
     metrics: Arc<Metrics>,
     slot: Mutex<Slot>,
-    /// Log reads at the same time.
-    permits: Semaphore,
 }
 
 #[derive(Debug, Default)]
@@ -42,10 +64,9 @@ struct Slot {
     failed: Option<Instant>,
 }
 
-impl Reads {
-    /// Reads from `database`, at most `parallel` pages of the log at the same time.
-    pub fn new(database: Database, parallel: usize, metrics: Arc<Metrics>) -> Self {
-        Self { database, metrics, slot: Mutex::default(), permits: Semaphore::new(parallel) }
+impl Link {
+    fn new(database: Database, metrics: Arc<Metrics>) -> Self {
+        Self { database, metrics, slot: Mutex::default() }
     }
 
     async fn client(&self) -> Result<Arc<Client>, DatabaseError> {
@@ -85,38 +106,46 @@ impl Reads {
         }
         result
     }
+}
+
+impl Reads {
+    /// Reads from `database`, at most `parallel` pages of the log at the same time.
+    pub fn new(database: Database, parallel: usize, metrics: Arc<Metrics>) -> Self {
+        let link = || Link::new(database.clone(), metrics.clone());
+        Self { short: link(), pages: link(), permits: Semaphore::new(parallel) }
+    }
 
     /// The position to read on from for a client that comes with `after`, `None` if it is too early to say; and the last
     /// tick that the log had then.
     pub async fn locate(&self, after: &str) -> Result<(Option<Position>, u64), DatabaseError> {
-        let rows = self.query("SELECT tidings.locate($1::pg_catalog.text)", &[(&after, Type::TEXT)]).await?;
+        let rows = self.short.query("SELECT tidings.locate($1::pg_catalog.text)", &[(&after, Type::TEXT)]).await?;
         let row = rows.first().ok_or(DatabaseError::Contract("no row from locate"))?;
         let located = row.try_get::<_, Option<&str>>(0)?.map(parse).transpose()?;
         // Asked afterwards: in one statement the position would be of a snapshot from before the ticks that `locate` has seen.
-        let rows = self.query("SELECT tidings.position()", &[]).await?;
+        let rows = self.short.query("SELECT tidings.position()", &[]).await?;
         let row = rows.first().ok_or(DatabaseError::Contract("no row from position"))?;
         Ok((located, parse(row.try_get(0)?)?.tick))
     }
 
-    /// The events of `topics` behind `after`, at most `max_rows`.
-    pub async fn changes(
-        &self,
-        after: &Position,
-        topics: &[Arc<str>],
-        max_rows: i32,
-    ) -> Result<Vec<Change>, DatabaseError> {
+    /// The events of `topics` in the next stretch of the log behind `after`, at most `max_rows`.
+    pub async fn page(&self, after: &Position, topics: &[Arc<str>], max_rows: i32) -> Result<Page, DatabaseError> {
         let (after, topics) = (after.to_string(), topics.iter().map(|topic| &**topic).collect::<Vec<_>>());
-        // The semaphore is never closed.
-        let _permit = self.permits.acquire().await.map_err(|_| DatabaseError::Closed)?;
-        let sql = "SELECT position, event, payload FROM tidings.changes($1::pg_catalog.text, $2::pg_catalog.text[], $3::pg_catalog.int4)";
-        let rows =
-            self.query(sql, &[(&after, Type::TEXT), (&topics, Type::TEXT_ARRAY), (&max_rows, Type::INT4)]).await?;
-        rows.iter()
-            .map(|row| {
-                let id: &str = row.try_get(0)?;
-                Ok(Change { position: parse(id)?, frame: Frame::event(id, row.try_get(1)?, row.try_get(2)?) })
-            })
-            .collect()
+        // The semaphore is never closed. Those who wait for more than one page take turns.
+        let permit = self.permits.acquire().await.map_err(|_| DatabaseError::Closed)?;
+        let sql = "SELECT position, topic IS NULL, event, payload, more FROM tidings.scan($1::pg_catalog.text, $2::pg_catalog.text[], $3::pg_catalog.int4, $4::pg_catalog.int4, false)";
+        let parameters: [(&(dyn ToSql + Sync), Type); 4] =
+            [(&after, Type::TEXT), (&topics, Type::TEXT_ARRAY), (&max_rows, Type::INT4), (&SCAN_BYTES, Type::INT4)];
+        let rows = self.pages.query(sql, &parameters).await?;
+        drop(permit);
+        let mut changes = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let id: &str = row.try_get(0)?;
+            if row.try_get(1)? {
+                return Ok(Page { changes, reached: parse(id)?, more: row.try_get(4)? });
+            }
+            changes.push(Change { position: parse(id)?, frame: Frame::event(id, row.try_get(2)?, row.try_get(3)?) });
+        }
+        Err(DatabaseError::Contract("a page of the log without an end"))
     }
 
     /// Tells how many subscribers topics have at proxy `name`, and renews its lease on all it told before.
@@ -127,7 +156,7 @@ impl Reads {
         let sql = "SELECT tidings.report($1::pg_catalog.text, $2::pg_catalog.text[], $3::pg_catalog.int4[], $4::pg_catalog.interval)";
         let parameters: [(&(dyn ToSql + Sync), Type); 4] =
             [(&name, Type::TEXT), (&names, Type::TEXT_ARRAY), (&counts, Type::INT4_ARRAY), (&lease, Type::TEXT)];
-        self.query(sql, &parameters).await.map(|_| ())
+        self.short.query(sql, &parameters).await.map(|_| ())
     }
 }
 

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::database::DatabaseError;
-use crate::frame::Frame;
+use crate::frame::{Frame, Reset};
 use crate::hub::{Hub, Joined, Place};
 use crate::metrics::Metrics;
 use crate::reads::Reads;
@@ -68,8 +68,9 @@ impl Replay {
             match self.step(&mut cursor).await {
                 Ok(false) => {}
                 Ok(true) => break,
-                Err(DatabaseError::Expired) => {
-                    if self.reset().await {
+                Err(error @ (DatabaseError::Expired | DatabaseError::Lost)) => {
+                    let why = if matches!(error, DatabaseError::Lost) { Reset::Lost } else { Reset::Expired };
+                    if self.reset(why).await {
                         break;
                     }
                 }
@@ -122,6 +123,10 @@ impl Replay {
             None => {
                 next(ticks).await;
             }
+            // The log answers with an earlier place, or without the snapshot: the client may have seen what was lost.
+            Some(position) if cursor.after.as_ref().is_some_and(|after| *after != position) => {
+                return Err(DatabaseError::Lost);
+            }
             Some(position) => {
                 let reached = timeout(PATIENCE, ticks.wait_for(|tick| tick.is_some_and(|tick| tick >= last))).await;
                 cursor.located = reached.is_ok();
@@ -131,45 +136,51 @@ impl Replay {
         Ok(())
     }
 
-    /// Reads one page of the log.
+    /// Reads one page of the log. Whatever becomes of the next one, the client has come as far as this one reaches.
     async fn page(&self, cursor: &mut Cursor) -> Result<(), DatabaseError> {
         let Some(after) = cursor.after.clone() else { return Ok(()) };
-        // Taken before the page is read: a short page then holds everything up to here.
+        // Taken before the page is read: the last page then holds everything up to here.
         let known = *self.hub.ticks().borrow();
-        let page = self.reads.changes(&after, &self.topics, cursor.rows).await?;
+        let page = self.reads.page(&after, &self.topics, cursor.rows).await?;
         cursor.from_log = true;
-        let short = page.len() < cursor.rows as usize;
-        let bytes: usize = page.iter().map(|change| change.frame.len()).sum();
-        let fitting = page.len() * PAGE_BYTES / bytes.max(1);
-        for change in page {
+        let (rows, bytes) = (page.changes.len(), page.changes.iter().map(|change| change.frame.len()).sum::<usize>());
+        for change in page.changes {
             self.metrics.log_events.add(1);
             if !self.subscriber.room().await || !self.subscriber.feed(change.frame) {
                 return Ok(());
             }
             cursor.after = Some(change.position);
         }
-        if short {
+        if page.more {
+            if rows == 0 {
+                // A client that is cut off in a long stretch without its events begins here, not at the beginning again.
+                self.subscriber.feed(Frame::position(page.reached.clone()));
+            }
+            cursor.after = Some(page.reached);
+            if rows == cursor.rows as usize {
+                let fitting = rows * PAGE_BYTES / bytes.max(1);
+                cursor.rows = i32::try_from(fitting).unwrap_or(MAX_PAGE).clamp(1, MAX_PAGE);
+            }
+        } else {
             // Everything that the client's snapshot saw is in ticks that the hub knew when the position was located, so
             // what the snapshot saw matters no more from here on.
-            let reached = cursor.after.as_ref().unwrap_or(&after).into();
+            let reached = Place::from(&page.reached);
             let known = known.map_or(reached, Place::after_tick);
             cursor.after = Some(known.max(reached).position());
-        } else {
-            cursor.rows = i32::try_from(fitting).unwrap_or(MAX_PAGE).clamp(1, MAX_PAGE);
         }
         Ok(())
     }
 
     /// Tells the client that its position is gone, and makes it live; false if the hub doesn't know the present yet.
-    async fn reset(&self) -> bool {
+    async fn reset(&self, why: Reset) -> bool {
         let ticks = self.hub.ticks();
         if self.hub.place().is_none() && !next(ticks).await {
             return false;
         }
         self.hub.join(&self.subscriber, &self.topics, |place| {
-            Frame::reset(place.unwrap_or(Place::after_tick(0)).position())
+            Frame::reset(place.unwrap_or(Place::after_tick(0)).position(), why)
         });
-        self.metrics.resets.add(1);
+        self.metrics.resets(why).add(1);
         true
     }
 }

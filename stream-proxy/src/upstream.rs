@@ -13,7 +13,7 @@ use tokio_postgres::{Client, Notification};
 
 use crate::channels::Channels;
 use crate::database::{Database, DatabaseError, answer};
-use crate::frame::Frame;
+use crate::frame::{Frame, Reset};
 use crate::hub::{Hub, Outgoing, Place};
 use crate::inbox::{Heard, Inbox};
 use crate::metrics::Metrics;
@@ -301,8 +301,8 @@ impl Session<'_> {
             Ok(Some(located)) => {
                 let located = position(&located)?;
                 if located != here {
-                    tracing::warn!(from = %here, to = %located, "the log has lost ticks: going on from the last one it has");
-                    self.upstream.hub.restart(located.tick);
+                    tracing::warn!(from = %here, to = %located, "the log has lost ticks: subscribers are told to read their data again");
+                    self.upstream.hub.reset(located.tick, Reset::Lost);
                 }
                 Ok(())
             }
@@ -316,7 +316,7 @@ impl Session<'_> {
     async fn reset(&mut self) -> Result<(), DatabaseError> {
         let last = self.ask().await?;
         tracing::warn!(tick = last, "events were missed: subscribers are told to read their data again");
-        self.upstream.hub.reset(last);
+        self.upstream.hub.reset(last, Reset::Expired);
         Ok(())
     }
 

@@ -21,6 +21,7 @@ mod life_cycle;
 mod limits;
 mod log;
 mod login_role;
+mod lost;
 mod open_topics;
 mod order;
 mod outlines;

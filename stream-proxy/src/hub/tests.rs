@@ -158,7 +158,7 @@ fn a_reset_tells_each_subscriber_once_and_forgets_history() {
     let subscriber = Subscriber::new(1000);
     hub.join(&subscriber, &topics(&["a", "b"]), |_| Frame::raw("hello"));
     publish(&hub, 2, &[("a", "a1")]);
-    hub.reset(9);
+    hub.reset(9, Reset::Expired);
     publish(&hub, 10, &[("b", "b1")]);
     let reset = "id: 9\nevent: reset\ndata: {\"reason\":\"expired\"}\n\n";
     assert_eq!(take(&subscriber), ["hello", "a1", reset, "b1"]);
@@ -211,7 +211,7 @@ fn nothing_lies_behind_a_reset_that_belongs_before_it() {
     let large: Vec<_> = (0..3 * CHUNK).map(|_| Subscriber::new(1000)).collect();
     large.iter().for_each(|subscriber| hub.join(subscriber, &topics(&["large"]), |_| Frame::raw("hello")));
     publish(&hub, 2, &[("large", "l1")]);
-    hub.reset(9);
+    hub.reset(9, Reset::Expired);
     for subscriber in &large {
         let got = take(subscriber);
         assert!(got.len() == 3 && got[1] == "l1" && got[2].contains("reset"), "{got:?}");

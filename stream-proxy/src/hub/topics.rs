@@ -22,6 +22,8 @@ pub struct Topics {
     bytes: usize,
     /// All events behind this place are in history.
     floor: Option<Place>,
+    /// The ticks from the floor's on, rising. Nearly all of them have events, so there are no more of them than of events in history.
+    ticks: VecDeque<u64>,
     /// Topics whose subscribers have come or gone since this was last asked.
     changed: HashSet<Arc<str>>,
 }
@@ -49,9 +51,16 @@ impl Topics {
         self.bytes
     }
 
-    /// The place behind which all events are in history; `None` before there is any.
-    pub fn floor(&self) -> Option<Place> {
-        self.floor
+    /// Whether all events behind `place`, which is one of this log, are in history.
+    pub fn reaches(&self, place: Place) -> bool {
+        self.floor.is_some_and(|floor| floor <= place) && self.ticks.binary_search(&place.tick).is_ok()
+    }
+
+    /// Notes a tick, the last one until the next is noted.
+    pub fn pass(&mut self, tick: u64) {
+        if self.ticks.back().is_none_or(|last| *last < tick) {
+            self.ticks.push_back(tick);
+        }
     }
 
     /// The subscribers of a topic.
@@ -78,6 +87,8 @@ impl Topics {
     /// Forgets history: it begins anew behind `place`.
     pub fn forget(&mut self, place: Place) {
         self.floor = Some(place);
+        self.ticks.clear();
+        self.pass(place.tick);
         self.order.clear();
         self.bytes = 0;
         self.entries.retain(|_, entry| {
@@ -89,6 +100,7 @@ impl Topics {
     /// Takes an event into history; gives the map's own copy of its topic.
     pub fn keep(&mut self, place: Place, topic: &str, frame: Frame) -> Arc<str> {
         self.bytes += cost(topic, &frame);
+        self.pass(place.tick);
         let key = match self.entries.get_key_value(topic) {
             Some((key, _)) => key.clone(),
             None => topic.into(),
@@ -107,6 +119,9 @@ impl Topics {
             if let Some((place, frame)) = entry.history.pop_front() {
                 self.bytes -= cost(&topic, &frame);
                 self.floor = Some(place);
+                while self.ticks.front().is_some_and(|tick| *tick < place.tick) {
+                    self.ticks.pop_front();
+                }
             }
             if entry.is_idle() {
                 self.entries.remove(&topic);

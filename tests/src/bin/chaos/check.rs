@@ -1,12 +1,13 @@
 //! What a client got, against what it should have got.
 //!
 //! Events of ticks that the log has must come exactly: each once, in the log's order, none left out. A tick that the log
-//! doesn't have is one that a failover lost, and may be shown only if there was such a failover at its time; its
-//! events then come again in a later tick, which the log has, or were lost with their transactions.
+//! doesn't have is one that a failover lost, and may be shown only if there was such a failover at its time. Its
+//! events may come again in a later tick, which the log has, or were lost with their transactions: so before anything else comes,
+//! the client must be told by a reset.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
-use crate::clients::{Got, Life, Start};
+use crate::clients::{Got, Life, Reset, Start};
 use crate::reference::{Known, Place};
 
 /// The order of everything, and what may have happened to it.
@@ -49,9 +50,7 @@ impl Law {
 
     /// Judges a life.
     pub fn judge(&self, life: &Life) -> Verdict {
-        let due = |known: &&Known| life.topics.contains(&known.topic) && !life.seen.contains(&known.write.name);
-        let expected: Vec<&Known> = self.known.iter().filter(due).collect();
-        let behind = |place: Place| expected.partition_point(|known| known.place <= place);
+        let mut expected = self.expected(life, &life.seen);
         let mut verdict = Verdict::default();
         // The next event that should come; none as long as it is open where the stream starts.
         let mut next = match life.start {
@@ -61,6 +60,8 @@ impl Law {
         };
         let mut last: Option<Place> = None;
         let mut position: Option<Place> = None;
+        // The first event of a lost tick that the client was shown and has not been told of.
+        let mut untold: Option<Place> = None;
         for got in &life.got {
             match *got {
                 Got::Connected => {
@@ -70,23 +71,31 @@ impl Law {
                     last = None;
                 }
                 Got::Id(place) => {
-                    let next = next.get_or_insert_with(|| behind(place));
+                    let next = next.get_or_insert_with(|| behind(&expected, place));
                     if expected.get(*next).is_some_and(|known| known.place <= place) {
                         verdict
                             .faults
                             .push(format!("the stream stands at {place:?}: {}", missing(&expected, *next, place)));
-                        *next = behind(place);
+                        *next = behind(&expected, place);
                     }
                     position = Some(place);
                 }
-                Got::Reset(place, at) => {
-                    let old = position.zip(self.retention).is_some_and(|(at_place, time)| at >= at_place.0 + time);
-                    if position.is_some() && !old {
-                        verdict.faults.push(format!("a reset to {place:?} that was not due: it stood at {position:?}"));
+                Got::Reset(place, at, why) => {
+                    if position.is_some_and(|position| !self.is_due(position, at, why)) {
+                        verdict
+                            .faults
+                            .push(format!("{why:?} to {place:?}, which was not due: it stood at {position:?}"));
                     }
                     verdict.resets += 1;
-                    next = Some(next.unwrap_or(0).max(behind(place)));
-                    position = Some(place);
+                    next = Some(match why {
+                        Reset::Expired => next.unwrap_or(0).max(behind(&expected, place)),
+                        Reset::Lost => {
+                            // It forgets what it had, and goes on behind that place, which may be an earlier one.
+                            expected = self.expected(life, &HashSet::new());
+                            behind(&expected, place)
+                        }
+                    });
+                    (last, position, untold) = (None, Some(place), None);
                 }
                 Got::Event(place, print) => {
                     if last.is_some_and(|last| last >= place) {
@@ -96,10 +105,14 @@ impl Law {
                     if !self.ticks.contains(&place.0) {
                         if self.is_lost(place.0) {
                             verdict.lost_ticks += 1;
+                            untold = untold.or(Some(place));
                         } else {
                             verdict.faults.push(format!("{place:?} was shown and is in no tick of the log"));
                         }
                         continue;
+                    }
+                    if let Some(lost) = untold.take() {
+                        verdict.faults.push(format!("{place:?} came, and no reset told that {lost:?} was lost"));
                     }
                     if self.was_lost_from_snapshot(life, place, print) {
                         verdict.lost_ticks += 1;
@@ -116,7 +129,7 @@ impl Law {
                         }
                         Some(known) if known.place < place => {
                             verdict.faults.push(format!("before {place:?}: {}", missing(&expected, *next, place)));
-                            *next = behind(place);
+                            *next = behind(&expected, place);
                         }
                         _ => verdict.faults.push(format!("{place:?} came, which was not its to come, or again")),
                     }
@@ -127,6 +140,20 @@ impl Law {
             verdict.faults.push(format!("{fault}; the last event was {last:?}"));
         }
         verdict
+    }
+
+    /// The events of a client's topics, but for writes that it has `seen` otherwise.
+    fn expected(&self, life: &Life, seen: &HashSet<String>) -> Vec<&Known> {
+        let due = |known: &&Known| life.topics.contains(&known.topic) && !seen.contains(&known.write.name);
+        self.known.iter().filter(due).collect()
+    }
+
+    /// Whether a client that stood at this place had to be told to start over, at that time.
+    fn is_due(&self, place: Place, at: u64, why: Reset) -> bool {
+        match why {
+            Reset::Expired => self.retention.is_some_and(|time| at >= place.0 + time),
+            Reset::Lost => self.losses.iter().any(|loss| (place.0..=at).contains(loss)),
+        }
     }
 
     /// Whether the event tells of a write that the client's snapshot had, and a failover may have taken its commit away: the standby had
@@ -144,6 +171,11 @@ impl Law {
         let after = self.ticks.range(tick..).next().copied().unwrap_or(u64::MAX);
         self.losses.iter().any(|loss| before <= *loss && *loss <= after)
     }
+}
+
+/// How many of the events lie at or before a place.
+fn behind(expected: &[&Known], place: Place) -> usize {
+    expected.partition_point(|known| known.place <= place)
 }
 
 fn missing(expected: &[&Known], next: usize, place: Place) -> String {
@@ -196,7 +228,11 @@ mod tests {
         assert_eq!(faults(&[event(10, 1), event(10, 2)]), 1, "another topic's");
         assert_eq!(faults(&[event(10, 1), event(20, 1), event(30, 1)]), 1, "of no tick");
         assert_eq!(faults(&[Got::Event((10, 1), 0)]), 1, "another text");
-        assert_eq!(faults(&[event(10, 1), Got::Reset((20, u32::MAX), 25)]), 1, "a reset that is not due");
+        assert_eq!(
+            faults(&[event(10, 1), Got::Reset((20, u32::MAX), 25, Reset::Expired)]),
+            1,
+            "a reset that is not due"
+        );
         let mut seen = life(Start::Snapshot, &[event(20, 1)]);
         seen.seen.insert("10-1".to_owned());
         assert_eq!(law(&[], None).judge(&seen).faults.len(), 0);
@@ -204,11 +240,32 @@ mod tests {
         assert_eq!(law(&[], None).judge(&seen).faults.len(), 1, "not in the snapshot, and not shown");
     }
 
+    /// A reset to the last tick before the loss.
+    const TOLD: Got = Got::Reset((20, u32::MAX), 36, Reset::Lost);
+
     #[test]
     fn a_lost_tick_is_excused_by_a_failover_at_its_time_only() {
-        let got = [event(10, 1), event(20, 1), event(30, 1), event(40, 1)];
+        let got = [event(10, 1), event(20, 1), event(30, 1), TOLD, event(40, 1)];
         let faults = |losses| law(losses, None).judge(&life(Start::Earliest, &got)).faults.len();
-        assert_eq!((faults(&[]), faults(&[15]), faults(&[35])), (1, 1, 0));
+        assert_eq!((faults(&[]), faults(&[15]), faults(&[35])), (2, 2, 0));
+    }
+
+    #[test]
+    fn who_saw_what_was_lost_is_told_before_anything_else_comes() {
+        let faults = |got: &[Got]| law(&[35], None).judge(&life(Start::Earliest, got)).faults.len();
+        let before = [event(10, 1), event(20, 1), event(30, 1)];
+        assert_eq!(faults(&[&before[..], &[Got::Connected, event(40, 1)]].concat()), 1, "silently");
+        assert_eq!(faults(&[&before[..], &[Got::Connected, TOLD, event(40, 1), event(40, 2)]].concat()), 0);
+        assert_eq!(
+            faults(&[&before[..], &[TOLD, event(40, 2)]].concat()),
+            1,
+            "behind the reset nothing may be missing"
+        );
+        assert_eq!(faults(&[&before[..], &[TOLD, event(20, 1)]].concat()), 1, "nor come that lies before it");
+        let early = Got::Reset((20, u32::MAX), 34, Reset::Lost);
+        assert_eq!(faults(&[&before[..], &[early, event(40, 1)]].concat()), 1, "before anything was lost");
+        let again = [Got::Id((40, 0)), Got::Reset((40, 0), 50, Reset::Lost), event(40, 1)];
+        assert_eq!(faults(&[&before[..], &[TOLD], &again].concat()), 1, "who stands behind the loss");
     }
 
     #[test]
@@ -225,14 +282,14 @@ mod tests {
     fn a_lost_tick_may_be_shown_again_in_another_stream_only() {
         let faults = |got: &[Got]| law(&[35], None).judge(&life(Start::Earliest, got)).faults.len();
         let before = [event(10, 1), event(20, 1), event(30, 1)];
-        assert_eq!(faults(&[&before[..], &[Got::Connected, event(30, 1), event(40, 1)]].concat()), 0);
-        assert_eq!(faults(&[&before[..], &[event(30, 1), event(40, 1)]].concat()), 1);
-        assert_eq!(faults(&[&before[..], &[Got::Connected, event(20, 1)]].concat()), 1);
+        assert_eq!(faults(&[&before[..], &[Got::Connected, event(30, 1), TOLD, event(40, 1)]].concat()), 0);
+        assert_eq!(faults(&[&before[..], &[event(30, 1), TOLD, event(40, 1)]].concat()), 1);
+        assert_eq!(faults(&[&before[..], &[Got::Connected, event(20, 1)]].concat()), 2);
     }
 
     #[test]
     fn a_reset_is_due_when_the_position_is_old() {
-        let got = [event(10, 1), Got::Reset((20, u32::MAX), 2_000_010), event(40, 1)];
+        let got = [event(10, 1), Got::Reset((20, u32::MAX), 2_000_010, Reset::Expired), event(40, 1)];
         let verdict = law(&[], Some(2)).judge(&life(Start::Live, &got));
         assert_eq!((verdict.faults, verdict.resets), (vec![], 1));
         assert_eq!(law(&[], Some(3)).judge(&life(Start::Live, &got)).faults.len(), 1);

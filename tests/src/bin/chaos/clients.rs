@@ -62,8 +62,17 @@ pub enum Got {
     Event(Place, u64),
     /// Where the stream stands.
     Id(Place),
-    /// A reset, and when it came, in microseconds since the Unix epoch.
-    Reset(Place, u64),
+    /// A reset, when it came, in microseconds since the Unix epoch, and why.
+    Reset(Place, u64, Reset),
+}
+
+/// Why a client was told to start over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reset {
+    /// Events behind its place could not be had any more.
+    Expired,
+    /// What it may have seen was lost.
+    Lost,
 }
 
 /// One life of a client: from its start without an id to its end.
@@ -297,7 +306,15 @@ impl Client {
                     *progress = Instant::now();
                     if frame.event == "reset" {
                         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-                        life.got.push(Got::Reset(at, now.as_micros() as u64));
+                        let why = match frame.data.as_str() {
+                            r#"{"reason":"expired"}"# => Reset::Expired,
+                            r#"{"reason":"lost"}"# => Reset::Lost,
+                            other => {
+                                life.fault = Some(format!("a reset for no known reason: {other}"));
+                                return Visit::Over;
+                            }
+                        };
+                        life.got.push(Got::Reset(at, now.as_micros() as u64, why));
                         life.reset_to = at.0;
                         continue;
                     }

@@ -1,0 +1,184 @@
+//! Failovers and restores that lose what clients have seen: who may have seen it is told to start over, and nobody else is.
+
+use tidings_tests::follower::Habits;
+use tidings_tests::sse::Request;
+use tidings_tests::{Cluster, Database, Follower, Frame, Proxy, Session, until};
+
+use crate::{all_until_now, boards, create_boards, titles};
+
+/// A proxy that goes to whichever of two servers takes writes.
+fn proxy_of(primary: &Cluster, standby: &Cluster, db: &Database<'_>) -> Proxy {
+    let (here, there) = (primary.port(), standby.port());
+    let (role, name) = (db.proxy_role(), db.name());
+    let url = format!("postgres://{role}@127.0.0.1:{here},127.0.0.1:{there}/{name}?target_session_attrs=read-write");
+    Proxy::start(&url, &["--retry", "100ms"])
+}
+
+/// Waits until a standby has replayed all that its primary has written.
+fn catch_up(db: &Database<'_>, standby: &Cluster) {
+    let written: String = db.session().one("SELECT pg_current_wal_lsn()::text");
+    let mut session = standby.session(db.name(), "postgres");
+    until("the standby has caught up", || session.one(&format!("SELECT pg_last_wal_replay_lsn() >= '{written}'")));
+}
+
+/// From now on the standby gets nothing of what the primary does.
+fn cut_off(standby: &Cluster) {
+    let mut session = standby.session("postgres", "postgres");
+    session.run("ALTER SYSTEM SET primary_conninfo = ''");
+    session.run("SELECT pg_reload_conf()");
+    until("nothing is replicated any more", || session.all("SELECT FROM pg_stat_wal_receiver", &[]).is_empty());
+}
+
+/// Kills the primary and makes the standby one; gives a session there.
+fn fail_over(primary: &Cluster, standby: &Cluster, db: &Database<'_>) -> Session {
+    primary.kill();
+    let mut session = standby.session(db.name(), "postgres");
+    session.run("SELECT pg_promote()");
+    until("the new primary has a relay", || session.one("SELECT tidings.relay_pid() IS NOT NULL"));
+    session
+}
+
+#[track_caller]
+fn is_reset(frame: &Frame) {
+    assert_eq!((frame.event.as_str(), frame.data.as_str()), ("reset", "{\"reason\":\"lost\"}"));
+}
+
+fn insert(session: &mut Session, id: i32, title: &str) {
+    session.run(&format!("INSERT INTO board_items VALUES ({id}, 5, '{title}')"));
+}
+
+#[test]
+fn who_may_have_seen_what_a_failover_lost_is_told() {
+    let primary = Cluster::start(&[]);
+    let db = primary.database();
+    create_boards(&db);
+    let standby = primary.standby();
+    let proxy = proxy_of(&primary, &standby, &db);
+    let mut live = proxy.live(&["boards_5"]);
+    insert(&mut db.session(), 1, "kept");
+    let kept = live.frame();
+    catch_up(&db, &standby);
+    cut_off(&standby);
+    insert(&mut db.session(), 2, "lost");
+    let lost = live.frame();
+    assert_eq!(titles(std::slice::from_ref(&lost)), ["lost"]);
+
+    let mut there = fail_over(&primary, &standby, &db);
+    is_reset(&live.frame());
+    insert(&mut there, 3, "new");
+    assert_eq!(titles(&[live.frame()]), ["new"]);
+    // Its place lies now between ticks of the new primary, in what the proxy remembers.
+    let mut back = proxy.open(&Request::resume(&["boards_5"], lost.id()));
+    is_reset(&back.frame());
+    insert(&mut there, 4, "newer");
+    assert_eq!(titles(&[back.frame(), live.frame()]), ["newer", "newer"]);
+    // One that knows nothing of before asks the log.
+    let url = standby.url(db.name(), &db_role(&db));
+    let elsewhere = Proxy::start(&url, &[]);
+    is_reset(&elsewhere.open(&Request::resume(&["boards_5"], lost.id())).frame());
+    // Who has seen nothing of it misses nothing and is told nothing.
+    let mut faithful = proxy.open(&Request::resume(&["boards_5"], kept.id()));
+    assert_eq!(titles(&[faithful.frame(), faithful.frame()]), ["new", "newer"]);
+    let metrics = proxy.metrics();
+    assert_eq!(
+        (metrics["tidings_resets_total{reason=\"lost\"}"], metrics["tidings_resets_total{reason=\"expired\"}"]),
+        (2.0, 0.0)
+    );
+}
+
+/// The role of the proxies, where the primary is gone.
+fn db_role(db: &Database<'_>) -> String {
+    format!("{}_proxy", db.name())
+}
+
+/// What a client gets that stays, and one that comes back after each event, while `fault` strikes between two writes.
+fn nobody_is_told(primary: &Cluster, proxy: &Proxy, db: &Database<'_>, fault: impl FnOnce() -> Session) {
+    let stays = Habits::faithful(proxy.address());
+    let hops = Habits { leave_after: Some(1), ..stays.clone() };
+    let is_end = |frame: &Frame| frame.data.contains("\"end\"");
+    let followers = [stays, hops].map(|habits| Follower::start(habits, Request::live(&["boards_5"]), is_end));
+    let mut session = primary.session(db.name(), "postgres");
+    for id in 0..20 {
+        insert(&mut session, id, "before");
+    }
+    until("they have seen something", || followers.iter().all(|follower| follower.seen() >= 5));
+    let mut session = fault();
+    for id in 20..40 {
+        insert(&mut session, id, "after");
+    }
+    insert(&mut session, 40, "end");
+    let expected: Vec<i64> = (0..40).collect();
+    for frames in followers.map(Follower::finish) {
+        let ids: Vec<i64> = frames
+            .iter()
+            .map(|frame| frame.json()["record"]["id"].as_i64().unwrap_or_else(|| panic!("{frame:?}")))
+            .collect();
+        assert_eq!(ids, expected, "each once, and no reset");
+    }
+    assert_eq!(proxy.metric("tidings_resets_total"), 0.0);
+}
+
+#[test]
+fn a_failover_to_a_synchronous_standby_tells_nobody_to_start_over() {
+    let primary = Cluster::start(&[]);
+    let db = primary.database();
+    create_boards(&db);
+    let standby = primary.standby();
+    let mut session = db.session();
+    session.run("ALTER SYSTEM SET synchronous_standby_names = '*'");
+    session.run("SELECT pg_reload_conf()");
+    until("the standby is synchronous", || {
+        session.one("SELECT EXISTS (SELECT FROM pg_stat_replication WHERE sync_state = 'sync')")
+    });
+    let proxy = proxy_of(&primary, &standby, &db);
+    nobody_is_told(&primary, &proxy, &db, || {
+        let mut there = fail_over(&primary, &standby, &db);
+        // It has no standby of its own.
+        there.run("ALTER SYSTEM RESET synchronous_standby_names");
+        there.run("SELECT pg_reload_conf()");
+        there
+    });
+}
+
+#[test]
+fn a_crash_and_a_restart_of_the_relay_tell_nobody_to_start_over() {
+    let cluster = Cluster::start(&[]);
+    let db = cluster.database();
+    create_boards(&db);
+    let proxy = db.proxy(&["--retry", "100ms"]);
+    nobody_is_told(&cluster, &proxy, &db, || {
+        cluster.kill();
+        cluster.boot();
+        db.wait_relay();
+        db.kill_relay();
+        db.session()
+    });
+}
+
+#[test]
+fn a_tick_that_the_log_does_not_have_is_one_that_was_lost() {
+    let db = boards();
+    let proxy = db.proxy(&[]);
+    let mut live = proxy.live(&["boards_5"]);
+    for id in 0..3 {
+        insert(&mut db.session(), id, "n");
+    }
+    let frames = live.take(3);
+    let (first, last) = (frames[0].place().0, frames[2].place().0);
+    // Between two ticks; and ahead of them all, as after the restore of an older backup.
+    for tick in [first + 1, last + 1_000_000_000_000] {
+        for place in [format!("{tick}"), format!("{tick}-1"), format!("{tick}:{tick}:3:3:")] {
+            let mut sse = proxy.open(&Request::resume(&["boards_5"], &place));
+            is_reset(&sse.frame());
+            assert_eq!(all_until_now(&db, "boards_5", &mut sse), []);
+        }
+    }
+    // A proxy that knows of none of them asks the log.
+    let late = db.proxy(&[]);
+    is_reset(&late.open(&Request::resume(&["boards_5"], &format!("{}-1", first + 1))).frame());
+    // SQL goes on from the tick before.
+    let rows =
+        db.session().all("SELECT position FROM tidings.changes($1, '{boards_5}', 2)", &[&format!("{}-7", first + 1)]);
+    let positions: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    assert_eq!(positions, [frames[1].id(), frames[2].id()]);
+}
