@@ -33,6 +33,7 @@ mod relay_channel;
 mod resume;
 mod retention;
 mod rights;
+mod scan;
 mod security_document;
 mod semantics;
 mod size;

@@ -98,6 +98,76 @@ fn a_position_divides_a_tick_by_what_its_snapshot_saw() {
 }
 
 #[test]
+fn ids_behind_a_snapshot_name_only_transactions_that_still_matter() {
+    let db = boards();
+    let proxy = db.proxy(&[]);
+    let relay = db.wait_relay();
+    tidings_tests::process::send(relay, tidings_tests::process::Signal::SIGSTOP);
+    // Of twelve that run when the snapshot is taken, one commits before it is ticked, one later, the others never wrote.
+    let mut running: Vec<_> = (0..12).map(|_| db.session()).collect();
+    let xids: Vec<u64> = running
+        .iter_mut()
+        .map(|session| {
+            session.run("BEGIN");
+            session.one::<String>("SELECT pg_current_xact_id()::text").parse().expect("a transaction's number")
+        })
+        .collect();
+    running[0].run("INSERT INTO board_items VALUES (1, 5, 'running')");
+    running[1].run("INSERT INTO board_items VALUES (2, 5, 'late')");
+    let mut session = db.session();
+    session.run("INSERT INTO board_items VALUES (3, 5, 'seen')");
+    let position: String = session.one("SELECT tidings.position()");
+    running[0].run("COMMIT");
+    running[2..].iter_mut().for_each(|session| session.run("ROLLBACK"));
+    session.run("INSERT INTO board_items VALUES (4, 5, 'after')");
+    tidings_tests::process::send(relay, tidings_tests::process::Signal::SIGCONT);
+    let mut sse = proxy.open(&Request::since(&["boards_5"], &position));
+    let frames = sse.take(2);
+    let mut got = titles(&frames);
+    got.sort();
+    assert_eq!(got, ["after", "running"]);
+    for frame in &frames {
+        let id: tidings_wire::Position = frame.id().parse().expect("a position");
+        let named = id.seen.expect("the snapshot still divides the tick").running;
+        assert!(named.contains(&xids[0]) && named.contains(&xids[1]), "{named:?} of {xids:?}");
+        assert!(xids[2..].iter().all(|xid| !named.contains(xid)), "{named:?} of {xids:?}");
+    }
+    let mut resumed = proxy.open(&Request::resume(&["boards_5"], frames[0].id()));
+    assert_eq!(resumed.frame(), frames[1]);
+    running[1].run("COMMIT");
+    for sse in [&mut sse, &mut resumed] {
+        assert_eq!(titles(&all_until_now(&db, "boards_5", sse)), ["late"]);
+    }
+}
+
+#[test]
+fn a_long_list_of_transactions_is_not_repeated_in_each_id() {
+    let db = boards();
+    let mut session = db.session();
+    let start: String = session.one("SELECT tidings.locate('earliest')");
+    for id in 0..3 {
+        session.run(&format!("INSERT INTO board_items VALUES ({id}, 5, 'n')"));
+    }
+    tidings_tests::until("they are in ticks", || {
+        session.all("SELECT FROM tidings.changes('earliest')", &[]).len() == 3
+    });
+    // What somebody made up: all transactions that there were ran at the same time, and at a time that never comes.
+    let next: u64 =
+        session.one::<String>("SELECT pg_snapshot_xmax(pg_current_snapshot())::text").parse().expect("a number");
+    let oldest = next.saturating_sub(2500).max(3);
+    let list: Vec<String> = (oldest..next).map(|xid| xid.to_string()).collect();
+    let since = format!("{start}:{}:{oldest}:{next}:{}", i64::MAX, list.join(","));
+    assert!(since.len() > 2_000);
+    let rows = session.all("SELECT position FROM tidings.changes($1, '{boards_5}')", &[&since]);
+    let lengths: Vec<usize> = rows.iter().map(|row| row.get::<_, &str>(0).len()).collect();
+    assert!(lengths.len() == 3 && lengths.iter().all(|length| *length < 300), "{lengths:?}");
+    let proxy = db.proxy(&[]);
+    let mut sse = proxy.open(&Request::since(&["boards_5"], &since));
+    let frames = all_until_now(&db, "boards_5", &mut sse);
+    assert!(frames.len() == 3 && frames.iter().all(|frame| frame.id().len() < 300), "{frames:?}");
+}
+
+#[test]
 fn a_position_in_an_untouched_database_misses_nothing() {
     let db = boards();
     let position: String = db.session().one("SELECT tidings.position()");

@@ -1,0 +1,113 @@
+//! Catching up from the log, a stretch at a time, and what a hostile log can do to its readers.
+
+use tidings_tests::process::MemoryWatch;
+use tidings_tests::sse::Request;
+use tidings_tests::{Cluster, Database, Item, Session, until};
+use tidings_wire::Position;
+
+const MIB: i32 = 1024 * 1024;
+
+/// Forty transactions of about a megabyte on one topic, and few events of another among them.
+fn rare_among_many(db: &Database<'_>) {
+    let mut session = db.session();
+    for i in 0..40 {
+        if i % 13 == 0 {
+            session.publish("rare", &i.to_string());
+        }
+        session.run(
+            "SELECT tidings.publish_text('bulk', (SELECT string_agg(md5((random() * i * n)::text), '')
+               FROM generate_series(1, 3000) n)) FROM generate_series(1, 10) i",
+        );
+    }
+    session.publish("rare", "40");
+    until("all of it is in ticks", || session.all("SELECT FROM tidings.changes('earliest', '{rare}')", &[]).len() == 5);
+}
+
+/// The events of a topic with their positions, all pages one behind the other, and the ends of the pages.
+fn walk(session: &mut Session, topic: &str, max_rows: i32, max_bytes: i32) -> (Vec<(String, String)>, Vec<String>) {
+    let (mut events, mut ends) = (Vec::new(), Vec::new());
+    let mut at: String = session.one("SELECT tidings.locate('earliest')");
+    loop {
+        let sql = "SELECT position, payload, topic IS NULL, more FROM tidings.scan($1, ARRAY[$2], $3, $4, false)";
+        let mut rows = session.all(sql, &[&at, &topic, &max_rows, &max_bytes]);
+        let end = rows.pop().expect("an end");
+        assert!(end.get::<_, bool>(2) && rows.iter().all(|row| !row.get::<_, bool>(2)), "the end comes last");
+        assert!(rows.len() <= max_rows as usize);
+        events.extend(rows.iter().map(|row| (row.get(0), row.get(1))));
+        at = end.get(0);
+        ends.push(at.clone());
+        if !end.get::<_, bool>(3) {
+            return (events, ends);
+        }
+    }
+}
+
+#[test]
+fn a_rare_topic_in_a_large_log_is_read_a_stretch_at_a_time() {
+    let cluster = Cluster::start(&[("track_functions", "all")]);
+    let db = cluster.database();
+    rare_among_many(&db);
+    let mut session = db.session();
+    let all = |session: &mut Session, topic: &str| -> Vec<(String, String)> {
+        let rows = session.all("SELECT position, payload FROM tidings.changes('earliest', ARRAY[$1])", &[&topic]);
+        rows.iter().map(|row| (row.get(0), row.get(1))).collect()
+    };
+    for topic in ["rare", "bulk"] {
+        let expected = all(&mut session, topic);
+        for (rows, bytes) in [(1000, 4 * MIB), (1000, 1), (1, 64 * MIB), (3, MIB)] {
+            let (events, ends) = walk(&mut session, topic, rows, bytes);
+            assert_eq!(events, expected, "{topic}, {rows} rows, {bytes} bytes");
+            let places: Vec<_> = ends.iter().map(|end| end.parse::<Position>().expect("a position").place()).collect();
+            assert!(places.is_sorted(), "{places:?}");
+        }
+    }
+    // No call decodes much more than it may: none comes further than what it may and the segment that it began.
+    let (_, ends) = walk(&mut session, "rare", 1000, 4 * MIB);
+    let mut before = String::from("earliest");
+    for end in ends {
+        let place = end.parse::<Position>().expect("a position").place();
+        let rows = session.all("SELECT position, length(payload) FROM tidings.changes($1, '{bulk}')", &[&before]);
+        let read: i32 = rows
+            .iter()
+            .filter(|row| row.get::<_, &str>(0).parse::<Position>().expect("a position").place() <= place)
+            .map(|row| row.get::<_, i32>(1))
+            .sum();
+        assert!(read <= 6 * MIB, "{read} bytes up to {end}");
+        before = end;
+    }
+
+    let calls = |session: &mut Session| -> i64 {
+        session.one("SELECT coalesce(sum(calls), 0)::bigint FROM pg_stat_user_functions WHERE funcname = 'scan'")
+    };
+    session.run("SELECT pg_stat_force_next_flush()");
+    let before = calls(&mut session);
+    let proxy = db.proxy(&["--history-bytes", "0"]);
+    let mut sse = proxy.open(&Request::since(&["rare"], "earliest"));
+    let (mut seen, mut places) = (Vec::new(), 0);
+    while seen.len() < 5 {
+        match sse.item().expect("the stream goes on") {
+            Item::Frame(frame) => seen.push(frame.data),
+            Item::Position(_) => places += 1,
+            _ => {}
+        }
+    }
+    assert_eq!(seen, ["0", "13", "26", "39", "40"]);
+    assert!(places > 0, "a client that is cut off on the way goes on from where it got");
+    until("it took several calls", || calls(&mut session) >= before + 4);
+}
+
+#[test]
+fn a_segment_that_makes_far_more_than_it_takes_is_not_held_in_memory() {
+    let cluster = Cluster::start(&[("work_mem", "4MB")]);
+    let db = cluster.database();
+    let mut session = db.session();
+    let watch = MemoryWatch::start(&[session.backend()]);
+    // Four bytes for each event, whose name has the longest that there are: two million of them.
+    let name = "65".repeat(255);
+    let count: i64 = session.one(&format!(
+        "SELECT count(*) FROM tidings.decode(pg_catalog.decode('03' || '0001ff0200' || '{name}' || '7b7d' || repeat('00020161', 2000000), 'hex'), NULL)"
+    ));
+    assert_eq!(count, 2_000_000);
+    let peak = watch.finish()[0];
+    assert!(peak < 120 << 20, "{} MiB", peak >> 20);
+}
