@@ -170,3 +170,25 @@ fn resume_until(proxy: &tidings_tests::Proxy, last: &str, got: &mut Vec<tidings_
         }
     }
 }
+
+#[test]
+fn topics_of_one_event_each_take_no_more_memory_than_history_may() {
+    const EVENTS: i64 = 200_000;
+    const BUDGET: u64 = 16 * MIB;
+    let db = shared().database();
+    let proxy = db.proxy(&["--history-bytes", "16MiB"]);
+    let memory = || tidings_tests::process::memory(proxy.pid(), "RssAnon").expect("the proxy runs");
+    let before = memory();
+    let mut session = db.session();
+    for batch in 0..20 {
+        let (first, last) = (batch * EVENTS / 20, (batch + 1) * EVENTS / 20 - 1);
+        session.run(&format!(
+            "SELECT tidings.publish('a_topic_of_its_own_' || i, '1') FROM generate_series({first}, {last}) i"
+        ));
+    }
+    tidings_tests::until("all have come", || proxy.metric("tidings_events_received_total") >= EVENTS as f64);
+    let (grown, topics) = (memory().saturating_sub(before), proxy.metric("tidings_topics"));
+    assert!(topics > 10_000.0, "{topics} topics");
+    // Beside it what the reading of the log leaves behind: pages of a mebibyte and what was made of them.
+    assert!(grown < BUDGET * 13 / 10 + 12 * MIB, "{} MiB for {topics} topics", grown / MIB);
+}

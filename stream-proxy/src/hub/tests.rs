@@ -1,6 +1,6 @@
 //! What the hub promises.
 
-use super::topics::EVENT_OVERHEAD;
+use super::topics::{EVENT_OVERHEAD, TOPIC_OVERHEAD};
 use super::*;
 use proptest::prelude::*;
 use std::task::{Context, Poll, Waker};
@@ -107,7 +107,8 @@ fn a_stream_that_ended_before_it_was_live_takes_no_seat() {
 
 #[test]
 fn memory_serves_what_it_holds_and_says_so_when_it_does_not() {
-    let hub = hub(3 * (EVENT_OVERHEAD + 1 + 2));
+    // Three events of two topics.
+    let hub = hub(3 * (EVENT_OVERHEAD + 2) + 2 * (TOPIC_OVERHEAD + 1));
     let late = Subscriber::new(1000);
     assert_eq!(hub.resume(&late, &topics(&["a"]), at(1, END)), Joined::Ahead, "nothing is known yet");
     hub.restart(1);
@@ -118,6 +119,39 @@ fn memory_serves_what_it_holds_and_says_so_when_it_does_not() {
     assert_eq!(hub.resume(&late, &topics(&["a"]), at(1, END)), Joined::TooOld, "a1 has been evicted");
     assert_eq!(hub.resume(&late, &topics(&["a", "b"]), at(2, 1)), Joined::Live);
     assert_eq!(take(&late), ["b1", "a2", "a3"]);
+}
+
+#[test]
+fn a_place_in_a_tick_that_was_never_heard_of_is_not_served_from_memory() {
+    let hub = hub(4 * (EVENT_OVERHEAD + TOPIC_OVERHEAD));
+    hub.restart(10);
+    for tick in [20, 40, 60] {
+        publish(&hub, tick, &[("a", "a1"), ("b", "b1")]);
+    }
+    let resume = |tick| hub.resume(&Subscriber::new(1000), &topics(&["a"]), at(tick, END));
+    assert_eq!([20, 40, 60].map(resume), [Joined::Live; 3]);
+    assert_eq!([10, 30, 50, 59].map(resume), [Joined::TooOld; 4], "evicted, or of ticks that others lost");
+    assert_eq!(resume(61), Joined::Ahead);
+    hub.reset(40, Reset::Lost);
+    publish(&hub, 70, &[("a", "a1")]);
+    assert_eq!([40, 70].map(resume), [Joined::Live; 2]);
+    assert_eq!(resume(60), Joined::TooOld, "lost, and others were cut since");
+}
+
+#[test]
+fn topics_of_one_event_count_with_what_they_take() {
+    let hub = hub(100 * (EVENT_OVERHEAD + TOPIC_OVERHEAD));
+    hub.restart(1);
+    for tick in 2..1000 {
+        publish(&hub, tick, &[(&format!("topic_{tick}"), "x"), ("common", "y")]);
+    }
+    let inner = hub.inner.lock();
+    let (topics, bytes) = (inner.topics.len(), inner.topics.bytes());
+    assert!((30..100).contains(&topics), "{topics} topics");
+    assert!(bytes <= hub.budget && bytes > hub.budget / 2, "{bytes} bytes");
+    drop(inner);
+    hub.reset(1000, Reset::Expired);
+    assert_eq!(hub.inner.lock().topics.bytes(), 0);
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! All topics: each one's audience and recent history. History of all together is bounded in bytes; the oldest events go first.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::iter::{Chain, Peekable};
+use std::slice;
 use std::sync::Arc;
 
 use crate::audience::Audience;
@@ -9,8 +11,13 @@ use crate::subscriber::{Seat, Subscriber};
 
 use super::Place;
 
-/// What an event in history takes beside its frame and topic, in bytes: its entries in two queues and in the map.
+/// What an event in history takes beside the bytes of its frame: what the allocator and the frame's shared owner add, and its entries
+/// in the queue of its topic, in the order of all and in the list of ticks, in vectors that may be half empty.
 pub const EVENT_OVERHEAD: usize = 200;
+
+/// What a topic in history takes beside its name and its events: its entry in the map, which may be a bit over half empty, and what the
+/// allocator adds to the name.
+pub const TOPIC_OVERHEAD: usize = 200;
 
 /// The topics that have subscribers or history.
 #[derive(Debug, Default)]
@@ -28,15 +35,76 @@ pub struct Topics {
     changed: HashSet<Arc<str>>,
 }
 
+/// There may be very many with one event and no subscriber, so it is small: an audience is made when somebody comes.
 #[derive(Debug, Default)]
 struct Entry {
-    audience: Audience,
-    history: VecDeque<(Place, Frame)>,
+    audience: Option<Box<Audience>>,
+    history: History,
 }
 
 impl Entry {
     fn is_idle(&self) -> bool {
-        self.audience.is_empty() && self.history.is_empty()
+        self.audience.is_none() && self.history.is_empty()
+    }
+
+    fn subscribers(&self) -> usize {
+        self.audience.as_ref().map_or(0, |audience| audience.len())
+    }
+}
+
+/// An event in history.
+type Kept = (Place, Frame);
+
+/// The events of a topic, oldest first. Many a topic has only one, which needs no queue.
+#[derive(Debug, Default)]
+enum History {
+    #[default]
+    None,
+    One(Kept),
+    Many(VecDeque<Kept>),
+}
+
+impl History {
+    fn is_empty(&self) -> bool {
+        matches!(self, Self::None)
+    }
+
+    fn push(&mut self, event: Kept) {
+        *self = match std::mem::take(self) {
+            Self::None => Self::One(event),
+            Self::One(first) => Self::Many([first, event].into()),
+            Self::Many(mut events) => {
+                events.push_back(event);
+                Self::Many(events)
+            }
+        }
+    }
+
+    fn pop(&mut self) -> Option<Kept> {
+        match self {
+            Self::Many(events) => {
+                let oldest = events.pop_front();
+                if events.is_empty() {
+                    *self = Self::None;
+                }
+                oldest
+            }
+            _ => match std::mem::take(self) {
+                Self::One(event) => Some(event),
+                _ => None,
+            },
+        }
+    }
+
+    /// The events behind a place.
+    fn after(&self, place: Place) -> Chain<slice::Iter<'_, Kept>, slice::Iter<'_, Kept>> {
+        let (older, newer) = match self {
+            Self::None => (&[][..], &[][..]),
+            Self::One(event) => (slice::from_ref(event), &[][..]),
+            Self::Many(events) => events.as_slices(),
+        };
+        let behind = |events: &'_ [Kept]| events.partition_point(|(at, _)| *at <= place);
+        older[behind(older)..].iter().chain(newer[behind(newer)..].iter())
     }
 }
 
@@ -65,19 +133,19 @@ impl Topics {
 
     /// The subscribers of a topic.
     pub fn audience(&self, topic: &str) -> Option<&Audience> {
-        self.entries.get(topic).map(|entry| &entry.audience)
+        self.entries.get(topic).and_then(|entry| entry.audience.as_deref())
     }
 
     /// The subscribers of all topics; one of several topics comes several times.
     pub fn subscribers(&self) -> impl Iterator<Item = &Arc<Subscriber>> {
-        self.entries.values().flat_map(|entry| entry.audience.subscribers())
+        self.entries.values().filter_map(|entry| entry.audience.as_ref()).flat_map(|audience| audience.subscribers())
     }
 
     /// How many subscribers the topics have whose subscribers have come or gone since the last call, or all topics.
     pub fn watched(&mut self, all: bool) -> Vec<(Arc<str>, usize)> {
         let changed = std::mem::take(&mut self.changed);
         if all {
-            let counts = self.entries.iter().map(|(topic, entry)| (topic.clone(), entry.audience.len()));
+            let counts = self.entries.iter().map(|(topic, entry)| (topic.clone(), entry.subscribers()));
             return counts.filter(|(_, subscribers)| *subscribers > 0).collect();
         }
         let count = |topic: &str| self.audience(topic).map_or(0, Audience::len);
@@ -92,20 +160,24 @@ impl Topics {
         self.order.clear();
         self.bytes = 0;
         self.entries.retain(|_, entry| {
-            entry.history = VecDeque::new();
+            entry.history = History::None;
             !entry.is_idle()
         });
     }
 
     /// Takes an event into history; gives the map's own copy of its topic.
     pub fn keep(&mut self, place: Place, topic: &str, frame: Frame) -> Arc<str> {
-        self.bytes += cost(topic, &frame);
+        self.bytes += cost(&frame);
         self.pass(place.tick);
         let key = match self.entries.get_key_value(topic) {
             Some((key, _)) => key.clone(),
             None => topic.into(),
         };
-        self.entries.entry(key.clone()).or_default().history.push_back((place, frame));
+        let history = &mut self.entries.entry(key.clone()).or_default().history;
+        if history.is_empty() {
+            self.bytes += TOPIC_OVERHEAD + topic.len();
+        }
+        history.push((place, frame));
         self.order.push_back(key.clone());
         key
     }
@@ -116,34 +188,30 @@ impl Topics {
             && let Some(topic) = self.order.pop_front()
         {
             let Some(entry) = self.entries.get_mut(&topic) else { continue };
-            if let Some((place, frame)) = entry.history.pop_front() {
-                self.bytes -= cost(&topic, &frame);
+            if let Some((place, frame)) = entry.history.pop() {
+                self.bytes -= cost(&frame);
                 self.floor = Some(place);
                 while self.ticks.front().is_some_and(|tick| *tick < place.tick) {
                     self.ticks.pop_front();
                 }
             }
-            if entry.is_idle() {
-                self.entries.remove(&topic);
-            } else if entry.history.is_empty() {
-                entry.history = VecDeque::new();
+            if entry.history.is_empty() {
+                self.bytes -= TOPIC_OVERHEAD + topic.len();
+                if entry.is_idle() {
+                    self.entries.remove(&topic);
+                }
             }
         }
     }
 
     /// The frames behind `after`, in order, up to about `limit` bytes, and the place reached if that is not all.
     pub fn missed(&self, topics: &[Arc<str>], after: Place, limit: usize) -> (Vec<Frame>, Option<Place>) {
-        let mut sources: Vec<_> = topics
-            .iter()
-            .filter_map(|topic| self.entries.get(topic))
-            .map(|entry| {
-                let start = entry.history.partition_point(|(place, _)| *place <= after);
-                entry.history.range(start..)
-            })
-            .collect();
+        let entries = topics.iter().filter_map(|topic| self.entries.get(topic));
+        let mut sources: Vec<_> = entries.map(|entry| entry.history.after(after).peekable()).collect();
         let (mut frames, mut bytes, mut reached) = (Vec::new(), 0, after);
-        while let Some(source) =
-            sources.iter_mut().filter(|s| s.len() > 0).min_by_key(|s| (**s).clone().next().map(|(place, _)| *place))
+        let next = |source: &mut Peekable<_>| source.peek().map(|(place, _): &&Kept| *place);
+        while let Some((_, source)) =
+            sources.iter_mut().filter_map(|source| Some((next(source)?, source))).min_by_key(|(place, _)| *place)
         {
             if bytes >= limit && !frames.is_empty() {
                 return (frames, Some(reached));
@@ -166,7 +234,7 @@ impl Topics {
                 let key = self.entries.get_key_value(topic).map_or(topic, |(key, _)| key).clone();
                 self.changed.insert(key.clone());
                 let entry = self.entries.entry(key.clone()).or_default();
-                let seat = entry.audience.seat(subscriber.clone(), since, shared);
+                let seat = entry.audience.get_or_insert_default().seat(subscriber.clone(), since, shared);
                 (key, seat)
             })
             .collect()
@@ -177,7 +245,12 @@ impl Topics {
         let shared = seats.len() > 1;
         for (topic, seat) in seats {
             if let Some(entry) = self.entries.get_mut(&topic) {
-                entry.audience.unseat(seat, shared);
+                if let Some(audience) = &mut entry.audience {
+                    audience.unseat(seat, shared);
+                    if audience.is_empty() {
+                        entry.audience = None;
+                    }
+                }
                 if entry.is_idle() {
                     self.entries.remove(&topic);
                 }
@@ -187,6 +260,6 @@ impl Topics {
     }
 }
 
-fn cost(topic: &str, frame: &Frame) -> usize {
-    EVENT_OVERHEAD + topic.len() + frame.len()
+fn cost(frame: &Frame) -> usize {
+    EVENT_OVERHEAD + frame.len()
 }
