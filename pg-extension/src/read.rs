@@ -12,16 +12,17 @@ use crate::{buffer, errors, shared, tick};
 const ROOM_FOR_NUMBERS: usize = 64;
 
 /// `tidings.decode(data, topics)`: the events of a segment with their numbers in it, from 1, those of the given topics
-/// only. A NULL list means all.
+/// only. A NULL list means all. One event at a time is made: Postgres keeps them, in a file beyond `work_mem`.
 #[pg_extern]
-fn decode(
-    data: &[u8],
+fn decode<'a>(
+    data: &'a [u8],
     topics: Option<Vec<Option<String>>>,
-) -> TableIterator<'static, (name!(n, i32), name!(topic, String), name!(event, String), name!(payload, String))> {
+) -> TableIterator<'a, (name!(n, i32), name!(topic, &'a str), name!(event, &'a str), name!(payload, String))> {
     let wanted = topics.map(|topics| topics.into_iter().flatten().collect::<std::collections::HashSet<_>>());
-    let is_wanted = |topic: &str| wanted.as_ref().is_none_or(|wanted| wanted.contains(topic));
+    let is_wanted = move |topic: &str| wanted.as_ref().is_none_or(|wanted| wanted.contains(topic));
     let mut events = segment::events(data);
-    let events = std::iter::from_fn(|| events.next_wanted(is_wanted)).zip(1..).filter_map(|(event, n)| {
+    let events = std::iter::from_fn(move || events.next_wanted(&is_wanted)).zip(1..).filter_map(|(event, n)| {
+        pgrx::check_for_interrupts!();
         let event = event.unwrap_or_else(|error| {
             errors::raise(
                 PgSqlErrorCode::ERRCODE_DATA_CORRUPTED,
@@ -29,9 +30,9 @@ fn decode(
                 "Find it by SELECT tableoid::regclass, xid, stamp FROM tidings.log WHERE NOT tidings.is_readable(data).",
             )
         })?;
-        Some((n, event.topic.into(), event.event.into(), event.payload.into_owned()))
+        Some((n, event.topic, event.event, event.payload.into_owned()))
     });
-    TableIterator::new(events.collect::<Vec<_>>())
+    TableIterator::new(events)
 }
 
 /// `tidings.parse_position(text)`: tick, number, and the stamp and snapshot of a position that has one.

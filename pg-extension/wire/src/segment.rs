@@ -18,6 +18,7 @@ use std::borrow::Cow;
 use crate::outline::{fill, lengthen};
 use crate::row::Row;
 use crate::topic::MAX_NAME;
+use crate::value::SPARSEST;
 
 /// The first byte of every segment that is written.
 pub const VERSION: u8 = 3;
@@ -120,7 +121,16 @@ pub fn events(segment: &[u8]) -> Events<'_> {
         Some((version, _)) => (*version, &[][..], Some(SegmentError::Version)),
         None => (VERSION, &[][..], Some(SegmentError::Short)),
     };
-    Events { version, rest, length: rest.len(), told: 0, failed, outlines: Vec::new(), spare: Row::default() }
+    Events {
+        version,
+        rest,
+        length: rest.len(),
+        told: 0,
+        unpacked: 0,
+        failed,
+        outlines: Vec::new(),
+        spare: Row::default(),
+    }
 }
 
 /// Iterator over the events of a segment.
@@ -132,6 +142,8 @@ pub struct Events<'a> {
     length: usize,
     /// How much was made of those of them that have been read.
     told: usize,
+    /// How many bytes the rows had that filled outlines, whether anything was made of them or not.
+    unpacked: usize,
     failed: Option<SegmentError>,
     /// The outlines so far, by number.
     outlines: Vec<Option<Outline<'a>>>,
@@ -229,8 +241,13 @@ impl<'a> Events<'a> {
         let topic = self.text(topic.into())?;
         let outline = self.outlines.get_mut(number).and_then(Option::as_mut).ok_or(SegmentError::Outline)?;
         self.spare.read_after(&outline.previous, outline.values, &mut self.rest).ok_or(SegmentError::Value)?;
+        let most = TOO_MUCH_GROWTH * (self.length - self.rest.len());
+        // A row that is the one before takes a byte for each value, and to be copied.
+        self.unpacked += self.spare.size();
+        if self.unpacked > SPARSEST * most {
+            return Err(SegmentError::Value);
+        }
         let entry = if wanted(topic) {
-            let most = TOO_MUCH_GROWTH * (self.length - self.rest.len());
             let payload =
                 fill(&outline.text, &self.spare, most.saturating_sub(self.told)).map_err(|_| SegmentError::Value)?;
             self.told += payload.len();
@@ -317,6 +334,21 @@ mod tests {
             (0..4u8, Just(texts), prop::collection::vec(row, 1..4))
         });
         ("\\PC{1,40}", "\\PC{1,9}", "[^\x00-\x1f]{0,300}", prop::option::of(filled))
+    }
+
+    #[test]
+    fn rows_that_nobody_wants_take_no_more_time_than_those_that_are_wanted() {
+        let mut segment = vec![VERSION];
+        append_outline(&mut segment, 0, "e", "\0");
+        let (long, none) = (row(&[Value::Text("x".repeat(MAX_PREVIOUS - 1))]), Row::default());
+        append_filled(&mut segment, 0, "t", &long, &none);
+        assert_eq!(events(&segment).next_wanted(|_| false), Some(Ok(None)));
+        for _ in 0..1000 {
+            append_filled(&mut segment, 0, "t", &long, &long);
+        }
+        let mut all = events(&segment);
+        let passed = std::iter::from_fn(|| all.next_wanted(|_| false)).take_while(Result::is_ok).count();
+        assert!((TOO_MUCH_GROWTH..SPARSEST * TOO_MUCH_GROWTH + 9).contains(&passed), "{passed}");
     }
 
     proptest! {
