@@ -150,7 +150,7 @@ test: install lint browser clients
 	cargo test --locked -p tidings-tests --test browser -- $(ONLY)
 
 # What an application builds upon; left out are the proxy's own manners and the programs of others, which know no version.
-CORE := access backlog delivery faults frames installation life life_cycle login_role lost open_topics order outlines own_tables position relay_channel resume retention rights scan semantics \
+CORE := access backlog delivery faults foreign_objects frames installation life life_cycle login_role lost open_topics order outlines own_tables position relay_channel resume retention rights scan semantics \
   standby surface transactions values watch_options writers_never_fail
 
 test-core: install

@@ -76,7 +76,7 @@ $$;
 COMMENT ON FUNCTION tidings.watch_statements(regclass, text, text, jsonb, text[], text[], text[], text, text, text) IS
     'The CREATE TRIGGER statements of a watch';
 
--- No search_path is set here: the condition means what it means to the caller.
+-- No search_path is set here: the condition means what it means to the caller. So all that is named in it has its schema.
 CREATE OR REPLACE FUNCTION tidings.watch(
     relation   regclass,
     topic      text,
@@ -92,9 +92,9 @@ CREATE OR REPLACE FUNCTION tidings.watch(
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    statements text[] := tidings.watch_statements(
+    statements pg_catalog.text[] := tidings.watch_statements(
         relation, topic, event, payload, columns, exclude, operations, condition, old_record, name);
-    statement  text;
+    statement  pg_catalog.text;
 BEGIN
     PERFORM tidings.unwatch(relation, name);
     FOREACH statement IN ARRAY statements LOOP

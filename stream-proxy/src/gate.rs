@@ -27,16 +27,18 @@ const WAITING: usize = 20_000;
 const RULE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// One check for each row: the claims, the topics as a JSON array.
-const SQL: &str = "SELECT (r.n - 1)::int4, c.topic, c.allowed, c.reason, current_setting('is_superuser') = 'on'
-    FROM ROWS FROM (unnest($1::text[]), unnest($2::text[])) WITH ORDINALITY AS r (claims, topics, n)
+const SQL: &str = "SELECT (r.n OPERATOR(pg_catalog.-) 1)::pg_catalog.int4, c.topic, c.allowed, c.reason,
+        pg_catalog.current_setting('is_superuser') OPERATOR(pg_catalog.=) 'on'
+    FROM ROWS FROM (pg_catalog.unnest($1::pg_catalog.text[]), pg_catalog.unnest($2::pg_catalog.text[]))
+        WITH ORDINALITY AS r (claims, topics, n)
     CROSS JOIN LATERAL tidings.check_subscription(
-        r.claims::jsonb, ARRAY(SELECT jsonb_array_elements_text(r.topics::jsonb))) AS c";
+        r.claims::pg_catalog.jsonb, ARRAY(SELECT pg_catalog.jsonb_array_elements_text(r.topics::pg_catalog.jsonb))) AS c";
 
 /// Whether the login role is a superuser, and the roles whose rights it has without taking them. Rights of its own, beside those
 /// of `tidings.grant_proxy()`, are of no use to the proxy and of much to whoever gets hold of its password.
-const OWN_RIGHTS: &str = "SELECT current_setting('is_superuser') = 'on', ARRAY(
-    SELECT r.rolname::text FROM pg_roles r
-    WHERE r.rolname <> session_user AND pg_has_role(session_user, r.oid, 'USAGE') ORDER BY 1)";
+const OWN_RIGHTS: &str = "SELECT pg_catalog.current_setting('is_superuser') OPERATOR(pg_catalog.=) 'on', ARRAY(
+    SELECT r.rolname::pg_catalog.text FROM pg_catalog.pg_roles r
+    WHERE r.rolname OPERATOR(pg_catalog.<>) session_user AND pg_catalog.pg_has_role(session_user, r.oid, 'USAGE') ORDER BY 1)";
 
 const SHUTTING_DOWN: &str = "the proxy is shutting down";
 

@@ -132,7 +132,8 @@ impl Reads {
         let (after, topics) = (after.to_string(), topics.iter().map(|topic| &**topic).collect::<Vec<_>>());
         // The semaphore is never closed. Those who wait for more than one page take turns.
         let permit = self.permits.acquire().await.map_err(|_| DatabaseError::Closed)?;
-        let sql = "SELECT position, topic IS NULL, event, payload, more FROM tidings.scan($1::pg_catalog.text, $2::pg_catalog.text[], $3::pg_catalog.int4, $4::pg_catalog.int4, false)";
+        let sql = "SELECT position, topic IS NULL, event, payload, more FROM tidings.scan(
+            $1::pg_catalog.text, $2::pg_catalog.text[], $3::pg_catalog.int4, $4::pg_catalog.int4, false)";
         let parameters: [(&(dyn ToSql + Sync), Type); 4] =
             [(&after, Type::TEXT), (&topics, Type::TEXT_ARRAY), (&max_rows, Type::INT4), (&SCAN_BYTES, Type::INT4)];
         let rows = self.pages.query(sql, &parameters).await?;
@@ -153,7 +154,8 @@ impl Reads {
         let names: Vec<&str> = topics.iter().map(|(topic, _)| &**topic).collect();
         let counts: Vec<i32> = topics.iter().map(|(_, n)| i32::try_from(*n).unwrap_or(i32::MAX)).collect();
         let lease = format!("{} seconds", lease.as_secs());
-        let sql = "SELECT tidings.report($1::pg_catalog.text, $2::pg_catalog.text[], $3::pg_catalog.int4[], $4::pg_catalog.interval)";
+        let sql = "SELECT tidings.report(
+            $1::pg_catalog.text, $2::pg_catalog.text[], $3::pg_catalog.int4[], $4::pg_catalog.interval)";
         let parameters: [(&(dyn ToSql + Sync), Type); 4] =
             [(&name, Type::TEXT), (&names, Type::TEXT_ARRAY), (&counts, Type::INT4_ARRAY), (&lease, Type::TEXT)];
         self.short.query(sql, &parameters).await.map(|_| ())

@@ -12,6 +12,7 @@ mod clients;
 mod delivery;
 mod documentation;
 mod faults;
+mod foreign_objects;
 mod frames;
 mod hostile_settings;
 mod http2;
