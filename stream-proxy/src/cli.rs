@@ -24,7 +24,11 @@ pub struct Cli {
     #[arg(long, env = "TIDINGS_DATABASE_URL", hide_env_values = true, value_name = "URL")]
     pub database_url: String,
 
-    /// Certificate authorities to trust for sslmode=require, in PEM, instead of the system's
+    /// File of the password for --database-url; read at each connection, so the password can be changed
+    #[arg(long, env = "TIDINGS_DATABASE_PASSWORD_FILE", value_name = "FILE")]
+    pub database_password_file: Option<PathBuf>,
+
+    /// Certificate authorities to trust where sslmode asks for it, in PEM, instead of the system's
     #[arg(long, env = "TIDINGS_DATABASE_CA", value_name = "FILE")]
     pub database_ca: Option<PathBuf>,
 

@@ -1,22 +1,25 @@
-//! Connections to Postgres: how they are made, and what can go wrong with them. What is asked is in `upstream` and `reads`.
+//! Connections to Postgres: how they are made, and what can go wrong with them. Where the database is, is in `connection`, what is asked
+//! in `upstream` and `reads`.
 
 use std::future::{Future, poll_fn};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::RwLock;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
-use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls, Socket};
+use tokio_postgres::{AsyncMessage, Client, Connection, NoTls, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_rustls::rustls::ClientConfig;
 
+use crate::connection::{BadUrl, Roots, Security, Target};
 use crate::inbox::{self, Inbox, inbox};
 use crate::metrics::Metrics;
+use crate::password::{PasswordError, Passwords};
 use crate::settings;
-use crate::tls::{TlsError, trust};
+use crate::tls::{self, TlsError};
 
 /// The longest to wait for an answer: a connection that gives none is broken.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
@@ -42,6 +45,12 @@ pub enum DatabaseError {
     /// The connection closed.
     #[error("the connection to the database closed")]
     Closed,
+    /// There is no password where it should be.
+    #[error(transparent)]
+    Password(#[from] PasswordError),
+    /// Certificates or keys towards Postgres can't be used.
+    #[error("{0}")]
+    Tls(String),
     /// The database answered what an extension of this version does not.
     #[error("unexpected answer from the extension: {0}")]
     Contract(&'static str),
@@ -84,59 +93,79 @@ fn describe(error: &tokio_postgres::Error) -> String {
     }
 }
 
-/// Where the database is.
+/// Where the database is, and what is shown to it. Clones share what is read again.
 #[derive(Clone, Debug)]
 pub struct Database {
-    config: Config,
-    /// Whom to trust, if the connection is to be over TLS.
-    tls: Option<ClientConfig>,
-}
-
-/// The text says nothing about where the database is. It is not repeated: there may be a password in it.
-#[derive(Debug, thiserror::Error)]
-pub enum BadUrl {
-    /// It doesn't parse.
-    #[error("neither a URL (postgresql://user@host/database) nor a connection string (host=… dbname=…)")]
-    Syntax,
-    /// It asks for TLS, and there is nobody to trust.
-    #[error("with sslmode=require, but {0}")]
-    Tls(#[from] TlsError),
+    target: Arc<Target>,
+    passwords: Passwords,
+    /// The authorities to trust unless the connection string names others.
+    authorities: Option<PathBuf>,
+    tls: Arc<RwLock<Option<ClientConfig>>>,
 }
 
 impl Database {
-    /// Takes a URL or a connection string of keys and values. With `sslmode=require` the connection is over TLS, to a server
-    /// that the authorities in the file `ca` vouch for, or else those of the system.
-    pub fn parse(text: &str, ca: Option<&Path>) -> Result<Self, BadUrl> {
-        let mut config: Config = text.parse().map_err(|_| BadUrl::Syntax)?;
-        if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
-            return Err(BadUrl::Syntax);
+    /// Takes a URL or a connection string of keys and values. If it asks for TLS, the authorities in the file `authorities` vouch for the
+    /// server unless the string names others, or else those of the system.
+    pub fn parse(text: &str, authorities: Option<&Path>) -> Result<Self, BadUrl> {
+        let target = Target::parse(text)?;
+        let passwords = Passwords::new(target.passfile.clone(), |name| std::env::var(name).ok());
+        let authorities = authorities.map(Path::to_owned);
+        let database = Self { target: Arc::new(target), passwords, authorities, tls: Arc::default() };
+        database.read_certificates()?;
+        Ok(database)
+    }
+
+    /// Takes the password from a file, at each connection anew.
+    pub fn with_password_file(mut self, file: PathBuf) -> Result<Self, PasswordError> {
+        self.passwords.file = Some(file);
+        self.passwords.fill(&self.target.config)?;
+        Ok(self)
+    }
+
+    /// Reads certificates again, for connections from now on, and looks whether there is a password. None if there are no such files; on
+    /// an error the old certificates stay in use.
+    pub fn reload(&self) -> Option<Result<(), DatabaseError>> {
+        if self.target.security.is_none() && self.passwords.file.is_none() {
+            return None;
         }
-        let tls = if config.get_ssl_mode() == SslMode::Require { Some(trust(ca)?) } else { None };
-        if config.get_application_name().is_none() {
-            config.application_name("tidings-proxy");
+        let read = self.read_certificates().map_err(|error| DatabaseError::Tls(error.to_string()));
+        Some(read.and_then(|()| Ok(self.passwords.fill(&self.target.config).map(|_| ())?)))
+    }
+
+    fn read_certificates(&self) -> Result<(), TlsError> {
+        if let Some(Security { check_name, roots, identity }) = &self.target.security {
+            let roots = match roots {
+                Roots::Default => self.authorities.as_deref(),
+                Roots::System => None,
+                Roots::File(file) => Some(&**file),
+            };
+            let identity = identity.as_ref().map(|(certificate, key)| (&**certificate, &**key));
+            *self.tls.write() = Some(tls::client(roots, *check_name, identity)?);
         }
-        // A dead peer is noticed within some 30 seconds instead of hours.
-        config
-            .keepalives_idle(Duration::from_secs(15))
-            .keepalives_interval(Duration::from_secs(5))
-            .keepalives_retries(3);
-        if config.get_tcp_user_timeout().is_none() {
-            config.tcp_user_timeout(Duration::from_secs(30));
-        }
-        Ok(Self { config, tls })
+        Ok(())
+    }
+
+    /// The host that a password would go to over a network in plain text. By SCRAM it does not go itself, but the server decides how it
+    /// asks, and all that follows can be read and changed on the way.
+    pub fn tells_a_password_in_the_clear(&self) -> Option<String> {
+        let host = self.target.in_the_clear()?;
+        let config = self.passwords.fill(&self.target.config).ok()?;
+        config.get_password().is_some().then_some(host)
     }
 
     /// Connects, and sets what the statements to come depend on before there is any. Notifications come through the inbox, which
     /// closes when the connection does.
     pub async fn connect(&self, metrics: Arc<Metrics>) -> Result<(Client, Inbox), DatabaseError> {
+        let config = self.passwords.fill(&self.target.config)?;
+        let tls = self.tls.read().clone();
         let connecting = async {
-            match self.tls.clone() {
+            match tls {
                 Some(tls) => {
-                    let (client, connection) = self.config.connect(MakeRustlsConnect::new(tls)).await?;
+                    let (client, connection) = config.connect(MakeRustlsConnect::new(tls)).await?;
                     Ok((client, settings_for(&connection), drive(connection, metrics)))
                 }
                 None => {
-                    let (client, connection) = self.config.connect(NoTls).await?;
+                    let (client, connection) = config.connect(NoTls).await?;
                     Ok((client, settings_for(&connection), drive(connection, metrics)))
                 }
             }
@@ -177,27 +206,4 @@ where
 /// Waits for an answer, but not for ever.
 pub async fn answer<T>(question: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T, DatabaseError> {
     timeout(ANSWER_TIMEOUT, question).await.map_err(|_| DatabaseError::Timeout)?.map_err(DatabaseError::from)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn urls_and_connection_strings_are_taken_and_nothing_of_a_bad_one_is_repeated() {
-        for good in [
-            "postgresql://u:p@localhost:5433/db",
-            "host=/run/postgresql user=u dbname=db",
-            "postgres://u@/db?host=/tmp",
-        ] {
-            assert!(Database::parse(good, None).is_ok(), "{good}");
-        }
-        for bad in ["", "postgresql://u:secret@host:port/db", "secret", "mysql://u:secret@h/db", "dbname=secret"] {
-            let error = Database::parse(bad, None).unwrap_err();
-            assert!(matches!(error, BadUrl::Syntax), "{bad}");
-            assert!(!error.to_string().contains("secret"));
-        }
-        let nobody = Some(Path::new("/nonexistent"));
-        assert!(matches!(Database::parse("host=h sslmode=require", nobody), Err(BadUrl::Tls(_))));
-    }
 }

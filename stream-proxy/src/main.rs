@@ -29,8 +29,19 @@ fn main() -> ExitCode {
         let keys = Keys::load(source, cli.jwt_audience.clone(), cli.jwt_issuer.clone());
         Arc::new(keys.unwrap_or_else(|error| refuse(format!("the keys of tokens: {error}"))))
     });
-    let database = Database::parse(&cli.database_url, cli.database_ca.as_deref())
-        .unwrap_or_else(|error| refuse(format!("--database-url is {error}")));
+    let mut database = Database::parse(&cli.database_url, cli.database_ca.as_deref())
+        .unwrap_or_else(|error| refuse(format!("--database-url: {error}")));
+    if let Some(file) = &cli.database_password_file {
+        database = database
+            .with_password_file(file.clone())
+            .unwrap_or_else(|error| refuse(format!("--database-password-file: {error}")));
+    }
+    if let Some(host) = database.tells_a_password_in_the_clear() {
+        tracing::warn!(
+            host,
+            "the connection to Postgres is in plain text: say sslmode=verify-full, or the password and all events can be read on the way"
+        );
+    }
     let tls = match (&cli.tls_cert, &cli.tls_key) {
         (Some(certificate), Some(key)) => {
             let tls = Tls::load(certificate, key)
@@ -64,7 +75,7 @@ async fn serve(cli: Cli, database: Database, tls: Option<Arc<Tls>>, keys: Option
     };
     let mut hangup = signal(SignalKind::hangup())?;
     tokio::spawn({
-        let (tls, keys) = (tls.clone(), keys.clone());
+        let (tls, keys, database) = (tls.clone(), keys.clone(), database.clone());
         async move {
             while hangup.recv().await.is_some() {
                 match keys.as_ref().map(|keys| keys.reload()) {
@@ -76,6 +87,13 @@ async fn serve(cli: Cli, database: Database, tls: Option<Arc<Tls>>, keys: Option
                     Some(Ok(())) => tracing::info!("certificate and key read again"),
                     Some(Err(error)) => {
                         tracing::error!(%error, "certificate and key are not usable: the old ones stay")
+                    }
+                    None => {}
+                }
+                match database.reload() {
+                    Some(Ok(())) => tracing::info!("what is shown to Postgres read again"),
+                    Some(Err(error)) => {
+                        tracing::error!(%error, "what is to be shown to Postgres is not usable")
                     }
                     None => {}
                 }

@@ -83,6 +83,12 @@ impl Installation {
     }
 }
 
+/// Hands a file to the account that servers run as, readable to nobody else: a key of a server, for instance.
+pub fn give_to_server(file: &Path) {
+    fs::set_permissions(file, fs::Permissions::from_mode(0o600)).expect("close the file to others");
+    Installation::get().give(file);
+}
+
 /// Where a cluster is and what its server is started with, for those who care; the rest is chosen freely.
 #[derive(Clone, Debug, Default)]
 pub struct Site {

@@ -41,6 +41,7 @@ mod size;
 mod standby;
 mod surface;
 mod tls;
+mod towards_postgres;
 mod transactions;
 mod values;
 mod watch_options;

@@ -1,0 +1,498 @@
+//! The text that says where the database is and how to get there, as libpq understands it: a URL, or keys and values.
+//!
+//! The library parses it, but does not know all that libpq does and repeats what it does not like. So parameters are looked at here first:
+//! those that the proxy follows by itself are taken out, those that nothing here could follow are refused by name. Values are never
+//! repeated, for a password may be among them.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use percent_encoding::percent_decode_str;
+use tokio_postgres::Config;
+use tokio_postgres::config::{Host, SslMode};
+
+use crate::tls::TlsError;
+
+/// What the library does.
+const LIBRARY: &[&str] = &[
+    "application_name",
+    "channel_binding",
+    "connect_timeout",
+    "dbname",
+    "host",
+    "hostaddr",
+    "keepalives",
+    "keepalives_idle",
+    "keepalives_interval",
+    "load_balance_hosts",
+    "options",
+    "password",
+    "port",
+    "sslnegotiation",
+    "target_session_attrs",
+    "user",
+];
+
+/// What is done here.
+const OWN: &[&str] = &[
+    "fallback_application_name",
+    "gssencmode",
+    "keepalives_count",
+    "passfile",
+    "ssl_min_protocol_version",
+    "sslcert",
+    "sslkey",
+    "sslmode",
+    "sslrootcert",
+    "tcp_user_timeout",
+];
+
+/// What changes nothing here: the encoding is always UTF-8, there is no GSSAPI, TLS neither compresses nor goes without SNI.
+const WITHOUT_EFFECT: &[&str] =
+    &["client_encoding", "gssdelegation", "gsslib", "krbsrvname", "sslcompression", "sslsni"];
+
+/// What libpq follows and this proxy can't. Whoever asks for it would be less safe, or somewhere else, without it.
+const UNSUPPORTED: &[&str] = &[
+    "max_protocol_version",
+    "min_protocol_version",
+    "oauth_client_id",
+    "oauth_client_secret",
+    "oauth_issuer",
+    "oauth_scope",
+    "replication",
+    "require_auth",
+    "requirepeer",
+    "requiressl",
+    "scram_client_key",
+    "scram_server_key",
+    "service",
+    "servicefile",
+    "ssl_max_protocol_version",
+    "sslcertmode",
+    "sslcrl",
+    "sslcrldir",
+    "sslkeylogfile",
+    "sslpassword",
+];
+
+/// What is wrong with the text.
+#[derive(Debug, thiserror::Error)]
+pub enum BadUrl {
+    /// It doesn't parse.
+    #[error("neither a URL (postgresql://user@host/database) nor a connection string (host=… dbname=…)")]
+    Syntax,
+    /// A parameter that libpq doesn't know either.
+    #[error("unknown parameter {0:?}: leave it out (some tools take parameters of their own, such as Prisma's schema)")]
+    Unknown(String),
+    /// A parameter that the proxy can't follow.
+    #[error("the parameter {0:?} is not supported")]
+    Unsupported(&'static str),
+    /// A value that a parameter doesn't have, or that the proxy can't follow.
+    #[error("the parameter {0:?} has a value that is not supported; there are {1}")]
+    Value(&'static str, &'static str),
+    /// A parameter of TLS where there is none.
+    #[error(
+        "the parameter {0:?} needs sslmode=verify-full: with disable, allow or prefer the connection is in plain text"
+    )]
+    NeedsTls(&'static str),
+    /// A certificate without its key, or the other way round.
+    #[error("sslcert and sslkey belong together")]
+    Half,
+    /// TLS can't be had as it is asked for.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+/// Where the database is and how to get there.
+#[derive(Debug)]
+pub struct Target {
+    /// What the library needs, without a password that comes from elsewhere.
+    pub config: Config,
+    /// How the connection is secured; none for plain text.
+    pub security: Option<Security>,
+    /// The file of passwords to look into.
+    pub passfile: Option<PathBuf>,
+}
+
+/// TLS towards Postgres.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Security {
+    /// Whether the server's certificate must be for the host's name.
+    pub check_name: bool,
+    /// Who vouches for the server.
+    pub roots: Roots,
+    /// The certificate and the key to show to the server.
+    pub identity: Option<(PathBuf, PathBuf)>,
+}
+
+/// Who vouches for the server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Roots {
+    /// What the command line says, else the system's authorities.
+    Default,
+    /// The system's authorities.
+    System,
+    /// Those in a file.
+    File(PathBuf),
+}
+
+impl Target {
+    /// Takes a text apart.
+    pub fn parse(text: &str) -> Result<Self, BadUrl> {
+        let Parameters { rest, mut values, given } = Parameters::of(text)?;
+        let mut config: Config = rest.parse().map_err(|_| wrong_value(&given))?;
+        if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
+            return Err(BadUrl::Syntax);
+        }
+        let security = security(&mut config, &mut values)?;
+        let name = values.remove("fallback_application_name").unwrap_or_else(|| "tidings-proxy".into());
+        if config.get_application_name().is_none() {
+            config.application_name(name);
+        }
+        keep_alive(&mut config, &given, &values)?;
+        let passfile = values.remove("passfile").map(PathBuf::from);
+        Ok(Self { config, security, passfile })
+    }
+
+    /// The first host that is reached over a network, where others may read along, in plain text.
+    pub fn in_the_clear(&self) -> Option<String> {
+        if self.security.is_some() {
+            return None;
+        }
+        let (hosts, addresses) = (self.config.get_hosts(), self.config.get_hostaddrs());
+        (0..hosts.len().max(addresses.len())).find_map(|i| match (addresses.get(i), hosts.get(i)) {
+            (Some(address), _) => (!address.is_loopback()).then(|| address.to_string()),
+            (None, Some(Host::Tcp(name))) => {
+                let is_local = match name.parse::<std::net::IpAddr>() {
+                    Ok(address) => address.is_loopback(),
+                    Err(_) => name == "localhost" || name.ends_with(".localhost"),
+                };
+                (!is_local).then(|| name.clone())
+            }
+            _ => None,
+        })
+    }
+}
+
+/// The library says no, in words that repeat what it was given. Of these parameters only some values are values.
+fn wrong_value(given: &[String]) -> BadUrl {
+    let given = |name| given.iter().any(|given| given == name);
+    for (name, values) in [
+        ("channel_binding", "disable, prefer and require"),
+        ("load_balance_hosts", "disable and random"),
+        ("sslnegotiation", "postgres and direct"),
+        ("target_session_attrs", "any, read-write and read-only"),
+    ] {
+        if given(name) {
+            return BadUrl::Value(name, values);
+        }
+    }
+    BadUrl::Syntax
+}
+
+fn security(config: &mut Config, values: &mut HashMap<&'static str, String>) -> Result<Option<Security>, BadUrl> {
+    let mut take = |name| values.remove(name).filter(|value| !value.is_empty());
+    let (mode, root) = (take("sslmode"), take("sslrootcert"));
+    let identity = match (take("sslcert"), take("sslkey")) {
+        (Some(certificate), Some(key)) => Some((certificate.into(), key.into())),
+        (None, None) => None,
+        _ => return Err(BadUrl::Half),
+    };
+    if !matches!(take("gssencmode").as_deref(), None | Some("disable" | "prefer")) {
+        return Err(BadUrl::Value("gssencmode", "disable and prefer"));
+    }
+    // Nothing older than 1.2 is spoken anyway.
+    if !matches!(take("ssl_min_protocol_version").as_deref(), None | Some("TLSv1" | "TLSv1.1" | "TLSv1.2")) {
+        return Err(BadUrl::Value("ssl_min_protocol_version", "TLSv1, TLSv1.1 and TLSv1.2"));
+    }
+    let secure = match mode.as_deref() {
+        None => root.is_some() || identity.is_some(),
+        Some("disable" | "allow" | "prefer") => false,
+        Some("require" | "verify-ca" | "verify-full") => true,
+        Some(_) => {
+            return Err(BadUrl::Value("sslmode", "disable, allow, prefer, require, verify-ca and verify-full"));
+        }
+    };
+    // libpq and Postgres do not speak TLS over a socket of the file system.
+    let only_sockets = config.get_hosts().iter().all(|host| matches!(host, Host::Unix(_)));
+    if !secure || (only_sockets && config.get_hostaddrs().is_empty()) {
+        config.ssl_mode(SslMode::Disable);
+        return match (secure, &root, &identity) {
+            (false, Some(_), _) => Err(BadUrl::NeedsTls("sslrootcert")),
+            (false, _, Some(_)) => Err(BadUrl::NeedsTls("sslcert")),
+            _ => Ok(None),
+        };
+    }
+    config.ssl_mode(SslMode::Require);
+    let check_name = mode.as_deref() != Some("verify-ca");
+    let roots = match root {
+        None => Roots::Default,
+        // Whoever has a name may have a certificate of one of those.
+        Some(file) if file == "system" && !check_name => {
+            return Err(BadUrl::Value("sslmode", "only verify-full and require with sslrootcert=system"));
+        }
+        Some(file) if file == "system" => Roots::System,
+        Some(file) => Roots::File(file.into()),
+    };
+    Ok(Some(Security { check_name, roots, identity }))
+}
+
+/// A dead peer is noticed within some 30 seconds instead of hours, unless the text says otherwise.
+fn keep_alive(config: &mut Config, given: &[String], values: &HashMap<&'static str, String>) -> Result<(), BadUrl> {
+    let given = |name| given.iter().any(|given| given == name);
+    let number = |name| values.get(name).filter(|value| !value.is_empty()).map(|value| value.parse::<u32>());
+    if !given("keepalives_idle") {
+        config.keepalives_idle(Duration::from_secs(15));
+    }
+    if !given("keepalives_interval") {
+        config.keepalives_interval(Duration::from_secs(5));
+    }
+    let count = number("keepalives_count").unwrap_or(Ok(3));
+    config.keepalives_retries(count.map_err(|_| BadUrl::Value("keepalives_count", "numbers"))?);
+    // The library takes seconds, libpq milliseconds.
+    let timeout = number("tcp_user_timeout").unwrap_or(Ok(30_000));
+    let timeout = timeout.map_err(|_| BadUrl::Value("tcp_user_timeout", "milliseconds"))?;
+    if timeout > 0 {
+        config.tcp_user_timeout(Duration::from_millis(timeout.into()));
+    }
+    Ok(())
+}
+
+/// The parameters of a text.
+struct Parameters {
+    /// The text without those that the library doesn't know.
+    rest: String,
+    /// Those, by name.
+    values: HashMap<&'static str, String>,
+    /// The names of all.
+    given: Vec<String>,
+}
+
+impl Parameters {
+    fn of(text: &str) -> Result<Self, BadUrl> {
+        let mut parameters = Self { rest: String::new(), values: HashMap::new(), given: Vec::new() };
+        let scheme = ["postgres://", "postgresql://"].into_iter().find(|scheme| text.starts_with(scheme));
+        match scheme {
+            Some(scheme) => parameters.read_url(text, scheme.len())?,
+            None => parameters.read_words(text)?,
+        }
+        Ok(parameters)
+    }
+
+    /// A URL has its parameters behind the first question mark that is not part of the password.
+    fn read_url(&mut self, text: &str, start: usize) -> Result<(), BadUrl> {
+        let body = &text[start..];
+        let is_in_query = |at| body[..at].split_once('/').is_some_and(|(_, path)| path.contains('?'));
+        let credentials = body.find('@').filter(|at| !is_in_query(*at)).unwrap_or(0);
+        let Some(query) = body[credentials..].find('?').map(|at| start + credentials + at) else {
+            self.rest = text.into();
+            return Ok(());
+        };
+        self.rest = text[..query].into();
+        let mut separator = '?';
+        for pair in text[query + 1..].split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) = pair.split_once('=').ok_or(BadUrl::Syntax)?;
+            let decode = |text| percent_decode_str(text).decode_utf8().map_err(|_| BadUrl::Syntax);
+            if self.is_for_library(&decode(name)?, || decode(value).map(Cow::into_owned))? {
+                self.rest.push(separator);
+                // The library would take what stands before the first @ for a user and a password.
+                self.rest.push_str(&pair.replace('@', "%40"));
+                separator = '&';
+            }
+        }
+        Ok(())
+    }
+
+    fn read_words(&mut self, text: &str) -> Result<(), BadUrl> {
+        let mut left = text.trim_start();
+        while !left.is_empty() {
+            let end = left.find(|c: char| c == '=' || c.is_whitespace()).ok_or(BadUrl::Syntax)?;
+            let name = &left[..end];
+            let value = left[end..].trim_start().strip_prefix('=').ok_or(BadUrl::Syntax)?.trim_start();
+            let (value, behind) = word(value).ok_or(BadUrl::Syntax)?;
+            if self.is_for_library(name, || Ok(value))? {
+                self.rest.push_str(&left[..left.len() - behind.len()]);
+                self.rest.push(' ');
+            }
+            left = behind.trim_start();
+        }
+        Ok(())
+    }
+
+    /// Whether a parameter is the library's. If not it has been taken, or is an error.
+    fn is_for_library(&mut self, name: &str, value: impl FnOnce() -> Result<String, BadUrl>) -> Result<bool, BadUrl> {
+        let among = |names: &[&'static str]| names.iter().copied().find(|known| *known == name);
+        if let Some(own) = among(OWN) {
+            self.values.insert(own, value()?);
+        } else if let Some(unsupported) = among(UNSUPPORTED) {
+            return Err(BadUrl::Unsupported(unsupported));
+        } else if among(WITHOUT_EFFECT).is_none() && among(LIBRARY).is_none() {
+            let is_name = name.len() <= 40 && name.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c));
+            // Behind a password that should have been quoted there is the rest of it.
+            let after_password = self.given.last().is_some_and(|given| given == "password");
+            return Err(if is_name && !after_password { BadUrl::Unknown(name.into()) } else { BadUrl::Syntax });
+        }
+        self.given.push(name.into());
+        Ok(among(LIBRARY).is_some())
+    }
+}
+
+/// A value of a connection string, in quotes or not, and what stands behind it.
+fn word(text: &str) -> Option<(String, &str)> {
+    let (quoted, text) = text.strip_prefix('\'').map_or((false, text), |text| (true, text));
+    let mut value = String::new();
+    let mut characters = text.char_indices();
+    while let Some((at, c)) = characters.next() {
+        match c {
+            '\'' if quoted => return Some((value, &text[at + 1..])),
+            c if !quoted && c.is_whitespace() => return (!value.is_empty()).then_some((value, &text[at..])),
+            '\\' => value.extend(characters.next().map(|(_, c)| c)),
+            c => value.push(c),
+        }
+    }
+    (!quoted && !value.is_empty()).then_some((value, ""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Target {
+        Target::parse(text).unwrap_or_else(|error| panic!("{text}: {error}"))
+    }
+
+    fn error(text: &str) -> String {
+        let error = Target::parse(text).map(|_| ()).expect_err(text).to_string();
+        assert!(!error.contains("secret"), "{text}: {error}");
+        error
+    }
+
+    #[test]
+    fn both_forms_say_the_same() {
+        for (url, words) in [
+            ("postgresql://u:p%20w@h:5433/db", "user=u password='p w' host=h port=5433 dbname=db"),
+            ("postgres://u@/db?host=/tmp&application_name=a%26b", "host=/tmp user=u dbname=db application_name = a&b"),
+            (
+                "postgres://u@a,b/db?target_session_attrs=read-write",
+                "host=a,b port=5432,5432 user=u dbname=db target_session_attrs=read-write",
+            ),
+            ("postgres://h/db?user=a@b&sslmode=disable", "host=h port=5432 dbname=db user=a@b sslmode=disable"),
+            ("postgres://u:p?s/w@h/db", "user=u password=p?s/w host=h port=5432 dbname=db"),
+            (
+                "postgres://u@h/db?sslrootcert=%2Fca%20s.pem&passfile=/p&connect_timeout=3",
+                r"host=h port=5432 user=u dbname=db passfile=/p sslrootcert=/ca\ s.pem connect_timeout=3",
+            ),
+        ] {
+            let (url, words) = (parse(url), parse(words));
+            assert_eq!(url.config, words.config);
+            assert_eq!((url.security, url.passfile), (words.security, words.passfile));
+        }
+    }
+
+    #[test]
+    fn modes_of_tls() {
+        let security = |text: &str| parse(&format!("host=h {text}")).security;
+        let full = Security { check_name: true, roots: Roots::Default, identity: None };
+        for plain in ["", "sslmode=disable", "sslmode=allow", "sslmode=prefer"] {
+            assert_eq!(security(plain), None, "{plain}");
+        }
+        // Stricter than libpq, which would believe anybody.
+        assert_eq!(security("sslmode=require"), Some(full.clone()));
+        assert_eq!(security("sslmode=verify-full"), Some(full.clone()));
+        assert_eq!(security("sslmode=verify-ca"), Some(Security { check_name: false, ..full.clone() }));
+        // Who names an authority means it.
+        assert_eq!(security("sslrootcert=system"), Some(Security { roots: Roots::System, ..full.clone() }));
+        let file = Security { roots: Roots::File("/ca".into()), ..full.clone() };
+        assert_eq!(security("sslrootcert=/ca"), Some(file.clone()));
+        let identity = Some(("/c".into(), "/k".into()));
+        let both = Security { identity, ..file };
+        assert_eq!(security("sslmode=verify-full sslrootcert=/ca sslcert=/c sslkey=/k"), Some(both));
+        // Sockets are not networks.
+        assert_eq!(parse("host=/tmp sslmode=verify-full").security, None);
+        for bad in [
+            "sslmode=prefer sslrootcert=/ca",
+            "sslmode=disable sslcert=/c sslkey=/k",
+            "sslmode=require sslcert=/c",
+            "sslmode=verify-ca sslrootcert=system",
+            "sslmode=secret",
+            "sslmode=verify-full ssl_min_protocol_version=secret",
+            "gssencmode=require",
+        ] {
+            error(&format!("host=h {bad}"));
+        }
+    }
+
+    #[test]
+    fn a_parameter_that_nobody_knows_is_named_and_its_value_is_not() {
+        for text in
+            ["postgres://u:secret@h/db?schema=secret", "host=h schema=secret", "host=h schema = 'a secret' user=u"]
+        {
+            assert!(error(text).starts_with("unknown parameter \"schema\""), "{text}");
+        }
+        assert_eq!(error("postgres://h/db?sslcrl=/secret"), "the parameter \"sslcrl\" is not supported");
+        assert!(error("host=h channel_binding=secret").contains("\"channel_binding\" has a value"));
+        for ignored in ["client_encoding=LATIN1", "gssencmode=disable", "sslcompression=0", "sslrootcert=''"] {
+            let _ = parse(&format!("host=h {ignored}"));
+        }
+    }
+
+    #[test]
+    fn nothing_of_a_text_that_does_not_parse_is_repeated() {
+        for bad in [
+            "",
+            "secret",
+            "=secret",
+            "host=h password=a secret=b",
+            "host=h password=a se cret=b",
+            "postgres://h/db?password=a&secret=b",
+            "postgresql://u:secret@host:port/db",
+            "mysql://u:secret@h/db",
+            "dbname=secret",
+            "host=h password='secret",
+            "postgres://h/db?secret",
+            "postgres://h/db?options=%FFsecret",
+            "host=h port=secret",
+            "host=h tcp_user_timeout=secret",
+            "host=h ${secret}=1",
+        ] {
+            error(bad);
+        }
+    }
+
+    #[test]
+    fn a_network_is_no_place_for_plain_text() {
+        for local in [
+            "host=/tmp",
+            "host=localhost",
+            "host=db.localhost",
+            "postgres://127.1.2.3/db",
+            "postgres://[::1]/db",
+            "host=db hostaddr=127.0.0.1",
+            "host=db.example sslmode=require",
+        ] {
+            assert_eq!(parse(local).in_the_clear(), None, "{local}");
+        }
+        for (remote, host) in [
+            ("host=db.example", "db.example"),
+            ("host=localhost,db.example", "db.example"),
+            ("host=localhost hostaddr=10.0.0.1", "10.0.0.1"),
+            ("postgres://[2001:db8::1]/db?sslmode=prefer", "2001:db8::1"),
+        ] {
+            assert_eq!(parse(remote).in_the_clear().as_deref(), Some(host), "{remote}");
+        }
+    }
+
+    #[test]
+    fn times_are_libpq_s() {
+        let timeout = |text: &str| parse(&format!("host=h {text}")).config.get_tcp_user_timeout().copied();
+        assert_eq!(timeout(""), Some(Duration::from_secs(30)));
+        assert_eq!(timeout("tcp_user_timeout=1500"), Some(Duration::from_millis(1500)));
+        assert_eq!(timeout("tcp_user_timeout=0"), None);
+        let config = parse("host=h keepalives_idle=7 keepalives_count=9").config;
+        assert_eq!((config.get_keepalives_idle(), config.get_keepalives_retries()), (Duration::from_secs(7), Some(9)));
+        assert_eq!(config.get_keepalives_interval(), Some(Duration::from_secs(5)));
+        assert_eq!(parse("host=h fallback_application_name=x").config.get_application_name(), Some("x"));
+    }
+}
