@@ -22,6 +22,8 @@ pub struct Wheel {
     /// Age at which a stream is ended, if at all.
     max_age: Option<Duration>,
     start: Instant,
+    /// Streams that are to be ended, once the proxy is on its way out: who comes later is one of them.
+    leaving: Mutex<Option<Vec<Arc<Subscriber>>>>,
 }
 
 /// A stream on the wheel.
@@ -42,7 +44,8 @@ struct Slot {
 impl Wheel {
     /// A wheel that ends streams of that age, or up to a quarter earlier, so that they don't all end together.
     pub fn new(max_age: Option<Duration>) -> Self {
-        Self { slots: (0..SLOTS).map(|_| Mutex::default()).collect(), max_age, start: Instant::now() }
+        let slots = (0..SLOTS).map(|_| Mutex::default()).collect();
+        Self { slots, max_age, start: Instant::now(), leaving: Mutex::default() }
     }
 
     /// Takes a stream in; it leaves by itself after it has ended.
@@ -51,7 +54,11 @@ impl Wheel {
             Some(age) => (self.start.elapsed() + age.mul_f64(1.0 - fastrand::f64() / 4.0)).as_secs() as u32,
             None => u32::MAX,
         };
-        self.slots[fastrand::usize(..SLOTS)].lock().riders.push(Rider { stream, until });
+        self.slots[fastrand::usize(..SLOTS)].lock().riders.push(Rider { stream: stream.clone(), until });
+        // Behind the other one, so that no stream is in neither: the slots are looked through under this lock.
+        if let Some(leaving) = &mut *self.leaving.lock() {
+            leaving.push(stream);
+        }
     }
 
     /// Visits every stream once an interval, for ever. One that is ended is told to come back after `retry()`.
@@ -64,22 +71,46 @@ impl Wheel {
         }
     }
 
-    /// Ends all streams, spread evenly over `time`; each is told to come back after `retry()`.
+    /// Ends all streams, spread evenly over `time`; each is told to come back after `retry()`. Until its turn comes, a stream
+    /// stays on the wheel.
     pub async fn finish(&self, time: Duration, retry: impl Fn() -> Duration) {
-        let riders = self.slots.iter().flat_map(|slot| std::mem::take(&mut slot.lock().riders));
-        let mut streams: Vec<_> = riders.map(|rider| rider.stream).filter(|stream| stream.ended().is_none()).collect();
-        fastrand::shuffle(&mut streams);
-        let start = Instant::now();
-        for (i, stream) in streams.iter().enumerate() {
-            sleep_until(start + time.mul_f64(i as f64 / streams.len() as f64)).await;
-            finish(stream, retry());
+        let end = Instant::now() + time;
+        {
+            let mut leaving = self.leaving.lock();
+            let leaving = leaving.get_or_insert_default();
+            for slot in &self.slots {
+                leaving.extend(slot.lock().riders.iter().map(|rider| rider.stream.clone()));
+            }
         }
+        while let Some((stream, left)) = self.next_to_leave() {
+            finish(&stream, retry());
+            // Those who are left have the rest of the time.
+            if left > 1 {
+                let now = Instant::now();
+                sleep_until(now + end.saturating_duration_since(now) / left).await;
+            }
+        }
+    }
+
+    /// Any one of the streams that are to be ended and have not ended yet, and how many there are.
+    fn next_to_leave(&self) -> Option<(Arc<Subscriber>, u32)> {
+        let mut leaving = self.leaving.lock();
+        let leaving = leaving.as_mut()?;
+        while !leaving.is_empty() {
+            let left = u32::try_from(leaving.len()).unwrap_or(u32::MAX);
+            let stream = leaving.swap_remove(fastrand::usize(..leaving.len()));
+            if stream.ended().is_none() {
+                return Some((stream, left));
+            }
+        }
+        None
     }
 }
 
 /// Ends a stream in good order.
 fn finish(stream: &Subscriber, retry: Duration) {
-    stream.push(Frame::retry(retry));
+    // However much waits: this must not be what is too much.
+    stream.feed(Frame::retry(retry));
     stream.close(End::Finished);
 }
 
@@ -165,6 +196,38 @@ mod tests {
             assert_eq!(waits, Poll::Ready(Some([Frame::retry(Duration::from_millis(1500)), Frame::end()].into())));
             assert_eq!(stream.ended(), Some(End::Finished));
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_comes_while_streams_are_ended_is_ended_with_them() {
+        let (wheel, streams): (_, Vec<_>) = (Wheel::new(None), (0..3).map(|_| Subscriber::new(10)).collect());
+        streams[0].push(Frame::raw("this is more than may wait"));
+        wheel.add(streams[0].clone());
+        wheel.add(streams[1].clone());
+        let finish = wheel.finish(Duration::from_secs(5), || Duration::from_millis(1500));
+        tokio::pin!(finish);
+        assert!(tokio::time::timeout(Duration::from_secs(1), &mut finish).await.is_err());
+        wheel.add(streams[2].clone());
+        finish.await;
+        assert!(wheel.start.elapsed() <= Duration::from_secs(5));
+        for stream in &streams {
+            assert!(take(stream).ends_with("retry: 1500\n\n"));
+            assert_eq!(stream.ended(), Some(End::Finished));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_wheel_turns_while_streams_are_ended() {
+        let (wheel, metrics) = (Wheel::new(None), Arc::new(Metrics::default()));
+        let hub = Hub::new(1000, metrics.clone());
+        let streams = [Subscriber::new(1000), Subscriber::new(1000)];
+        streams.iter().for_each(|stream| wheel.add(stream.clone()));
+        let run = wheel.run(&hub, &metrics, Duration::from_secs(2), || Duration::ZERO);
+        let finish = wheel.finish(Duration::from_secs(100), || Duration::ZERO);
+        let both = async { tokio::join!(run, finish) };
+        assert!(tokio::time::timeout(Duration::from_secs(30), both).await.is_err());
+        // Neither took anything, and it was noticed also of the one whose turn had not come.
+        assert!(streams.iter().all(|stream| stream.ended() == Some(End::Stalled)));
     }
 
     #[tokio::test(start_paused = true)]

@@ -40,8 +40,8 @@ pub mod token;
 pub mod upstream;
 
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -118,21 +118,27 @@ pub async fn run(start: Start, shutdown: impl Future<Output = ()>) {
         let hub = hub.clone();
         async move { hub.fan_out().await }
     });
-    tokio::select! {
-        never = server::serve(&listener, &proxy) => match never {},
-        () = wheel.run(hub, metrics, cli.heartbeat, || cli.next_retry()) => {}
-        never = registry.run() => match never {},
-        never = access.run(cli.reauthorize) => match never {},
-        () = shutdown => {}
-    }
-
-    proxy.draining.store(true, Relaxed);
-    tracing::info!(clients = metrics.clients.get(), time = ?cli.drain, "draining");
-    drop(listener);
-    wheel.finish(cli.drain, || cli.next_retry()).await;
-    let deadline = Instant::now() + LAST_BYTES;
-    while metrics.clients.get() > 0 && Instant::now() < deadline {
-        sleep(Duration::from_millis(10)).await;
+    {
+        // It goes on until the last stream has ended: a drain keeps all that was promised.
+        let mut looking_after = pin!(async {
+            tokio::select! {
+                () = wheel.run(hub, metrics, cli.heartbeat, || cli.next_retry()) => {}
+                never = registry.run() => match never {},
+                never = access.run(cli.reauthorize) => match never {},
+            }
+        });
+        tokio::select! {
+            never = server::serve(&listener, &proxy) => match never {},
+            () = &mut looking_after => {}
+            () = shutdown => {}
+        }
+        proxy.draining.send_replace(true);
+        tracing::info!(clients = metrics.clients.get(), time = ?cli.drain, "draining");
+        drop(listener);
+        tokio::select! {
+            () = looking_after => {}
+            () = drain(&proxy) => {}
+        }
     }
     // Nobody watches anything here any more.
     if hub.place().is_some() {
@@ -140,4 +146,17 @@ pub async fn run(start: Start, shutdown: impl Future<Output = ()>) {
     }
     upstream.abort();
     fan_out.abort();
+}
+
+/// Ends all streams, and waits a moment for the last bytes to leave.
+async fn drain(proxy: &Proxy) {
+    let Proxy { cli, metrics, wheel, .. } = proxy;
+    wheel.finish(cli.drain, || cli.next_retry()).await;
+    let deadline = Instant::now() + LAST_BYTES;
+    // A stream over HTTP/2 is over before its connection has written the end of it.
+    while metrics.clients.get() + metrics.connections.get() > 0 && Instant::now() < deadline {
+        sleep(Duration::from_millis(10)).await;
+        // For whoever was let in at the very moment.
+        wheel.finish(Duration::ZERO, || cli.next_retry()).await;
+    }
 }

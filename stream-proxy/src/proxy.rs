@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -45,15 +44,21 @@ pub struct Proxy {
     /// How the upstream is.
     pub upstream: watch::Receiver<Readiness>,
     /// Whether the proxy is on its way out.
-    pub draining: AtomicBool,
+    pub draining: watch::Sender<bool>,
     /// Streams by address, if they are limited.
     pub addresses: Mutex<HashMap<IpAddr, u32>>,
 }
 
-/// There are as many streams as there may be.
+/// Why there is no stream now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("there are as many streams as there may be")]
-pub struct OverLimit;
+pub enum NotNow {
+    /// There are as many streams as there may be.
+    #[error("there are as many streams as there may be")]
+    OverLimit,
+    /// The proxy is on its way out.
+    #[error("shutting down")]
+    Draining,
+}
 
 /// An open stream's place in the proxy, given back when it is dropped.
 #[derive(Debug)]
@@ -69,10 +74,15 @@ pub struct Subscription {
 }
 
 impl Proxy {
+    /// Whether the proxy is on its way out.
+    pub fn is_draining(&self) -> bool {
+        *self.draining.borrow()
+    }
+
     /// Why the proxy is not ready, if it is not.
     pub fn unready(&self) -> Option<Arc<str>> {
-        if self.draining.load(Relaxed) {
-            return Some("shutting down".into());
+        if self.is_draining() {
+            return Some(NotNow::Draining.to_string().into());
         }
         match &*self.upstream.borrow() {
             Readiness::Ready => None,
@@ -81,7 +91,7 @@ impl Proxy {
     }
 
     /// Opens a stream of topics.
-    pub fn subscribe(self: &Arc<Self>, wanted: Wanted, who: Identity, peer: IpAddr) -> Result<Subscription, OverLimit> {
+    pub fn subscribe(self: &Arc<Self>, wanted: Wanted, who: Identity, peer: IpAddr) -> Result<Subscription, NotNow> {
         let mut subscription = self.open(peer)?;
         let subscriber = subscription.subscriber();
         subscription.pass = self.access.admit(who, &subscriber, &wanted.topics);
@@ -101,7 +111,7 @@ impl Proxy {
     }
 
     /// Opens a stream of a plain channel.
-    pub fn listen(self: &Arc<Self>, name: &str, who: Identity, peer: IpAddr) -> Result<Subscription, OverLimit> {
+    pub fn listen(self: &Arc<Self>, name: &str, who: Identity, peer: IpAddr) -> Result<Subscription, NotNow> {
         let mut subscription = self.open(peer)?;
         subscription.channel = true;
         let subscriber = subscription.subscriber();
@@ -112,7 +122,10 @@ impl Proxy {
         Ok(subscription)
     }
 
-    fn open(self: &Arc<Self>, peer: IpAddr) -> Result<Subscription, OverLimit> {
+    fn open(self: &Arc<Self>, peer: IpAddr) -> Result<Subscription, NotNow> {
+        if self.is_draining() {
+            return Err(NotNow::Draining);
+        }
         let mut subscription = Subscription {
             proxy: self.clone(),
             subscriber: Subscriber::new(self.cli.client_queue_bytes),
@@ -122,7 +135,7 @@ impl Proxy {
         };
         if self.metrics.clients.rise() > self.cli.max_clients {
             self.metrics.over_clients.add(1);
-            return Err(OverLimit);
+            return Err(NotNow::OverLimit);
         }
         if self.cli.max_clients_per_address > 0 {
             let address = network(peer);
@@ -131,7 +144,7 @@ impl Proxy {
             if *streams >= self.cli.max_clients_per_address {
                 drop(addresses);
                 self.metrics.over_address.add(1);
-                return Err(OverLimit);
+                return Err(NotNow::OverLimit);
             }
             *streams += 1;
             subscription.address = Some(address);

@@ -14,7 +14,7 @@ use crate::channels::Refused;
 use crate::cors;
 use crate::frame::Frame;
 use crate::problem::Problem;
-use crate::proxy::{OverLimit, Proxy, Subscription};
+use crate::proxy::{NotNow, Proxy, Subscription};
 use crate::query::{Wanted, accepts_stream, names_stream, only_token};
 
 /// The methods of a stream's path.
@@ -106,6 +106,10 @@ async fn stream(proxy: &Arc<Proxy>, request: &Parts, peer: IpAddr, topic: Option
     if let Some(answer) = before_stream(request)? {
         return Ok(answer);
     }
+    if proxy.is_draining() {
+        // The database need not be asked first.
+        return start_stream(request, proxy, || Err(NotNow::Draining));
+    }
     let query = request.uri.query().unwrap_or("");
     let wanted = Wanted::parse(query, &request.headers, topic, proxy.cli.max_topics)?;
     let who = proxy.access.identify(request)?;
@@ -149,7 +153,7 @@ fn before_stream(request: &Parts) -> Result<Option<Answer>, Problem> {
 fn start_stream(
     request: &Parts,
     proxy: &Proxy,
-    open: impl FnOnce() -> Result<Subscription, OverLimit>,
+    open: impl FnOnce() -> Result<Subscription, NotNow>,
 ) -> Result<Answer, Problem> {
     let headers = HeaderMap::from_iter([
         (CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
@@ -168,9 +172,14 @@ fn start_stream(
     }
     match open() {
         Ok(subscription) => Ok(Answer::Stream(headers, subscription)),
-        // An EventSource gives up for good on any other status than 200; so it is told to come back much later.
-        Err(OverLimit) if names_stream(&request.headers) => {
-            whole(headers, Frame::retry(proxy.cli.long_retry()).into_body())
+        // An EventSource gives up for good on any other status than 200; so it is told when to come back: much later, or soon, for
+        // then another proxy takes it.
+        Err(reason) if names_stream(&request.headers) => {
+            let retry = match reason {
+                NotNow::OverLimit => proxy.cli.long_retry(),
+                NotNow::Draining => proxy.cli.next_retry(),
+            };
+            whole(headers, Frame::retry(retry).into_body())
         }
         Err(error) => Err(Problem::Unavailable(error.to_string())),
     }

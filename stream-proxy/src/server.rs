@@ -126,7 +126,7 @@ where
             })
         }
     });
-    http2::Builder::new(Streams)
+    let connection = http2::Builder::new(Streams)
         .timer(TokioTimer::new())
         .max_concurrent_streams(HTTP2_STREAMS)
         .max_header_list_size(proxy.cli.max_header_bytes as u32)
@@ -134,8 +134,15 @@ where
         .keep_alive_interval(proxy.cli.heartbeat)
         // An answer may be long in coming over a slow connection: it stands behind all that is on its way.
         .keep_alive_timeout(patience(proxy.cli.heartbeat))
-        .serve_connection(TokioIo::new(io), service)
-        .await?;
+        .serve_connection(TokioIo::new(io), service);
+    let (mut connection, mut draining) = (pin!(connection), proxy.draining.subscribe());
+    tokio::select! {
+        result = &mut connection => return Ok(result?),
+        // The sender lives as long as the proxy.
+        _ = draining.wait_for(|draining| *draining) => connection.as_mut().graceful_shutdown(),
+    }
+    // Its streams go on until their turn comes; new ones find another connection, to another proxy.
+    connection.await?;
     Ok(())
 }
 

@@ -11,6 +11,7 @@ mod chunks;
 mod clients;
 mod delivery;
 mod documentation;
+mod drain;
 mod faults;
 mod foreign_objects;
 mod frames;
