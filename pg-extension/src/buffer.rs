@@ -4,12 +4,16 @@
 //! savepoint takes its runs off the end; a released one hands them to its parent. Before commit the runs become
 //! segments; an early flush writes those of the current subtransaction only, for a row it writes goes when that
 //! subtransaction is rolled back.
+//!
+//! Runs are written by rank ([`crate::command`]): where a trigger writes, events may be captured before others that come before them.
+//! Such events get runs of their own, since what is encoded refers to what was encoded before.
 
 use std::cell::{Cell, RefCell};
 
 use pgrx::prelude::*;
 use tidings_wire::segment::{self, Event};
 
+use crate::command::{self, Rank};
 use crate::foreign::infallible::GetCurrentSubTransactionId;
 use crate::run::{Captured, Encoder, Run};
 use crate::shared::Database;
@@ -32,6 +36,16 @@ struct Buffer {
     encoder: Encoder,
     /// How many events the transaction has captured.
     captured: i64,
+    /// The highest rank of an event so far.
+    highest: Rank,
+    /// No event to come stands before this rank.
+    settled: Rank,
+    /// Events were captured before others that come before them.
+    is_tangled: bool,
+    /// Of the events captured so far some of the first so many were written.
+    written_to: i64,
+    /// The highest rank of an event that was written.
+    written_rank: Rank,
     /// A segment was written: the relay is to be told after commit.
     written: bool,
     /// The user was warned of an event that could not be sent.
@@ -57,6 +71,11 @@ thread_local! {
             runs: Vec::new(),
             encoder: Encoder::NEW,
             captured: 0,
+            highest: Rank::FIRST,
+            settled: Rank::FIRST,
+            is_tangled: false,
+            written_to: 0,
+            written_rank: Rank::FIRST,
             written: false,
             warned: false,
             after_commit: AfterCommit { recheck: false, launcher: false, install: false },
@@ -84,12 +103,12 @@ pub fn append(event: &Event<'_>) {
     // SAFETY: called inside a transaction.
     let subxid = unsafe { GetCurrentSubTransactionId() };
     let full = BUFFER.with_borrow_mut(|buffer| {
-        let (_, bytes, _) = buffer.next(subxid);
+        let (_, bytes, _) = buffer.next(subxid, Rank::now(), false);
         segment::append(bytes, event);
         buffer.is_full(subxid)
     });
     if full {
-        write(|buffer| buffer.take_current(subxid));
+        write(Pass::early(false), |buffer| buffer.take_current(subxid));
     }
 }
 
@@ -98,12 +117,12 @@ pub fn append_captured(captured: Captured<'_>) {
     // SAFETY: called inside a transaction.
     let subxid = unsafe { GetCurrentSubTransactionId() };
     let full = BUFFER.with_borrow_mut(|buffer| {
-        let (run, bytes, encoder) = buffer.next(subxid);
+        let (run, bytes, encoder) = buffer.next(subxid, captured.rank, true);
         run.append(bytes, encoder, captured);
         buffer.is_full(subxid)
     });
     if full {
-        write(|buffer| buffer.take_current(subxid));
+        write(Pass::early(true), |buffer| buffer.take_current(subxid));
     }
 }
 
@@ -144,18 +163,35 @@ impl Buffer {
     }
 
     /// Counts one event more; gives the run and the bytes that it goes to, and what it can refer to.
-    fn next(&mut self, subxid: pg_sys::SubTransactionId) -> (&mut Run, &mut Vec<u8>, &mut Encoder) {
-        let mut runs = self.runs.len();
-        if self.current(subxid).is_none() {
-            let (start, ordinal) = (self.bytes.len(), self.captured);
-            self.runs.push(Run::new(subxid, start, ordinal));
-            self.encoder.clear();
-            runs += 1;
+    fn next(
+        &mut self,
+        subxid: pg_sys::SubTransactionId,
+        rank: Rank,
+        by_trigger: bool,
+    ) -> (&mut Run, &mut Vec<u8>, &mut Encoder) {
+        let rank = rank.max(self.settled);
+        if self.current(subxid).is_none_or(|run| run.last != rank) {
+            self.turn_to(subxid, rank, by_trigger);
         }
         self.captured += 1;
-        let run = &mut self.runs[runs - 1];
+        let run = self.runs.last_mut().expect("there is one now");
         run.events += 1;
         (run, &mut self.bytes, &mut self.encoder)
+    }
+
+    /// Makes the last run one that an event of another rank can go to. It goes on where no event can come any more that stands between.
+    fn turn_to(&mut self, subxid: pg_sys::SubTransactionId, rank: Rank, by_trigger: bool) {
+        let is_next = self.current(subxid).is_some_and(|run| run.last == self.highest && rank > run.last);
+        if is_next && !command::is_nested(by_trigger) {
+            let last = self.runs.len() - 1;
+            self.runs[last].last = rank;
+            self.settled = rank;
+        } else {
+            self.is_tangled |= rank < self.highest;
+            self.runs.push(Run::new(subxid, self.bytes.len(), self.captured, rank));
+            self.encoder.clear();
+        }
+        self.highest = self.highest.max(rank);
     }
 
     /// Whether the current subtransaction's events are many enough to be written.
@@ -198,6 +234,7 @@ impl Buffer {
             self.bytes.truncate(run.start);
             // The numbers are free again: nothing behind them is left, neither here nor in the log.
             self.captured = run.ordinal;
+            self.written_to = self.written_to.min(run.ordinal);
             self.runs.truncate(first);
             self.encoder.clear();
         }
@@ -211,6 +248,8 @@ impl Buffer {
         self.runs.shrink_to(64);
         self.encoder.shrink();
         (self.captured, self.written, self.warned) = (0, false, false);
+        (self.highest, self.settled, self.is_tangled) = (Rank::FIRST, Rank::FIRST, false);
+        (self.written_to, self.written_rank) = (0, Rank::FIRST);
         self.after_commit = AfterCommit::default();
         if let Some(db) = self.paused.take() {
             db.end_pause();
@@ -218,25 +257,65 @@ impl Buffer {
     }
 }
 
-/// Writes what `take` takes out of the buffer as segments, runs without a gap between them as one.
-fn write(take: impl FnOnce(&mut Buffer) -> (Vec<u8>, Vec<Run>)) {
+/// When runs are written, and what was written before: what decides which of them may share a segment.
+struct Pass {
+    /// Commands are at work that may still have events, which may belong between any of these.
+    is_nested: bool,
+    /// It is the last one of the transaction.
+    is_last: bool,
+    /// See [`Buffer`].
+    is_tangled: bool,
+    /// See [`Buffer`].
+    written_to: i64,
+    /// See [`Buffer`].
+    written_rank: Rank,
+}
+
+impl Pass {
+    /// One before the end of the transaction, in a trigger or not.
+    fn early(by_trigger: bool) -> Self {
+        Self { is_nested: command::is_nested(by_trigger), is_last: false, ..Self::last() }
+    }
+
+    fn last() -> Self {
+        let (is_tangled, written_to, written_rank) =
+            BUFFER.with_borrow(|buffer| (buffer.is_tangled, buffer.written_to, buffer.written_rank));
+        Self { is_nested: false, is_last: true, is_tangled, written_to, written_rank }
+    }
+
+    /// Whether nothing stands between two runs, or ever will.
+    fn joins(&self, a: &Run, b: &Run) -> bool {
+        let adjoins = a.ordinal + i64::from(a.events) == b.ordinal;
+        let is_behind_written = a.ordinal >= self.written_to;
+        if a.last == b.first {
+            adjoins || is_behind_written
+        } else if self.is_tangled {
+            self.is_last && (a.last > self.written_rank || a.last == self.written_rank && is_behind_written)
+        } else {
+            adjoins && !self.is_nested
+        }
+    }
+}
+
+/// Writes what `take` takes out of the buffer as segments, runs with nothing between them as one.
+fn write(pass: Pass, take: impl FnOnce(&mut Buffer) -> (Vec<u8>, Vec<Run>)) {
     let (mut bytes, mut runs) = BUFFER.with_borrow_mut(|buffer| {
         let taken = take(buffer);
-        buffer.written |= !taken.1.is_empty();
+        if let Some(highest) = taken.1.iter().map(|run| run.last).max() {
+            buffer.written = true;
+            buffer.written_to = buffer.captured;
+            buffer.written_rank = buffer.written_rank.max(highest);
+        }
         taken
     });
-    let adjoin = |a: &Run, b: &Run| a.ordinal + i64::from(a.events) == b.ordinal;
-    let mut end = 0;
-    for group in runs.chunk_by(adjoin) {
-        end += group.len();
-        let (ordinal, events) = (group[0].ordinal, group.iter().map(|run| run.events).sum());
-        if group.len() == runs.len() {
-            log::write(log::Segment { ordinal, events, bytes: &mut bytes });
-        } else {
-            let stop = runs.get(end).map_or(bytes.len(), |next| next.start);
-            let mut part = bytes[group[0].start..stop].to_vec();
-            log::write(log::Segment { ordinal, events, bytes: &mut part });
-        }
+    if let [first, ..] = runs.as_slice()
+        && !pass.is_tangled
+        && runs.windows(2).all(|pair| pass.joins(&pair[0], &pair[1]))
+    {
+        let (ordinal, events) = (first.first.ordinal(first.ordinal), runs.iter().map(|run| run.events).sum());
+        log::write(log::Segment { ordinal, events, bytes: &mut bytes });
+    } else {
+        write_apart(&pass, &bytes, &runs);
     }
     // The memory is good for the next events.
     BUFFER.with_borrow_mut(|buffer| {
@@ -248,10 +327,23 @@ fn write(take: impl FnOnce(&mut Buffer) -> (Vec<u8>, Vec<Run>)) {
     });
 }
 
+/// Writes runs that do not stand in order, or not all in one segment.
+fn write_apart(pass: &Pass, bytes: &[u8], runs: &[Run]) {
+    let ends = runs.iter().skip(1).map(|run| run.start).chain([bytes.len()]);
+    let mut runs: Vec<_> = runs.iter().zip(ends).map(|(run, end)| (run, &bytes[run.start..end])).collect();
+    runs.sort_by_key(|(run, _)| (run.last, run.ordinal));
+    for group in runs.chunk_by(|(a, _), (b, _)| pass.joins(a, b)) {
+        let (first, _) = group[0];
+        let events = group.iter().map(|(run, _)| run.events).sum();
+        let mut bytes: Vec<u8> = group.iter().flat_map(|(_, bytes)| *bytes).copied().collect();
+        log::write(log::Segment { ordinal: first.first.ordinal(first.ordinal), events, bytes: &mut bytes });
+    }
+}
+
 /// Writes everything that is left, at the end of the transaction.
 fn write_all() {
     if BUFFER.with_borrow(|buffer| !buffer.runs.is_empty()) {
-        with_snapshot(|| write(Buffer::take_all));
+        with_snapshot(|| write(Pass::last(), Buffer::take_all));
     }
 }
 
@@ -259,7 +351,7 @@ fn write_all() {
 /// one's events could not be written before the commit, and thousands of savepoints would pile up.
 fn write_released(subxid: pg_sys::SubTransactionId) {
     if BUFFER.with_borrow(|buffer| buffer.bytes.len() > FLUSH_AT && buffer.first_of(subxid) < buffer.runs.len()) {
-        with_snapshot(|| write(|buffer| buffer.take_current(subxid)));
+        with_snapshot(|| write(Pass::early(false), |buffer| buffer.take_current(subxid)));
     }
 }
 
@@ -300,6 +392,9 @@ unsafe extern "C-unwind" fn at_transaction(event: pg_sys::XactEvent::Type, _arg:
         XACT_EVENT_PREPARE | XACT_EVENT_ABORT => BUFFER.with_borrow_mut(Buffer::reset),
         _ => return,
     }
+    if !matches!(event, XACT_EVENT_PRE_COMMIT | XACT_EVENT_PRE_PREPARE) {
+        command::reset();
+    }
     // What an aborted statement has left.
     watch::forget_altered();
 }
@@ -338,6 +433,9 @@ unsafe extern "C-unwind" fn at_subtransaction(
     if event == pg_sys::SubXactEvent::SUBXACT_EVENT_PRE_COMMIT_SUB {
         write_released(subxid);
         return;
+    }
+    if event == pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB {
+        command::abort_subtransaction(subxid);
     }
     BUFFER.with_borrow_mut(|buffer| match event {
         pg_sys::SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => buffer.commit_subtransaction(subxid, parent),

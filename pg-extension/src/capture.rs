@@ -10,6 +10,7 @@ use tidings_wire::Row;
 use tidings_wire::segment::Event;
 use tidings_wire::topic::{TopicError, check_name};
 
+use crate::command::Rank;
 use crate::errors::WatchError;
 use crate::foreign::infallible::heap_deform_tuple;
 use crate::payload::{Change, Operation, Tuple};
@@ -73,26 +74,34 @@ fn capture(data: &pg_sys::TriggerData) {
     let Scratch { tuples: [old, new], packed } = &mut *scratch;
     // SAFETY: the tuples are those that the operation has; they live as long as the trigger runs.
     let deform = |into: &mut Tuple, tuple| unsafe { deform(into, tuple, data.tg_relation, watch.columns.count()) };
+    // SAFETY: Postgres gives a trigger function its trigger.
+    let is_deferrable = unsafe { (*data.tg_trigger).tgdeferrable };
+    let rank = |new, old| {
+        // A trigger that fires at the commit has its changes in order, but behind all others.
+        // SAFETY: as above.
+        if is_deferrable { Rank::now() } else { unsafe { Rank::of_row(data.tg_relation, new, old) } }
+    };
     match data.tg_event & pg_sys::TRIGGER_EVENT_OPMASK {
         pg_sys::TRIGGER_EVENT_INSERT => {
             deform(new, data.tg_trigtuple);
-            emit(&watch, Operation::Insert, Some(new), None, packed);
+            emit(&watch, Operation::Insert, rank(Some(data.tg_trigtuple), None), Some(new), None, packed);
         }
         pg_sys::TRIGGER_EVENT_DELETE => {
             deform(old, data.tg_trigtuple);
-            emit(&watch, Operation::Delete, None, Some(old), packed);
+            emit(&watch, Operation::Delete, rank(None, Some(data.tg_trigtuple)), None, Some(old), packed);
         }
         pg_sys::TRIGGER_EVENT_UPDATE => {
             deform(old, data.tg_trigtuple);
             deform(new, data.tg_newtuple);
+            let rank = rank(Some(data.tg_newtuple), Some(data.tg_trigtuple));
             if moves(&watch, old, new) {
-                emit(&watch, Operation::Delete, None, Some(old), packed);
-                emit(&watch, Operation::Insert, Some(new), None, packed);
+                emit(&watch, Operation::Delete, rank, None, Some(old), packed);
+                emit(&watch, Operation::Insert, rank, Some(new), None, packed);
             } else if watch.columns.changed(old, new) {
-                emit(&watch, Operation::Update, Some(new), Some(old), packed);
+                emit(&watch, Operation::Update, rank, Some(new), Some(old), packed);
             }
         }
-        _ => emit(&watch, Operation::Truncate, None, None, packed),
+        _ => emit(&watch, Operation::Truncate, Rank::of_truncate(), None, None, packed),
     }
     packed.row.clear();
     packed.row.shrink_to(KEEP);
@@ -139,7 +148,14 @@ fn prefetch_before(start: *const u8, length: usize) {
 fn prefetch_before(_start: *const u8, _length: usize) {}
 
 /// Packs one event and appends it to the transaction's buffer.
-fn emit(watch: &Watch, operation: Operation, new: Option<&Tuple>, old: Option<&Tuple>, packed: &mut Packed) {
+fn emit(
+    watch: &Watch,
+    operation: Operation,
+    rank: Rank,
+    new: Option<&Tuple>,
+    old: Option<&Tuple>,
+    packed: &mut Packed,
+) {
     let Packed { topic, row } = packed;
     topic.clear();
     row.clear();
@@ -158,7 +174,7 @@ fn emit(watch: &Watch, operation: Operation, new: Option<&Tuple>, old: Option<&T
         row.clear();
         outline = watch.truncated(operation);
     }
-    buffer::append_captured(Captured { topic: &topic, event: &watch.event, outline, row });
+    buffer::append_captured(Captured { topic: &topic, event: &watch.event, rank, outline, row });
 }
 
 /// What was written, as the text that it is in a UTF-8 database unless a type's output function is broken. Looked at as a whole

@@ -41,6 +41,21 @@ pub mod infallible {
         /// The number of the running subtransaction (access/xact.h).
         pub fn GetCurrentSubTransactionId() -> pg_sys::SubTransactionId;
 
+        /// The number of the running command, which raises an error only if it is to be marked as used (access/xact.h).
+        pub fn GetCurrentCommandId(used: bool) -> pg_sys::CommandId;
+
+        /// Whether a transaction is the running one, or a part of it that was not rolled back (access/xact.h).
+        pub fn TransactionIdIsCurrentTransactionId(xid: pg_sys::TransactionId) -> bool;
+
+        /// The command of this transaction that made a row version (access/htup_details.h).
+        pub fn HeapTupleHeaderGetCmin(tuple: pg_sys::HeapTupleHeader) -> pg_sys::CommandId;
+
+        /// The command of this transaction that deleted a row version (access/htup_details.h).
+        pub fn HeapTupleHeaderGetCmax(tuple: pg_sys::HeapTupleHeader) -> pg_sys::CommandId;
+
+        /// Whether this process applies what logical replication brings (replication/logicalworker.h).
+        pub fn IsLogicalWorker() -> bool;
+
         /// Takes a row apart (access/htup_details.h).
         pub fn heap_deform_tuple(
             tuple: pg_sys::HeapTuple,
@@ -67,6 +82,29 @@ pub mod utility {
             dest: *mut pg_sys::DestReceiver,
             completion: *mut pg_sys::QueryCompletion,
         );
+    }
+}
+
+/// What runs queries, without pgrx's guard: their errors are to pass as they are.
+pub mod executor {
+    use pgrx::pg_sys;
+
+    unsafe extern "C-unwind" {
+        /// Runs a query (executor/executor.h).
+        #[cfg(not(feature = "pg18"))]
+        pub fn standard_ExecutorRun(
+            query: *mut pg_sys::QueryDesc,
+            direction: pg_sys::ScanDirection::Type,
+            count: u64,
+            once: bool,
+        );
+
+        /// Runs a query (executor/executor.h).
+        #[cfg(feature = "pg18")]
+        pub fn standard_ExecutorRun(query: *mut pg_sys::QueryDesc, direction: pg_sys::ScanDirection::Type, count: u64);
+
+        /// Ends a query, and fires its triggers (executor/executor.h).
+        pub fn standard_ExecutorFinish(query: *mut pg_sys::QueryDesc);
     }
 }
 

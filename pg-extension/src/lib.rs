@@ -6,6 +6,7 @@
 //! - [`value`]: a column's value, packed or as text ([`mod@array`], [`float`], [`time`], [`varlena`]: of those types), and [`payload`]: a whole
 //!   event's payload.
 //! - [`capture`]: the trigger function and `publish`.
+//! - [`command`]: in which order the rows were changed.
 //! - [`buffer`]: the events of the running transaction, savepoints included, up to its commit; [`run`]: how one behind the other is encoded.
 //! - [`mod@log`]: one segment into `tidings.log`.
 //! - [`shared`]: the clock and the flags that the processes share.
@@ -37,6 +38,7 @@ mod buffer;
 mod capture;
 mod channel;
 mod columns;
+mod command;
 mod errors;
 mod float;
 mod foreign;
@@ -82,6 +84,7 @@ pub extern "C-unwind" fn _PG_init() {
     buffer::init();
     table::init();
     watch::init();
+    command::init();
     utility::init();
     launcher::init();
 }

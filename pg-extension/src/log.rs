@@ -14,7 +14,7 @@ use crate::table::Table;
 
 /// A run of events that goes into one row.
 pub struct Segment<'a> {
-    /// How many events of its transaction were captured before it.
+    /// What the segments of a transaction are sorted by.
     pub ordinal: i64,
     /// How many events it holds.
     pub events: i32,

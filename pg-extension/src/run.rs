@@ -5,12 +5,17 @@ use tidings_wire::Row;
 use tidings_wire::outline::MAX_OUTLINE;
 use tidings_wire::segment::{self, Event};
 
+use crate::command::Rank;
 use crate::payload::Outline;
 
 /// Events of one subtransaction, one behind the other.
 pub struct Run {
     /// The subtransaction that captured it.
     pub subxid: pg_sys::SubTransactionId,
+    /// The rank of its first event.
+    pub first: Rank,
+    /// The rank of its last event; those between have none lower than the one before.
+    pub last: Rank,
     /// Where it starts in the bytes; it ends where the next one starts.
     pub start: usize,
     /// How many events the transaction had captured before it.
@@ -30,6 +35,8 @@ pub struct Captured<'a> {
     pub topic: &'a str,
     /// The event name.
     pub event: &'a str,
+    /// Where it stands in its transaction.
+    pub rank: Rank,
     /// How its payload looks.
     pub outline: &'a Outline,
     /// The values in it. They are used up; the row is good for the next event once it is cleared.
@@ -88,13 +95,13 @@ impl Encoder {
 
 impl Run {
     /// A run without events.
-    pub fn new(subxid: pg_sys::SubTransactionId, start: usize, ordinal: i64) -> Self {
-        Self { subxid, start, ordinal, events: 0, told: 0 }
+    pub fn new(subxid: pg_sys::SubTransactionId, start: usize, ordinal: i64, rank: Rank) -> Self {
+        Self { subxid, first: rank, last: rank, start, ordinal, events: 0, told: 0 }
     }
 
     /// Appends an event to the bytes; it is counted elsewhere.
     pub fn append(&mut self, bytes: &mut Vec<u8>, encoder: &mut Encoder, captured: Captured<'_>) {
-        let Captured { topic, event, outline, row } = captured;
+        let Captured { topic, event, outline, row, .. } = captured;
         self.told += outline.widest(row);
         let Some((number, is_written)) = encoder.place(outline) else {
             return segment::append(bytes, &Event { topic, event, payload: outline.fill(row).into() });

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use pgrx::prelude::*;
 
 use crate::relay::wait;
-use crate::{buffer, errors, foreign, removal, shared, watch};
+use crate::{buffer, command, errors, foreign, removal, shared, watch};
 
 /// How long a statement that wants a database for itself waits for the relay to leave it.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -69,7 +69,11 @@ unsafe extern "C-unwind" fn process_utility(
     unsafe {
         let kind = before((*statement).utilityStmt);
         let next = PREVIOUS.unwrap_or(foreign::utility::standard_ProcessUtility);
+        let place = command::enter_statement((*statement).utilityStmt);
         next(statement, query, read_only_tree, context, params, environment, dest, completion);
+        if let Some(place) = place {
+            command::leave(place);
+        }
         after(kind);
     }
 }

@@ -19,7 +19,7 @@ COMMENT ON TABLE tidings.log IS 'The captured events: one row, a segment, for ea
 COMMENT ON COLUMN tidings.log.slot IS 'The partition';
 COMMENT ON COLUMN tidings.log.xid IS 'The transaction that captured the events';
 COMMENT ON COLUMN tidings.log.stamp IS 'When the segment was written: microseconds since the Unix epoch, never twice the same';
-COMMENT ON COLUMN tidings.log.ordinal IS 'How many events of the transaction come before this segment';
+COMMENT ON COLUMN tidings.log.ordinal IS 'The segment''s place in its transaction: the command that made the changes, and the number of events captured before';
 COMMENT ON COLUMN tidings.log.events IS 'How many events the segment holds';
 COMMENT ON COLUMN tidings.log.data IS 'The events, encoded; see tidings.events';
 

@@ -13,3 +13,5 @@ BEGIN
     END LOOP;
 END
 $$;
+
+COMMENT ON COLUMN tidings.log.ordinal IS 'The segment''s place in its transaction: the command that made the changes, and the number of events captured before';

@@ -26,6 +26,7 @@ mod login_role;
 mod lost;
 mod open_topics;
 mod order;
+mod order_in_transaction;
 mod outlines;
 mod own_tables;
 mod places;

@@ -1,0 +1,354 @@
+//! The order of one transaction's events: that in which its rows were changed, whatever the order in which triggers fire.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+
+use serde_json::Value;
+use tidings_tests::{Database, Session, shared};
+
+use crate::log::{Event, Log, with};
+
+const NEST: &str = "CREATE TABLE nest (id int PRIMARY KEY, n int, pad text);
+                    SELECT tidings.watch('nest', topic => 'nest');
+                    CREATE FUNCTION bump() RETURNS trigger LANGUAGE plpgsql AS
+                    $$ BEGIN UPDATE nest SET n = NEW.n + 1 WHERE id = NEW.id; RETURN NULL; END $$;";
+
+/// Operation, key and value of each event, or what was published.
+#[track_caller]
+fn told(events: &[Event]) -> Vec<String> {
+    let told = |event: &Event| {
+        let json = event.json();
+        let Some(kind) = json["type"].as_str() else { return format!("published {json}") };
+        let row = if json["record"].is_null() { &json["old_record"] } else { &json["record"] };
+        if row.is_null() { kind.to_owned() } else { format!("{kind} {} {}", row["id"], row["n"]) }
+    };
+    events.iter().map(told).collect()
+}
+
+fn nest(more: &str) -> (Database<'static>, Log) {
+    let (db, mut log) = with(&format!("{NEST} {more}"));
+    log.skip_to_now();
+    (db, log)
+}
+
+fn segments(session: &mut Session) -> i64 {
+    session.one("SELECT count(*) FROM tidings.log")
+}
+
+#[test]
+fn what_a_trigger_changes_comes_after_what_it_was_fired_for() {
+    // In front of the watch's trigger by its name, or behind it.
+    for name in ["a_bump", "z_bump"] {
+        let (db, mut log) =
+            nest(&format!("CREATE TRIGGER {name} AFTER INSERT ON nest FOR EACH ROW EXECUTE FUNCTION bump()"));
+        let mut session = db.session();
+        let before = segments(&mut session);
+        session.run("INSERT INTO nest VALUES (1, 10)");
+        assert_eq!(segments(&mut session) - before, 1, "in one row of the log");
+        assert_eq!(told(&log.news()), ["INSERT 1 10", "UPDATE 1 11"], "{name}");
+        session.run("INSERT INTO nest VALUES (2, 20), (3, 30); INSERT INTO nest VALUES (4, 40)");
+        let expected = ["INSERT 2 20", "INSERT 3 30", "UPDATE 2 21", "UPDATE 3 31", "INSERT 4 40", "UPDATE 4 41"];
+        assert_eq!(told(&log.news()), expected, "{name}");
+        copy(&mut session, "5\t50\n6\t60\n");
+        assert_eq!(told(&log.news()), ["INSERT 5 50", "INSERT 6 60", "UPDATE 5 51", "UPDATE 6 61"], "{name}");
+    }
+}
+
+#[track_caller]
+fn copy(session: &mut Session, rows: &str) {
+    let mut copy = session.client().copy_in("COPY nest (id, n) FROM STDIN").expect("COPY begins");
+    copy.write_all(rows.as_bytes()).expect("rows are taken");
+    copy.finish().expect("COPY ends");
+}
+
+#[test]
+fn a_row_that_a_trigger_puts_back_is_there_at_the_end() {
+    let (db, mut log) = nest(
+        "CREATE FUNCTION put_back() RETURNS trigger LANGUAGE plpgsql AS
+         $$ BEGIN INSERT INTO nest VALUES (OLD.id, OLD.n + 1); RETURN NULL; END $$;
+         INSERT INTO nest VALUES (1, 10), (2, 20);
+         CREATE TRIGGER a_put_back AFTER DELETE ON nest FOR EACH ROW EXECUTE FUNCTION put_back();",
+    );
+    log.skip_to_now();
+    db.session().run("DELETE FROM nest");
+    assert_eq!(told(&log.news()), ["DELETE 1 10", "DELETE 2 20", "INSERT 1 11", "INSERT 2 21"]);
+}
+
+#[test]
+fn what_a_before_trigger_changes_comes_before_the_row_it_was_fired_for() {
+    let (db, mut log) = nest(
+        "CREATE FUNCTION replace() RETURNS trigger LANGUAGE plpgsql AS
+         $$ BEGIN DELETE FROM nest WHERE id = NEW.id; RETURN NEW; END $$;
+         CREATE TRIGGER replace BEFORE INSERT ON nest FOR EACH ROW EXECUTE FUNCTION replace();
+         INSERT INTO nest VALUES (1, 10);",
+    );
+    log.skip_to_now();
+    let mut session = db.session();
+    session.run("INSERT INTO nest VALUES (1, 11)");
+    assert_eq!(told(&log.news()), ["DELETE 1 10", "INSERT 1 11"]);
+    // A row of the same statement.
+    session.run("INSERT INTO nest VALUES (1, 12), (1, 13), (2, 20)");
+    assert_eq!(told(&log.news()), ["DELETE 1 11", "INSERT 1 12", "DELETE 1 12", "INSERT 1 13", "INSERT 2 20"]);
+    copy(&mut session, "1\t14\n2\t21\n2\t22\n");
+    let expected = ["DELETE 1 13", "DELETE 2 20", "INSERT 1 14", "INSERT 2 21", "DELETE 2 21", "INSERT 2 22"];
+    assert_eq!(told(&log.news()), expected);
+}
+
+#[test]
+fn positions_that_a_before_trigger_shifts_end_as_they_are() {
+    let (db, mut log) = nest(
+        "CREATE FUNCTION shift() RETURNS trigger LANGUAGE plpgsql AS
+         $$ BEGIN UPDATE nest SET n = n + 1 WHERE n >= NEW.n; RETURN NEW; END $$;
+         CREATE TRIGGER shift BEFORE INSERT ON nest FOR EACH ROW EXECUTE FUNCTION shift();
+         SELECT tidings.watch('nest', topic => 'again', name => 'again');",
+    );
+    db.session().run("INSERT INTO nest VALUES (1, 1), (2, 1), (3, 1)");
+    let expected = ["INSERT 1 1", "UPDATE 1 2", "INSERT 2 1", "UPDATE 1 3", "UPDATE 2 2", "INSERT 3 1"];
+    // Updates of one command may come in any order of rows.
+    let in_order = |topic: &str, events: &[Event]| {
+        let mut told: Vec<String> =
+            told(&events.iter().filter(|event| event.topic == topic).cloned().collect::<Vec<_>>());
+        told[3..5].sort();
+        told
+    };
+    let events = log.news();
+    assert_eq!(in_order("nest", &events), expected);
+    assert_eq!(in_order("again", &events), expected, "each watch has its own events");
+}
+
+#[test]
+fn cascades_publications_and_truncations_have_their_places() {
+    let (db, mut log) = nest(
+        "CREATE TABLE kid (id int PRIMARY KEY, n int REFERENCES nest ON DELETE CASCADE);
+         SELECT tidings.watch('kid', topic => 'kid');
+         CREATE FUNCTION say() RETURNS trigger LANGUAGE plpgsql AS
+         $$ BEGIN
+              PERFORM tidings.publish('nest', to_jsonb(TG_ARGV[0]));
+              IF TG_OP = 'TRUNCATE' THEN INSERT INTO nest VALUES (9, 90); END IF;
+              RETURN NULL;
+            END $$;
+         CREATE TRIGGER a_say AFTER INSERT ON kid FOR EACH ROW EXECUTE FUNCTION say('kid');
+         CREATE TRIGGER a_truncated AFTER TRUNCATE ON nest FOR EACH STATEMENT EXECUTE FUNCTION say('truncated');
+         SELECT tidings.watch('nest', topic => 'nest', operations => '{TRUNCATE}', name => 'all');
+         INSERT INTO nest VALUES (1, 10), (2, 20);",
+    );
+    log.skip_to_now();
+    let mut session = db.session();
+    session.run("SELECT tidings.publish('nest', '0'); INSERT INTO kid VALUES (1, 1), (2, 2); SELECT tidings.publish('nest', '1')");
+    let expected = ["published 0", "INSERT 1 1", "INSERT 2 2", "published \"kid\"", "published \"kid\"", "published 1"];
+    assert_eq!(told(&log.news()), expected);
+    session.run("DELETE FROM nest");
+    assert_eq!(told(&log.news()), ["DELETE 1 10", "DELETE 2 20", "DELETE 1 1", "DELETE 2 2"]);
+    session
+        .run("BEGIN; INSERT INTO nest VALUES (1, 10); TRUNCATE nest CASCADE; INSERT INTO nest VALUES (1, 11); COMMIT");
+    let expected = ["INSERT 1 10", "TRUNCATE", "published \"truncated\"", "INSERT 9 90", "INSERT 1 11"];
+    assert_eq!(told(&log.news()), expected);
+}
+
+#[test]
+fn rows_written_early_stand_in_order_too() {
+    const ROWS: usize = 300;
+    // Kilobytes a row: more than a buffer holds, many times over.
+    let (db, mut log) = nest("CREATE TRIGGER a_bump AFTER INSERT ON nest FOR EACH ROW EXECUTE FUNCTION bump()");
+    db.session().run(&format!(
+        "BEGIN; INSERT INTO nest VALUES (0, 0);
+         INSERT INTO nest SELECT i, i * 10, (SELECT string_agg(md5(random()::text), '') FROM generate_series(1, 200 + i - i))
+         FROM generate_series(1, {ROWS}) i;
+         SAVEPOINT s; INSERT INTO nest VALUES (1000, 0); COMMIT"
+    ));
+    let mut expected = vec!["INSERT 0 0".to_owned(), "UPDATE 0 1".to_owned()];
+    expected.extend((1..=ROWS).map(|i| format!("INSERT {i} {}", i * 10)));
+    expected.extend((1..=ROWS).map(|i| format!("UPDATE {i} {}", i * 10 + 1)));
+    expected.extend(["INSERT 1000 0".to_owned(), "UPDATE 1000 1".to_owned()]);
+    let events = log.news();
+    assert_eq!(told(&events), expected);
+    assert!(segments(&mut db.session()) > 10, "written early, or this test proves nothing");
+    let tick = |event: &Event| event.position.split('-').next().map(str::to_owned);
+    assert!(events.iter().all(|event| tick(event) == tick(&events[0])), "one transaction, one tick");
+}
+
+/// Tables whose triggers do anything, at random, three deep. What runs before a row is changed writes no key that it may have freed.
+const ANYTHING: &str = "
+CREATE TABLE nodes (id int PRIMARY KEY, n int NOT NULL, pad text);
+CREATE TABLE kids (id int PRIMARY KEY, node int REFERENCES nodes ON DELETE CASCADE ON UPDATE CASCADE, n int NOT NULL, pad text);
+CREATE TABLE parts (id int, half int, n int NOT NULL, PRIMARY KEY (id, half)) PARTITION BY LIST (half);
+CREATE TABLE parts_0 PARTITION OF parts FOR VALUES IN (0);
+CREATE TABLE parts_1 PARTITION OF parts FOR VALUES IN (1);
+SELECT tidings.watch(t, topic => 'all', old_record => 'full') FROM unnest('{nodes,kids,parts}'::regclass[]) t;
+
+CREATE FUNCTION pad() RETURNS text LANGUAGE sql VOLATILE AS
+$$ SELECT string_agg(md5(random()::text), '') FROM generate_series(1, CASE WHEN random() < 0.3 THEN 900 ELSE 1 END) $$;
+CREATE FUNCTION any_id() RETURNS int LANGUAGE sql VOLATILE AS $$ SELECT (random() * 9)::int $$;
+
+CREATE FUNCTION change() RETURNS int LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    dice int := (random() * 11)::int;
+    a    int := any_id();
+    b    int := any_id();
+BEGIN
+    IF current_setting('t.before', true) = 'yes' THEN dice := dice % 4; END IF;
+    IF random() < 0.1 THEN
+        BEGIN
+            PERFORM change();
+            RAISE division_by_zero;
+        EXCEPTION WHEN division_by_zero THEN NULL;
+        END;
+    END IF;
+    CASE dice
+        WHEN 0 THEN UPDATE nodes SET n = n + 1, pad = pad() WHERE id BETWEEN a AND b;
+        WHEN 1 THEN DELETE FROM nodes WHERE id = a;
+        WHEN 2 THEN UPDATE kids SET n = n + 1 WHERE node = a;
+        WHEN 3 THEN DELETE FROM kids WHERE id IN (a, b);
+        WHEN 4 THEN INSERT INTO nodes VALUES (a, 0, pad()), (b, 0, pad()) ON CONFLICT DO NOTHING;
+        WHEN 5 THEN INSERT INTO nodes VALUES (a, 0, pad()) ON CONFLICT (id) DO UPDATE SET n = nodes.n + 10;
+        WHEN 6 THEN UPDATE nodes SET id = a WHERE id = b AND NOT EXISTS (SELECT FROM nodes WHERE id = a);
+        WHEN 7 THEN INSERT INTO kids SELECT any_id(), id, 0, pad() FROM nodes WHERE id >= a LIMIT 1 ON CONFLICT DO NOTHING;
+        WHEN 8 THEN UPDATE parts SET half = 1 - half WHERE id = a AND NOT EXISTS (SELECT FROM parts p WHERE p.id = a AND p.half <> parts.half);
+        WHEN 9 THEN INSERT INTO parts VALUES (a, b % 2, 0) ON CONFLICT DO NOTHING;
+        WHEN 10 THEN
+            MERGE INTO nodes USING (SELECT i FROM generate_series(least(a, b), greatest(a, b)) i) s ON id = i
+            WHEN MATCHED AND i % 2 = 0 THEN DELETE
+            WHEN MATCHED THEN UPDATE SET n = n + 100
+            WHEN NOT MATCHED THEN INSERT VALUES (i, 1, '');
+        ELSE
+            WITH gone AS (DELETE FROM nodes WHERE id = a RETURNING id) INSERT INTO parts SELECT id + 100, 0, 0 FROM gone ON CONFLICT DO NOTHING;
+    END CASE;
+    RETURN 0;
+END $$;
+
+CREATE FUNCTION act() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    before text := current_setting('t.before', true);
+BEGIN
+    IF pg_trigger_depth() <= 3 AND random() < 0.3 THEN
+        IF TG_WHEN = 'BEFORE' THEN PERFORM set_config('t.before', 'yes', true); END IF;
+        IF random() < 0.5 THEN
+            BEGIN PERFORM change(); EXCEPTION WHEN OTHERS THEN NULL; END;
+        ELSE
+            PERFORM change();
+        END IF;
+        PERFORM set_config('t.before', before, true);
+    END IF;
+    RETURN coalesce(NEW, OLD);
+END $$;
+
+CREATE FUNCTION change_first() RETURNS int LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    before text := current_setting('t.before', true);
+BEGIN
+    PERFORM set_config('t.before', 'yes', true);
+    PERFORM change();
+    PERFORM set_config('t.before', before, true);
+    RETURN 0;
+END $$;
+
+CREATE TRIGGER a_before BEFORE INSERT OR UPDATE OR DELETE ON nodes FOR EACH ROW EXECUTE FUNCTION act();
+CREATE TRIGGER a_after AFTER INSERT OR UPDATE OR DELETE ON nodes FOR EACH ROW EXECUTE FUNCTION act();
+CREATE TRIGGER z_after AFTER INSERT OR UPDATE OR DELETE ON nodes FOR EACH ROW EXECUTE FUNCTION act();
+CREATE TRIGGER a_before BEFORE INSERT ON kids FOR EACH ROW EXECUTE FUNCTION act();
+CREATE TRIGGER a_after AFTER INSERT OR UPDATE OR DELETE ON kids FOR EACH ROW EXECUTE FUNCTION act();
+CREATE TRIGGER a_after AFTER INSERT OR UPDATE OR DELETE ON parts FOR EACH ROW EXECUTE FUNCTION act();
+CREATE TRIGGER statement BEFORE INSERT OR UPDATE ON nodes FOR EACH STATEMENT EXECUTE FUNCTION act();
+CREATE TRIGGER z_statement AFTER INSERT OR UPDATE ON nodes FOR EACH STATEMENT EXECUTE FUNCTION act();
+CREATE CONSTRAINT TRIGGER deferred AFTER INSERT OR DELETE ON kids DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION act();
+";
+
+/// The rows as a client has them that applies events one by one, and looks at each whether it can be so.
+#[derive(Default)]
+struct Client {
+    rows: BTreeMap<String, Value>,
+}
+
+impl Client {
+    fn apply(&mut self, event: &Event) -> Result<(), String> {
+        let json = event.json();
+        let key = |row: &Value| format!("{} {} {}", json["table"], row["id"], row["half"]);
+        let (new, old) = (&json["record"], &json["old_record"]);
+        if !old.is_null() {
+            let had = self.rows.remove(&key(old));
+            if had.as_ref() != Some(old) {
+                return Err(format!("it has {had:?}"));
+            }
+        }
+        if !new.is_null()
+            && let Some(had) = self.rows.insert(key(new), new.clone())
+        {
+            return Err(format!("it has {had:?} already"));
+        }
+        Ok(())
+    }
+}
+
+/// One transaction of a few statements, some of which fail, some of which are rolled back.
+fn anything(session: &mut Session, random: &mut fastrand::Rng) {
+    session.run(&format!("BEGIN; SELECT setseed({}); SET LOCAL t.before = 'no'", random.f64()));
+    for _ in 0..random.usize(1..6) {
+        let statement = match random.u32(..6) {
+            0 => {
+                "INSERT INTO nodes SELECT DISTINCT any_id(), change_first(), pad() FROM generate_series(1, 4) ON CONFLICT DO NOTHING"
+            }
+            1 => {
+                "INSERT INTO nodes SELECT i, 0, pad() FROM generate_series(any_id(), 12) i ON CONFLICT (id) DO UPDATE SET n = nodes.n + 1"
+            }
+            2 => "UPDATE nodes SET n = n + 1",
+            _ => "SELECT change()",
+        };
+        session.run("SAVEPOINT s");
+        let has_failed = session.client().batch_execute(statement).is_err();
+        if has_failed || random.u32(..5) == 0 {
+            session.run("ROLLBACK TO s");
+        } else if random.bool() {
+            session.run("RELEASE s");
+        }
+    }
+    // A deferred trigger may fail.
+    if session.client().batch_execute("COMMIT").is_err() {
+        session.run("ROLLBACK");
+    }
+}
+
+#[test]
+fn whoever_applies_the_events_one_by_one_ends_with_the_rows_that_are_there() {
+    const TRANSACTIONS: usize = 300;
+    let seed = crate::seed();
+    println!("seed {seed}");
+    let db = shared().database();
+    let mut session = db.session();
+    session.run(ANYTHING);
+    let mut log = Log::from_here(&db);
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut client = Client::default();
+    for i in 0..TRANSACTIONS {
+        anything(&mut session, &mut random);
+        if i % 10 > 0 {
+            continue;
+        }
+        let events = log.news();
+        for event in &events {
+            if let Err(what) = client.apply(event) {
+                let all: Vec<String> = events.iter().map(|e| format!("{} {}", e.position, brief(e))).collect();
+                panic!("transactions up to {i}, {}: {what:.300}\n{}", brief(event), all.join("\n"));
+            }
+        }
+        let sql = "SELECT '\"' || tableoid::regclass || '\"' t, to_jsonb(nodes)::text FROM nodes
+                   UNION ALL SELECT '\"kids\"', to_jsonb(kids)::text FROM kids
+                   UNION ALL SELECT '\"parts\"', to_jsonb(parts)::text FROM parts";
+        let rows = session.all(sql, &[]).into_iter().map(|row| {
+            let (table, json): (String, String) = (row.get(0), row.get(1));
+            let json: Value = serde_json::from_str(&json).expect("JSON");
+            (format!("{table} {} {}", json["id"], json["half"]), json)
+        });
+        assert_eq!(client.rows, rows.collect(), "transactions up to {i}");
+    }
+}
+
+/// An event without its long texts.
+fn brief(event: &Event) -> String {
+    let mut json = event.json();
+    for record in ["record", "old_record"] {
+        if let Some(row) = json[record].as_object_mut() {
+            row.remove("pad");
+        }
+    }
+    json.to_string()
+}
