@@ -34,7 +34,7 @@ fuzz_target!(|data: &[u8]| {
         }
         _ => {
             let (template, topic) = text.split_once('\n').unwrap_or((text, ""));
-            if let Ok(template) = Template::parse(template) {
+            if let Ok(template) = Template::parse_any(template) {
                 let _ = template.matches(topic);
             }
         }

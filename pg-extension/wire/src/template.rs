@@ -1,4 +1,7 @@
 //! How a topic is made of named values: `boards_{board_id}`. `{{` and `}}` stand for literal braces.
+//!
+//! A topic has one reading: whoever may read the topic of one row must not get the events of another row whose values happen to make
+//! the same text. So text separates any two holes, and no value contains the text that separates it from the next.
 
 /// A parsed template.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,11 +33,34 @@ pub enum TemplateError {
     /// `{}`.
     #[error("a hole names nothing")]
     Nameless,
+    /// `{a}{b}`.
+    #[error("no text separates two holes: nothing tells where the first value ends")]
+    Adjacent,
+}
+
+/// A value contains the text that separates it from the next one, or makes it begin earlier: there would be another reading.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a value in it contains the text that separates it from the next")]
+pub struct Ambiguous;
+
+/// Checks a value, given with the text behind it that separates it from the next one.
+pub fn check_separated(value_and_separator: &[u8], separator: &str) -> Result<(), Ambiguous> {
+    let mut windows = value_and_separator.windows(separator.len().max(1));
+    match windows.position(|window| window == separator.as_bytes()) {
+        Some(at) if at + separator.len() == value_and_separator.len() => Ok(()),
+        _ => Err(Ambiguous),
+    }
 }
 
 impl Template {
     /// Parses `text`.
     pub fn parse(text: &str) -> Result<Self, TemplateError> {
+        let template = Self::parse_any(text)?;
+        if template.has_adjacent_holes() { Err(TemplateError::Adjacent) } else { Ok(template) }
+    }
+
+    /// As [`Self::parse`], but holes may stand side by side: older versions took such templates. They match nothing.
+    pub fn parse_any(text: &str) -> Result<Self, TemplateError> {
         let mut pieces = Vec::new();
         let mut literal = String::new();
         let mut rest = text;
@@ -72,8 +98,39 @@ impl Template {
         &self.pieces
     }
 
-    /// Takes `text` apart: the values of the holes, in order, or None if it does not have the form. A hole holds at
-    /// least one character and ends where the text behind it occurs next; the last hole takes what is left.
+    /// Whether nothing separates two holes.
+    pub fn has_adjacent_holes(&self) -> bool {
+        self.pieces.windows(2).any(|pair| matches!(pair, [Piece::Hole(_), Piece::Hole(_)]))
+    }
+
+    /// Whether the piece is text that separates two holes.
+    pub fn is_separator(&self, index: usize) -> bool {
+        matches!(self.pieces.get(index), Some(Piece::Text(_))) && index > 0 && index + 1 < self.pieces.len()
+    }
+
+    /// Puts the values into the holes.
+    pub fn fill<'v>(&self, value: impl Fn(&str) -> &'v str) -> Result<String, Ambiguous> {
+        let mut text = String::new();
+        let mut value_at = 0;
+        for (index, piece) in self.pieces.iter().enumerate() {
+            match piece {
+                Piece::Text(literal) => {
+                    text.push_str(literal);
+                    if self.is_separator(index) {
+                        check_separated(&text.as_bytes()[value_at..], literal)?;
+                    }
+                }
+                Piece::Hole(name) => {
+                    value_at = text.len();
+                    text.push_str(value(name));
+                }
+            }
+        }
+        Ok(text)
+    }
+
+    /// Takes `text` apart: the values of the holes, in order, or None if no values make it. A hole holds at least one character and
+    /// ends where the text behind it occurs first; the last hole takes what is left.
     pub fn matches<'t>(&self, text: &'t str) -> Option<Vec<&'t str>> {
         let (pieces, mut rest) = match self.pieces.split_last() {
             Some((Piece::Text(suffix), before)) if !before.is_empty() => (before, text.strip_suffix(suffix.as_str())?),
@@ -85,12 +142,14 @@ impl Template {
                 rest = rest.strip_prefix(literal.as_str())?;
                 continue;
             }
-            let first = rest.chars().next()?.len_utf8();
             let end = match pieces.get(i + 1) {
                 None => rest.len(),
-                Some(Piece::Hole(_)) => first,
-                Some(Piece::Text(literal)) => first + rest[first..].find(literal.as_str())?,
+                Some(Piece::Hole(_)) => return None,
+                Some(Piece::Text(literal)) => rest.find(literal.as_str())?,
             };
+            if end == 0 {
+                return None;
+            }
             let (value, after) = rest.split_at(end);
             values.push(value);
             rest = after;
@@ -122,7 +181,7 @@ mod tests {
 
     #[test]
     fn holes_and_literal_braces() {
-        let pieces = |t: &str| Template::parse(t).unwrap().pieces;
+        let pieces = |t: &str| Template::parse_any(t).unwrap().pieces;
         assert_eq!(pieces("news"), [text("news")]);
         assert_eq!(pieces("boards_{board_id}"), [text("boards_"), hole("board_id")]);
         assert_eq!(pieces("{a}{b c}-{ü}"), [hole("a"), hole("b c"), text("-"), hole("ü")]);
@@ -138,6 +197,8 @@ mod tests {
             ("a}", TemplateError::Unopened),
             ("a{}b", TemplateError::Nameless),
             ("{{}", TemplateError::Unopened),
+            ("{a}{b}", TemplateError::Adjacent),
+            ("x{a}-{b}{c}", TemplateError::Adjacent),
         ] {
             assert_eq!(Template::parse(text), Err(error), "{text:?}");
         }
@@ -145,21 +206,64 @@ mod tests {
 
     #[test]
     fn a_topic_is_taken_apart() {
-        let matches = |template: &str, topic: &'static str| Template::parse(template).unwrap().matches(topic);
+        let matches = |template: &str, topic: &'static str| Template::parse_any(template).unwrap().matches(topic);
         assert_eq!(matches("news", "news"), Some(vec![]));
         assert_eq!(matches("news", "newsx"), None);
         assert_eq!(matches("boards_{id}", "boards_5"), Some(vec!["5"]));
         assert_eq!(matches("boards_{id}", "boards_"), None);
         assert_eq!(matches("boards_{id}", "xboards_5"), None);
         assert_eq!(matches("{a}_{b}", "x_y_z"), Some(vec!["x", "y_z"]));
-        assert_eq!(matches("{a}_{b}", "__z"), Some(vec!["_", "z"]));
+        assert_eq!(matches("{a}_{b}", "__z"), None);
+        assert_eq!(matches("{a}_{b}", "_z"), None);
         assert_eq!(matches("{a}.html", "a.html.html"), Some(vec!["a.html"]));
         assert_eq!(matches("ab{x}ba", "aba"), None);
-        assert_eq!(matches("{a}{b}", "üx"), Some(vec!["ü", "x"]));
-        assert_eq!(matches("{a}{b}", "ü"), None);
+        assert_eq!(matches("{a}{b}", "üx"), None);
+    }
+
+    #[test]
+    fn no_value_moves_the_end_of_another() {
+        let fill = |template: &str, a: &'static str, b: &'static str| {
+            Template::parse(template).unwrap().fill(|name| if name == "a" { a } else { b })
+        };
+        assert_eq!(fill("chat_{a}_{b}", "acme", "corp_board").as_deref(), Ok("chat_acme_corp_board"));
+        assert_eq!(fill("chat_{a}_{b}", "acme_corp", "board"), Err(Ambiguous));
+        // Together with the first half of the separator.
+        assert_eq!(fill("{a}__{b}", "x_", "y"), Err(Ambiguous));
+        assert_eq!(fill("{a}__{b}", "x_y", "_z").as_deref(), Ok("x_y___z"));
+        assert_eq!(fill("{a}.html", "a.html", "").as_deref(), Ok("a.html.html"));
+        assert_eq!(fill("{a}_{b}_", "x", "y_").as_deref(), Ok("x_y__"));
     }
 
     proptest! {
+        /// All templates of a few pieces, all values of a few letters that occur in the templates too.
+        #[test]
+        fn a_topic_has_one_reading(
+            first in "[ab]{0,2}", separators in prop::collection::vec("[ab]{1,3}", 0..3), last in "[ab]{0,2}",
+            values in prop::collection::vec("[abc]{0,4}", 3), others in prop::collection::vec("[abc]{0,4}", 3),
+        ) {
+            let mut text = format!("{first}{{0}}");
+            for (i, separator) in separators.iter().enumerate() {
+                text += &format!("{separator}{{{}}}", i + 1);
+            }
+            let template = Template::parse(&(text + &last)).unwrap();
+            let count = separators.len() + 1;
+            let fill = |values: &[String]| template.fill(|name| &values[name.parse::<usize>().unwrap()]);
+            if let Ok(topic) = fill(&values) {
+                let expected = values[..count].iter().map(String::as_str).collect::<Vec<_>>();
+                let is_whole = expected.iter().all(|value| !value.is_empty());
+                prop_assert_eq!(template.matches(&topic), is_whole.then_some(expected));
+                if fill(&others).as_ref() == Ok(&topic) {
+                    prop_assert_eq!(&values[..count], &others[..count]);
+                }
+            }
+            // And the other way round: what matches is what these values make.
+            let topic = values.concat();
+            if let Some(read) = template.matches(&topic) {
+                let read: Vec<_> = read.into_iter().map(str::to_owned).collect();
+                prop_assert_eq!(fill(&read), Ok(topic));
+            }
+        }
+
         #[test]
         fn what_matches_is_what_was_put_in(a in "[a-c]{1,5}", b in "\\PC{1,5}") {
             let template = Template::parse("x_{a}-{b}_y").unwrap();
@@ -169,7 +273,7 @@ mod tests {
 
         #[test]
         fn no_topic_breaks_the_matcher(template in "[{}ab]{0,12}", topic in "[abü]{0,12}") {
-            if let Ok(template) = Template::parse(&template) && let Some(values) = template.matches(&topic) {
+            if let Ok(template) = Template::parse_any(&template) && let Some(values) = template.matches(&topic) {
                 prop_assert_eq!(values.len(), template.holes().count());
             }
         }
