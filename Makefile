@@ -38,8 +38,9 @@ VERSION = $(shell sed -nE "s/^default_version *= *'(.*)'/\1/p" sql/tidings.contr
 PACKAGES := postgresql-15 postgresql-server-dev-15
 BUILD_PACKAGES := clang libclang-dev pkg-config build-essential
 # Load balancers and a cache for the tests behind them and the page's, clients that others have written, and what the document about
-# security uses: it is run as it stands.
-TEST_PACKAGES := curl openssl nginx haproxy varnish python3-venv libfaketime
+# security uses: it is run as it stands; and types whose casts are code of others.
+TEST_PACKAGES := curl openssl nginx haproxy varnish python3-venv libfaketime \
+  $(if $(filter /usr/lib/postgresql/15/%,$(PG_CONFIG)),postgresql-15-postgis-3)
 BROWSER_PACKAGES := chromium nginx haproxy
 # What Tidings is measured against. What can't be had is left out, and the page says so.
 BENCH_PACKAGES := nginx libnginx-mod-nchan postgresql-15-wal2json \
@@ -150,8 +151,9 @@ test: install lint browser clients
 	cargo test --locked -p tidings-tests --test browser -- $(ONLY)
 
 # What an application builds upon; left out are the proxy's own manners and the programs of others, which know no version.
-CORE := access backlog delivery faults foreign_objects frames installation life life_cycle login_role lost open_topics order outlines own_tables position relay_channel resume retention rights scan semantics \
-  standby surface transactions values watch_options writers_never_fail
+CORE := access backlog delivery faults foreign_objects frames installation life life_cycle login_role lost open_topics order order_in_transaction \
+  outlines own_tables partitions position relay_channel resume retention rights scan semantics standby surface transactions user_code values \
+  watch_options writers_never_fail
 
 test-core: install
 	@printf '==> tests of the core promises on %s\n' "$$($(PG_CONFIG) --version)"

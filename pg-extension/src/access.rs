@@ -3,12 +3,13 @@
 use pgrx::prelude::*;
 use tidings_wire::template::{Piece, Template};
 
-use crate::errors;
+use crate::{errors, preload};
 
 /// `tidings.match_topic(template, topic)`: the values of the holes, in order, or NULL.
 #[pg_extern]
 fn match_topic(template: &str, topic: &str) -> Option<Vec<String>> {
-    let values = parse(template).matches(topic)?.into_iter().map(str::to_owned).collect();
+    preload::require();
+    let values = parse_any(template).matches(topic)?.into_iter().map(str::to_owned).collect();
     Some(values)
 }
 
@@ -16,7 +17,8 @@ fn match_topic(template: &str, topic: &str) -> Option<Vec<String>> {
 /// value. No text of a topic ever becomes part of a query.
 #[pg_extern]
 fn bind_holes(template: &str, query: &str) -> String {
-    let (template, query) = (parse(template), parse(query));
+    preload::require();
+    let (template, query) = (parse(template), parse_any(query));
     let bind = |piece: &Piece| match piece {
         Piece::Text(text) => text.clone(),
         Piece::Hole(name) => match template.holes().position(|hole| hole == name) {
@@ -29,6 +31,11 @@ fn bind_holes(template: &str, query: &str) -> String {
 
 fn parse(text: &str) -> Template {
     Template::parse(text).unwrap_or_else(|error| refuse(&format!("bad rule \"{text}\": {error}")))
+}
+
+/// Of a query, or of a rule that is there and must not fail others.
+fn parse_any(text: &str) -> Template {
+    Template::parse_any(text).unwrap_or_else(|error| refuse(&format!("bad rule \"{text}\": {error}")))
 }
 
 fn refuse(message: &str) -> ! {

@@ -50,6 +50,8 @@ struct Buffer {
     written: bool,
     /// The user was warned of an event that could not be sent.
     warned: bool,
+    /// The user was warned of a value that could not be sent as it is.
+    warned_of_value: bool,
     /// What else is to be done after commit.
     after_commit: AfterCommit,
     /// A database whose relay was sent away until this transaction ends.
@@ -78,6 +80,7 @@ thread_local! {
             written_rank: Rank::FIRST,
             written: false,
             warned: false,
+            warned_of_value: false,
             after_commit: AfterCommit { recheck: false, launcher: false, install: false },
             paused: None,
         })
@@ -133,6 +136,13 @@ pub fn warn_skipped(detail: &str) {
     }
     if !BUFFER.with_borrow_mut(|buffer| std::mem::replace(&mut buffer.warned, true)) {
         errors::warn("tidings: a change is not announced", detail);
+    }
+}
+
+/// Warns, once a transaction, of a value that is sent as something else.
+pub fn warn_of_value(detail: &str) {
+    if !BUFFER.with_borrow_mut(|buffer| std::mem::replace(&mut buffer.warned_of_value, true)) {
+        errors::warn("tidings: a value is not announced as it is", detail);
     }
 }
 
@@ -247,7 +257,8 @@ impl Buffer {
         self.runs.clear();
         self.runs.shrink_to(64);
         self.encoder.shrink();
-        (self.captured, self.written, self.warned) = (0, false, false);
+        (self.captured, self.written) = (0, false);
+        (self.warned, self.warned_of_value) = (false, false);
         (self.highest, self.settled, self.is_tangled) = (Rank::FIRST, Rank::FIRST, false);
         (self.written_to, self.written_rank) = (0, Rank::FIRST);
         self.after_commit = AfterCommit::default();

@@ -8,16 +8,15 @@ use std::cell::Cell;
 use pgrx::prelude::*;
 use tidings_wire::Row;
 use tidings_wire::segment::Event;
-use tidings_wire::topic::{TopicError, check_name};
+use tidings_wire::topic::check_name;
 
 use crate::command::Rank;
 use crate::errors::WatchError;
 use crate::foreign::infallible::heap_deform_tuple;
 use crate::payload::{Change, Operation, Tuple};
 use crate::run::Captured;
-use crate::value::TooLong;
-use crate::watch::{self, Watch};
-use crate::{buffer, errors, settings};
+use crate::watch::Watch;
+use crate::{buffer, errors, preload, settings, watches};
 
 thread_local! {
     /// Memory for one row's events, kept from row to row. A nested trigger finds it lent out and uses its own.
@@ -61,14 +60,16 @@ pub unsafe extern "C-unwind" fn tidings_capture(fcinfo: pg_sys::FunctionCallInfo
         }
         &*(*fcinfo).context.cast::<pg_sys::TriggerData>()
     };
-    if settings::capture() {
+    if !preload::is_there() {
+        preload::warn_once();
+    } else if settings::capture() {
         capture(data);
     }
     pg_sys::Datum::from(0)
 }
 
 fn capture(data: &pg_sys::TriggerData) {
-    let watch = watch::of(data);
+    let watch = watches::of(data);
     // Packing may run SQL (a type's output function may), so nothing is borrowed meanwhile.
     let mut scratch = SCRATCH.take().unwrap_or_default();
     let Scratch { tuples: [old, new], packed } = &mut *scratch;
@@ -108,7 +109,7 @@ fn capture(data: &pg_sys::TriggerData) {
     SCRATCH.set(Some(scratch));
 }
 
-/// Whether an UPDATE moves the row to another topic. Other values may make the same one: `{a}_{b}` of (1_2, 3) and (1, 2_3).
+/// Whether an UPDATE moves the row to another topic. Values that differ may have the same text.
 fn moves(watch: &Watch, old: &Tuple, new: &Tuple) -> bool {
     if watch.same_topic(old, new) {
         return false;
@@ -164,8 +165,10 @@ fn emit(
         return;
     }
     let topic = text(topic);
-    if let Err(error) = written.map_err(|TooLong| TopicError::TooLong).and_then(|_| check_name(&topic)) {
-        buffer::warn_skipped(&format!("The topic that its watch makes cannot be used: {error}."));
+    let problem =
+        written.map_or_else(|error| Some(error.to_string()), |_| check_name(&topic).err().map(|e| e.to_string()));
+    if let Some(problem) = problem {
+        buffer::warn_skipped(&format!("The topic that its watch makes cannot be used: {problem}."));
         return;
     }
     let mut outline = watch.outline(operation);
@@ -186,6 +189,7 @@ fn text(bytes: &[u8]) -> Cow<'_, str> {
 /// `tidings.publish_text(topic, data, event)`, and under it `tidings.publish`.
 #[pg_extern]
 fn publish_text(topic: &str, data: &str, event: &str) {
+    preload::require();
     // SAFETY: raises an error or does nothing.
     unsafe { pg_sys::PreventCommandIfReadOnly(c"tidings.publish()".as_ptr()) };
     for (what, name) in [("topic", topic), ("event name", event)] {

@@ -10,7 +10,7 @@ use crate::foreign::infallible::heap_deform_tuple;
 use crate::foreign::{Async_Listen, Async_Unlisten, PreventCommandDuringRecovery};
 use crate::table::Table;
 use crate::tick::with_latest_snapshot;
-use crate::{buffer, errors};
+use crate::{buffer, errors, preload};
 
 thread_local! {
     /// What this session listens to by [`listen`].
@@ -48,6 +48,7 @@ fn first(table: &Table) -> Option<CString> {
 /// channel that is the former one by then.
 #[pg_extern]
 fn listen() -> String {
+    preload::require();
     let name = name();
     let former = LISTENING.take().filter(|former| *former != name);
     // SAFETY: inside a transaction of a client's session; the names are copied.
@@ -73,6 +74,7 @@ fn listen() -> String {
 /// `tidings.rotate_channel()`: another name, which the relay takes up when the transaction has committed.
 #[pg_extern]
 fn rotate_channel() {
+    preload::require();
     // Made by the server, so that it stands in no statement.
     let sql = "UPDATE tidings.secret SET channel = 'tidings_' OPERATOR(pg_catalog.||)
         pg_catalog.replace(pg_catalog.gen_random_uuid()::pg_catalog.text, '-', '')";

@@ -22,48 +22,50 @@ pub fn warn(message: &'static str, detail: &str) {
 /// Runs `body` in a subtransaction of its own. None if that ended with an error of this code, which nobody gets to see; any other error
 /// passes.
 pub fn attempt<R>(code: PgSqlErrorCode, body: impl FnOnce() -> R) -> Option<R> {
-    let body = std::panic::AssertUnwindSafe(body);
-    in_subtransaction(|| {
-        let attempt = PgTryBuilder::new(|| {
-            let body = body;
-            Some((body.0)())
-        });
-        attempt.catch_when(code, |_| None).execute()
+    attempt_unless(|other| other != code, body).ok()
+}
+
+/// The same, but all errors end there except those whose code is to pass. Gives the code of the error.
+pub fn attempt_unless<R>(
+    passes: impl Fn(PgSqlErrorCode) -> bool,
+    body: impl FnOnce() -> R,
+) -> Result<R, PgSqlErrorCode> {
+    in_subtransaction(body).map_err(|error| match &*error {
+        CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) if !passes(report.sql_error_code()) => {
+            report.sql_error_code()
+        }
+        _ => error.rethrow(),
     })
 }
 
 /// The same with any error, which is given as its message.
 pub fn attempt_all<R>(body: impl FnOnce() -> R) -> Result<R, String> {
-    let body = std::panic::AssertUnwindSafe(body);
-    let mut message = None;
-    let result = in_subtransaction(|| {
-        let message = std::panic::AssertUnwindSafe(std::cell::RefCell::new(&mut message));
-        let attempt = PgTryBuilder::new(|| {
-            let body = body;
-            Some((body.0)())
-        });
-        let failed = |error| {
-            let (CaughtError::PostgresError(report)
-            | CaughtError::ErrorReport(report)
-            | CaughtError::RustPanic { ereport: report, .. }) = error;
-            **message.borrow_mut() = Some(report.message().to_owned());
-            None
-        };
-        attempt.catch_others(failed).execute()
-    });
-    result.ok_or_else(|| message.unwrap_or_default())
+    in_subtransaction(body).map_err(|error| {
+        let (CaughtError::PostgresError(report)
+        | CaughtError::ErrorReport(report)
+        | CaughtError::RustPanic { ereport: report, .. }) = &*error;
+        report.message().to_owned()
+    })
 }
 
-/// Runs `body` in a subtransaction, which is rolled back if it gives None. Called inside a transaction.
-fn in_subtransaction<R>(body: impl FnOnce() -> Option<R>) -> Option<R> {
+/// Runs `body` in a subtransaction, which is rolled back if it fails. Called inside a transaction.
+fn in_subtransaction<R>(body: impl FnOnce() -> R) -> Result<R, Box<CaughtError>> {
+    let body = std::panic::AssertUnwindSafe(body);
     // SAFETY: inside a transaction. Memory context and resource owner are put back, as Postgres asks of whoever begins a
-    // subtransaction; `body` allocates in the caller's context. An error ends the transaction and with it the subtransaction.
+    // subtransaction; `body` allocates in the caller's context. The subtransaction ends here in any case: one that an error leaves
+    // open would look to Postgres like a savepoint, and the session would wait for a ROLLBACK.
     unsafe {
         let (context, owner) = (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner);
         pg_sys::BeginInternalSubTransaction(std::ptr::null());
         pg_sys::MemoryContextSwitchTo(context);
-        let result = body();
-        if result.is_some() {
+        let result = PgTryBuilder::new(|| {
+            let body = body;
+            Ok((body.0)())
+        })
+        .catch_others(|error| Err(Box::new(error)))
+        .catch_rust_panic(|error| Err(Box::new(error)))
+        .execute();
+        if result.is_ok() {
             pg_sys::ReleaseCurrentSubTransaction();
         } else {
             pg_sys::RollbackAndReleaseCurrentSubTransaction();

@@ -2,8 +2,8 @@
 //!
 //! The rooms, along the way of a change:
 //!
-//! - [`watch`]: what a trigger's arguments ask for, compiled against its table once and kept, [`columns`]: which columns.
-//! - [`value`]: a column's value, packed or as text ([`mod@array`], [`float`], [`time`], [`varlena`]: of those types), and [`payload`]: a whole
+//! - [`watch`]: what a trigger's arguments ask for, compiled against its table, [`watches`]: those that a backend keeps, [`columns`]: which columns.
+//! - [`value`]: a column's value, packed or as text, by [`user_code`] if its type has any ([`mod@array`], [`float`], [`time`], [`varlena`]: of those types), and [`payload`]: a whole
 //!   event's payload.
 //! - [`capture`]: the trigger function and `publish`.
 //! - [`command`]: in which order the rows were changed.
@@ -15,9 +15,11 @@
 //! - [`launcher`]: keeps one relay running in every database that has the extension. [`own_settings`]: what the two depend on.
 //! - [`utility`]: the statements that concern us: COMMIT PREPARED, those that want a database for themselves, what drops the
 //!   extension, renames its schema or takes a column away from a watch. [`removal`]: how the extension goes without making writers fail.
+//! - [`attach`]: partitions that have a watch of their own already.
 //! - [`read`]: the functions that decode the log and positions for SQL.
 //! - [`channel`]: the name of the channel, and who listens to it.
 //! - [`access`]: topic templates as subscription rules use them, [`rules`]: a rule's query, run as the subscriber.
+//! - [`preload`]: what is done where the library was not preloaded.
 //! - [`settings`]: the settings, [`lock`]: locks and how long to wait for them, [`errors`]: how an error leaves, [`foreign`]: what pgrx
 //!   does not declare.
 
@@ -33,6 +35,7 @@ use pgrx::prelude::*;
 
 mod access;
 mod array;
+mod attach;
 mod backlog;
 mod buffer;
 mod capture;
@@ -48,6 +51,7 @@ mod log;
 mod own_settings;
 mod pace;
 mod payload;
+mod preload;
 mod read;
 mod relay;
 mod removal;
@@ -61,29 +65,34 @@ mod snapshot;
 mod table;
 mod tick;
 mod time;
+mod user_code;
 mod utility;
 mod value;
 mod varlena;
 mod watch;
+mod watches;
 
 pgrx::pg_module_magic!();
 
 /// Called by Postgres when it loads the library: in the postmaster, by `shared_preload_libraries`.
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {
-    // SAFETY: a plain flag of the process, written by Postgres before it loads any library.
-    if !unsafe { pg_sys::process_shared_preload_libraries_in_progress } {
-        errors::raise(
-            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            "tidings is not loaded by shared_preload_libraries",
-            "Add tidings to shared_preload_libraries in postgresql.conf and restart the server.",
-        );
+    // SAFETY: plain flags of the process; Postgres writes the first one before it loads any library.
+    let (is_preloaded, creates_extension) =
+        unsafe { (pg_sys::process_shared_preload_libraries_in_progress, pg_sys::creating_extension) };
+    if !is_preloaded {
+        // A trigger of a watch may have loaded it. Nobody's write fails for that; all other functions say what is missing.
+        if creates_extension {
+            preload::require();
+        }
+        return;
     }
+    preload::note();
     settings::init();
     shared::init();
     buffer::init();
     table::init();
-    watch::init();
+    watches::init();
     command::init();
     utility::init();
     launcher::init();

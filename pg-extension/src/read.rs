@@ -6,7 +6,7 @@ use pgrx::prelude::*;
 use tidings_wire::{Position, position, segment};
 
 use crate::snapshot::{self, Snapshot};
-use crate::{buffer, errors, shared, tick};
+use crate::{buffer, errors, preload, shared, tick};
 
 /// What a position has beside its snapshot, in bytes: two numbers and what separates them.
 const ROOM_FOR_NUMBERS: usize = 64;
@@ -18,6 +18,7 @@ fn decode<'a>(
     data: &'a [u8],
     topics: Option<Vec<Option<String>>>,
 ) -> TableIterator<'a, (name!(n, i32), name!(topic, &'a str), name!(event, &'a str), name!(payload, String))> {
+    preload::require();
     let wanted = topics.map(|topics| topics.into_iter().flatten().collect::<std::collections::HashSet<_>>());
     let is_wanted = move |topic: &str| wanted.as_ref().is_none_or(|wanted| wanted.contains(topic));
     let mut events = segment::events(data);
@@ -41,6 +42,7 @@ fn parse_position(
     text: &str,
 ) -> TableIterator<'static, (name!(tick, i64), name!(n, i64), name!(stamp, Option<i64>), name!(snapshot, Option<String>))>
 {
+    preload::require();
     let position: Position = text.parse().unwrap_or_else(|error: position::PositionError| {
         errors::raise(
             PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
@@ -59,6 +61,7 @@ fn parse_position(
 /// `tidings.stamp()`: the next reading of the clock.
 #[pg_extern]
 fn stamp() -> i64 {
+    preload::require();
     shared::next_stamp() as i64
 }
 
@@ -67,6 +70,7 @@ fn stamp() -> i64 {
 #[pg_extern]
 #[allow(clippy::type_complexity)] // The columns of the SQL function.
 fn seen() -> TableIterator<'static, (name!(stamp, Option<i64>), name!(snapshot, String), name!(next, i64))> {
+    preload::require();
     let snapshot = Snapshot::active().to_string();
     if snapshot.len() > position::MAX_TEXT - ROOM_FOR_NUMBERS {
         errors::raise(
@@ -89,6 +93,7 @@ fn seen() -> TableIterator<'static, (name!(stamp, Option<i64>), name!(snapshot, 
 /// `tidings.floor()`: positions below this one have lost events, which an old snapshot may not show.
 #[pg_extern]
 fn floor() -> i64 {
+    preload::require();
     let floor = shared::my_database().map_or(0, |db| db.floor.load(SeqCst));
     // In recovery nobody keeps account of what the primary throws away.
     let replayed = if snapshot::is_of_recovery() { tick::oldest_position() } else { 0 };
@@ -110,6 +115,7 @@ fn relay() -> TableIterator<
         name!(skipped, i64),
     ),
 > {
+    preload::require();
     let Some(db) = shared::my_database() else {
         return TableIterator::once((None, "unknown".into(), None, 0, 0, 0, 0));
     };
@@ -124,5 +130,6 @@ fn relay() -> TableIterator<
 /// `tidings.installed()`: called at the end of the install script.
 #[pg_extern]
 fn installed() {
+    preload::require();
     buffer::installed_after_commit();
 }

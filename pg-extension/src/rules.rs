@@ -6,7 +6,7 @@ use std::ffi::{CStr, CString};
 use pgrx::pg_sys::panic::CaughtError;
 use pgrx::prelude::*;
 
-use crate::errors;
+use crate::{errors, preload};
 
 /// `tidings.ask_rule(role, claims, query, holes, search_path)`: why the rule does not let the role in, or NULL if it does. Only the
 /// extension's owner may call it: the role is not checked here.
@@ -18,6 +18,7 @@ fn ask_rule(
     holes: Vec<Option<String>>,
     search_path: &str,
 ) -> Option<String> {
+    preload::require();
     let [claims, query, search_path] = [claims, query, search_path].map(c_string);
     let holes = holes.into_datum()?;
     let settings =

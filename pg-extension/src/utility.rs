@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use pgrx::prelude::*;
 
 use crate::relay::wait;
-use crate::{buffer, command, errors, foreign, removal, shared, watch};
+use crate::{attach, buffer, command, errors, foreign, removal, shared, watch};
 
 /// How long a statement that wants a database for itself waits for the relay to leave it.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -102,6 +102,7 @@ unsafe extern "C-unwind" fn before(node: *mut pg_sys::Node) -> Kind {
             );
         }
         removal::make_way(node);
+        attach::check(node);
         Kind::of(node)
     }
 }

@@ -17,7 +17,7 @@ use crate::array::Elements;
 use crate::errors::attempt;
 use crate::foreign::datum_image_eq;
 use crate::varlena::{fetched, plain, size};
-use crate::{float, time};
+use crate::{buffer, float, time, user_code};
 
 /// How to pack the values of one column.
 pub struct Writer {
@@ -26,6 +26,8 @@ pub struct Writer {
     output: Function,
     /// `to_json`, for where `kind` says so.
     to_json: Function,
+    /// Whether these functions call code of users.
+    needs_user_code: bool,
     by_value: bool,
     length: i16,
     /// How to pack the elements, if it is an array.
@@ -59,6 +61,15 @@ enum Kind {
 /// A value that would make a payload too long, whatever else is in it.
 #[derive(Debug)]
 pub struct TooLong;
+
+/// Why a value has no text for a topic.
+#[derive(Debug, thiserror::Error)]
+pub enum NoText {
+    #[error("it is too long")]
+    TooLong,
+    #[error("the output function of a column's type fails")]
+    Fails,
+}
 
 /// Fails if what has been packed, of so many bytes, has JSON of more than `most` bytes.
 pub fn check_packed(size: usize, most: usize) -> Result<(), TooLong> {
@@ -152,17 +163,17 @@ impl Writer {
     /// Compiles the writer for a column of the type. `context` outlives it.
     pub fn new(type_oid: pg_sys::Oid, by_value: bool, length: i16, context: pg_sys::MemoryContext) -> Self {
         // A session's first write of a table waits for this: what can be known without the catalog is.
-        let (kind, elements) = match Kind::known(type_oid) {
-            Some(kind) => (kind, None),
+        let (kind, needs_user_code, elements) = match Kind::known(type_oid) {
+            Some(kind) => (kind, false, None),
             None => {
                 // SAFETY: a look-up in the system caches, inside a transaction.
                 let base = unsafe { pg_sys::getBaseType(type_oid) };
-                (Kind::of(base), Elements::of(base, context).map(Box::new))
+                (Kind::of(base), user_code::is_needed_for(base), Elements::of(base, context).map(Box::new))
             }
         };
         let output = Function::new(None, type_oid, context);
         let to_json = Function::new(Some(pg_sys::Oid::from(pg_sys::F_TO_JSON)), type_oid, context);
-        Self { kind, output, to_json, by_value, length, elements }
+        Self { kind, output, to_json, needs_user_code, by_value, length, elements }
     }
 
     /// Whether values that lie anywhere in memory can be written: never a function of Postgres gets to see them.
@@ -186,8 +197,7 @@ impl Writer {
             Err(Stop::TooLong) => Err(TooLong),
             Err(Stop::Unknown) => {
                 out.truncate(before);
-                self.pack_by_postgres(out, value);
-                Ok(())
+                self.pack_by_postgres(out, value)
             }
         }
     }
@@ -224,10 +234,10 @@ impl Writer {
         }
         // SAFETY: as above.
         if self.kind == Kind::Bytes || unsafe { size(value) } <= WRITABLE {
-            self.pack_by_postgres(out, value);
-            return Ok(());
+            return self.pack_by_postgres(out, value);
         }
-        attempt(PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED, || self.pack_by_postgres(out, value)).ok_or(TooLong)
+        let pack = || self.pack_by_postgres(out, value);
+        attempt(PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED, pack).unwrap_or(Err(TooLong))
     }
 
     /// Packs a value of a type of one length.
@@ -262,17 +272,22 @@ impl Writer {
             // Only who writes it can stop at `most`.
             (Kind::Jsonb, _) if bytes.len() > WRITABLE => jsonb(out)?,
             (Kind::Jsonb, _) => value::pack_jsonb(out, bytes).or_else(|_| jsonb(out))?,
-            (Kind::Json, _) => pack_json(out, bytes),
+            (Kind::Json, _) => {
+                pack_json(out, bytes);
+            }
             (_, Some(elements)) => elements.pack(out, bytes, most)?,
             _ => return Err(Stop::Unknown),
         }
         Ok(())
     }
 
-    fn pack_by_postgres(&self, out: &mut Vec<u8>, value: pg_sys::Datum) {
+    fn pack_by_postgres(&self, out: &mut Vec<u8>, value: pg_sys::Datum) -> Result<(), TooLong> {
         match self.kind {
+            _ if self.needs_user_code => return self.pack_by_user_code(out, value),
             // SAFETY: what `to_json` gives is a `json`, in the trigger's context.
-            Kind::Composed => pack_json(out, unsafe { fetched(self.to_json.call(value)) }),
+            Kind::Composed => {
+                pack_json(out, unsafe { fetched(self.to_json.call(value)) });
+            }
             Kind::Jsonb => pack_jsonb_by_postgres(out, value),
             Kind::Real | Kind::Double | Kind::Numeric => self.output.output(value, |text| {
                 let _: Result<(), Stop> = value::pack_json_with(out, |out| {
@@ -282,14 +297,43 @@ impl Writer {
             }),
             _ => self.output.output(value, |text| value::pack_text(out, text)),
         }
+        Ok(())
+    }
+
+    /// As JSON, if the type has a cast to it that works; else as text, and if not even that can be had, as NULL.
+    fn pack_by_user_code(&self, out: &mut Vec<u8>, value: pg_sys::Datum) -> Result<(), TooLong> {
+        let before = out.len();
+        let as_json = |out: &mut Vec<u8>| {
+            // SAFETY: what `to_json` gives is a `json`, in the trigger's context.
+            let json = unsafe { fetched(self.to_json.call(value)) };
+            if !pack_json(out, json) {
+                user_code::check_json(json);
+            }
+        };
+        let as_text = |out: &mut Vec<u8>| self.output.output(value, |text| value::pack_text(out, text));
+        if self.kind == Kind::Composed {
+            match user_code::run(|| as_json(out)) {
+                Ok(()) => return Ok(()),
+                Err(PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED) => return Err(TooLong),
+                Err(_) => out.truncate(before),
+            }
+            buffer::warn_of_value("A cast to json fails or gives no JSON, so its value is sent as text.");
+        }
+        match user_code::run(|| as_text(out)) {
+            Ok(()) => return Ok(()),
+            Err(PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED) => return Err(TooLong),
+            Err(_) => out.truncate(before),
+        }
+        buffer::warn_of_value("The output function of a type fails, so its value is sent as null.");
+        Ok(())
     }
 
     /// Writes a value as text, as the type's output function does; dates and times as in JSON, so that the name of a topic
     /// does not depend on the session's `DateStyle`. Nothing is even fetched of a value that makes no topic.
-    pub fn text(&self, out: &mut Vec<u8>, value: pg_sys::Datum) -> Result<(), TooLong> {
+    pub fn text(&self, out: &mut Vec<u8>, value: pg_sys::Datum) -> Result<(), NoText> {
         // SAFETY: a value of a type of variable length.
         if self.length == -1 && unsafe { size(value) } > NO_TOPIC {
-            return Err(TooLong);
+            return Err(NoText::TooLong);
         }
         match self.kind {
             Kind::Int2 | Kind::Int4 | Kind::Int8 => {
@@ -301,10 +345,14 @@ impl Writer {
             Kind::Time(type_oid) => {
                 let (mut packed, mut json) = (Vec::new(), Vec::new());
                 time::pack(&mut packed, type_oid, value);
-                value::write(&mut json, &packed).map_err(|_| TooLong)?;
+                value::write(&mut json, &packed).map_err(|_| NoText::TooLong)?;
                 // A string with nothing in it to escape.
                 let text = json.strip_prefix(b"\"").and_then(|json| json.strip_suffix(b"\""));
                 out.extend_from_slice(text.unwrap_or_default());
+            }
+            _ if self.needs_user_code => {
+                let write = || self.output.output(value, |text| out.extend_from_slice(text));
+                user_code::run(write).map_err(|_| NoText::Fails)?;
             }
             _ => self.output.output(value, |text| out.extend_from_slice(text)),
         }
@@ -372,17 +420,9 @@ impl Kind {
 fn is_composed(base: pg_sys::Oid) -> bool {
     // SAFETY: plain look-ups in the system caches, inside a transaction.
     unsafe {
-        if pg_sys::get_element_type(base) != pg_sys::InvalidOid || pg_sys::type_is_rowtype(base) {
-            return true;
-        }
-        let mut cast = pg_sys::InvalidOid;
-        base.to_u32() >= pg_sys::FirstNormalObjectId
-            && pg_sys::find_coercion_pathway(
-                pg_sys::JSONOID,
-                base,
-                pg_sys::CoercionContext::COERCION_EXPLICIT,
-                &mut cast,
-            ) == pg_sys::CoercionPathType::COERCION_PATH_FUNC
+        pg_sys::get_element_type(base) != pg_sys::InvalidOid
+            || pg_sys::type_is_rowtype(base)
+            || user_code::has_cast_to_json(base)
     }
 }
 
@@ -405,15 +445,17 @@ fn pack_interval(out: &mut Vec<u8>, interval: &pg_sys::Interval) -> Result<(), S
 }
 
 /// Packs JSON that was kept as it was typed. `to_jsonb` drops white space and all but the last of repeated keys, and so
-/// must we; what it cannot hold (see above) stays as it stands.
-fn pack_json(out: &mut Vec<u8>, text: &[u8]) {
+/// must we; what it cannot hold (see above) stays as it stands. Says whether it was looked at whole, and so is JSON for certain.
+fn pack_json(out: &mut Vec<u8>, text: &[u8]) -> bool {
     // The parser's own mark for a number: an object with this key would not survive it.
     const MARK: &[u8] = b"$serde_json::private::";
     let marked = text.windows(MARK.len()).any(|window| window == MARK);
-    match serde_json::from_slice::<serde_json::Value>(text).ok().filter(|_| !marked) {
+    let json = serde_json::from_slice::<serde_json::Value>(text).ok().filter(|_| !marked);
+    match &json {
         Some(json) => value::pack_json(out, json.to_string().as_bytes()),
         None => value::pack_json(out, text),
     }
+    json.is_some()
 }
 
 /// Packs the text of a `jsonb` of any depth.

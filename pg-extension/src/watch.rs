@@ -1,27 +1,43 @@
-//! What a trigger's arguments ask for, compiled against its table once and kept until either changes.
+//! What a trigger's arguments ask for, compiled against its table. Compiled ones are kept in `watches.rs`.
 
-use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
-use std::ffi::CStr;
-use std::rc::Rc;
+use std::cell::RefCell;
+use std::ffi::{CStr, c_char};
 
 use pgrx::prelude::*;
-use tidings_wire::template::{Piece, Template};
+use tidings_wire::template::{Ambiguous, Piece, Template, TemplateError, check_separated};
 use tidings_wire::topic::check_name;
 
 use crate::columns::Columns;
 use crate::errors::WatchError;
 use crate::payload::{self, OldRecord, Operation, Outline, Table, Tuple};
-use crate::value::TooLong;
+use crate::preload;
+use crate::value::NoText;
+
+/// All that a watch is compiled from. What is equal here is compiled to the same.
+#[derive(PartialEq, Eq)]
+pub struct Source {
+    /// Whether it watches TRUNCATE, and else rows.
+    truncate: bool,
+    /// The arguments of the trigger.
+    arguments: Vec<String>,
+    /// The table that was watched: of a partition's trigger the one on the table that is partitioned.
+    pub named: pg_sys::Oid,
+    /// Its schema and name.
+    schema: String,
+    table: String,
+    /// The columns of the table that has the trigger: name, type, and how they are generated; None for dropped ones.
+    columns: Vec<Option<(String, pg_sys::Oid, c_char)>>,
+}
 
 /// A compiled watch.
 pub struct Watch {
-    relation: pg_sys::Oid,
-    /// The table whose name is told: another one if `relation` is a partition of it.
-    named: pg_sys::Oid,
+    /// What it was compiled from.
+    pub source: Source,
     /// The columns of the table.
     pub columns: Columns,
     topic: Vec<TopicPiece>,
+    /// The template of the topic, if it is one of those that new watches cannot have.
+    refused: Option<String>,
     /// The event name.
     pub event: String,
     /// How the payload of each operation looks.
@@ -32,66 +48,45 @@ pub struct Watch {
 
 enum TopicPiece {
     Text(String),
+    /// Text that no value before it contains.
+    Separator(String),
     Column(usize),
 }
 
+/// Why a row makes no topic.
+#[derive(Debug, thiserror::Error)]
+pub enum NoTopic {
+    #[error(transparent)]
+    Text(#[from] NoText),
+    #[error(transparent)]
+    Ambiguous(#[from] Ambiguous),
+    /// The watch was made by an older version.
+    #[error("no text separates two columns in it, so watch the table anew")]
+    Adjacent,
+}
+
 thread_local! {
-    static WATCHES: RefCell<BTreeMap<u32, Rc<Watch>>> = const { RefCell::new(BTreeMap::new()) };
-    /// Counts invalidations, so that a watch compiled while one came in is not kept.
-    static INVALIDATIONS: Cell<u64> = const { Cell::new(0) };
     /// The tables whose columns the running statement has altered.
     static ALTERED: RefCell<Vec<pg_sys::Oid>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Registers the callbacks; called from `_PG_init`, inherited by every backend.
-pub fn init() {
-    // SAFETY: the functions have the right signatures and live as long as the process.
-    unsafe {
-        pg_sys::CacheRegisterRelcacheCallback(Some(relation_changed), pg_sys::Datum::from(0));
-        pg_sys::CacheRegisterSyscacheCallback(
-            pg_sys::SysCacheIdentifier::NAMESPACEOID as i32,
-            Some(anything_changed),
-            pg_sys::Datum::from(0),
-        );
-        // A cast to `json` changes how the values of its type are written.
-        pg_sys::CacheRegisterSyscacheCallback(
-            pg_sys::SysCacheIdentifier::CASTSOURCETARGET as i32,
-            Some(anything_changed),
-            pg_sys::Datum::from(0),
-        );
-    }
-}
-
-/// The watch that a trigger asks for.
-pub fn of(data: &pg_sys::TriggerData) -> Rc<Watch> {
-    // SAFETY: Postgres gives a trigger function its trigger.
-    let trigger = unsafe { &*data.tg_trigger };
-    let key = trigger.tgoid.to_u32();
-    if let Some(watch) = WATCHES.with_borrow(|watches| watches.get(&key).cloned()) {
-        return watch;
-    }
-    let before = INVALIDATIONS.get();
-    // SAFETY: the relation is open and locked by the executor.
-    let watch = unsafe { compile(trigger, data.tg_relation) }.unwrap_or_else(|error| error.raise());
-    let watch = Rc::new(watch);
-    if before == INVALIDATIONS.get() {
-        WATCHES.with_borrow_mut(|watches| watches.insert(key, watch.clone()));
-    }
-    watch
 }
 
 /// `tidings.check_watch(relation, name)`: compiles the triggers of a watch only to see whether it can be done.
 #[pg_extern]
 fn check_watch(relation: pg_sys::Oid, name: &str) {
+    preload::require();
     // SAFETY: look-ups in the system caches, inside a transaction.
     if unsafe { pg_sys::get_rel_namespace(relation) == pg_sys::get_namespace_oid(c"tidings".as_ptr(), true) } {
         WatchError::Own.raise();
     }
     let names = [format!("tidings_{name}"), format!("tidings_{name}_truncate")];
-    check(relation, |trigger| {
+    let is_named = |trigger: &pg_sys::Trigger| {
         // SAFETY: a trigger's name is a C string.
         let own_name = unsafe { CStr::from_ptr(trigger.tgname) }.to_bytes();
         names.iter().any(|name| name.as_bytes() == own_name)
+    };
+    check(relation, is_named, |watch| match watch.refused {
+        Some(topic) => Err(WatchError::Template(topic, TemplateError::Adjacent)),
+        None => Ok(()),
     });
 }
 
@@ -115,7 +110,7 @@ pub fn check_altered() {
     for relation in ALTERED.take() {
         // SAFETY: inside a transaction; what the statement did becomes visible to this one.
         unsafe { pg_sys::CommandCounterIncrement() };
-        check(relation, is_watch);
+        check(relation, is_watch, |_| Ok(()));
     }
 }
 
@@ -133,8 +128,32 @@ fn is_watch(trigger: &pg_sys::Trigger) -> bool {
     }
 }
 
-/// Compiles those triggers of a table, if it is still there, and raises what is wrong with them.
-fn check(relation: pg_sys::Oid, which: impl Fn(&pg_sys::Trigger) -> bool) {
+/// Compiles those triggers of a table, if it is still there, and raises what is wrong with them, or what `and` says is.
+fn check(
+    relation: pg_sys::Oid,
+    which: impl Fn(&pg_sys::Trigger) -> bool,
+    and: impl Fn(Watch) -> Result<(), WatchError>,
+) {
+    with_triggers(relation, |trigger, relation| {
+        if which(trigger) {
+            // SAFETY: the relation is open and locked.
+            let watch = unsafe { Source::of(trigger, relation).and_then(|source| Watch::compile(source, relation)) };
+            watch.and_then(&and).unwrap_or_else(|error| error.raise());
+        }
+    });
+}
+
+/// Goes through the watches of a table, if it is there.
+pub fn for_each(relation: pg_sys::Oid, mut body: impl FnMut(&pg_sys::Trigger)) {
+    with_triggers(relation, |trigger, _| {
+        if is_watch(trigger) {
+            body(trigger);
+        }
+    });
+}
+
+/// Goes through all triggers of a table, if it is there.
+fn with_triggers(relation: pg_sys::Oid, mut body: impl FnMut(&pg_sys::Trigger, pg_sys::Relation)) {
     // SAFETY: inside a transaction, which keeps the lock until its end.
     let relation = unsafe { pg_sys::try_relation_open(relation, pg_sys::AccessShareLock as i32) };
     if relation.is_null() {
@@ -147,12 +166,7 @@ fn check(relation: pg_sys::Oid, which: impl Fn(&pg_sys::Trigger) -> bool) {
             std::slice::from_raw_parts(descriptor.triggers.cast_const(), descriptor.numtriggers.unsigned_abs() as usize)
         })
     };
-    for trigger in triggers.iter().filter(|trigger| which(trigger)) {
-        // SAFETY: the relation is open and locked.
-        if let Err(error) = unsafe { compile(trigger, relation) } {
-            error.raise();
-        }
-    }
+    triggers.iter().for_each(|trigger| body(trigger, relation));
     // SAFETY: opened above; the lock is kept.
     unsafe { pg_sys::relation_close(relation, pg_sys::NoLock as i32) };
 }
@@ -193,63 +207,79 @@ impl<'a> Arguments<'a> {
     }
 }
 
-/// Compiles a trigger against its table.
-///
-/// # Safety
-/// The relation is open and locked, and the trigger is one of its own.
-unsafe fn compile(trigger: &pg_sys::Trigger, relation: pg_sys::Relation) -> Result<Watch, WatchError> {
-    let kind = trigger.tgtype.unsigned_abs() as u32;
-    let (row, truncate) = (kind & pg_sys::TRIGGER_TYPE_ROW != 0, kind & pg_sys::TRIGGER_TYPE_TRUNCATE != 0);
-    if kind & (pg_sys::TRIGGER_TYPE_BEFORE | pg_sys::TRIGGER_TYPE_INSTEAD) != 0 || row == truncate {
-        return Err(WatchError::Trigger);
+impl Source {
+    /// Of a trigger.
+    ///
+    /// # Safety
+    /// The relation is open and locked, and the trigger is one of its own.
+    pub unsafe fn of(trigger: &pg_sys::Trigger, relation: pg_sys::Relation) -> Result<Self, WatchError> {
+        let kind = trigger.tgtype.unsigned_abs() as u32;
+        let (row, truncate) = (kind & pg_sys::TRIGGER_TYPE_ROW != 0, kind & pg_sys::TRIGGER_TYPE_TRUNCATE != 0);
+        if kind & (pg_sys::TRIGGER_TYPE_BEFORE | pg_sys::TRIGGER_TYPE_INSTEAD) != 0 || row == truncate {
+            return Err(WatchError::Trigger);
+        }
+        // SAFETY: tgargs holds tgnargs C strings in the server's encoding, which the install script requires to be UTF-8.
+        let arguments = (0..trigger.tgnargs as usize).map(|i| unsafe { CStr::from_ptr(*trigger.tgargs.add(i)) });
+        let arguments = arguments.map(|argument| argument.to_string_lossy().into_owned()).collect();
+        // SAFETY: as the caller promises.
+        let (descriptor, (schema, table, named)) =
+            unsafe { (pgrx::PgTupleDesc::from_pg_unchecked((*relation).rd_att), watched_name(trigger, relation)) };
+        let columns = (0..descriptor.len()).map(|i| {
+            let attribute = descriptor.get(i).filter(|attribute| !attribute.attisdropped)?;
+            Some((attribute.name().to_owned(), attribute.atttypid, attribute.attgenerated))
+        });
+        Ok(Self { truncate, arguments, named, schema, table, columns: columns.collect() })
     }
-    // SAFETY: tgargs holds tgnargs C strings in the server's encoding, which the install script requires to be UTF-8.
-    let arguments = (0..trigger.tgnargs as usize).map(|i| unsafe { CStr::from_ptr(*trigger.tgargs.add(i)) });
-    let arguments: Vec<_> = arguments.map(CStr::to_string_lossy).collect();
-    let arguments = Arguments::parse(arguments.iter().map(AsRef::as_ref))?;
-
-    // SAFETY: as the caller promises.
-    let columns = unsafe { Columns::of(relation, &arguments.columns, &arguments.exclude) }?;
-    let template = arguments.topic.ok_or(WatchError::NoTopic)?;
-    let topic = compile_topic(template, &columns)?;
-    if truncate && topic.iter().any(|piece| matches!(piece, TopicPiece::Column(_))) {
-        return Err(WatchError::TruncateTopic);
-    }
-    let event = arguments.event.unwrap_or("changed");
-    check_name(event).map_err(|error| WatchError::Event(event.into(), error))?;
-    // SAFETY: as the caller promises.
-    let (schema, table, named) = unsafe { watched_name(trigger, relation) };
-    let old_record = match arguments.old_record {
-        None | Some("changed") => OldRecord::Changed,
-        Some("full") => OldRecord::Full,
-        Some("none") => OldRecord::None,
-        Some(other) => return Err(WatchError::OldRecord(other.into())),
-    };
-    let (json, truncated) = match arguments.payload {
-        None => (payload::DEFAULT, payload::DEFAULT_TRUNCATED),
-        Some(json) => (json, payload::TRUNCATED),
-    };
-    let table = Table { columns: &columns, schema: &schema, name: &table, old_record };
-    let compile = |json| -> Result<[Outline; 4], WatchError> {
-        let [insert, update, delete, truncate] =
-            Operation::ALL.map(|operation| Outline::compile(json, &table, operation));
-        Ok([insert?, update?, delete?, truncate?])
-    };
-    let (outlines, truncated) = (compile(json)?, compile(truncated)?);
-    // SAFETY: as the caller promises.
-    let relation = unsafe { (*relation).rd_id };
-    Ok(Watch { relation, named, columns, topic, event: event.into(), outlines, truncated })
 }
 
-fn compile_topic(text: &str, columns: &Columns) -> Result<Vec<TopicPiece>, WatchError> {
-    let template = Template::parse(text).map_err(|error| WatchError::Template(text.into(), error))?;
+impl Watch {
+    /// Compiles what a trigger asks for.
+    ///
+    /// # Safety
+    /// The relation is open and locked, and the source is of a trigger of it.
+    pub unsafe fn compile(source: Source, relation: pg_sys::Relation) -> Result<Self, WatchError> {
+        let arguments = Arguments::parse(source.arguments.iter().map(String::as_str))?;
+        // SAFETY: as the caller promises.
+        let columns = unsafe { Columns::of(relation, &arguments.columns, &arguments.exclude) }?;
+        let text = arguments.topic.ok_or(WatchError::NoTopic)?;
+        let template = Template::parse_any(text).map_err(|error| WatchError::Template(text.into(), error))?;
+        let topic = compile_topic(text, &template, &columns)?;
+        let refused = template.has_adjacent_holes().then(|| text.to_owned());
+        if source.truncate && topic.iter().any(|piece| matches!(piece, TopicPiece::Column(_))) {
+            return Err(WatchError::TruncateTopic);
+        }
+        let event = arguments.event.unwrap_or("changed").to_owned();
+        check_name(&event).map_err(|error| WatchError::Event(event.clone(), error))?;
+        let old_record = match arguments.old_record {
+            None | Some("changed") => OldRecord::Changed,
+            Some("full") => OldRecord::Full,
+            Some("none") => OldRecord::None,
+            Some(other) => return Err(WatchError::OldRecord(other.into())),
+        };
+        let (json, truncated) = match arguments.payload {
+            None => (payload::DEFAULT, payload::DEFAULT_TRUNCATED),
+            Some(json) => (json, payload::TRUNCATED),
+        };
+        let table = Table { columns: &columns, schema: &source.schema, name: &source.table, old_record };
+        let compile = |json| -> Result<[Outline; 4], WatchError> {
+            let [insert, update, delete, truncate] =
+                Operation::ALL.map(|operation| Outline::compile(json, &table, operation));
+            Ok([insert?, update?, delete?, truncate?])
+        };
+        let (outlines, truncated) = (compile(json)?, compile(truncated)?);
+        Ok(Self { source, columns, topic, refused, event, outlines, truncated })
+    }
+}
+
+fn compile_topic(text: &str, template: &Template, columns: &Columns) -> Result<Vec<TopicPiece>, WatchError> {
     let bad = |error| WatchError::Topic(text.into(), error);
     let mut pieces = Vec::new();
-    for piece in template.pieces() {
+    for (index, piece) in template.pieces().iter().enumerate() {
         pieces.push(match piece {
             Piece::Text(literal) => {
                 check_name(literal).map_err(bad)?;
-                TopicPiece::Text(literal.clone())
+                let is_separator = template.is_separator(index);
+                if is_separator { TopicPiece::Separator(literal.clone()) } else { TopicPiece::Text(literal.clone()) }
             }
             Piece::Hole(name) => TopicPiece::Column(columns.find(name)?),
         });
@@ -294,12 +324,23 @@ unsafe fn watched_name(trigger: &pg_sys::Trigger, relation: pg_sys::Relation) ->
 
 impl Watch {
     /// Writes a row's topic; false if a column of it is NULL, which means no event.
-    pub fn write_topic(&self, out: &mut Vec<u8>, row: Option<&Tuple>) -> Result<bool, TooLong> {
+    pub fn write_topic(&self, out: &mut Vec<u8>, row: Option<&Tuple>) -> Result<bool, NoTopic> {
+        if self.refused.is_some() {
+            return Err(NoTopic::Adjacent);
+        }
+        let mut value_at = 0;
         for piece in &self.topic {
             match piece {
                 TopicPiece::Text(text) => out.extend_from_slice(text.as_bytes()),
+                TopicPiece::Separator(text) => {
+                    out.extend_from_slice(text.as_bytes());
+                    check_separated(&out[value_at..], text)?;
+                }
                 TopicPiece::Column(index) => match row.and_then(|row| row.get(*index)) {
-                    Some(value) => self.columns.writer(*index).text(out, value)?,
+                    Some(value) => {
+                        value_at = out.len();
+                        self.columns.writer(*index).text(out, value)?;
+                    }
                     None => return Ok(false),
                 },
             }
@@ -320,23 +361,8 @@ impl Watch {
     /// Whether two versions of a row go to the same topic.
     pub fn same_topic(&self, old: &Tuple, new: &Tuple) -> bool {
         self.topic.iter().all(|piece| match piece {
-            TopicPiece::Text(_) => true,
+            TopicPiece::Text(_) | TopicPiece::Separator(_) => true,
             TopicPiece::Column(index) => self.columns.same(*index, old, new),
         })
     }
-}
-
-#[pg_guard]
-unsafe extern "C-unwind" fn relation_changed(_arg: pg_sys::Datum, relation: pg_sys::Oid) {
-    forget(|watch| [pg_sys::InvalidOid, watch.relation, watch.named].contains(&relation));
-}
-
-#[pg_guard]
-unsafe extern "C-unwind" fn anything_changed(_arg: pg_sys::Datum, _cache: i32, _hash: u32) {
-    forget(|_| true);
-}
-
-fn forget(stale: impl Fn(&Watch) -> bool) {
-    INVALIDATIONS.set(INVALIDATIONS.get() + 1);
-    WATCHES.with_borrow_mut(|watches| watches.retain(|_, watch| !stale(watch)));
 }

@@ -16,6 +16,7 @@ AS $$
 DECLARE
     row_operations text[];
     list           text;
+    other          regclass;
     statements     text[] := '{}';
 BEGIN
     IF relation IS NULL OR topic IS NULL OR event IS NULL OR operations IS NULL OR old_record IS NULL OR name IS NULL THEN
@@ -56,6 +57,22 @@ BEGIN
 
     row_operations := ARRAY(SELECT DISTINCT o FROM unnest(operations) o WHERE o <> 'TRUNCATE');
     IF row_operations <> '{}' THEN
+        -- A partition has the row triggers of the table that it is a part of.
+        SELECT whole.tgrelid::regclass INTO other
+        FROM pg_trigger t JOIN pg_trigger whole ON whole.oid = t.tgparentid
+        WHERE t.tgrelid = relation AND t.tgname = 'tidings_' || name;
+        IF FOUND THEN
+            RAISE EXCEPTION '% is a partition of %, whose watch "%" captures its changes', relation, other, name
+                USING ERRCODE = 'duplicate_object', HINT = 'Give a watch of this partition alone another name, or end the watch of the partitioned table.';
+        END IF;
+        SELECT t.tgrelid::regclass INTO other
+        FROM pg_partition_tree(relation) part JOIN pg_trigger t ON t.tgrelid = part.relid
+        WHERE part.relid <> relation AND t.tgparentid = 0 AND t.tgname = 'tidings_' || name
+        LIMIT 1;
+        IF FOUND THEN
+            RAISE EXCEPTION '% is a partition of % and has a watch "%" of its own', other, relation, name
+                USING ERRCODE = 'duplicate_object', HINT = format('End that watch first (SELECT tidings.unwatch(%L, %L)), or give this one another name.', other, name);
+        END IF;
         statements := statements || format(
             'CREATE TRIGGER %I AFTER %s ON %s FOR EACH ROW %s EXECUTE FUNCTION tidings.capture(%s)',
             'tidings_' || name, array_to_string(row_operations, ' OR '), relation,

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use serde_json::json;
 use tidings_tests::http::escape;
 
-use crate::access::{Team, ask, sign, status};
+use crate::access::{MARK, Team, ask, open, sign, status};
+use crate::all_until_now;
 use crate::attacks::{BOARD, bearer, still_serves};
 
 #[test]
@@ -231,5 +232,32 @@ fn a_hole_is_a_value_in_a_rule_on_text() {
         "two_%_%",
     ] {
         assert_eq!(answer(topic), 403, "{topic}");
+    }
+}
+
+#[test]
+fn no_value_makes_the_topic_of_other_values() {
+    let team = Team::new();
+    let mut session = team.db.session();
+    session.run(
+        "CREATE TABLE chat (tenant text, room text, says text);
+         SELECT tidings.watch('chat', topic => 'chat_{tenant}_{room}');
+         SELECT tidings.allow('chat_{tenant}_{room}',
+             'SELECT WHERE {tenant} = current_setting(''request.jwt.claims'', true)::json ->> ''email''')",
+    );
+    // Whoever belongs to the tenant `mark-0f3a9c` wants to read along in room `board` of the tenant `mark-0f3a9c_corp`.
+    let proxy = team.proxy(&["--route", "/chat/{tenant}/{room}=chat_{tenant}_{room}"]);
+    let topic = format!("chat_{MARK}_corp_board");
+    let mut sse = open(&proxy, &topic, &team.token(1));
+    session.run(&format!("INSERT INTO chat VALUES ('{MARK}_corp', 'board', 'not for you')"));
+    session.run(&format!("INSERT INTO chat VALUES ('{MARK}', 'corp_board', 'for you')"));
+    let said: Vec<_> =
+        all_until_now(&team.db, &topic, &mut sse).iter().map(|frame| frame.json()["record"]["says"].clone()).collect();
+    assert_eq!(said, ["for you"]);
+    assert_eq!(status(&proxy, &format!("/chat/{MARK}_corp/board"), &team.token(1)), 400);
+    // Where nothing tells where a value ends, there is no rule.
+    for refused in ["chat_{tenant}{room}", "{a}{b}-{c}"] {
+        let error = session.refused(&format!("SELECT tidings.allow('{refused}', 'SELECT')"));
+        assert_eq!(error.code().code(), "22023", "{error}");
     }
 }

@@ -107,6 +107,48 @@ fn without_preloading_create_extension_says_what_to_set() {
 }
 
 #[test]
+fn no_longer_preloaded_it_lets_writes_through_with_a_warning_a_session() {
+    let cluster = Cluster::start(&[]);
+    let db = cluster.database();
+    create_boards(&db);
+    db.session().run("ALTER SYSTEM RESET shared_preload_libraries");
+    cluster.stop();
+    cluster.boot();
+    let mut session = db.session();
+    session
+        .run("INSERT INTO board_items VALUES (1, 5, 'a'); UPDATE board_items SET title = 'b'; DELETE FROM board_items");
+    let warnings =
+        |cluster: &Cluster| cluster.log_tail().matches("changes of watched tables are not announced").count();
+    assert_eq!(warnings(&cluster), 1);
+    // All else says what to set, and nothing falls over.
+    for sql in [
+        "SELECT tidings.publish('boards_5', '1')",
+        "SELECT tidings.position()",
+        "SELECT * FROM tidings.status",
+        "SELECT tidings.watch('board_items', topic => 'x')",
+        "SELECT tidings.allow('boards_{id}', 'SELECT')",
+        "SELECT * FROM tidings.changes('earliest')",
+        "DROP EXTENSION tidings CASCADE; CREATE EXTENSION tidings",
+    ] {
+        let error = session.refused(sql);
+        assert!(error.message().contains("shared_preload_libraries"), "{sql}: {error}");
+    }
+    session.run("ALTER SYSTEM SET shared_preload_libraries = 'tidings'");
+    cluster.stop();
+    cluster.boot();
+    let proxy = db.proxy(&[]);
+    let mut sse = proxy.live(&["boards_5"]);
+    db.session().run("INSERT INTO board_items VALUES (2, 5, 'announced')");
+    assert_eq!(titles(&all_until_now(&db, "boards_5", &mut sse)), ["announced"]);
+    // The order of removal: the extension, the setting, the library.
+    db.session().run("DROP EXTENSION tidings CASCADE");
+    db.session().run("ALTER SYSTEM RESET shared_preload_libraries");
+    cluster.stop();
+    cluster.boot();
+    db.session().run("INSERT INTO board_items VALUES (3, 5, 'written')");
+}
+
+#[test]
 fn relays_start_by_themselves_with_the_server() {
     let cluster = Cluster::start(&[]);
     let (one, two) = (cluster.database(), cluster.database());

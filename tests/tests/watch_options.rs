@@ -297,6 +297,7 @@ const WRONG: &[(&str, &str)] = &[
     ("topic => E'a\\nb'", "22023"),
     ("topic => repeat('x', 256)", "22023"),
     ("topic => NULL", "22004"),
+    ("topic => '{id}{title}'", "22023"),
     ("topic => 'x', event => ''", "22023"),
     ("topic => 'x', event => E'a\\tb'", "22023"),
     ("topic => 'x', event => repeat('x', 256)", "22023"),

@@ -1,0 +1,42 @@
+//! Whether the library was preloaded. Without that there is no shared memory and no relay, so nothing can be captured: then a write to a
+//! watched table succeeds with a warning a session, and every other function says what to set.
+
+use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use pgrx::prelude::*;
+
+use crate::errors;
+
+static PRELOADED: AtomicBool = AtomicBool::new(false);
+
+const HINT: &str = "Add tidings to shared_preload_libraries in postgresql.conf and restart the server.";
+
+/// Notes that it was; called in the postmaster, and inherited by every backend.
+pub fn note() {
+    PRELOADED.store(true, Relaxed);
+}
+
+/// Whether it was.
+pub fn is_there() -> bool {
+    PRELOADED.load(Relaxed)
+}
+
+/// Raises an error unless it was.
+pub fn require() {
+    if !is_there() {
+        errors::raise(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "tidings is not loaded by shared_preload_libraries",
+            HINT,
+        );
+    }
+}
+
+/// Warns, once a session, of changes that are not captured.
+pub fn warn_once() {
+    thread_local!(static WARNED: Cell<bool> = const { Cell::new(false) });
+    if !WARNED.replace(true) {
+        errors::warn("tidings is not loaded: changes of watched tables are not announced", HINT);
+    }
+}

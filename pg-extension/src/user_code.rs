@@ -1,0 +1,92 @@
+//! Code of users that runs while a value is packed: casts to `json`, and output functions of types that are not Postgres's own.
+//!
+//! It runs with the writer's rights, in the writer's transaction. It may fail, give NULL, or give what is not JSON: that costs the value,
+//! never the write.
+
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+
+use crate::errors::attempt_unless;
+
+/// `INTERNALlanguageId` (catalog/pg_language.dat): the language of functions that are a part of Postgres.
+const INTERNAL: u32 = 12;
+
+/// Whether whoever writes a value of the type, which is no domain, calls code that is not Postgres's.
+pub fn is_needed_for(base: pg_sys::Oid) -> bool {
+    if base.to_u32() < pg_sys::FirstNormalObjectId {
+        return false;
+    }
+    // SAFETY: look-ups in the system caches, inside a transaction.
+    unsafe {
+        let part = match pg_sys::get_typtype(base) as u8 {
+            _ if has_cast_to_json(base) => return true,
+            pg_sys::TYPTYPE_ENUM => return false,
+            // Its columns may be of any type, and other ones tomorrow.
+            pg_sys::TYPTYPE_COMPOSITE => return true,
+            pg_sys::TYPTYPE_RANGE => pg_sys::get_range_subtype(base),
+            pg_sys::TYPTYPE_MULTIRANGE => pg_sys::get_multirange_range(base),
+            _ => pg_sys::get_element_type(base),
+        };
+        if part == pg_sys::InvalidOid { !has_internal_output(base) } else { is_needed_for(pg_sys::getBaseType(part)) }
+    }
+}
+
+/// Whether someone gave the type, which is no domain, a cast to `json`. `to_jsonb` looks at those of types that are not Postgres's own.
+pub fn has_cast_to_json(base: pg_sys::Oid) -> bool {
+    let mut cast = pg_sys::InvalidOid;
+    base.to_u32() >= pg_sys::FirstNormalObjectId
+        // SAFETY: a look-up in the system caches, inside a transaction.
+        && unsafe {
+            pg_sys::find_coercion_pathway(
+                pg_sys::JSONOID,
+                base,
+                pg_sys::CoercionContext::COERCION_EXPLICIT,
+                &mut cast,
+            )
+        } == pg_sys::CoercionPathType::COERCION_PATH_FUNC
+}
+
+/// Whether Postgres itself writes the values of a type, as it does for `citext`.
+fn has_internal_output(type_oid: pg_sys::Oid) -> bool {
+    let (mut output, mut is_varlena) = (pg_sys::InvalidOid, false);
+    // SAFETY: look-ups in the system caches, inside a transaction; a tuple of `pg_proc` has its form, and is released behind it.
+    unsafe {
+        pg_sys::getTypeOutputInfo(type_oid, &mut output, &mut is_varlena);
+        let tuple = pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::PROCOID as i32, output.into());
+        if tuple.is_null() {
+            return false;
+        }
+        let language = (*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_proc>()).prolang;
+        pg_sys::ReleaseSysCache(tuple);
+        language.to_u32() == INTERNAL
+    }
+}
+
+/// Runs `body` in a subtransaction of its own; gives the code of an error. Whatever ends the whole transaction or the whole session passes.
+pub fn run<R>(body: impl FnOnce() -> R) -> Result<R, PgSqlErrorCode> {
+    attempt_unless(is_for_the_writer, body)
+}
+
+/// Whether an error is not the code's fault: a deadlock or a serialization failure, a lack of memory, a cancel or a shutdown.
+fn is_for_the_writer(code: PgSqlErrorCode) -> bool {
+    /// The bits of an SQLSTATE that are its class (`ERRCODE_TO_CATEGORY`).
+    const CLASS: isize = (1 << 12) - 1;
+    let class = |code: PgSqlErrorCode| code as isize & CLASS;
+    [
+        PgSqlErrorCode::ERRCODE_TRANSACTION_ROLLBACK,
+        PgSqlErrorCode::ERRCODE_INSUFFICIENT_RESOURCES,
+        PgSqlErrorCode::ERRCODE_OPERATOR_INTERVENTION,
+        PgSqlErrorCode::ERRCODE_SYSTEM_ERROR,
+    ]
+    .into_iter()
+    .any(|passed| class(passed) == class(code))
+}
+
+/// Raises an error unless a text is JSON, as Postgres sees it.
+pub fn check_json(text: &[u8]) {
+    let text = [text, b"\0"].concat();
+    // SAFETY: a C string, and the input function of a type that has no modifier.
+    unsafe {
+        pg_sys::OidInputFunctionCall(pg_sys::F_JSON_IN.into(), text.as_ptr().cast_mut().cast(), pg_sys::InvalidOid, -1)
+    };
+}
