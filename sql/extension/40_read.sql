@@ -176,23 +176,6 @@ $$;
 COMMENT ON FUNCTION tidings.known_tick(bigint) IS
     'The same tick if the log knows it, else the greatest one below: the log has lost it in a failover or a restore';
 
-CREATE OR REPLACE FUNCTION tidings.is_lost(tick bigint, stamp bigint, snapshot pg_snapshot) RETURNS boolean
-LANGUAGE sql STABLE
-SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off
-SET enable_bitmapscan = off
-SET jit = off
-AS $$
-    SELECT tidings.known_tick($1) <> $1
-        -- The snapshot is of an earlier life of the server: whatever it saw must have been there at the end of that one (tick.rs).
-        OR ($3 IS NOT NULL AND coalesce((
-            SELECT NOT tidings.covers(t.until, $3) FROM tidings.tick t
-            WHERE t.tick > greatest($1, $2) AND t.used & 16384 <> 0 ORDER BY t.tick LIMIT 1), false))
-$$;
-
-COMMENT ON FUNCTION tidings.is_lost(bigint, bigint, pg_snapshot) IS
-    'Whether who stands at a position may have seen what is gone: the log does not have its tick, or a failover or a crash has taken back what its snapshot saw';
-
 CREATE OR REPLACE FUNCTION tidings.locate(after text) RETURNS text
 LANGUAGE plpgsql VOLATILE STRICT SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -214,7 +197,7 @@ BEGIN
     PERFORM tidings.check_retained(place.tick, place.n);
     known := tidings.known_tick(place.tick);
     SELECT t.tick, t.until INTO newest FROM tidings.tick t ORDER BY t.tick DESC LIMIT 1;
-    IF tidings.is_lost(place.tick, place.stamp, place.snapshot::pg_snapshot) THEN
+    IF known <> place.tick THEN
         -- A standby may not have come so far.
         RETURN CASE WHEN place.tick <= newest.tick OR NOT pg_is_in_recovery() THEN known END;
     END IF;
@@ -326,7 +309,9 @@ DECLARE
     suffix  text := '';
     seen    pg_snapshot;
     t       record;
-    segment record;
+    bytes   bigint;
+    reach   integer;
+    got     integer;
     found_n integer := 0;
     -- Reading a tick takes about as long as decoding so many bytes, and so does a segment. What may still be read in this call:
     tick_cost    CONSTANT integer := 16384;
@@ -338,17 +323,15 @@ BEGIN
     END IF;
     SELECT * INTO place FROM tidings.parse_position(coalesce(after, '')) p;
     PERFORM tidings.check_retained(place.tick, place.n);
-    IF tidings.is_lost(place.tick, place.stamp, place.snapshot::pg_snapshot) THEN
+    known := tidings.known_tick(place.tick);
+    IF known <> place.tick THEN
         -- A standby may not have come so far.
         IF NOT (lost_too OR pg_is_in_recovery()) THEN
-            RAISE EXCEPTION 'what was seen at the position is not in the log'
+            RAISE EXCEPTION 'the position is one of a tick that is not in the log'
                 USING ERRCODE = 'TI002', HINT = 'It was lost in a failover or a restore. Read the data anew and go on from tidings.position().';
         END IF;
-        known := tidings.known_tick(place.tick);
-        IF known <> place.tick THEN
-            place.tick := known;
-            place.n := 4294967295;
-        END IF;
+        place.tick := known;
+        place.n := 4294967295;
     END IF;
     more := false;
     "position" := split_part(after, ':', 1);
@@ -374,34 +357,45 @@ BEGIN
             seen := NULL;
             suffix := '';
         END IF;
-        room := room - tick_cost;
-        -- Segments come in order and are decoded one by one, only as far as rows are wanted: a sort would decode them all.
-        FOR segment IN
-            SELECT s.first, s.stamp, s.is_last, s.bytes_so_far, s.first + s.events AS after_it, d.n, d.topic, d.event, d.payload
+        reach := NULL;
+        IF max_bytes IS NOT NULL THEN
+            SELECT coalesce(sum(octet_length(s.data) + segment_cost), 0) INTO bytes
             FROM (
-                SELECT u.*, sum(u.bytes) OVER in_order AS bytes_so_far, lead(u.first) OVER in_order IS NULL AS is_last
+                SELECT l.data FROM tidings.log l WHERE l.xid >= pg_snapshot_xmax(t.since) AND l.xid < pg_snapshot_xmax(t.until)
+                UNION ALL
+                SELECT l.data FROM tidings.log l WHERE l.xid = ANY (ARRAY(SELECT pg_snapshot_xip(t.since)))
+            ) s;
+            IF bytes > room THEN
+                -- Only as far as there is room, but for one segment at least; no limit if that is all.
+                SELECT min(s.first) FILTER (WHERE s.bytes_before >= greatest(room, 1)) INTO reach
                 FROM (
-                    SELECT w.*, octet_length(w.data) + segment_cost AS bytes FROM tidings.tick_segments(t.since, t.until) w
-                ) u
-                WHERE (t.tick > place.tick OR u.first + u.events > place.n)
-                  AND (seen IS NULL OR NOT pg_visible_in_snapshot(u.xid, seen))
-                WINDOW in_order AS (ROWS UNBOUNDED PRECEDING)
-            ) s
-            LEFT JOIN LATERAL tidings.decode(s.data, topics) d ON t.tick > place.tick OR s.first + d.n > place.n
-            WHERE s.bytes_so_far - s.bytes < greatest(room, 1)
-        LOOP
-            CONTINUE WHEN segment.n IS NULL;
-            "position" := t.tick || '-' || (segment.first + segment.n) || suffix;
-            topic := segment.topic; event := segment.event; payload := segment.payload;
-            created_at := to_timestamp(segment.stamp / 1000000.0);
-            RETURN NEXT;
-            found_n := found_n + 1;
-            more := found_n >= max_rows;
-            EXIT ticks WHEN more;
-        END LOOP;
-        room := room - coalesce(segment.bytes_so_far, 0);
-        IF NOT segment.is_last THEN
-            "position" := t.tick || '-' || segment.after_it || suffix;
+                    SELECT w.first, sum(octet_length(w.data) + segment_cost) OVER (ROWS UNBOUNDED PRECEDING)
+                                    - octet_length(w.data) - segment_cost AS bytes_before
+                    FROM tidings.tick_segments(t.since, t.until) w
+                    WHERE t.tick > place.tick OR w.first + w.events > place.n
+                ) s;
+            END IF;
+            room := room - tick_cost - bytes;
+        END IF;
+        -- Segments come in order and are decoded one by one, only as far as rows are wanted: a sort would decode them all.
+        RETURN QUERY
+            SELECT t.tick || '-' || (s.first + d.n) || suffix, d.topic, d.event, d.payload, to_timestamp(s.stamp / 1000000.0), NULL::boolean
+            FROM tidings.tick_segments(t.since, t.until) s
+            CROSS JOIN LATERAL tidings.decode(s.data, topics) d
+            WHERE (t.tick > place.tick OR s.first + s.events > place.n)
+              AND (seen IS NULL OR NOT pg_visible_in_snapshot(s.xid, seen))
+              AND (reach IS NULL OR s.first < reach)
+              AND (t.tick > place.tick OR s.first + d.n > place.n)
+            LIMIT max_rows - found_n;
+        GET DIAGNOSTICS got = ROW_COUNT;
+        found_n := found_n + got;
+        IF found_n >= max_rows THEN
+            "position" := NULL;
+            more := true;
+            EXIT ticks;
+        END IF;
+        IF reach IS NOT NULL THEN
+            "position" := t.tick || '-' || reach || suffix;
             more := true;
             EXIT ticks;
         END IF;
@@ -412,14 +406,13 @@ BEGIN
         END IF;
         "position" := t.tick || suffix;
     END LOOP;
-    topic := NULL; event := NULL; payload := NULL; created_at := NULL;
     RETURN NEXT;
     PERFORM tidings.check_retained(place.tick, place.n);
 END
 $$;
 
 COMMENT ON FUNCTION tidings.scan(text, text[], integer, integer, boolean) IS
-    'The events behind a position, of about max_bytes of the log, and then a row without a topic: where to go on, and whether there is more; fails with TI002 if the position is_lost(), unless lost_too; for the proxy';
+    'The events behind a position, of about max_bytes of the log, and then a row without a topic: where to go on, if not behind the last of max_rows, and whether there is more; fails with TI002 if its tick was lost, unless lost_too; for the proxy';
 
 CREATE OR REPLACE FUNCTION tidings.changes(
     after text, topics text[] DEFAULT NULL, max_rows integer DEFAULT 1000,

@@ -138,13 +138,23 @@ impl Reads {
             [(&after, Type::TEXT), (&topics, Type::TEXT_ARRAY), (&max_rows, Type::INT4), (&SCAN_BYTES, Type::INT4)];
         let rows = self.pages.query(sql, &parameters).await?;
         drop(permit);
-        let mut changes = Vec::with_capacity(rows.len());
+        let mut changes: Vec<Change> = Vec::with_capacity(rows.len());
         for row in &rows {
-            let id: &str = row.try_get(0)?;
-            if row.try_get(1)? {
-                return Ok(Page { changes, reached: parse(id)?, more: row.try_get(4)? });
+            let id: Option<&str> = row.try_get(0)?;
+            match (row.try_get::<_, bool>(1)?, id, changes.last()) {
+                (false, Some(id), _) => {
+                    changes.push(Change {
+                        position: parse(id)?,
+                        frame: Frame::event(id, row.try_get(2)?, row.try_get(3)?),
+                    });
+                }
+                (true, Some(id), _) => return Ok(Page { changes, reached: parse(id)?, more: row.try_get(4)? }),
+                // As many as were wanted: it reaches no further than the last of them.
+                (true, None, Some(Change { position, .. })) => {
+                    return Ok(Page { reached: position.clone(), changes, more: row.try_get(4)? });
+                }
+                _ => break,
             }
-            changes.push(Change { position: parse(id)?, frame: Frame::event(id, row.try_get(2)?, row.try_get(3)?) });
         }
         Err(DatabaseError::Contract("a page of the log without an end"))
     }

@@ -34,7 +34,8 @@ fn walk(session: &mut Session, topic: &str, max_rows: i32, max_bytes: i32) -> (V
         assert!(end.get::<_, bool>(2) && rows.iter().all(|row| !row.get::<_, bool>(2)), "the end comes last");
         assert!(rows.len() <= max_rows as usize);
         events.extend(rows.iter().map(|row| (row.get(0), row.get(1))));
-        at = end.get(0);
+        // As many as were wanted: on from the last of them.
+        at = end.get::<_, Option<String>>(0).unwrap_or_else(|| rows.last().expect("rows").get(0));
         ends.push(at.clone());
         if !end.get::<_, bool>(3) {
             return (events, ends);
