@@ -151,7 +151,7 @@ test: install lint browser clients
 	cargo test --locked -p tidings-tests --test browser -- $(ONLY)
 
 # What an application builds upon; left out are the proxy's own manners and the programs of others, which know no version.
-CORE := access backlog delivery faults foreign_objects frames installation life life_cycle login_role lost open_topics order order_in_transaction \
+CORE := access backlog delivery faults foreign_objects frames installation life life_cycle login_role lost many_databases open_topics order order_in_transaction \
   outlines own_tables partitions position relay_channel resume retention rights scan semantics standby surface transactions user_code values \
   watch_options writers_never_fail
 

@@ -16,7 +16,7 @@ use tidings_wire::segment::{self, Event};
 use crate::command::{self, Rank};
 use crate::foreign::infallible::GetCurrentSubTransactionId;
 use crate::run::{Captured, Encoder, Run};
-use crate::shared::Database;
+use crate::shared::{Database, State};
 use crate::{errors, log, shared, watch};
 
 /// Above this many bytes the current subtransaction's events are written early. Large enough for lz4 to find
@@ -417,17 +417,22 @@ fn after_commit(written: bool, todo: AfterCommit) {
     }
     if todo.install {
         // SAFETY: set once when the backend connects.
-        if let Some(db) = shared::claim(unsafe { pg_sys::MyDatabaseId }) {
-            db.set_state(shared::State::Wanted);
+        if shared::want(unsafe { pg_sys::MyDatabaseId })
+            && let Some(db) = shared::my_database()
+        {
             db.recheck();
         }
-    } else if let Some(db) = shared::my_database() {
+    } else if let Some(db) = shared::my_database().filter(|db| db.state() != State::Absent) {
         if written {
             db.announce();
         }
         if todo.recheck {
             db.recheck();
         }
+    // SAFETY: set once when the backend connects.
+    } else if written && shared::want(unsafe { pg_sys::MyDatabaseId }) {
+        // There is a log here, whatever the launcher has heard of it.
+        shared::wake_launcher();
     }
     if todo.install || todo.launcher {
         shared::wake_launcher();

@@ -1,10 +1,11 @@
 //! The launcher: one background worker for the cluster that keeps one relay running in every database that has the
 //! extension.
 //!
-//! Whether a database has it can only be seen from inside, so a new database gets a relay on trial: that one leaves
-//! again, with [`State::Absent`], if there is no extension. CREATE EXTENSION sets [`State::Wanted`] when it commits.
+//! Whether a database has it can only be seen from inside. CREATE EXTENSION says so when it commits; into databases that nobody has told
+//! of (after a start of the server, or made from a template) a worker looks once, few of them at a time. A database
+//! without the extension costs nothing after that.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
@@ -12,14 +13,23 @@ use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, DynamicBackgrou
 use pgrx::prelude::*;
 
 use crate::own_settings;
-use crate::relay::{attach_signal_handlers, reload_settings, wait};
-use crate::shared::{self, State};
+use crate::relay::{attach_signal_handlers, installed, reload_settings, wait};
+use crate::shared::{self, Database, State, TRIALS};
 
-/// How often the launcher looks for databases that nobody told it of (restored or renamed ones).
+/// How often the launcher looks for databases that nobody told it of.
 const RESCAN: Duration = Duration::from_secs(10);
 
-/// How long a relay that failed is left alone.
+/// How long a worker that failed is left alone.
 const BACKOFF: Duration = Duration::from_secs(1);
+
+/// So many failures in a row may be bad luck; from then on each doubles the wait.
+const BAD_LUCK: u32 = 10;
+
+/// The longest wait.
+const MAX_BACKOFF: Duration = Duration::from_secs(60);
+
+/// A relay that has run so long did not fail at its start.
+const STEADY: Duration = Duration::from_secs(60);
 
 /// Registers the launcher; called from `_PG_init`.
 pub fn init() {
@@ -47,90 +57,231 @@ pub extern "C-unwind" fn tidings_launcher_main(_argument: pg_sys::Datum) {
     unsafe { pg_sys::before_shmem_exit(Some(leave), pg_sys::Datum::from(0)) };
     shared::register_launcher();
     // Relays of an earlier launcher are found by their entries: they keep running, and tell this one when they end.
-    let mut relays: HashMap<u32, Relay> = HashMap::new();
+    let mut launcher = Launcher::default();
     loop {
         reload_settings();
-        look_for_databases();
-        for (oid, db) in shared::databases() {
-            let relay = relays.entry(oid.to_u32()).or_default();
-            let paused = db.paused.load(SeqCst);
-            let alive =
-                relay.worker.as_ref().is_some_and(|w| w.pid().is_ok() || is_starting(w)) || db.pid.load(SeqCst) != 0;
-            if alive {
-                continue;
-            }
-            relay.worker = None;
-            if matches!(db.state(), State::Running | State::Starting) {
-                // It was sent away for a moment, or it failed, maybe one that an earlier launcher had started. Should that one
-                // only be slow to start, the second one to come leaves again.
-                db.set_state(State::Wanted);
-                relay.not_before = (!paused).then(|| Instant::now() + BACKOFF);
-            }
-            let rested = relay.not_before.is_none_or(|time| time <= Instant::now());
-            if db.state() == State::Wanted && rested && !paused {
-                relay.start(oid, db);
-            }
-        }
-        let soonest = relays.values().filter_map(|r| r.not_before).filter(|time| *time > Instant::now()).min();
-        wait(soonest.map_or(RESCAN, |time| time.saturating_duration_since(Instant::now())).min(RESCAN));
+        launcher.look_for_databases();
+        let is_short_of_workers = launcher.tend_relays();
+        launcher.tend_trials(is_short_of_workers);
+        wait(launcher.rest());
     }
+}
+
+/// Looks whether a database has the extension, and says so.
+#[unsafe(no_mangle)]
+#[pg_guard]
+pub extern "C-unwind" fn tidings_trial_main(database: pg_sys::Datum) {
+    let oid = pg_sys::Oid::from(database.value() as u32);
+    attach_signal_handlers();
+    BackgroundWorker::connect_worker_to_spi_by_oid(Some(oid), None);
+    own_settings::take();
+    shared::tell_trial(oid, BackgroundWorker::transaction(installed) != pg_sys::InvalidOid);
+}
+
+#[derive(Default)]
+struct Launcher {
+    /// By the OIDs of their databases.
+    relays: HashMap<u32, Relay>,
+    /// Databases that somebody has looked into, or that have a place.
+    known: HashSet<u32>,
+    /// Those to look into.
+    unknown: VecDeque<u32>,
+    trials: [Option<(u32, DynamicBackgroundWorker)>; TRIALS],
+    /// Those that could not be looked into.
+    failed: HashMap<u32, Failures>,
+    /// Those that have the extension and no place.
+    unserved: HashSet<u32>,
 }
 
 #[derive(Default)]
 struct Relay {
     worker: Option<DynamicBackgroundWorker>,
-    /// When it may be started again.
+    started: Option<Instant>,
+    failures: Failures,
+    /// There was no worker process for it, and the log says so.
+    is_warned: bool,
+}
+
+/// How often something has failed, and when it may be tried again.
+#[derive(Default)]
+struct Failures {
+    count: u32,
     not_before: Option<Instant>,
 }
 
+impl Failures {
+    fn add(&mut self) {
+        self.count += 1;
+        let wait = BACKOFF * 2u32.saturating_pow(self.count.saturating_sub(BAD_LUCK).min(16));
+        self.not_before = Some(Instant::now() + wait.min(MAX_BACKOFF));
+    }
+
+    fn is_over(&self) -> bool {
+        self.not_before.is_none_or(|time| time <= Instant::now())
+    }
+}
+
+impl Launcher {
+    /// Finds the databases that are new, and forgets those that are gone.
+    fn look_for_databases(&mut self) {
+        let present: HashSet<u32> = BackgroundWorker::transaction(list_databases).into_iter().collect();
+        for (oid, db) in shared::databases() {
+            if !present.contains(&oid.to_u32()) && db.pid.load(SeqCst) == 0 {
+                db.release(db.state());
+            } else {
+                self.known.insert(oid.to_u32());
+                self.unserved.remove(&oid.to_u32());
+            }
+        }
+        self.relays.retain(|oid, _| present.contains(oid));
+        self.known.retain(|oid| present.contains(oid));
+        self.failed.retain(|oid, _| present.contains(oid));
+        self.unserved.retain(|oid| present.contains(oid) && !shared::want((*oid).into()));
+        let trying: Vec<u32> = self.trials.iter().flatten().map(|(oid, _)| *oid).collect();
+        let mut unknown: Vec<u32> =
+            present.difference(&self.known).copied().filter(|oid| !trying.contains(oid)).collect();
+        unknown.retain(|oid| self.failed.get(oid).is_none_or(Failures::is_over));
+        unknown.sort_unstable();
+        self.unknown = unknown.into();
+    }
+
+    /// Starts the relays that are wanted, and takes the places back of databases without the extension. True if a worker process
+    /// was not to be had.
+    fn tend_relays(&mut self) -> bool {
+        let mut is_short_of_workers = false;
+        for (oid, db) in shared::databases() {
+            let relay = self.relays.entry(oid.to_u32()).or_default();
+            let paused = db.paused.load(SeqCst);
+            if relay.worker.as_ref().is_some_and(is_alive) || db.pid.load(SeqCst) != 0 {
+                continue;
+            }
+            relay.worker = None;
+            match db.state() {
+                State::Running | State::Starting => {
+                    // It was sent away for a moment, or it failed, maybe one that an earlier launcher had started. Should that one
+                    // only be slow to start, the second one to come leaves again.
+                    db.set_state(State::Wanted);
+                    relay.has_ended(paused);
+                }
+                State::Absent if !paused => {
+                    db.release(State::Absent);
+                    continue;
+                }
+                _ => {}
+            }
+            if db.state() == State::Wanted && relay.failures.is_over() && !paused {
+                is_short_of_workers |= !relay.start(oid, db);
+            }
+        }
+        is_short_of_workers
+    }
+
+    /// Looks at what the trials have found, and begins others, which may wait until all relays are there.
+    fn tend_trials(&mut self, is_short_of_workers: bool) {
+        for n in 0..TRIALS {
+            if let Some((_, worker)) = &self.trials[n] {
+                if is_alive(worker) {
+                    continue;
+                }
+                if let Some((oid, _)) = self.trials[n].take() {
+                    self.end_trial(n, oid);
+                }
+            }
+            if !is_short_of_workers && let Some(oid) = self.unknown.pop_front() {
+                shared::begin_trial(n, oid);
+                self.trials[n] =
+                    start(&format!("tidings trial {oid}"), "tidings_trial_main", oid).map(|worker| (oid, worker));
+            }
+        }
+    }
+
+    fn end_trial(&mut self, n: usize, oid: u32) {
+        match shared::end_trial(n) {
+            Some(has_extension) => {
+                self.known.insert(oid);
+                self.failed.remove(&oid);
+                if has_extension && shared::want(oid.into()) {
+                    // The next look at the relays starts it.
+                    shared::wake_launcher();
+                } else if has_extension && self.unserved.insert(oid) {
+                    warning!(
+                        "tidings: more than {} databases have the extension; {oid} gets no relay",
+                        shared::MAX_DATABASES
+                    );
+                }
+            }
+            None => self.failed.entry(oid).or_default().add(),
+        }
+    }
+
+    /// How long nothing is to be done, unless somebody sets the latch: workers do when they end.
+    fn rest(&self) -> Duration {
+        let failures = self.relays.values().map(|relay| &relay.failures).chain(self.failed.values());
+        let times = failures.filter_map(|failures| failures.not_before).filter(|time| *time > Instant::now());
+        times.min().map_or(RESCAN, |time| time.saturating_duration_since(Instant::now())).min(RESCAN)
+    }
+}
+
 impl Relay {
-    fn start(&mut self, oid: pg_sys::Oid, db: &shared::Database) {
+    fn has_ended(&mut self, was_sent_away: bool) {
+        if was_sent_away {
+            self.failures = Failures::default();
+            return;
+        }
+        if self.started.take().is_none_or(|time| time.elapsed() > STEADY) {
+            self.failures.count = 0;
+        }
+        self.failures.add();
+    }
+
+    /// False if there is no worker process for it.
+    fn start(&mut self, oid: pg_sys::Oid, db: &Database) -> bool {
         db.change_state(State::Wanted, State::Starting);
-        // SAFETY: set once when the process starts.
-        let me = unsafe { pg_sys::MyProcPid };
-        let worker = BackgroundWorkerBuilder::new(&format!("tidings relay {oid}"))
-            .set_type("tidings relay")
-            .set_library("tidings")
-            .set_function("tidings_relay_main")
-            .enable_spi_access()
-            .set_argument(Some(pg_sys::Datum::from(oid.to_u32())))
-            .set_notify_pid(me)
-            .load_dynamic();
-        self.worker = worker.ok();
-        if self.worker.is_none() {
+        self.worker = start(&format!("tidings relay {oid}"), "tidings_relay_main", oid.to_u32());
+        let started = self.worker.is_some();
+        if started {
+            self.started = Some(Instant::now());
+        } else {
             db.change_state(State::Starting, State::Wanted);
-            self.not_before = Some(Instant::now() + RESCAN);
-            warning!("tidings: no worker process is free for the relay of database {oid}; raise max_worker_processes");
+            self.failures.not_before = Some(Instant::now() + BACKOFF);
+            if !self.is_warned {
+                warning!(
+                    "tidings: no worker process is free for the relay of database {oid}; raise max_worker_processes"
+                );
+            }
         }
+        self.is_warned = !started;
+        started
     }
 }
 
-fn is_starting(worker: &DynamicBackgroundWorker) -> bool {
-    matches!(worker.pid(), Err(pgrx::bgworkers::BackgroundWorkerStatus::NotYetStarted))
+/// Starts a worker for a database, which tells this process when it ends. None if there is no worker process.
+fn start(name: &str, function: &str, oid: u32) -> Option<DynamicBackgroundWorker> {
+    // SAFETY: set once when the process starts.
+    let me = unsafe { pg_sys::MyProcPid };
+    // "tidings relay 5" is of the type "tidings relay".
+    let kind = name.rsplit_once(' ').map_or(name, |(kind, _)| kind);
+    let worker = BackgroundWorkerBuilder::new(name)
+        .set_type(kind)
+        .set_library("tidings")
+        .set_function(function)
+        .enable_spi_access()
+        .set_argument(Some(pg_sys::Datum::from(oid)))
+        .set_notify_pid(me)
+        .load_dynamic();
+    worker.ok()
 }
 
-/// Makes an entry for each database that is new and drops those of databases that are gone.
-fn look_for_databases() {
-    let present = BackgroundWorker::transaction(list_databases);
-    for (oid, db) in shared::databases() {
-        if !present.contains(&oid) && db.pid.load(SeqCst) == 0 {
-            db.release();
-        }
-    }
-    for oid in present {
-        if shared::database(oid).is_some() {
-            continue;
-        }
-        match shared::claim(oid) {
-            // One that CREATE EXTENSION has claimed in the meantime is wanted already.
-            Some(db) => db.set_state(State::Wanted),
-            None => warning!("tidings: more than {} databases; {oid} gets no relay", shared::MAX_DATABASES),
-        }
-    }
+/// Whether it runs, or is about to.
+fn is_alive(worker: &DynamicBackgroundWorker) -> bool {
+    worker.pid().is_ok() || matches!(worker.pid(), Err(pgrx::bgworkers::BackgroundWorkerStatus::NotYetStarted))
 }
 
-/// The databases that a relay can be in: those that allow connections and are no templates.
-fn list_databases() -> Vec<pg_sys::Oid> {
+/// What `datconnlimit` is of a database that DROP DATABASE has left half done (`DATCONNLIMIT_INVALID_DB`).
+const INVALID: i32 = -2;
+
+/// The databases that a relay can be in: those that allow connections, are no templates, and are whole.
+fn list_databases() -> Vec<u32> {
     let mut found = Vec::new();
     // SAFETY: inside a transaction; a plain scan of a shared catalog, closed again with its lock.
     unsafe {
@@ -143,8 +294,8 @@ fn list_databases() -> Vec<pg_sys::Oid> {
                 break;
             }
             let form = &*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_database>();
-            if form.datallowconn && !form.datistemplate {
-                found.push(form.oid);
+            if form.datallowconn && !form.datistemplate && form.datconnlimit != INVALID {
+                found.push(form.oid.to_u32());
             }
         }
         pg_sys::systable_endscan(scan);

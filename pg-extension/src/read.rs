@@ -117,7 +117,13 @@ fn relay() -> TableIterator<
 > {
     preload::require();
     let Some(db) = shared::my_database() else {
-        return TableIterator::once((None, "unknown".into(), None, 0, 0, 0, 0));
+        // SAFETY: looks at shared memory.
+        let state = match unsafe { pg_sys::RecoveryInProgress() } {
+            true => "standby",
+            false if shared::is_full() => "no place",
+            false => "unknown",
+        };
+        return TableIterator::once((None, state.into(), None, 0, 0, 0, 0));
     };
     let pid = Some(db.pid.load(SeqCst)).filter(|pid| *pid != 0);
     let tick = Some(db.tick.load(SeqCst) as i64).filter(|tick| *tick != 0);
@@ -131,5 +137,13 @@ fn relay() -> TableIterator<
 #[pg_extern]
 fn installed() {
     preload::require();
+    // SAFETY: set once when the backend connects.
+    if shared::claim(unsafe { pg_sys::MyDatabaseId }).is_none() {
+        errors::raise(
+            PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+            format!("{} databases of this server have the extension tidings already", shared::MAX_DATABASES),
+            "It can serve no more. Drop the extension where it is not needed.",
+        );
+    }
     buffer::installed_after_commit();
 }

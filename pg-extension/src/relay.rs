@@ -87,7 +87,7 @@ fn run(db: &'static Database, extension: pg_sys::Oid, mut ticker: Ticker) {
 }
 
 /// The extension's OID, or none. Called inside a transaction.
-fn installed() -> pg_sys::Oid {
+pub fn installed() -> pg_sys::Oid {
     // SAFETY: a look-up in the catalog, inside a transaction.
     unsafe { pg_sys::get_extension_oid(c"tidings".as_ptr(), true) }
 }

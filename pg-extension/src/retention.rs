@@ -4,15 +4,21 @@
 //! retention time, and the next one is empty, the next one becomes current. A partition is emptied by TRUNCATE when the
 //! last tick that has segments in it is older than the retention time; a transaction that wrote to it and is still open
 //! holds a lock on it, and then that waits. Nothing here waits for a lock longer than [`PATIENCE`].
+//!
+//! Time is what elapses, not what a clock says: ticks have their numbers from a clock that may jump, and never goes back. The numbers tell
+//! the age of what a server finds when it starts, where nothing else does.
 
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
+use std::time::Duration;
+
+use nix::time::ClockId;
 use pgrx::bgworkers::BackgroundWorker;
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 
 use crate::log::PARTITIONS;
-use crate::shared::{self, Database, SLOTS};
+use crate::shared::{self, Database, NEVER, SLOTS};
 use crate::tick::{TICKS, Ticker};
 use crate::{lock, settings};
 
@@ -20,11 +26,25 @@ use crate::{lock, settings};
 /// longer than that neither those behind nor the events that are not announced meanwhile should have to wait.
 const PATIENCE: i32 = 500;
 
+/// A clock that is adjusted by so many microseconds between two looks has jumped.
+const JUMP: i64 = 10_000_000;
+
+/// Microseconds of what elapses on this machine; no clock that is set changes it.
+pub fn elapsed() -> i64 {
+    ClockId::CLOCK_MONOTONIC.now().map_or(0, |time| Duration::from(time).as_micros() as i64)
+}
+
+/// When a tick was cut, by its number, of what elapses: the best guess after a start of the server. One with a number that is yet to come
+/// is as young as can be.
+pub fn when(tick: u64) -> i64 {
+    elapsed() - (shared::clock() - tick as i64).max(0)
+}
+
 /// Keeps the partitions of one database.
 pub struct Retention {
     db: &'static Database,
-    /// When the current partition became the current one.
-    since: u64,
+    /// What the two clocks said when they were last looked at: the server's, and what elapses.
+    clocks: (i64, i64),
     /// For each partition, which transactions were in the way when it was last to be emptied.
     in_the_way: [Vec<String>; SLOTS],
 }
@@ -32,23 +52,28 @@ pub struct Retention {
 impl Retention {
     /// Starts with what is there.
     pub fn new(db: &'static Database) -> Self {
-        let since = BackgroundWorker::transaction(|| {
-            // A partition becomes the current one with a tick of its own.
-            let sql = "SELECT pg_catalog.min(tick) FROM tidings.tick WHERE slot OPERATOR(pg_catalog.=) $1";
-            Spi::get_one_with_args::<i64>(sql, &[(db.slot.load(Relaxed) as i16).into()])
-        });
-        let since = since.unwrap_or_else(|error| error!("the relay cannot read its tables: {error}"));
-        Self { db, since: since.map_or_else(shared::next_stamp, i64::unsigned_abs), in_the_way: Default::default() }
+        let slot = db.slot.load(Relaxed);
+        if db.current_since.load(Relaxed) == NEVER {
+            let since = BackgroundWorker::transaction(|| {
+                // A partition becomes the current one with a tick of its own.
+                let sql = "SELECT pg_catalog.min(tick) FROM tidings.tick WHERE slot OPERATOR(pg_catalog.=) $1";
+                Spi::get_one_with_args::<i64>(sql, &[(slot as i16).into()])
+            });
+            let since = since.unwrap_or_else(|error| error!("the relay cannot read its tables: {error}"));
+            db.current_since.store(since.map_or_else(elapsed, |tick| when(tick.unsigned_abs())), Relaxed);
+        }
+        Self { db, clocks: (shared::clock(), elapsed()), in_the_way: Default::default() }
     }
 
-    /// Does what is due. Times are those of the ticks' clock, in microseconds.
+    /// Does what is due.
     pub fn tend(&mut self, ticker: &mut Ticker) {
-        let retention = settings::retention().as_micros() as u64;
-        let now = shared::next_stamp();
+        self.look_at_clocks();
+        let retention = settings::retention().as_micros() as i64;
+        let now = elapsed();
         let current = self.db.slot.load(Relaxed) as usize % SLOTS;
         for slot in (0..SLOTS).filter(|slot| *slot != current) {
             let last_used = ticker.last_used[slot];
-            if last_used != 0 && last_used + retention < now {
+            if last_used != 0 && self.db.used_at[slot].load(Relaxed) < now - retention {
                 if ticker.last <= last_used {
                     // The last tick is never thrown away: the next one starts from it.
                     ticker.cut_empty();
@@ -57,11 +82,22 @@ impl Retention {
             }
         }
         let next = (current + 1) % SLOTS;
-        let due = now > self.since + retention / (SLOTS as u64 - 1);
+        let due = self.db.current_since.load(Relaxed) < now - retention / (SLOTS as i64 - 1);
         if due && ticker.last_used[current] != 0 && ticker.last_used[next] == 0 {
             self.db.slot.store(next as u32, SeqCst);
-            self.since = now;
+            self.db.current_since.store(now, Relaxed);
             ticker.cut_empty();
+        }
+    }
+
+    /// Says so, once, if the server's clock has jumped since the last look.
+    fn look_at_clocks(&mut self) {
+        let (before, clocks) = (self.clocks, (shared::clock(), elapsed()));
+        self.clocks = clocks;
+        let jump = (clocks.0 - before.0) - (clocks.1 - before.1);
+        if jump.abs() > JUMP {
+            let (seconds, to) = (jump.abs() / 1_000_000, if jump > 0 { "forward" } else { "back" });
+            log!("tidings: the server's clock has jumped {to} by {seconds} s");
         }
     }
 

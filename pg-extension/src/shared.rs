@@ -2,14 +2,19 @@
 //!
 //! Everything here is an atomic in shared memory, so a committing backend may touch it where it may not fail.
 
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicU32, AtomicU64, Ordering::SeqCst};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use pgrx::prelude::*;
 use pgrx::{PGRXSharedMemory, PgAtomic, pg_shmem_init};
 
-/// How many databases of one cluster can have a relay: each costs a worker process and a few hundred bytes here.
-pub const MAX_DATABASES: usize = 64;
+/// How many databases of one cluster can have the extension: each costs a worker process, so `max_worker_processes` ends sooner, and
+/// some two hundred bytes here.
+pub const MAX_DATABASES: usize = 1024;
+
+/// In how many databases the launcher looks for the extension at the same time: worker processes are few.
+pub const TRIALS: usize = 2;
 
 /// The partitions of the log, see [`crate::retention`].
 pub const SLOTS: usize = 4;
@@ -26,10 +31,27 @@ pub struct Shared {
     /// See [`first_xid`].
     first_xid: AtomicU64,
     launcher: AtomicI32,
+    trials: [Trial; TRIALS],
     databases: [Database; MAX_DATABASES],
 }
 
-/// One database that has, or may have, the extension.
+/// A look into a database, and what was found.
+struct Trial {
+    oid: AtomicU32,
+    found: AtomicU32,
+}
+
+/// What [`Trial`] has found: nothing yet, no extension, the extension.
+const UNKNOWN: u32 = 0;
+/// See [`UNKNOWN`].
+const MISSING: u32 = 1;
+/// See [`UNKNOWN`].
+const FOUND: u32 = 2;
+
+/// A time that is not known, see [`Database::used_at`].
+pub const NEVER: i64 = i64::MIN;
+
+/// One database that has the extension.
 pub struct Database {
     oid: AtomicU32,
     state: AtomicU32,
@@ -49,6 +71,11 @@ pub struct Database {
     pub floor: AtomicU64,
     /// The last tick.
     pub tick: AtomicU64,
+    /// For each partition when the last tick that has segments in it was cut, and when the current one became the current one: in
+    /// microseconds of what elapses (see [`crate::retention`]), or [`NEVER`].
+    pub used_at: [AtomicI64; SLOTS],
+    /// See `used_at`.
+    pub current_since: AtomicI64,
     /// What was committed before the server started is cut off from what came later.
     pub divided: AtomicBool,
     /// Counters since the server started: ticks, events that travelled inside of their notifications, ticks announced by a hint,
@@ -72,8 +99,10 @@ pub enum State {
     Starting = 2,
     /// The relay runs.
     Running = 3,
-    /// The relay found no extension, and the launcher leaves the database alone.
+    /// The relay found no extension: the launcher takes the place back.
     Absent = 4,
+    /// The launcher takes the place back just now.
+    Leaving = 5,
 }
 
 // SAFETY: nothing but atomics, at the same address in all processes, none of them a pointer.
@@ -85,6 +114,7 @@ impl Default for Shared {
             clock: AtomicU64::new(0),
             first_xid: AtomicU64::new(0),
             launcher: AtomicI32::new(NOBODY),
+            trials: std::array::from_fn(|_| Trial { oid: AtomicU32::new(0), found: AtomicU32::new(UNKNOWN) }),
             databases: std::array::from_fn(|_| Database {
                 oid: AtomicU32::new(0),
                 state: AtomicU32::new(State::Absent as u32),
@@ -96,6 +126,8 @@ impl Default for Shared {
                 slot: AtomicU32::new(0),
                 floor: AtomicU64::new(0),
                 tick: AtomicU64::new(0),
+                used_at: std::array::from_fn(|_| AtomicI64::new(NEVER)),
+                current_since: AtomicI64::new(NEVER),
                 divided: AtomicBool::new(false),
                 ticks: AtomicU64::new(0),
                 events: AtomicU64::new(0),
@@ -111,10 +143,15 @@ pub fn init() {
     pg_shmem_init!(SHARED);
 }
 
+/// What the server's own clock says, which may jump: microseconds since the Unix epoch.
+pub fn clock() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as i64)
+}
+
 /// The next reading of the clock that stamps segments and numbers ticks: microseconds since the Unix epoch, but always
 /// above the one before (a hybrid logical clock; Kulkarni et al., 2014).
 pub fn next_stamp() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as u64);
+    let now = clock().unsigned_abs();
     let next = |last: u64| now.max(last + 1);
     let clock = &SHARED.get().clock;
     next(clock.fetch_update(SeqCst, SeqCst, |last| Some(next(last))).unwrap_or_default())
@@ -171,8 +208,59 @@ pub fn database(oid: pg_sys::Oid) -> Option<&'static Database> {
 
 /// The entry of the database that this backend is connected to, if it is known.
 pub fn my_database() -> Option<&'static Database> {
+    thread_local! {
+        /// Where it was the last time: there are many places.
+        static KNOWN: Cell<Option<&'static Database>> = const { Cell::new(None) };
+    }
     // SAFETY: set once when the backend connects.
-    database(unsafe { pg_sys::MyDatabaseId })
+    let oid = unsafe { pg_sys::MyDatabaseId };
+    let known = KNOWN.get().filter(|db| db.oid.load(SeqCst) == oid.to_u32());
+    let found = known.or_else(|| database(oid));
+    KNOWN.set(found);
+    found
+}
+
+/// Whether no more databases can be served.
+pub fn is_full() -> bool {
+    databases().count() == MAX_DATABASES
+}
+
+/// The database has the extension: the launcher is to start a relay there. False if there is no place for one more. Allowed after
+/// commit: it takes no lock and allocates nothing.
+pub fn want(oid: pg_sys::Oid) -> bool {
+    loop {
+        let Some(db) = claim(oid) else { return false };
+        let state = db.state();
+        // For the few instructions that it takes to leave.
+        if state == State::Leaving {
+            std::hint::spin_loop();
+        } else if db.change_state(state, State::Wanted) && db.oid.load(SeqCst) == oid.to_u32() {
+            return true;
+        }
+    }
+}
+
+/// A look into that database begins.
+pub fn begin_trial(n: usize, oid: u32) {
+    let trial = &SHARED.get().trials[n];
+    trial.found.store(UNKNOWN, SeqCst);
+    trial.oid.store(oid, SeqCst);
+}
+
+/// What a look into that database has found.
+pub fn tell_trial(oid: pg_sys::Oid, has_extension: bool) {
+    for trial in SHARED.get().trials.iter().filter(|trial| trial.oid.load(SeqCst) == oid.to_u32()) {
+        trial.found.store(if has_extension { FOUND } else { MISSING }, SeqCst);
+    }
+}
+
+/// What it was, if anybody has told it.
+pub fn end_trial(n: usize) -> Option<bool> {
+    match SHARED.get().trials[n].found.load(SeqCst) {
+        MISSING => Some(false),
+        FOUND => Some(true),
+        _ => None,
+    }
 }
 
 /// The entry of one database, made if need be; None if [`MAX_DATABASES`] are known already.
@@ -188,15 +276,23 @@ pub fn claim(oid: pg_sys::Oid) -> Option<&'static Database> {
 }
 
 impl Database {
-    /// Forgets a database that is gone.
-    pub fn release(&self) {
-        self.set_state(State::Absent);
+    /// Gives the place of a database back that has no extension, or is gone; false if somebody wants a relay there meanwhile.
+    pub fn release(&self, state: State) -> bool {
+        if !self.change_state(state, State::Leaving) {
+            return false;
+        }
         self.slot.store(0, SeqCst);
         self.divided.store(false, SeqCst);
         for number in [&self.floor, &self.tick, &self.ticks, &self.events, &self.hints, &self.skipped] {
             number.store(0, SeqCst);
         }
+        for time in self.used_at.iter().chain([&self.current_since]) {
+            time.store(NEVER, SeqCst);
+        }
+        // The order matters: who claims the place finds it with this state.
         self.oid.store(0, SeqCst);
+        self.set_state(State::Absent);
+        true
     }
 
     /// Whether the relay should run.
@@ -205,6 +301,7 @@ impl Database {
             1 => State::Wanted,
             2 => State::Starting,
             3 => State::Running,
+            5 => State::Leaving,
             _ => State::Absent,
         }
     }

@@ -12,10 +12,10 @@ use tidings_wire::{Announcement, MOVED, segment};
 use crate::foreign::Async_Notify;
 use crate::log::{DATA, ORDINAL, PARTITIONS, STAMP, XID};
 use crate::scan::{self, Rows};
-use crate::shared::{self, Database, SLOTS};
+use crate::shared::{self, Database, NEVER, SLOTS};
 use crate::snapshot::Snapshot;
 use crate::table::Table;
-use crate::{backlog, channel, errors, pace, settings};
+use crate::{backlog, channel, errors, pace, retention, settings};
 
 /// The names of the ticks' partitions.
 pub const TICKS: [&CStr; SLOTS] = [c"tick_0", c"tick_1", c"tick_2", c"tick_3"];
@@ -102,6 +102,8 @@ impl Ticker {
         for (slot, last_used) in last_used.iter_mut().enumerate() {
             let sql = "SELECT pg_catalog.max(tick) FROM tidings.tick WHERE (used OPERATOR(pg_catalog.&) $1) OPERATOR(pg_catalog.<>) 0";
             *last_used = Spi::get_one_with_args::<i64>(sql, &[(1i16 << slot).into()])?.unwrap_or(0).unsigned_abs();
+            // A relay that comes back finds the time where the one before has left it.
+            let _ = db.used_at[slot].compare_exchange(NEVER, retention::when(*last_used), Relaxed, Relaxed);
         }
         Ok(Self {
             db,
@@ -164,6 +166,11 @@ impl Ticker {
             self.last_used[self.db.slot.load(Relaxed) as usize % SLOTS] = tick;
             self.insert(tick, &snapshot, 0);
             self.seen = snapshot;
+            for (last_used, used_at) in self.last_used.iter().zip(&self.db.used_at) {
+                if *last_used == tick {
+                    used_at.store(retention::elapsed(), Relaxed);
+                }
+            }
             self.announce(tick);
             self.finish(tick);
         }

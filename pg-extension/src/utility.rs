@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use pgrx::prelude::*;
 
-use crate::relay::wait;
-use crate::{attach, buffer, command, errors, foreign, removal, shared, watch};
+use crate::relay::{installed, wait};
+use crate::shared::{self, State};
+use crate::{attach, buffer, command, errors, foreign, removal, watch};
 
 /// How long a statement that wants a database for itself waits for the relay to leave it.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -112,8 +113,11 @@ extern "C-unwind" fn after(kind: Kind) {
     watch::check_altered();
     match kind {
         Kind::CommitPrepared => {
-            if let Some(db) = shared::my_database() {
-                db.announce();
+            match shared::my_database().filter(|db| db.state() != State::Absent) {
+                Some(db) => db.announce(),
+                // CREATE EXTENSION may have been prepared.
+                None if installed() != pg_sys::InvalidOid => buffer::installed_after_commit(),
+                None => {}
             }
         }
         Kind::CreateDatabase => buffer::wake_launcher_after_commit(),
@@ -190,8 +194,8 @@ unsafe fn indexes_our_table_by_more_than_columns(node: *mut pg_sys::Node) -> boo
     }
 }
 
-/// The name of the database that a statement wants for itself: DROP DATABASE, ALTER DATABASE … RENAME, and CREATE DATABASE …
-/// TEMPLATE.
+/// The name of the database that a statement wants for itself: DROP DATABASE, ALTER DATABASE … RENAME or SET TABLESPACE, and
+/// CREATE DATABASE … TEMPLATE.
 ///
 /// # Safety
 /// `node` is a statement.
@@ -205,7 +209,14 @@ unsafe fn database_wanted_alone(node: *mut pg_sys::Node) -> Option<*mut c_char> 
             {
                 (*node.cast::<pg_sys::RenameStmt>()).subname
             }
-            pg_sys::NodeTag::T_CreatedbStmt => template((*node.cast::<pg_sys::CreatedbStmt>()).options)?,
+            pg_sys::NodeTag::T_CreatedbStmt => {
+                pg_sys::defGetString(option((*node.cast::<pg_sys::CreatedbStmt>()).options, c"template")?)
+            }
+            pg_sys::NodeTag::T_AlterDatabaseStmt => {
+                let statement = &*node.cast::<pg_sys::AlterDatabaseStmt>();
+                option(statement.options, c"tablespace")?;
+                statement.dbname
+            }
             _ => return None,
         }
     };
@@ -224,18 +235,17 @@ fn pause(oid: pg_sys::Oid) {
     }
 }
 
-/// The TEMPLATE option of CREATE DATABASE.
+/// One of a statement's options.
 ///
 /// # Safety
 /// `options` is a list of DefElem, or null.
-unsafe fn template(options: *mut pg_sys::List) -> Option<*mut c_char> {
+unsafe fn option(options: *mut pg_sys::List, name: &CStr) -> Option<*mut pg_sys::DefElem> {
     // SAFETY: as the caller promises; a parsed option's name is a C string.
     unsafe {
         let options = options.as_ref()?;
-        let option = (0..options.length as usize)
+        (0..options.length as usize)
             .map(|i| (*options.elements.add(i)).ptr_value.cast::<pg_sys::DefElem>())
-            .find(|option| CStr::from_ptr((**option).defname) == c"template")?;
-        Some(pg_sys::defGetString(option))
+            .find(|option| CStr::from_ptr((**option).defname) == name)
     }
 }
 

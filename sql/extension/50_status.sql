@@ -14,14 +14,15 @@ SELECT r.pid AS relay_pid,
         WHERE i.inhparent IN ('tidings.log'::regclass, 'tidings.tick'::regclass))::bigint AS log_bytes,
        (SELECT k.previous FROM tidings.tick k ORDER BY k.tick LIMIT 1) AS oldest_position,
        current_setting('tidings.retention')::interval AS retention,
-       pg_notification_queue_usage() AS notify_queue_usage
+       pg_notification_queue_usage() AS notify_queue_usage,
+       greatest(to_timestamp(newest.tick / 1000000.0) - clock_timestamp(), interval '0') AS clock_ahead
 FROM tidings.relay() r
 -- From the table, not from the relay: it holds also while no relay runs, or one has only just started.
 LEFT JOIN (SELECT k.tick, k.until FROM tidings.tick k ORDER BY k.tick DESC LIMIT 1) newest ON true;
 
 COMMENT ON VIEW tidings.status IS 'The relay, its lag and counters, and the size of the log';
 COMMENT ON COLUMN tidings.status.relay_pid IS 'The relay''s process id, NULL while none runs';
-COMMENT ON COLUMN tidings.status.relay_state IS 'wanted, starting, running; absent on a server that has none, unknown before the launcher has looked';
+COMMENT ON COLUMN tidings.status.relay_state IS 'wanted, starting, running; standby on one, unknown before the launcher has looked, no place if too many databases of the server have the extension';
 COMMENT ON COLUMN tidings.status.last_tick IS 'The number of the last tick, in microseconds since the Unix epoch';
 COMMENT ON COLUMN tidings.status.last_tick_at IS 'The same as a time';
 COMMENT ON COLUMN tidings.status.waiting_since IS 'Since when the oldest event that is committed waits for its tick; NULL if none does';
@@ -32,6 +33,7 @@ COMMENT ON COLUMN tidings.status.skipped IS 'Changes that made no valid topic';
 COMMENT ON COLUMN tidings.status.log_bytes IS 'What log and ticks take on the disk, indexes included';
 COMMENT ON COLUMN tidings.status.oldest_position IS 'The start of what is retained: positions before it cannot be served';
 COMMENT ON COLUMN tidings.status.retention IS 'tidings.retention';
+COMMENT ON COLUMN tidings.status.clock_ahead IS 'How far the ticks'' numbers are ahead of the server''s clock: it was ahead by as much once, and was put back';
 COMMENT ON COLUMN tidings.status.notify_queue_usage IS 'How full the queue of notifications is, from 0 to 1';
 
 CREATE OR REPLACE FUNCTION tidings.report(proxy text, topics text[], subscribers integer[], lease interval DEFAULT '30 seconds') RETURNS void

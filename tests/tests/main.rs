@@ -24,6 +24,7 @@ mod limits;
 mod log;
 mod login_role;
 mod lost;
+mod many_databases;
 mod open_topics;
 mod order;
 mod order_in_transaction;

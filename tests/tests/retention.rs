@@ -4,10 +4,16 @@ use std::collections::{BTreeSet, VecDeque};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use tidings_tests::clock::Clock;
+use tidings_tests::cluster::Site;
 use tidings_tests::process::{Process, Signal, fresh_path};
 use tidings_tests::{Cluster, Database, Session, eventually, until};
 
 use crate::log::Log;
+use crate::passed_over;
+
+/// In seconds.
+const WEEK: i32 = 7 * 24 * 3600;
 
 /// Retention for a test that waits until it has passed.
 const SHORT: &[(&str, &str)] = &[("tidings.retention", "2s")];
@@ -312,4 +318,61 @@ fn a_client_whose_position_has_gone_is_reset_and_then_live() {
     assert_eq!(sse.frame().event, "reset");
     session.run("INSERT INTO items VALUES (3)");
     until("the stream goes on", || sse.frame().json()["record"]["id"] == 3);
+}
+
+#[test]
+fn a_clock_that_was_ahead_stops_no_rotation() {
+    if !Clock::can_jump() {
+        return passed_over("a clock that jumps: there is no libfaketime");
+    }
+    let clock = Clock::at(0);
+    let cluster = Cluster::start_at(Site { env: clock.environment(), ..Site::default() }, SHORT);
+    let db = cluster.database();
+    events_table(&db);
+    let mut session = db.session();
+    clock.set(WEEK);
+    until("ticks are of next week", || {
+        session.run("INSERT INTO items VALUES (1)");
+        session.one("SELECT last_tick_at > clock_timestamp() - interval '1 hour' FROM tidings.status")
+    });
+    clock.set(0);
+    let mut starts = BTreeSet::new();
+    until("the log has rotated several times", || {
+        session.run("INSERT INTO items VALUES (2)");
+        starts.insert(oldest(&mut session));
+        starts.len() > 4
+    });
+    let ahead = "SELECT clock_ahead > interval '6 days' FROM tidings.status";
+    assert!(session.one::<bool>(ahead), "who wonders about the numbers is told");
+}
+
+#[test]
+fn a_clock_that_jumps_ahead_throws_nothing_away() {
+    if !Clock::can_jump() {
+        return passed_over("a clock that jumps: there is no libfaketime");
+    }
+    let clock = Clock::at(0);
+    let cluster = Cluster::start_at(Site { env: clock.environment(), ..Site::default() }, &[]);
+    let db = cluster.database();
+    events_table(&db);
+    let mut session = db.session();
+    if session.one::<i32>("SELECT current_setting('server_version_num')::int") < 160_000 {
+        // It forks them inside a system call that libfaketime leaves alone, and so all that they do later.
+        return passed_over("a relay whose clock jumps: workers of PostgreSQL 15 see the real one");
+    }
+    let position: String = session.one("SELECT tidings.position()");
+    let mut log = Log::from_here(&db);
+    session.run("INSERT INTO items VALUES (1)");
+    assert_eq!(log.news().len(), 1);
+    // The relay tells of each jump, and then looks at the partitions.
+    for jump in 1..=4 {
+        clock.set(WEEK + jump * 3600);
+        until("the relay has seen the jump", || {
+            let log = std::fs::read_to_string(cluster.log_file()).expect("the server's log");
+            log.matches("the server's clock has jumped forward").count() >= usize::try_from(jump).expect("a number")
+        });
+        session.run("INSERT INTO items VALUES (2)");
+        assert_eq!(log.news().len(), 1);
+    }
+    assert!(read(&mut session, &position).is_ok_and(|events| events >= 4), "everything is there");
 }

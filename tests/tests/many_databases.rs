@@ -1,0 +1,108 @@
+//! Servers with many databases, few of which have the extension.
+
+use tidings_tests::{Cluster, Database, Session, until};
+
+use crate::log::Log;
+
+/// More than any table of a fixed size should have to hold, and as many as a test can make.
+const MANY: usize = 70;
+
+/// A server with few worker processes and many databases, from before it started.
+fn crowded() -> (Cluster, Vec<String>) {
+    let cluster = Cluster::start(&[("max_worker_processes", "8")]);
+    let mut session = cluster.session("postgres", "postgres");
+    let names: Vec<String> = (1..=MANY).map(|n| format!("crowd_{n}")).collect();
+    for name in &names {
+        session.run(&format!("CREATE DATABASE {name} TEMPLATE template0 STRATEGY file_copy"));
+    }
+    cluster.stop();
+    cluster.boot();
+    (cluster, names)
+}
+
+fn works(db: &Database<'_>) {
+    let mut log = Log::from_here(db);
+    db.session().publish("t", "1");
+    assert_eq!(log.news().len(), 1);
+}
+
+fn workers(session: &mut Session, kind: &str) -> i64 {
+    session.one(&format!("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'tidings {kind}'"))
+}
+
+#[test]
+fn databases_without_the_extension_take_nothing_from_those_that_have_it() {
+    let (cluster, names) = crowded();
+    let mut session = cluster.session("postgres", "postgres");
+    let served: Vec<Database<'_>> = [0, MANY - 1].map(|n| Database::existing(&cluster, &names[n])).into();
+    for db in &served {
+        db.session().run("CREATE EXTENSION tidings");
+        db.wait_relay();
+        works(db);
+    }
+    until("nobody looks into the others any more", || workers(&mut session, "trial") == 0);
+    assert_eq!(workers(&mut session, "relay"), 2);
+    // A server that starts finds them among all others.
+    cluster.stop();
+    cluster.boot();
+    for db in &served {
+        db.wait_relay();
+        works(db);
+    }
+}
+
+#[test]
+fn a_place_is_given_back_and_taken_again() {
+    let cluster = Cluster::start(&[]);
+    let db = cluster.database();
+    let mut session = db.session();
+    for _ in 0..3 {
+        session.run("DROP EXTENSION tidings");
+        until("the relay has left", || workers(&mut session, "relay") == 0);
+        session.run("CREATE EXTENSION tidings");
+        db.wait_relay();
+        works(&db);
+    }
+}
+
+#[test]
+fn an_installation_that_was_prepared_gets_its_relay() {
+    let cluster = Cluster::start(&[]);
+    let db = cluster.empty_database();
+    let mut session = db.session();
+    session.run("BEGIN; CREATE EXTENSION tidings; PREPARE TRANSACTION 'installation'");
+    until("nobody looks any more", || workers(&mut session, "trial") == 0);
+    session.run("COMMIT PREPARED 'installation'");
+    db.wait_relay();
+    works(&db);
+}
+
+#[test]
+fn an_invalid_database_is_left_alone() {
+    let cluster = Cluster::start(&[]);
+    let mut session = cluster.session("postgres", "postgres");
+    session.run("CREATE DATABASE broken");
+    // What a DROP DATABASE leaves that was interrupted.
+    session.run("UPDATE pg_database SET datconnlimit = -2 WHERE datname = 'broken'");
+    cluster.stop();
+    cluster.boot();
+    // It was made before this one, and databases are looked at in their order.
+    let db = cluster.database();
+    works(&db);
+    let mut session = db.session();
+    until("nobody looks any more", || workers(&mut session, "trial") == 0);
+    let log = std::fs::read_to_string(cluster.log_file()).expect("the server's log");
+    assert!(!log.contains("invalid database"), "{log}");
+}
+
+#[test]
+fn a_database_can_be_moved_to_another_tablespace() {
+    let cluster = Cluster::start(&[("allow_in_place_tablespaces", "on")]);
+    let db = cluster.database();
+    let mut admin = cluster.session("postgres", "postgres");
+    admin.run("CREATE TABLESPACE elsewhere LOCATION ''");
+    // Nobody but the relay is connected: it makes way.
+    admin.run(&format!("ALTER DATABASE {} SET TABLESPACE elsewhere", db.name()));
+    db.wait_relay();
+    works(&db);
+}
