@@ -74,7 +74,7 @@ impl<'a> Rows<'a> {
             pg_sys::slot_getsomeattrs_int(self.slot, columns);
             // Log and ticks have as many columns of ours.
             if std::slice::from_raw_parts((*self.slot).tts_isnull, columns as usize)[..=DATA].contains(&true) {
-                error!("tidings.{} has a row with a NULL", self.table.name());
+                error!("tidings.{} has a segment with a NULL", self.table.name());
             }
             Some(std::slice::from_raw_parts((*self.slot).tts_values, columns as usize))
         }
