@@ -164,7 +164,7 @@ BEGIN
         PERFORM tidings.grant_rules(role);
     END LOOP;
 
-    -- What others have is no part of the extension: a dump must carry it.
+    -- What others have is no part of the extension: a dump must carry it. PostgreSQL 17 and later also note who has it.
     UPDATE pg_init_privs i SET initprivs = ARRAY(
         SELECT item FROM unnest(i.initprivs) item
         WHERE EXISTS (SELECT FROM aclexplode(ARRAY[item]) a WHERE a.grantee = a.grantor))
@@ -173,5 +173,12 @@ BEGIN
       AND d.classid = i.classoid AND d.objid = i.objoid AND i.classoid IN ('pg_class'::regclass, 'pg_proc'::regclass);
     DELETE FROM pg_init_privs i USING pg_namespace n
     WHERE i.classoid = 'pg_namespace'::regclass AND i.objoid = n.oid AND n.nspname = 'tidings';
+    DELETE FROM pg_shdepend s USING pg_database b
+    WHERE s.deptype = 'i' AND s.dbid = b.oid AND b.datname = current_database() AND (
+        EXISTS (SELECT FROM pg_namespace n WHERE s.classid = 'pg_namespace'::regclass AND s.objid = n.oid AND n.nspname = 'tidings')
+        OR EXISTS (
+            SELECT FROM pg_depend d JOIN pg_extension e ON d.refobjid = e.oid
+            WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e' AND e.extname = 'tidings'
+              AND d.classid = s.classid AND d.objid = s.objid));
 END
 $$;
