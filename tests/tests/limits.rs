@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::process::Command;
 
 use tidings_tests::follower::Habits;
+use tidings_tests::process::{Signal, send};
 use tidings_tests::sse::Request;
 use tidings_tests::{DEADLINE, Database, Follower, Item, Proxy, Sse, http, until};
 
@@ -152,6 +153,29 @@ fn clients_that_come_back_at_once_are_served_from_memory() {
     assert_eq!(metrics["tidings_resumes_total{source=\"memory\"}"], CLIENTS as f64);
     assert_eq!(metrics["tidings_resumes_total{source=\"log\"}"], 0.0);
     assert_eq!(metrics["tidings_log_events_total"], 0.0);
+}
+
+#[test]
+fn a_page_of_the_log_that_takes_long_holds_up_no_short_question() {
+    let db = boards();
+    db.session().run("INSERT INTO board_items VALUES (1, 5, 'n')");
+    until("it is in a tick", || db.session().one("SELECT EXISTS (SELECT FROM tidings.changes('earliest'))"));
+    let proxy = db.proxy(&["--history-bytes", "0"]);
+    let earliest = || proxy.open(&Request::since(&["boards_5"], "earliest"));
+    assert_eq!(titles(&[earliest().frame()]), ["n"]);
+    let mut session = db.session();
+    let reader: i32 = session.one(
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'SELECT%tidings.scan%' AND pid <> pg_backend_pid()",
+    );
+    send(reader.unsigned_abs(), Signal::SIGSTOP);
+    let mut slow = earliest();
+    until("the page is being read", || proxy.metric("tidings_replays") == 1.0);
+    let _other = proxy.live(&["another"]);
+    until("the topics have been reported", || {
+        session.one("SELECT EXISTS (SELECT FROM tidings.open_topics WHERE topic = 'another')")
+    });
+    send(reader.unsigned_abs(), Signal::SIGCONT);
+    assert_eq!(titles(&[slow.frame()]), ["n"]);
 }
 
 #[test]
