@@ -1,46 +1,47 @@
 // Tabs that close, networks that break off, machines that sleep, proxies that restart.
 
 import assert from "node:assert/strict";
-import { assertExact, fetchesOf, note, scenario, stack, texts } from "./scenario.mjs";
-import { createBoard, eventually, sql } from "./stack.mjs";
+import { readFileSync } from "node:fs";
+import { assertExact, fetchesOf, scenarios, sees, stack, texts } from "./scenario.mjs";
+import { Cable, createBoard, eventually, freePort, Service, setting, sql } from "./stack.mjs";
 
-scenario("a closed tab is gone from the proxy and from the list of open topics", async () => {
+scenarios("a closed tab is gone from the proxy and from the list of open topics", async (browser) => {
   const board = createBoard("Doors", ["Ada", "Ben"]);
-  const ada = await stack.open("Ada", board);
-  const ben = await stack.open("Ben", board);
+  const ada = await stack.open("Ada", board, { browser });
+  const ben = await stack.open("Ben", board, { browser });
   const open = () => sql(`SELECT string_agg(topic || ':' || subscribers, ' ' ORDER BY topic) FROM tidings.open_topics
                           WHERE topic IN ('boards_${board}', 'here_${board}_1', 'here_${board}_2')`);
   await eventually("both are on the list", () => open() === `boards_${board}:2 here_${board}_1:1 here_${board}_2:1`);
-  await ada.getByRole("img", { name: "Here now: Ada, Ben" }).waitFor();
+  await ada.waitForSelector('[aria-label="Here now: Ada, Ben"]');
   const clients = await stack.clients();
   await ben.close();
   await eventually("the client is dropped", async () => (await stack.clients()) === clients - 1);
   await eventually("the list follows", () => open() === `boards_${board}:1 here_${board}_1:1`);
-  await ada.getByRole("img", { name: "Here now: Ada", exact: true }).waitFor();
+  await ada.waitForSelector('[aria-label="Here now: Ada"]');
 });
 
-scenario("a laptop that slept catches up without a reload and without doubles", async () => {
+scenarios("a laptop that slept catches up without a reload and without doubles", async (browser) => {
   const board = createBoard("Nap", ["Ada", "Ben"], ["Awake"]);
-  const ada = await stack.open("Ada", board);
+  const ada = await stack.open("Ada", board, { browser });
   await ada.evaluate(() => (window.mark = "the same page"));
   sql(`INSERT INTO board_items (board_id, body) VALUES (${board}, 'Before')`);
-  await note(ada, "Before").waitFor();
+  await sees(ada, ".note", "Before");
 
-  await ada.context().setOffline(true);
+  await ada.setOffline(true);
   await stack.cable.cut();
-  await ada.getByText("Offline").waitFor();
+  await sees(ada, ".state", "Offline");
   for (let i = 1; i <= 5; i += 1) sql(`INSERT INTO board_items (board_id, body, x) VALUES (${board}, 'Asleep ${i}', ${i * 40})`);
   sql(`UPDATE board_items SET body = 'Renamed' WHERE board_id = ${board} AND body = 'Before'`);
   sql(`DELETE FROM board_items WHERE board_id = ${board} AND body = 'Awake'`);
   // What Ada does meanwhile waits, and is not lost.
-  await note(ada, "Before").focus();
+  await ada.evaluate(() => [...document.querySelectorAll(".note")].find((element) => element.textContent.includes("Before")).focus());
   await ada.keyboard.press("3");
-  await ada.locator(".note.blue", { hasText: "Before" }).waitFor();
+  await sees(ada, ".note.blue", "Before");
 
   await stack.cable.join();
-  await ada.context().setOffline(false);
-  await note(ada, "Asleep 5").waitFor();
-  await ada.locator(".note.blue", { hasText: "Renamed" }).waitFor();
+  await ada.setOffline(false);
+  await sees(ada, ".note", "Asleep 5");
+  await sees(ada, ".note.blue", "Renamed");
   await eventually("what she did has arrived", () => sql(`SELECT colour FROM board_items WHERE board_id = ${board} AND body = 'Renamed'`) === "blue");
   assert.deepEqual(await texts(ada), ["Asleep 1", "Asleep 2", "Asleep 3", "Asleep 4", "Asleep 5", "Renamed"]);
   assert.equal(await ada.evaluate(() => window.mark), "the same page");
@@ -48,45 +49,45 @@ scenario("a laptop that slept catches up without a reload and without doubles", 
   await assertExact(ada);
 });
 
-scenario("a lid that is closed for a while, on a connection that nobody ended", async () => {
+scenarios("a lid that is closed for a while, on a connection that nobody ended", async (browser) => {
   const board = createBoard("Lid", ["Ada"], ["Evening"]);
-  const ada = await stack.open("Ada", board, { clock: true });
+  const ada = await stack.open("Ada", board, { browser });
   // The stream is dead, and neither end is told.
   stack.cable.freeze();
   sql(`INSERT INTO board_items (board_id, body) VALUES (${board}, 'Night')`);
   sql(`UPDATE board_items SET body = 'Morning' WHERE board_id = ${board} AND body = 'Evening'`);
   assert.deepEqual(await texts(ada), ["Evening"]);
-  await ada.clock.fastForward("08:00:00");
-  await note(ada, "Morning").waitFor();
-  await note(ada, "Night").waitFor();
+  await ada.evaluate(() => (window.skipped += 8 * 3600_000));
+  await sees(ada, ".note", "Morning");
+  await sees(ada, ".note", "Night");
   await ada.waitForSelector(".state.live");
   assert.equal(fetchesOf(ada, board), 1);
   await assertExact(ada);
 });
 
-scenario("a network that breaks off, and nothing else, is bridged too", async () => {
+scenarios("a network that breaks off, and nothing else, is bridged too", async (browser) => {
   const board = createBoard("Cable", ["Ada"], ["Here"]);
-  const ada = await stack.open("Ada", board);
+  const ada = await stack.open("Ada", board, { browser });
   await stack.cable.cut();
-  await ada.getByText("Reconnecting…").waitFor();
+  await sees(ada, ".state", "Reconnecting…");
   sql(`INSERT INTO board_items (board_id, body) VALUES (${board}, 'Meanwhile')`);
   await stack.cable.join();
-  await note(ada, "Meanwhile").waitFor();
+  await sees(ada, ".note", "Meanwhile");
   await ada.waitForSelector(".state.live");
   assert.equal(fetchesOf(ada, board), 1);
   await assertExact(ada);
 });
 
-scenario("a proxy that is restarted under two people loses and repeats nothing", async () => {
+scenarios("a proxy that is restarted under two people loses and repeats nothing", async (browser) => {
   const board = createBoard("Restart", ["Ada", "Ben"], ["Old"]);
-  const people = [await stack.open("Ada", board), await stack.open("Ben", board)];
+  const people = [await stack.open("Ada", board, { browser }), await stack.open("Ben", board, { browser })];
   for (const signal of ["SIGTERM", "SIGKILL"]) {
     sql(`INSERT INTO board_items (board_id, body) VALUES (${board}, 'Before ${signal}')`);
     await stack.proxy.stop(signal);
     for (let i = 1; i <= 3; i += 1) sql(`INSERT INTO board_items (board_id, body) VALUES (${board}, 'During ${signal} ${i}')`);
     await stack.proxy.start();
     sql(`INSERT INTO board_items (board_id, body) VALUES (${board}, 'After ${signal}')`);
-    for (const page of people) await note(page, `After ${signal}`).waitFor();
+    for (const page of people) await sees(page, ".note", `After ${signal}`);
   }
   const all = sql(`SELECT body FROM board_items WHERE board_id = ${board}`).split("\n").sort();
   for (const page of people) {
@@ -97,9 +98,9 @@ scenario("a proxy that is restarted under two people loses and repeats nothing",
   }
 });
 
-scenario("a board is read anew when the stream cannot tell what was missed", async () => {
+scenarios("a board is read anew when the stream cannot tell what was missed", async (browser) => {
   const board = createBoard("Gap", ["Ada"], ["Known"]);
-  const ada = await stack.open("Ada", board);
+  const ada = await stack.open("Ada", board, { browser });
   await ada.evaluate(() => (window.mark = "the same page"));
   const position = await sql("SELECT tidings.position()").split(":")[0];
   await stack.cable.cut();
@@ -118,12 +119,57 @@ scenario("a board is read anew when the stream cannot tell what was missed", asy
   sql(`INSERT INTO board_items (board_id, body) VALUES (${board}, 'New')`);
   await stack.proxy.start();
   await stack.cable.join();
-  await note(ada, "New").waitFor();
-  await note(ada, "Changed").waitFor();
+  await sees(ada, ".note", "New");
+  await sees(ada, ".note", "Changed");
   assert.ok((await ada.evaluate(() => window.delivered)).some((event) => event.name === "reset"));
   assert.equal(await ada.evaluate(() => window.mark), "the same page");
   assert.equal(fetchesOf(ada, board), 2);
   await ada.waitForSelector(".state.live");
   sql(`INSERT INTO board_items (board_id, body) VALUES (${board}, 'And on')`);
-  await note(ada, "And on").waitFor();
+  await sees(ada, ".note", "And on");
+});
+
+scenarios("a page that was cut off before its first event misses nothing", async (browser) => {
+  const board = createBoard("Quiet", ["Ada"]);
+  const ada = await stack.open("Ada", board, { browser });
+  // No note has come yet, nor anything that a page of its own would note down.
+  assert.deepEqual((await ada.evaluate(() => window.delivered)).filter((event) => event.name === "note"), []);
+  await stack.cable.cut();
+  await sees(ada, ".state", "Reconnecting…");
+  sql(`INSERT INTO board_items (board_id, body) VALUES (${board}, 'First')`);
+  await stack.cable.join();
+  await sees(ada, ".note", "First");
+  assert.equal(fetchesOf(ada, board), 1);
+  await assertExact(ada);
+});
+
+scenarios("the README's first example gets each event once", async (browser) => {
+  const [port, direct] = [await freePort(), await freePort()];
+  const proxy = new Service(`open-proxy-${browser}`, setting("TEAMBOARD_PROXY"), [
+    "--database-url", setting("TEAMBOARD_PROXY_URL"), "--listen", `127.0.0.1:${direct}`, "--retry", "300ms", "--open",
+  ], `http://127.0.0.1:${direct}/readyz`);
+  const cable = new Cable(port, direct);
+  const readme = readFileSync(new URL("../../README.md", import.meta.url), "utf8");
+  const [, example] = readme.match(/```js\n(const events = new EventSource\('http:\/\/127\.0\.0\.1:8080[^]*?)```/);
+  const write = (n) => sql(`SELECT tidings.publish('boards_5', '{"n": ${n}}', 'changed')`);
+  try {
+    await Promise.all([proxy.start(), cable.join()]);
+    const page = await stack.person(null, "/healthz", { site: `http://127.0.0.1:${port}`, browser });
+    await page.evaluate(`${example.replace("127.0.0.1:8080", `127.0.0.1:${port}`)}
+      window.known = new Promise((resolve) => events.addEventListener("position", resolve));`);
+    await page.evaluate(() => window.known.then(() => true));
+    for (const n of [1, 2, 3]) {
+      // Before the first event, and then between events.
+      await cable.cut();
+      write(n);
+      await cable.join();
+      const got = () => page.evaluate(() => window.delivered.filter((event) => event.name === "changed").map((event) => event.data));
+      await eventually("it has come", async () => (await got()).length >= n);
+      assert.deepEqual(await got(), Array.from({ length: n }, (_, i) => `{"n": ${i + 1}}`));
+    }
+    assert.equal(page.lines.filter((line) => line.startsWith("log:")).length, 3, "the example prints each");
+  } finally {
+    await cable.cut();
+    await proxy.stop("SIGKILL");
+  }
 });

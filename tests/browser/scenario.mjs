@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
-import { Stack } from "./stack.mjs";
+import { BROWSERS, eventually, Stack } from "./stack.mjs";
 
 export let stack;
 before(async () => {
@@ -23,8 +23,17 @@ export function scenario(name, run) {
   });
 }
 
+/** The same in each browser; `run` gets the browser's name. */
+export function scenarios(name, run) {
+  for (const browser of BROWSERS) scenario(`${name} (${browser})`, () => run(browser));
+}
+
+/** Waits until the page shows `text` in one of the elements of `selector`. This works in each browser, a locator does not. */
+export const sees = (page, selector, text) => eventually(`${selector} shows ${text}`, () => page.evaluate(
+  ([selector, text]) => [...document.querySelectorAll(selector)].some((element) => element.textContent.includes(text)), [selector, text]));
+
 export const note = (page, text) => page.locator(".note", { hasText: text });
-export const texts = (page) => page.locator("p.note-text").allTextContents().then((all) => all.sort());
+export const texts = (page) => page.evaluate(() => [...document.querySelectorAll("p.note-text")].map((element) => element.textContent).sort());
 export const place = (page, text) => note(page, text).evaluate((element) => [element.style.getPropertyValue("--x"), element.style.getPropertyValue("--y")].map(parseFloat));
 export const fetchesOf = (page, board) => page.requests.filter((request) => request === `GET /api/boards/${board}`).length;
 

@@ -6,6 +6,10 @@ import { copyFileSync, mkdirSync, openSync, readFileSync, rmSync, writeFileSync 
 import net from "node:net";
 import path from "node:path";
 import { chromium } from "playwright-core";
+import * as firefox from "./firefox.mjs";
+
+/** The browsers that what depends on the network runs in. */
+export const BROWSERS = ["Chromium", "Firefox"];
 
 /** How long a condition may take before the test has failed, in milliseconds. A verdict, not a wait. */
 export const DEADLINE = 60_000;
@@ -79,7 +83,7 @@ export class Service {
 }
 
 /** The network between the browsers and the proxy: a relay of bytes that can be cut and joined again. */
-class Cable {
+export class Cable {
   #ends = new Set();
 
   constructor(port, to) {
@@ -136,8 +140,11 @@ export function createBoard(title, members, notes = []) {
   return id;
 }
 
-/** Notes in a page what its streams deliver, before anything of the page runs. */
+/** Notes in a page what its streams deliver, before anything of the page runs; and lets us move its clock on. */
 function recordStreams() {
+  const now = Date.now.bind(Date);
+  window.skipped = 0;
+  Date.now = () => now() + window.skipped;
   const Native = window.EventSource;
   window.delivered = [];
   window.streams = 0;
@@ -173,6 +180,7 @@ export class Stack {
       args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
         "--disable-component-update", "--disable-sync"],
     });
+    stack.firefox = await firefox.launch();
     return stack;
   }
 
@@ -194,26 +202,50 @@ export class Stack {
   }
 
   async stop() {
-    await this.browser.close();
+    await Promise.all([this.browser.close(), this.firefox.close()]);
     await this.cable.cut();
     await Promise.all([this.proxy.stop(), this.backend.stop()]);
   }
 
-  /** A person with a browser of their own, signed in, at `at`; with `clock` their time can be moved on (`page.clock`). */
-  async person(name, at = "/", { site = this.url, clock = false, ...options } = {}) {
-    const context = await this.browser.newContext({ viewport: { width: 1280, height: 800 }, ...options });
-    this.#contexts.push(context);
-    context.setDefaultTimeout(DEADLINE);
-    await context.addInitScript(recordStreams);
-    if (clock) await context.clock.install();
-    if (name) await context.request.post(`${site}/api/session`, { data: { person: PEOPLE[name] } });
-    const page = await context.newPage();
+  /** A person with a browser of their own, signed in, at `at`. In Firefox a page can do what the two libraries have in common. */
+  async person(name, at = "/", { site = this.url, browser = "Chromium", ...options } = {}) {
+    const page = await (browser === "Firefox" ? this.#firefoxPage() : this.#chromiumPage(options));
+    page.setDefaultTimeout(DEADLINE);
     page.lines = [];
     page.requests = [];
     page.on("console", (message) => page.lines.push(`${message.type()}: ${message.text()}`));
     page.on("pageerror", (error) => page.lines.push(`error: ${error.stack}`));
     page.on("request", (request) => page.requests.push(`${request.method()} ${new URL(request.url()).pathname}`));
+    if (name) {
+      await page.goto(`${site}/page/icon.svg`);
+      const body = JSON.stringify({ person: PEOPLE[name] });
+      const status = await page.evaluate((body) => fetch("/api/session", { method: "POST", headers: { "Content-Type": "application/json" }, body })
+        .then((answer) => answer.status), body);
+      if (status >= 300) throw new Error(`signing in is refused with ${status}`);
+      page.lines = [];
+      page.requests = [];
+    }
     await page.goto(site + at);
+    await page.bringToFront();
+    return page;
+  }
+
+  async #chromiumPage(options) {
+    const context = await this.browser.newContext({ viewport: { width: 1280, height: 800 }, ...options });
+    this.#contexts.push(context);
+    await context.addInitScript(recordStreams);
+    const page = await context.newPage();
+    page.setOffline = (offline) => context.setOffline(offline);
+    return page;
+  }
+
+  async #firefoxPage() {
+    const page = await firefox.newPage(this.firefox, recordStreams);
+    this.#contexts.push({ pages: () => (page.isClosed() ? [] : [page]), close: () => page.browserContext().close() });
+    page.setOffline = (offline) => page.evaluate((offline) => {
+      Object.defineProperty(navigator, "onLine", { value: !offline, configurable: true });
+      dispatchEvent(new Event(offline ? "offline" : "online"));
+    }, offline);
     return page;
   }
 
