@@ -8,7 +8,7 @@ use std::cell::Cell;
 use pgrx::prelude::*;
 use tidings_wire::Row;
 use tidings_wire::segment::Event;
-use tidings_wire::topic::check_name;
+use tidings_wire::topic::{TopicError, check_event, check_name};
 
 use crate::command::Rank;
 use crate::errors::WatchError;
@@ -192,14 +192,14 @@ fn publish_text(topic: &str, data: &str, event: &str) {
     preload::require();
     // SAFETY: raises an error or does nothing.
     unsafe { pg_sys::PreventCommandIfReadOnly(c"tidings.publish()".as_ptr()) };
-    for (what, name) in [("topic", topic), ("event name", event)] {
-        if let Err(error) = check_name(name) {
-            errors::raise(
-                PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-                format!("bad {what}: {error}"),
-                "Topics and event names are 1 to 255 bytes without control characters.",
-            );
-        }
+    let bad = |what: &str, error: TopicError, hint| {
+        errors::raise(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, format!("bad {what}: {error}"), hint)
+    };
+    if let Err(error) = check_name(topic) {
+        bad("topic", error, "A topic is 1 to 255 bytes without control characters.");
+    }
+    if let Err(error) = check_event(event) {
+        bad("event name", error, errors::BAD_EVENT_HINT);
     }
     if data.len() > settings::max_payload() {
         errors::raise(

@@ -76,6 +76,9 @@ fn in_subtransaction<R>(body: impl FnOnce() -> R) -> Result<R, Box<CaughtError>>
     }
 }
 
+/// What a name of an event is.
+pub const BAD_EVENT_HINT: &str = "An event name is 1 to 255 bytes without control characters, and not error, open, reset, ready, position or unauthorized.";
+
 /// What is wrong with a watch.
 #[derive(Debug, thiserror::Error)]
 pub enum WatchError {
@@ -134,7 +137,7 @@ impl WatchError {
             Self::NoTopic | Self::Template(..) | Self::Topic(..) => {
                 "A topic is 1 to 255 bytes; {column} stands for a column's value, {{ and }} for braces."
             }
-            Self::Event(..) => "An event name is 1 to 255 bytes without control characters.",
+            Self::Event(..) => BAD_EVENT_HINT,
             Self::Own => "Each event would make another one. Watch a table of your own.",
             Self::Column(_) => {
                 "Name a column that the table has. To rename or drop one that a watch names, end the watch first and watch anew."

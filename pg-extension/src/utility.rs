@@ -1,12 +1,15 @@
 //! The statements that concern us, seen as they pass: COMMIT PREPARED, those that want a database for themselves, the
-//! rename of our schema, an index that our tables cannot keep, and whatever drops the extension or takes a column away from a watch.
+//! rename of our schema, an index that our tables cannot keep, a watch whose events would be taken for others, and whatever drops
+//! the extension or takes a column away from a watch.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use pgrx::prelude::*;
+use tidings_wire::topic::{TopicError, check_event};
 
+use crate::errors::WatchError;
 use crate::relay::{installed, wait};
 use crate::shared::{self, State};
 use crate::{attach, buffer, command, errors, foreign, removal, watch};
@@ -94,6 +97,9 @@ unsafe extern "C-unwind" fn before(node: *mut pg_sys::Node) -> Kind {
                 "the schema of the extension tidings cannot be renamed",
                 "Its tables and functions are found by this name.",
             );
+        }
+        if let Some(error) = bad_event_name(node) {
+            error.raise();
         }
         if indexes_our_table_by_more_than_columns(node) {
             errors::raise(
@@ -191,6 +197,39 @@ unsafe fn indexes_our_table_by_more_than_columns(node: *mut pg_sys::Node) -> boo
         let table = pg_sys::RangeVarGetRelidExtended(index.relation, lock, flags, None, std::ptr::null_mut());
         let schema = pg_sys::get_namespace_oid(c"tidings".as_ptr(), true);
         schema != pg_sys::InvalidOid && pg_sys::get_rel_namespace(table) == schema
+    }
+}
+
+/// What is wrong with the event name of a watch that a statement makes, if a stream has that name for itself. Such a name is refused
+/// here and not when the trigger fires, as all else is: one that an earlier version let through must not fail every write.
+///
+/// # Safety
+/// `node` is a statement.
+unsafe fn bad_event_name(node: *mut pg_sys::Node) -> Option<WatchError> {
+    // SAFETY: a node's tag says which struct it is; a trigger's function and its arguments are lists of strings.
+    unsafe {
+        if (*node).type_ != pg_sys::NodeTag::T_CreateTrigStmt {
+            return None;
+        }
+        let trigger = &*node.cast::<pg_sys::CreateTrigStmt>();
+        if !strings(trigger.funcname).eq([c"tidings", c"capture"]) {
+            return None;
+        }
+        let name = strings(trigger.args).find_map(|argument| argument.to_str().ok()?.strip_prefix("event="))?;
+        let error = check_event(name).err().filter(|error| *error == TopicError::Reserved)?;
+        Some(WatchError::Event(name.into(), error))
+    }
+}
+
+/// The texts of a parsed list.
+///
+/// # Safety
+/// `list` is a list of strings that outlives the answer, or null.
+unsafe fn strings<'a>(list: *mut pg_sys::List) -> impl Iterator<Item = &'a CStr> {
+    // SAFETY: as the caller promises; a string's value is a C string.
+    unsafe {
+        let length = list.as_ref().map_or(0, |list| list.length as usize);
+        (0..length).map(move |i| CStr::from_ptr((*(*(*list).elements.add(i)).ptr_value.cast::<pg_sys::String>()).sval))
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a watch can be told, and what it refuses.
 
 use serde_json::{Value, json};
-use tidings_tests::{Database, shared};
+use tidings_tests::{Database, shared, until};
 
 use crate::log::{Event, Log, kinds, topics};
 
@@ -485,4 +485,40 @@ fn names_may_be_anything_that_postgres_allows() {
         assert!(dropped, "{name:?}");
         session.run(&format!("DROP SCHEMA {schema} CASCADE"));
     }
+}
+
+#[test]
+fn an_event_has_no_name_that_streams_have_for_themselves() {
+    let db = shared().database();
+    let mut session = db.session();
+    session.run("CREATE TABLE items (id int)");
+    for name in ["error", "open", "reset", "ready", "position", "unauthorized"] {
+        for sql in [
+            format!("SELECT tidings.watch('items', topic => 'a', event => '{name}')"),
+            format!(
+                "CREATE TRIGGER by_hand AFTER INSERT ON items FOR EACH ROW
+                 EXECUTE FUNCTION tidings.capture('topic=a', 'event={name}')"
+            ),
+            format!("SELECT tidings.publish('a', '1', event => '{name}')"),
+            format!("SELECT tidings.publish_text('a', 'x', event => '{name}')"),
+        ] {
+            let error = session.refused(&sql);
+            assert_eq!(error.code().code(), "22023", "{sql}");
+            assert!(error.message().starts_with("bad event name") && error.message().contains("of its own"), "{error}");
+            assert!(error.hint().is_some_and(|hint| hint.contains(name)), "{error}");
+        }
+    }
+    // As a topic it disturbs nobody.
+    session.run("SELECT tidings.publish('reset', '1', event => 'Reset')");
+    // One that an earlier version has let through fails no writer.
+    session.run(
+        "SELECT tidings.watch('items', topic => 'a', event => 'resex');
+         UPDATE pg_trigger SET tgargs = decode(replace(encode(tgargs, 'hex'), encode('resex', 'hex'), encode('reset', 'hex')), 'hex')
+         WHERE tgrelid = 'items'::regclass",
+    );
+    let mut writer = db.session();
+    writer.run("INSERT INTO items VALUES (1)");
+    until("its event is there", || {
+        writer.one::<i64>("SELECT count(*) FROM tidings.events WHERE topic = 'a' AND event = 'reset'") == 1
+    });
 }

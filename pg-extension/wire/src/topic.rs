@@ -21,7 +21,13 @@ pub enum TopicError {
     /// The text has a control character: one could break out of a line of the stream.
     #[error("it contains a control character")]
     Control,
+    /// The text is one of [`RESERVED_EVENTS`].
+    #[error("a stream or an EventSource has events of its own by that name")]
+    Reserved,
 }
+
+/// Names that no event of a user's may have: an EventSource dispatches `error` and `open` itself, the proxy the others.
+pub const RESERVED_EVENTS: [&str; 6] = ["error", "open", "reset", "ready", "position", "unauthorized"];
 
 /// Checks a topic or an event name without keeping it.
 pub fn check_name(text: &str) -> Result<(), TopicError> {
@@ -33,6 +39,14 @@ pub fn check_name(text: &str) -> Result<(), TopicError> {
         _ if text.chars().any(char::is_control) => Err(TopicError::Control),
         _ => Ok(()),
     }
+}
+
+/// Checks the name of an event that a user wants to have.
+pub fn check_event(text: &str) -> Result<(), TopicError> {
+    if RESERVED_EVENTS.contains(&text) {
+        return Err(TopicError::Reserved);
+    }
+    check_name(text)
 }
 
 impl Topic {
@@ -73,6 +87,18 @@ mod tests {
         }
         for good in ["boards_5", "x", " ", "Größe: 5 \"m\"", &"x".repeat(255)] {
             assert_eq!(Topic::new(good).unwrap().as_str(), good);
+        }
+    }
+
+    #[test]
+    fn an_event_name_is_no_name_that_a_stream_has_for_itself() {
+        for name in RESERVED_EVENTS {
+            assert_eq!(check_event(name), Err(TopicError::Reserved));
+            assert!(Topic::new(name).is_ok());
+        }
+        assert_eq!(check_event(""), Err(TopicError::Empty));
+        for good in ["changed", "message", "Error", "reset ", "positions"] {
+            assert_eq!(check_event(good), Ok(()), "{good}");
         }
     }
 }
