@@ -24,6 +24,9 @@ const QUIET: Duration = Duration::from_secs(15);
 /// A notification of another process than the known relay makes the proxy ask who the relay is, but not more often than this.
 const RELAY_CHECK: Duration = Duration::from_millis(100);
 
+/// While no relay runs, the proxy asks this often whether one has come.
+const RELAY_WAIT: Duration = Duration::from_millis(250);
+
 /// What one read of the log brings, in bytes.
 const PAGE_BYTES: i32 = 1024 * 1024;
 
@@ -119,10 +122,13 @@ impl Upstream {
         session.follow(&mut notifications).await
     }
 
-    fn ready(&mut self) {
+    /// Says that the connection is there and caught up. Without a relay nothing new would come over it.
+    fn connected(&mut self, relay: bool) {
         self.attempts = 0;
         self.metrics.upstream_connected.set(1);
-        self.readiness.send_replace(Readiness::Ready);
+        let readiness =
+            if relay { Readiness::Ready } else { Readiness::Waiting("no relay runs in the database".into()) };
+        self.readiness.send_replace(readiness);
     }
 }
 
@@ -146,14 +152,25 @@ impl Session<'_> {
             }
             Err(error) => return Err(error),
         }
-        self.upstream.ready();
+        self.upstream.connected(self.has_relay());
         Ok(())
+    }
+
+    /// Whether somebody makes ticks, in a database where somebody should.
+    fn has_relay(&self) -> bool {
+        self.channel.is_none() || self.relay.is_some()
+    }
+
+    /// How long to wait for news before asking for them.
+    fn quiet(&self) -> Duration {
+        if self.has_relay() { QUIET } else { RELAY_WAIT }
     }
 
     /// Takes notifications as they come, and asks when none come.
     async fn follow(&mut self, notifications: &mut Inbox) -> Result<Infallible, DatabaseError> {
         let channels = self.upstream.channels.clone();
-        let mut ask_at = Instant::now() + QUIET;
+        let mut ask_at = Instant::now() + self.quiet();
+        let mut had_relay = self.has_relay();
         loop {
             tokio::select! {
                 heard = notifications.recv() => match heard.ok_or(DatabaseError::Closed)? {
@@ -163,15 +180,20 @@ impl Session<'_> {
                         channels.notified(notification.channel(), notification.payload());
                     }
                     Heard::Message(notification) if self.notified(&notification).await? => {
-                        ask_at = Instant::now() + QUIET;
+                        ask_at = Instant::now() + self.quiet();
                     }
                     Heard::Message(_) => ask_at = ask_at.min(self.asked + RELAY_CHECK),
                 },
                 () = channels.changed() => self.tune().await?,
                 () = sleep_until(ask_at) => {
                     self.look().await?;
-                    ask_at = Instant::now() + QUIET;
+                    ask_at = Instant::now() + self.quiet();
                 }
+            }
+            if had_relay != self.has_relay() {
+                had_relay = self.has_relay();
+                tracing::info!(relay = had_relay, "the database's relay has come or gone");
+                self.upstream.connected(had_relay);
             }
             if std::mem::take(&mut self.moved) {
                 // What was sent there before this session listened is in the log.
