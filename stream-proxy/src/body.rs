@@ -90,9 +90,9 @@ impl Pieces {
 }
 
 impl Body {
-    /// A text.
+    /// A text; an empty one is no body at all.
     pub fn whole(text: impl Into<Bytes>) -> Self {
-        Self::Whole(Some(text.into()))
+        Self::Whole(Some(text.into()).filter(|text: &Bytes| !text.is_empty()))
     }
 
     /// A stream.
@@ -132,7 +132,7 @@ impl HttpBody for Body {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<HttpFrame<Bytes>, Infallible>>> {
         let bytes = match self.get_mut() {
-            Self::Whole(text) => text.take().filter(|text| !text.is_empty()),
+            Self::Whole(text) => text.take(),
             Self::Stream(stream) => ready!(stream.poll_piece(cx)),
         };
         Poll::Ready(bytes.map(|bytes| Ok(HttpFrame::data(bytes))))

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, ArgGroup, Command, CommandFactory, FromArgMatches, Parser, ValueEnum};
+use url::{Origin, Url};
 
 use crate::channels::Pattern;
 use crate::route::Route;
@@ -218,14 +219,22 @@ fn bytes(text: &str) -> Result<usize, String> {
     number.checked_mul(unit).ok_or_else(|| "that is too much".into())
 }
 
-/// A website as a browser's `Origin` header names it: scheme and host, no path.
+/// A website as a browser's `Origin` header names it: scheme and host in ASCII, the port unless it is the scheme's own.
 fn origin(text: &str) -> Result<String, String> {
-    match text.split_once("://") {
-        Some((scheme, host)) if !scheme.is_empty() && !host.is_empty() && !host.contains(['/', '*', ' ']) => {
-            Ok(text.to_ascii_lowercase())
+    let expected = || "expected scheme and host, as in https://app.example.org".to_string();
+    let url = Url::parse(text).map_err(|error| format!("{}: {error}", expected()))?;
+    let bare = matches!(url.path(), "" | "/") && url.query().is_none() && url.fragment().is_none();
+    let anonymous = url.username().is_empty() && url.password().is_none();
+    let host = url.host_str().filter(|host| !host.is_empty() && !host.contains('*'));
+    let (true, true, Some(host)) = (bare, anonymous, host) else { return Err(expected()) };
+    Ok(match url.origin() {
+        origin @ Origin::Tuple(..) => origin.ascii_serialization(),
+        // Of an app or an extension: `capacitor://localhost`.
+        Origin::Opaque(_) => {
+            let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+            format!("{}://{}{port}", url.scheme(), host.to_ascii_lowercase())
         }
-        _ => Err("expected scheme and host, as in https://app.example.org".into()),
-    }
+    })
 }
 
 /// Below 8 KiB the HTTP parser cannot go.
@@ -271,6 +280,41 @@ mod tests {
         assert_eq!(routes[0].topic("/b/5").unwrap().unwrap().as_str(), "board 5");
         let origins = read(&[], ("TIDINGS_CORS_ORIGIN", "https://a.example http://b:3000")).cors_origin;
         assert_eq!(origins, ["https://a.example", "http://b:3000"]);
+    }
+
+    #[test]
+    fn an_origin_is_what_a_browser_says() {
+        for (text, says) in [
+            ("https://app.example.org", "https://app.example.org"),
+            ("HTTPS://App.Example.org/", "https://app.example.org"),
+            ("https://x:443", "https://x"),
+            ("http://x:80", "http://x"),
+            ("http://x:443", "http://x:443"),
+            ("https://x:8443", "https://x:8443"),
+            ("https://münchen.de", "https://xn--mnchen-3ya.de"),
+            ("http://[::1]:3000", "http://[::1]:3000"),
+            ("capacitor://localhost", "capacitor://localhost"),
+            ("chrome-extension://ABCD", "chrome-extension://abcd"),
+        ] {
+            assert_eq!(origin(text).as_deref(), Ok(says), "{text}");
+        }
+        for text in [
+            "",
+            "*",
+            "null",
+            "app.example.org",
+            "https://",
+            "https://*.example.org",
+            "https://x/page",
+            "https://x/?q",
+            "https://x/#f",
+            "https://me:secret@x",
+            "https://x y",
+            "https://x:99999",
+            "data:text/html,x",
+        ] {
+            assert!(origin(text).is_err(), "{text}");
+        }
     }
 
     #[test]

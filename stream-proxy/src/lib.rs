@@ -13,6 +13,7 @@ pub mod channels;
 pub mod cli;
 pub mod connection;
 pub mod cors;
+pub mod crowd;
 pub mod database;
 pub mod frame;
 pub mod gate;
@@ -22,6 +23,7 @@ pub mod inbox;
 pub mod keys;
 pub mod metrics;
 pub mod password;
+pub mod prefixed;
 pub mod problem;
 pub mod proxy;
 pub mod query;
@@ -50,6 +52,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::auth::{Access, Guard};
 use crate::channels::Channels;
 use crate::cli::Cli;
+use crate::crowd::{Addresses, Crowd};
 use crate::database::Database;
 use crate::gate::Gate;
 use crate::heartbeat::Wheel;
@@ -100,6 +103,7 @@ pub async fn run(start: Start, shutdown: impl Future<Output = ()>) {
     let mut registry = Registry::new(hub.clone(), reads.clone(), metrics.clone(), &address);
     let proxy = Arc::new(Proxy {
         wheel: Wheel::new(cli.max_stream_age),
+        crowd: Crowd::new(cli.max_clients, cli.max_clients_per_address, metrics.clone()),
         cli,
         access,
         tls,
@@ -109,7 +113,7 @@ pub async fn run(start: Start, shutdown: impl Future<Output = ()>) {
         metrics,
         upstream: readiness,
         draining: Default::default(),
-        addresses: Default::default(),
+        addresses: Addresses::default(),
     });
     let Proxy { cli, access, hub, metrics, wheel, .. } = &*proxy;
 

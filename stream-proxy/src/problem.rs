@@ -28,6 +28,9 @@ pub enum Problem {
     /// The client doesn't take event streams.
     #[error("this path answers text/event-stream, which the request does not accept")]
     NotAcceptable,
+    /// The request's head is longer than `--max-header-bytes`.
+    #[error("the request's head is too long")]
+    HeadTooLarge,
     /// Not now.
     #[error("{0}")]
     Unavailable(String),
@@ -55,6 +58,7 @@ impl Problem {
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
             Self::NotAcceptable => StatusCode::NOT_ACCEPTABLE,
+            Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
         }
     }

@@ -1,15 +1,14 @@
 //! What every request shares, and what an open stream holds and gives back.
 
-use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::auth::{Access, Identity, Pass};
 use crate::channels::Channels;
 use crate::cli::Cli;
+use crate::crowd::{Addresses, Crowd, Entry};
 use crate::frame::Frame;
 use crate::heartbeat::Wheel;
 use crate::hub::{Hub, Joined, Place};
@@ -45,8 +44,10 @@ pub struct Proxy {
     pub upstream: watch::Receiver<Readiness>,
     /// Whether the proxy is on its way out.
     pub draining: watch::Sender<bool>,
+    /// Connections that have no HTTP/1.1 stream.
+    pub crowd: Crowd,
     /// Streams by address, if they are limited.
-    pub addresses: Mutex<HashMap<IpAddr, u32>>,
+    pub addresses: Addresses,
 }
 
 /// Why there is no stream now.
@@ -67,8 +68,8 @@ pub struct Subscription {
     subscriber: Arc<Subscriber>,
     /// Whether it is of a channel, not of topics.
     channel: bool,
-    /// The address it counts for, if streams are limited by address.
-    address: Option<IpAddr>,
+    /// Its place of the address it counts for, if streams are limited by address.
+    address: Option<Entry>,
     /// Its entry at the guard, if there is one.
     pass: Option<Pass>,
 }
@@ -138,16 +139,11 @@ impl Proxy {
             return Err(NotNow::OverLimit);
         }
         if self.cli.max_clients_per_address > 0 {
-            let address = network(peer);
-            let mut addresses = self.addresses.lock();
-            let streams = addresses.entry(address).or_default();
-            if *streams >= self.cli.max_clients_per_address {
-                drop(addresses);
+            subscription.address = self.addresses.enter(peer, self.cli.max_clients_per_address);
+            if subscription.address.is_none() {
                 self.metrics.over_address.add(1);
                 return Err(NotNow::OverLimit);
             }
-            *streams += 1;
-            subscription.address = Some(address);
         }
         self.metrics.streams.add(1);
         Ok(subscription)
@@ -177,14 +173,6 @@ impl Proxy {
     }
 }
 
-/// What counts as one address: over IPv6 a client has a whole /64.
-fn network(peer: IpAddr) -> IpAddr {
-    match peer.to_canonical() {
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into(),
-        address => address,
-    }
-}
-
 impl Subscription {
     /// The stream's queue.
     pub fn subscriber(&self) -> Arc<Subscriber> {
@@ -206,26 +194,5 @@ impl Drop for Subscription {
             self.proxy.hub.leave(&self.subscriber);
         }
         self.proxy.metrics.clients.fall();
-        if let Some(address) = self.address {
-            let mut addresses = self.proxy.addresses.lock();
-            if let Some(streams) = addresses.get_mut(&address) {
-                *streams -= 1;
-                if *streams == 0 {
-                    addresses.remove(&address);
-                }
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_ipv6_client_counts_with_its_whole_network() {
-        let network = |text: &str| network(text.parse().unwrap()).to_string();
-        assert_eq!(network("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
-        assert_eq!(network("::ffff:192.0.2.1"), "192.0.2.1");
     }
 }

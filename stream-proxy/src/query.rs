@@ -1,6 +1,7 @@
 //! What a request asks for: its query, its `Last-Event-ID` and its `Accept`, parsed once.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use hyper::HeaderMap;
@@ -9,6 +10,9 @@ use percent_encoding::percent_decode_str;
 use tidings_wire::{Position, Topic};
 
 use crate::problem::Problem;
+
+/// The parameters that are as good as the header: libraries that can't set one have names of their own for it.
+const LAST_EVENT_IDS: [&str; 3] = ["last_event_id", "lastEventId", "lastEventID"];
 
 /// The header with which an EventSource resumes.
 pub const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
@@ -37,36 +41,42 @@ impl Wanted {
     /// Takes a query and headers apart. `given` is a topic that the path names.
     pub fn parse(query: &str, headers: &HeaderMap, given: Option<Topic>, max_topics: usize) -> Result<Self, Problem> {
         let mut topics: Vec<Arc<str>> = Vec::new();
+        let mut known: HashSet<Arc<str>> = HashSet::new();
         let mut add = |topic: &Topic| {
-            if !topics.iter().any(|known| **known == *topic.as_str()) {
-                topics.push(topic.as_str().into());
+            let topic: Arc<str> = topic.as_str().into();
+            if known.insert(topic.clone()) {
+                // At the first one too many: nobody has asked yet who this is.
+                if topics.len() == max_topics {
+                    return Err(bad(format!("too many topics: {max_topics} are allowed")));
+                }
+                topics.push(topic);
             }
+            Ok(())
         };
-        given.iter().for_each(&mut add);
-        let (mut since, mut last_event_id) = (None, None);
+        given.iter().try_for_each(&mut add)?;
+        let (mut once, mut since, mut last_event_id) = (Once::default(), Start::Live, Start::Live);
         for (name, value) in pairs(query) {
             let name = decode(name)?;
-            let once = |slot: &mut Option<Start>, value: &str| match slot.replace(start(&name, &decode(value)?)?) {
-                Some(_) => Err(bad(format!("parameter {name:?} is given twice"))),
-                None => Ok(()),
-            };
             match &*name {
                 "topic" => {
                     let text = decode(value)?;
-                    add(&Topic::new(&text).map_err(|error| bad(format!("bad topic {text:?}: {error}")))?);
+                    add(&Topic::new(&text).map_err(|error| bad(format!("bad topic {text:?}: {error}")))?)?;
+                    continue;
                 }
-                "since" => once(&mut since, value)?,
-                "last_event_id" => once(&mut last_event_id, value)?,
+                "since" => since = start(&name, &decode(value)?)?,
+                // A library adds its own behind what the page has put into the URL, and knows better.
+                id if LAST_EVENT_IDS.contains(&id) => match start(id, &decode(value)?)? {
+                    Start::Live => {}
+                    start => last_event_id = start,
+                },
                 // See `token`.
                 "token" => {}
                 _ => return Err(bad(format!("unknown parameter {name:?}"))),
             }
+            once.take(&name)?;
         }
         if topics.is_empty() {
             return Err(bad("no topic: add ?topic=NAME to the URL".into()));
-        }
-        if topics.len() > max_topics {
-            return Err(bad(format!("too many topics: {} are given and {max_topics} are allowed", topics.len())));
         }
         let header = match headers.get(LAST_EVENT_ID) {
             Some(value) => {
@@ -75,8 +85,22 @@ impl Wanted {
             }
             None => None,
         };
-        let chosen = [header, last_event_id, since].into_iter().flatten().find(|start| *start != Start::Live);
+        let chosen = [header.unwrap_or(Start::Live), last_event_id, since].into_iter().find(|s| *s != Start::Live);
         Ok(Self { topics, start: chosen.unwrap_or(Start::Live) })
+    }
+}
+
+/// The parameters that have been given so far, of those that may be given once.
+#[derive(Default)]
+struct Once(Vec<String>);
+
+impl Once {
+    fn take(&mut self, name: &str) -> Result<(), Problem> {
+        if self.0.iter().any(|known| known == name) {
+            return Err(bad(format!("parameter {name:?} is given twice")));
+        }
+        self.0.push(name.to_owned());
+        Ok(())
     }
 }
 
@@ -106,35 +130,41 @@ fn decode(text: &str) -> Result<Cow<'_, str>, Problem> {
 
 /// The token that a query gives: an EventSource can't set headers. One that can't be decoded is an empty one.
 pub fn token(query: &str) -> Option<Cow<'_, str>> {
-    let (_, value) = pairs(query).find(|(name, _)| *name == "token")?;
+    let (_, value) = pairs(query).find(|(name, _)| decode(name).is_ok_and(|name| name == "token"))?;
     Some(decode(value).unwrap_or_default())
 }
 
-/// Refuses every parameter but the token.
+/// Refuses every parameter but one token.
 pub fn only_token(query: &str) -> Result<(), Problem> {
-    match pairs(query).find(|(name, _)| *name != "token") {
-        Some((name, _)) => Err(bad(format!("unknown parameter {name:?}"))),
-        None => Ok(()),
-    }
+    let mut once = Once::default();
+    pairs(query).try_for_each(|(name, _)| match decode(name)? {
+        name if name == "token" => once.take(&name),
+        name => Err(bad(format!("unknown parameter {name:?}"))),
+    })
 }
 
 /// Whether the client takes an event stream; one that says nothing takes anything.
 pub fn accepts_stream(headers: &HeaderMap) -> bool {
-    !headers.contains_key(ACCEPT) || accepts_one_of(headers, &["text/event-stream", "text/*", "*/*"])
+    // The most specific range that there is decides, whatever the others say.
+    let ranges = ["text/event-stream", "text/*", "*/*"].into_iter().find_map(|kind| accepts(headers, kind));
+    ranges.unwrap_or(!headers.contains_key(ACCEPT))
 }
 
 /// Whether the client asks for an event stream by name, as an EventSource does.
 pub fn names_stream(headers: &HeaderMap) -> bool {
-    accepts_one_of(headers, &["text/event-stream"])
+    accepts(headers, "text/event-stream") == Some(true)
 }
 
-fn accepts_one_of(headers: &HeaderMap, kinds: &[&str]) -> bool {
-    headers.get_all(ACCEPT).iter().flat_map(|value| value.to_str().unwrap_or("").split(',')).any(|range| {
+/// Whether the client takes this range of media types; `None` if it does not name it.
+fn accepts(headers: &HeaderMap, kind: &str) -> Option<bool> {
+    let ranges = headers.get_all(ACCEPT).iter().flat_map(|value| value.to_str().unwrap_or("").split(','));
+    let qualities = ranges.filter_map(|range| {
         let mut parts = range.split(';').map(|part| part.trim().to_ascii_lowercase());
-        let kind = parts.next().unwrap_or_default();
-        let quality = parts.find_map(|part| part.strip_prefix("q=").map(|q| q.parse::<f32>()));
-        kinds.contains(&kind.as_str()) && quality != Some(Ok(0.0))
-    })
+        let quality =
+            (parts.next()? == kind).then(|| parts.find_map(|part| part.strip_prefix("q=")?.parse::<f32>().ok()));
+        quality.map(|quality| quality != Some(0.0))
+    });
+    qualities.reduce(|one, other| one || other)
 }
 
 #[cfg(test)]
@@ -169,6 +199,14 @@ mod tests {
         assert_eq!(parse("topic=a&since=1-1&last_event_id=", None).unwrap().start, after("1-1"));
         assert_eq!(parse("topic=a&since=5%3A9%3A10%3A20%3A10,15", None).unwrap().start, after("5:9:10:20:10,15"));
         assert_eq!(parse("topic=a&since=earliest", None).unwrap().start, Start::Earliest);
+        assert_eq!(parse("topic=a&lastEventId=2-2&since=1-1", None).unwrap().start, after("2-2"));
+        // What a library adds comes behind what the page has in its URL.
+        for library in ["lastEventId", "lastEventID"] {
+            let query = format!("topic=a&last_event_id=1-1&{library}=2-2");
+            assert_eq!(parse(&query, None).unwrap().start, after("2-2"));
+            assert_eq!(parse(&query, Some("3-3")).unwrap().start, after("3-3"));
+            assert_eq!(parse(&format!("topic=a&last_event_id=1-1&{library}="), None).unwrap().start, after("1-1"));
+        }
     }
 
     #[test]
@@ -182,11 +220,21 @@ mod tests {
             "topic=a&x=1",
             "topic=a&since=now",
             "topic=a&since=1&since=2",
+            "topic=a&since=&since=",
+            "topic=a&lastEventId=1&lastEventId=2",
+            "topic=a&token=x&token=x",
+            "topic=a&token=x&tok%65n=y",
+            "topic=a&lasteventid=1",
             "topic=a&topic=b&topic=c&topic=d",
         ] {
             assert!(matches!(parse(query, None), Err(Problem::BadRequest(_))), "{query:?}");
         }
         assert!(parse("topic=a", Some("x")).is_err());
+        for query in ["topic=a", "token=x&token=x", "token=x&tok%65n=y", "lastEventId=1"] {
+            assert!(only_token(query).is_err(), "{query:?}");
+        }
+        assert!(only_token("tok%65n=x").is_ok());
+        assert_eq!(token("tok%65n=x").as_deref(), Some("x"));
     }
 
     #[test]
@@ -194,12 +242,35 @@ mod tests {
         let accepts =
             |value: &'static str| accepts_stream(&HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(value))]));
         assert!(accepts_stream(&HeaderMap::new()));
-        for good in ["text/event-stream", "*/*", "text/html, text/*;q=0.5", "Text/Event-Stream; q=1"] {
+        for good in [
+            "text/event-stream",
+            "*/*",
+            "text/html, text/*;q=0.5",
+            "Text/Event-Stream; q=1",
+            "*/*;q=0, text/*;q=0, text/event-stream",
+            "text/event-stream;charset=utf-8;q=0.1",
+        ] {
             assert!(accepts(good), "{good}");
         }
-        for bad in ["text/html", "application/json, text/event-stream;q=0", "", "*/*;q=0.0"] {
+        for bad in [
+            "text/html",
+            "application/json, text/event-stream;q=0",
+            "",
+            "*/*;q=0.0",
+            "text/event-stream;q=0, */*",
+            "text/*;q=0.000, */*;q=1",
+            "*/*, text/event-stream; Q=0",
+        ] {
             assert!(!accepts(bad), "{bad}");
         }
+    }
+
+    #[test]
+    fn parsing_stops_at_the_first_topic_too_many() {
+        // What comes behind it is not looked at.
+        let problem = parse("topic=a&topic=b&topic=a&topic=c&topic=d&topic=%FF&x=1", None).unwrap_err();
+        assert_eq!(problem.to_string(), "too many topics: 3 are allowed");
+        assert_eq!(parse(&"topic=a&".repeat(1000), None).unwrap().topics.len(), 1);
     }
 
     proptest! {

@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use hyper::body::Body as _;
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Response, StatusCode};
 use percent_encoding::percent_decode_str;
@@ -43,16 +44,19 @@ enum Target<'a> {
     Channel(&'a str),
 }
 
-/// Answers a request that comes from `peer`.
-pub async fn answer(proxy: &Arc<Proxy>, request: &Parts, peer: IpAddr) -> Answer {
+/// Answers a request that comes from `peer`; over a connection that is `reserved`, only how the proxy is.
+pub async fn answer(proxy: &Arc<Proxy>, request: &Parts, peer: IpAddr, reserved: bool) -> Answer {
     // Not the query: there may be a token in it.
     tracing::debug!(method = %request.method, path = request.uri.path(), %peer, "request");
-    let answered = match target(proxy, request.uri.path()) {
+    let fits = head_bytes(request) <= proxy.cli.max_header_bytes;
+    let target = if fits { target(proxy, request.uri.path()) } else { Err(Problem::HeadTooLarge) };
+    let answered = match target {
         Ok(Target::Health) => plain(request, || text("ok\n")),
         Ok(Target::Ready) => plain(request, || match proxy.unready() {
             None => text("ready\n"),
             Some(reason) => Problem::Unavailable(reason.to_string()).response(),
         }),
+        Ok(_) if reserved => not_now(request, proxy, NotNow::OverLimit),
         Ok(Target::Metrics) => plain(request, || text(proxy.metrics.render())),
         Ok(Target::Events(topic)) => stream(proxy, request, peer, topic).await,
         Ok(Target::Channel(name)) => channel(proxy, request, peer, name),
@@ -68,7 +72,29 @@ pub async fn answer(proxy: &Arc<Proxy>, request: &Parts, peer: IpAddr) -> Answer
         Answer::Stream(headers, _) => headers,
     };
     cors::allow(&proxy.cli.cors_origin, &request.headers, headers);
-    answer
+    match answer {
+        Answer::Whole(response) if request.method == Method::HEAD => Answer::Whole(without_body(response)),
+        answer => answer,
+    }
+}
+
+/// The length of a request's head, as HTTP/1.1 writes it. hyper reads in strides and HTTP/2 counts otherwise, so that neither holds
+/// a limit exactly.
+fn head_bytes(request: &Parts) -> usize {
+    let target = request.uri.path_and_query().map_or(0, |target| target.as_str().len());
+    let line = request.method.as_str().len() + target + " / HTTP/1.1\r\n".len() - 1;
+    // HTTP/2 has the host in a place of its own.
+    let host = request.uri.authority().map_or(0, |host| "host: \r\n".len() + host.as_str().len());
+    let headers = request.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len());
+    line + host + headers.sum::<usize>() + "\r\n".len()
+}
+
+/// What a HEAD request gets of a response: nothing but the head, with the length that a text has. A stream has none.
+fn without_body(mut response: Response<Body>) -> Response<Body> {
+    if let Some(length) = response.body().size_hint().exact().filter(|length| *length > 0) {
+        response.headers_mut().insert(CONTENT_LENGTH, length.into());
+    }
+    response.map(|_| Body::whole(""))
 }
 
 fn target<'a>(proxy: &Proxy, path: &'a str) -> Result<Target<'a>, Problem> {
@@ -155,32 +181,41 @@ fn start_stream(
     proxy: &Proxy,
     open: impl FnOnce() -> Result<Subscription, NotNow>,
 ) -> Result<Answer, Problem> {
-    let headers = HeaderMap::from_iter([
+    if request.method == Method::HEAD {
+        return Ok(Answer::Whole(ended_stream("")));
+    }
+    match open() {
+        Ok(subscription) => Ok(Answer::Stream(stream_headers(), subscription)),
+        Err(reason) => not_now(request, proxy, reason),
+    }
+}
+
+/// The answer where there is no stream now. An EventSource gives up for good on any other status than 200; so it is told when to
+/// come back: much later, or soon, for then another proxy takes it.
+fn not_now(request: &Parts, proxy: &Proxy, reason: NotNow) -> Result<Answer, Problem> {
+    if request.method != Method::GET || !names_stream(&request.headers) {
+        return Err(Problem::Unavailable(reason.to_string()));
+    }
+    let retry = match reason {
+        NotNow::OverLimit => proxy.cli.long_retry(),
+        NotNow::Draining => proxy.cli.next_retry(),
+    };
+    Ok(Answer::Whole(ended_stream(Frame::retry(retry).into_body())))
+}
+
+/// A stream that ends with this text.
+fn ended_stream(text: impl Into<bytes::Bytes>) -> Response<Body> {
+    let mut response = Response::new(Body::whole(text));
+    *response.headers_mut() = stream_headers();
+    response
+}
+
+fn stream_headers() -> HeaderMap {
+    HeaderMap::from_iter([
         (CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
         // Transforming, as compressing, would hold the stream back.
         (CACHE_CONTROL, HeaderValue::from_static("no-store, no-transform")),
         // nginx passes a stream on at once when told so.
         (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
-    ]);
-    let whole = |headers, text| {
-        let mut response = Response::new(Body::whole(text));
-        *response.headers_mut() = headers;
-        Ok(Answer::Whole(response))
-    };
-    if request.method == Method::HEAD {
-        return whole(headers, bytes::Bytes::new());
-    }
-    match open() {
-        Ok(subscription) => Ok(Answer::Stream(headers, subscription)),
-        // An EventSource gives up for good on any other status than 200; so it is told when to come back: much later, or soon, for
-        // then another proxy takes it.
-        Err(reason) if names_stream(&request.headers) => {
-            let retry = match reason {
-                NotNow::OverLimit => proxy.cli.long_retry(),
-                NotNow::Draining => proxy.cli.next_retry(),
-            };
-            whole(headers, Frame::retry(retry).into_body())
-        }
-        Err(error) => Err(Problem::Unavailable(error.to_string())),
-    }
+    ])
 }

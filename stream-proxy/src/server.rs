@@ -4,7 +4,6 @@
 use std::convert::Infallible;
 use std::fmt::Write;
 use std::future::{Future, pending, poll_fn};
-use std::io;
 use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::{Arc, OnceLock};
@@ -21,10 +20,13 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use crate::body::Body;
+use crate::crowd::Admitted;
 use crate::frame::Frame;
+use crate::prefixed::Prefixed;
 use crate::proxy::{Proxy, Subscription};
 use crate::routes::{Answer, answer};
 use crate::socket::{Socket, patience};
@@ -34,14 +36,11 @@ use crate::subscriber::Subscriber;
 /// How long to wait when there are no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Connections without an HTTP/1.1 stream may be as many as streams, and this many more.
-const SPARE_CONNECTIONS: u64 = 1024;
-
 /// How many headers a request may have.
 const MAX_HEADERS: usize = 64;
 
-/// How a connection over HTTP/2 starts: no method of HTTP/1 does.
-const HTTP2_START: &[u8] = b"PRI";
+/// What HTTP/2 counts for each header beyond its text, in bytes.
+const HTTP2_OVERHEAD: usize = 32;
 
 /// Streams of one HTTP/2 connection at the same time.
 const HTTP2_STREAMS: u32 = 128;
@@ -53,17 +52,12 @@ pub async fn serve(listener: &TcpListener, proxy: &Arc<Proxy>) -> Infallible {
         match listener.accept().await {
             Ok((stream, peer)) => {
                 failing = false;
-                if proxy.metrics.connections.rise() > proxy.cli.max_clients.saturating_add(SPARE_CONNECTIONS) {
-                    proxy.metrics.over_connections.add(1);
-                    proxy.metrics.connections.fall();
-                    continue;
-                }
+                let Some(admitted) = proxy.crowd.admit(peer.ip()) else { continue };
                 let proxy = proxy.clone();
                 tokio::spawn(async move {
-                    if let Err(error) = connection(stream, peer.ip(), &proxy).await {
+                    if let Err(error) = connection(stream, peer.ip(), &admitted, &proxy).await {
                         tracing::debug!(%peer, %error, "connection");
                     }
-                    proxy.metrics.connections.fall();
                 });
             }
             Err(error) => {
@@ -80,33 +74,36 @@ pub async fn serve(listener: &TcpListener, proxy: &Arc<Proxy>) -> Infallible {
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-async fn connection(stream: TcpStream, peer: IpAddr, proxy: &Arc<Proxy>) -> Result<(), BoxError> {
-    let (header_timeout, heartbeat) = (proxy.cli.header_timeout, proxy.cli.heartbeat);
+async fn connection(stream: TcpStream, peer: IpAddr, admitted: &Admitted, proxy: &Arc<Proxy>) -> Result<(), BoxError> {
+    let time = admitted.patience(proxy.cli.header_timeout);
+    let caller = Caller { peer, time, reserved: admitted.is_reserved() };
+    let stream = Socket::new(stream, proxy.cli.heartbeat);
     match &proxy.tls {
-        Some(tls) => match timeout(header_timeout, tls.accept(Socket::new(stream, heartbeat))).await?? {
-            (stream, true) => http2(stream, peer, proxy).await,
-            (stream, false) => http1(stream, peer, proxy).await,
+        Some(tls) => match timeout(time, tls.accept(stream)).await?? {
+            (stream, true) => http2(stream, caller, proxy).await,
+            (stream, false) => http1(Prefixed::new(stream), caller, proxy).await,
         },
-        None => match timeout(header_timeout, speaks_http2(&stream)).await?? {
-            true => http2(Socket::new(stream, heartbeat), peer, proxy).await,
-            false => http1(Socket::new(stream, heartbeat), peer, proxy).await,
-        },
-    }
-}
-
-/// Looks at the first bytes without taking them.
-async fn speaks_http2(stream: &TcpStream) -> io::Result<bool> {
-    let mut start = [0; HTTP2_START.len()];
-    loop {
-        let n = stream.peek(&mut start).await?;
-        if n == HTTP2_START.len() || n == 0 || start[..n] != HTTP2_START[..n] {
-            return Ok(start == HTTP2_START);
+        None => {
+            let mut stream = Prefixed::new(stream);
+            match timeout(time, stream.speaks_http2()).await?? {
+                true => http2(stream, caller, proxy).await,
+                false => http1(stream, caller, proxy).await,
+            }
         }
-        sleep(Duration::from_millis(5)).await;
     }
 }
 
-async fn http2<IO>(io: IO, peer: IpAddr, proxy: &Arc<Proxy>) -> Result<(), BoxError>
+/// Who has connected.
+#[derive(Clone, Copy)]
+struct Caller {
+    peer: IpAddr,
+    /// How long it may take to ask.
+    time: Duration,
+    /// Whether it may only ask how the proxy is.
+    reserved: bool,
+}
+
+async fn http2<IO>(io: IO, caller: Caller, proxy: &Arc<Proxy>) -> Result<(), BoxError>
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -114,7 +111,7 @@ where
         let proxy = proxy.clone();
         async move {
             let (parts, _) = request.into_parts();
-            Ok::<_, Infallible>(match answer(&proxy, &parts, peer).await {
+            Ok::<_, Infallible>(match answer(&proxy, &parts, caller.peer, caller.reserved).await {
                 Answer::Whole(response) => response,
                 Answer::Stream(headers, subscription) => {
                     // The task is always one that `Streams` started.
@@ -126,24 +123,44 @@ where
             })
         }
     });
-    let connection = http2::Builder::new(Streams)
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(HTTP2_STREAMS)
-        .max_header_list_size(proxy.cli.max_header_bytes as u32)
-        .max_send_buf_size(64 * 1024)
-        .keep_alive_interval(proxy.cli.heartbeat)
-        // An answer may be long in coming over a slow connection: it stands behind all that is on its way.
-        .keep_alive_timeout(patience(proxy.cli.heartbeat))
-        .serve_connection(TokioIo::new(io), service);
-    let (mut connection, mut draining) = (pin!(connection), proxy.draining.subscribe());
-    tokio::select! {
-        result = &mut connection => return Ok(result?),
-        // The sender lives as long as the proxy.
-        _ = draining.wait_for(|draining| *draining) => connection.as_mut().graceful_shutdown(),
+    let (streams, mut count) = watch::channel(0);
+    // The exact limit is `answer`'s business.
+    let head = proxy.cli.max_header_bytes.saturating_add(MAX_HEADERS * HTTP2_OVERHEAD);
+    let mut connection = pin!(
+        http2::Builder::new(Streams(streams))
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(HTTP2_STREAMS)
+            .max_header_list_size(u32::try_from(head).unwrap_or(u32::MAX))
+            .max_send_buf_size(64 * 1024)
+            .keep_alive_interval(proxy.cli.heartbeat)
+            // An answer may be long in coming over a slow connection: it stands behind all that is on its way.
+            .keep_alive_timeout(patience(proxy.cli.heartbeat))
+            .serve_connection(TokioIo::new(io), service)
+    );
+    // A connection without a stream is told to go, and may take as long again. When the proxy goes, every one is told: its
+    // streams go on until their turn comes; new ones find another connection, to another proxy.
+    let (mut draining, mut told, mut idled) = (proxy.draining.subscribe(), false, 0);
+    while idled < 2 {
+        tokio::select! {
+            ended = connection.as_mut() => return Ok(ended?),
+            () = idle(&mut count, caller.time) => idled += 1,
+            // The sender lives as long as the proxy.
+            _ = draining.wait_for(|draining| *draining), if !told => told = true,
+        }
+        connection.as_mut().graceful_shutdown();
     }
-    // Its streams go on until their turn comes; new ones find another connection, to another proxy.
-    connection.await?;
     Ok(())
+}
+
+/// Waits until there has been no stream for that long.
+async fn idle(streams: &mut watch::Receiver<usize>, patience: Duration) {
+    loop {
+        // The sender lives as long as the connection, which is polled beside this.
+        let _ = streams.wait_for(|count| *count == 0).await;
+        if timeout(patience, streams.wait_for(|count| *count > 0)).await.is_err() {
+            return;
+        }
+    }
 }
 
 /// The subscriber whose stream a task over HTTP/2 serves, once it has one.
@@ -156,11 +173,23 @@ tokio::task_local! {
 /// Runs the streams of HTTP/2 connections, each as a task. Where hyper waits for a client to take more, for ever if need be,
 /// the task also looks whether its stream has been ended: then it stops, which resets the stream and gives everything back.
 #[derive(Clone, Debug)]
-struct Streams;
+struct Streams(watch::Sender<usize>);
+
+/// A stream of a connection, as long as it counts.
+struct Counted(watch::Sender<usize>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
+}
 
 impl<F: Future + Send + 'static> Executor<F> for Streams {
     fn execute(&self, stream: F) {
+        self.0.send_modify(|count| *count += 1);
+        let counted = Counted(self.0.clone());
         tokio::spawn(async move {
+            let _counted = counted;
             let current = Current::default();
             let mut stream = pin!(CURRENT.scope(current.clone(), stream));
             poll_fn(|cx| match stream.as_mut().poll(cx) {
@@ -173,7 +202,7 @@ impl<F: Future + Send + 'static> Executor<F> for Streams {
 }
 
 /// One request, then the connection closes or becomes a stream: there is nothing that a client would ask in a row.
-async fn http1<IO>(io: IO, peer: IpAddr, proxy: &Arc<Proxy>) -> Result<(), BoxError>
+async fn http1<IO>(io: Prefixed<IO>, caller: Caller, proxy: &Arc<Proxy>) -> Result<(), BoxError>
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -181,7 +210,7 @@ where
     let service = service_fn(|request: Request<Incoming>| {
         Box::pin(async {
             let (parts, _) = request.into_parts();
-            match answer(proxy, &parts, peer).await {
+            match answer(proxy, &parts, caller.peer, caller.reserved).await {
                 Answer::Whole(response) => Ok::<_, Infallible>(response),
                 Answer::Stream(headers, subscription) => {
                     *taken.lock() = Some((parts.version, headers, subscription));
@@ -192,7 +221,7 @@ where
     });
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(proxy.cli.header_timeout)
+        .header_read_timeout(caller.time)
         .max_buf_size(proxy.cli.max_header_bytes)
         .max_headers(MAX_HEADERS)
         .keep_alive(false)
@@ -206,7 +235,7 @@ where
     })
     .await?;
     // What the client may have sent behind its request is of no interest.
-    let mut io = connection.into_parts().io.into_inner();
+    let mut io = connection.into_parts().io.into_inner().into_inner();
     match stream {
         Some((version, headers, subscription)) => {
             let chunked = version >= Version::HTTP_11;

@@ -1,0 +1,170 @@
+//! How many may come: connections altogether and from one address, streams from one address, and a few places that are
+//! always left for those who ask how the proxy is.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::metrics::Metrics;
+
+/// Connections without an HTTP/1.1 stream may be as many as streams, and this many more.
+const SPARE_CONNECTIONS: u64 = 1024;
+
+/// The same for those of one address, where streams of one address are limited.
+const SPARE_OF_ADDRESS: u32 = 16;
+
+/// Connections beyond the limit that may ask for `/healthz` and `/readyz`: whoever looks after the proxy should not take a full
+/// one for a dead one.
+const RESERVE: usize = 32;
+
+/// How long such a connection may take to ask: a flood takes these places too.
+const RESERVE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What is counted by address.
+#[derive(Clone, Debug, Default)]
+pub struct Addresses(Arc<Mutex<HashMap<IpAddr, u32>>>);
+
+/// A place that counts for an address, given back when it is dropped.
+#[derive(Debug)]
+pub struct Entry {
+    addresses: Addresses,
+    address: IpAddr,
+}
+
+impl Addresses {
+    /// Takes a place of `peer`'s address, which has `most` of them; `None` if there is none left.
+    pub fn enter(&self, peer: IpAddr, most: u32) -> Option<Entry> {
+        let address = network(peer);
+        let mut counts = self.0.lock();
+        let count = counts.entry(address).or_default();
+        if *count >= most {
+            return None;
+        }
+        *count += 1;
+        Some(Entry { addresses: self.clone(), address })
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let mut counts = self.addresses.0.lock();
+        if let Some(count) = counts.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.address);
+            }
+        }
+    }
+}
+
+/// What counts as one address: over IPv6 a client has a whole /64.
+fn network(peer: IpAddr) -> IpAddr {
+    match peer.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into(),
+        address => address,
+    }
+}
+
+/// The connections that have no HTTP/1.1 stream.
+#[derive(Debug)]
+pub struct Crowd {
+    metrics: Arc<Metrics>,
+    /// The most of them.
+    most: u64,
+    /// The most of one address, if that is limited.
+    most_of_address: Option<u32>,
+    addresses: Addresses,
+    reserve: Arc<Semaphore>,
+}
+
+/// A connection's place in the crowd, given back when it is dropped.
+#[derive(Debug)]
+pub struct Admitted {
+    metrics: Arc<Metrics>,
+    _address: Option<Entry>,
+    reserved: Option<OwnedSemaphorePermit>,
+}
+
+impl Crowd {
+    /// The crowd of a proxy with these limits of streams; 0 of one address for no limit.
+    pub fn new(max_clients: u64, max_clients_per_address: u32, metrics: Arc<Metrics>) -> Self {
+        let limited = (max_clients_per_address > 0).then_some(max_clients_per_address);
+        Self {
+            metrics,
+            most: max_clients.saturating_add(SPARE_CONNECTIONS),
+            most_of_address: limited.map(|most| most.saturating_add(SPARE_OF_ADDRESS)),
+            addresses: Addresses::default(),
+            reserve: Arc::new(Semaphore::new(RESERVE)),
+        }
+    }
+
+    /// Lets a connection in, if there is a place for it.
+    pub fn admit(&self, peer: IpAddr) -> Option<Admitted> {
+        let room = self.metrics.connections.rise() <= self.most;
+        let mut admitted = Admitted { metrics: self.metrics.clone(), _address: None, reserved: None };
+        let address = self.most_of_address.map(|most| self.addresses.enter(peer, most));
+        match address {
+            None if room => return Some(admitted),
+            Some(Some(entry)) if room => {
+                admitted._address = Some(entry);
+                return Some(admitted);
+            }
+            _ => {}
+        }
+        self.metrics.over_connections.add(1);
+        admitted.reserved = Some(self.reserve.clone().try_acquire_owned().ok()?);
+        Some(admitted)
+    }
+}
+
+impl Admitted {
+    /// Whether it may only ask how the proxy is.
+    pub fn is_reserved(&self) -> bool {
+        self.reserved.is_some()
+    }
+
+    /// How long it may take to ask, where others have `patience`.
+    pub fn patience(&self, patience: Duration) -> Duration {
+        if self.is_reserved() { patience.min(RESERVE_PATIENCE) } else { patience }
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.metrics.connections.fall();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv6_client_counts_with_its_whole_network() {
+        let network = |text: &str| network(text.parse().unwrap()).to_string();
+        assert_eq!(network("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
+        assert_eq!(network("::ffff:192.0.2.1"), "192.0.2.1");
+    }
+
+    #[test]
+    fn who_is_one_too_many_may_ask_how_things_are_as_long_as_the_reserve_lasts() {
+        let metrics = Arc::new(Metrics::default());
+        let crowd = Crowd::new(10_000, 4, metrics.clone());
+        let (one, other) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));
+        let mut inside: Vec<_> = (0..4 + SPARE_OF_ADDRESS).map(|_| crowd.admit(one).unwrap()).collect();
+        assert!(inside.iter().all(|admitted| !admitted.is_reserved()));
+        let reserved: Vec<_> = (0..RESERVE).map(|_| crowd.admit(one).unwrap()).collect();
+        assert!(reserved.iter().all(Admitted::is_reserved));
+        assert!(crowd.admit(one).is_none());
+        assert!(!crowd.admit(other).unwrap().is_reserved());
+        inside.pop();
+        assert!(!crowd.admit(one).unwrap().is_reserved());
+        drop((inside, reserved));
+        assert_eq!(metrics.connections.get(), 0);
+        assert!(crowd.addresses.0.lock().is_empty());
+    }
+}
