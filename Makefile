@@ -4,10 +4,10 @@
 #   make build     builds the extension for PG_CONFIG's Postgres, and the proxy
 #   make install   installs the extension into PG_CONFIG's Postgres
 #   make run       Teamboard, the demonstration, on a throw-away cluster; ARGS=--alone for no simulated teammate
-#   make test      lint, unit tests, and the tests with real clusters, real proxies and a real browser
+#   make test      lint, unit tests, and the tests with real clusters, real proxies and real browsers
 #   make test-core     the tests of what is promised alone, for one Postgres more
 #   make postgres-18   fetches that Postgres, or postgres-16 or -17, for tests, and prints where its pg_config is
-#   make test-browser  those with the browser alone; needs Node.js 20, installs Chromium
+#   make test-browser  those with the browser alone; needs Node.js 20, installs Chromium and Firefox
 #   make bench     measures beside the targets and the rivals, into docs/benchmarks.md; ARGS=--long, ARGS="idle fanout" for parts, ARGS=--small to try it
 #   make fuzz      hostile bytes for every parser, guided by coverage; SECONDS_EACH=600 for longer
 #   make chaos     breaks everything, by a seed, and checks that every client gets what was committed; ARGS="--seed N --minutes M --seeds K"
@@ -41,7 +41,7 @@ BUILD_PACKAGES := clang libclang-dev pkg-config build-essential
 # security uses: it is run as it stands; and types whose casts are code of others.
 TEST_PACKAGES := curl openssl nginx haproxy varnish python3-venv libfaketime \
   $(if $(filter /usr/lib/postgresql/15/%,$(PG_CONFIG)),postgresql-15-postgis-3)
-BROWSER_PACKAGES := chromium nginx haproxy
+BROWSER_PACKAGES := chromium firefox-esr nginx haproxy
 # What Tidings is measured against. What can't be had is left out, and the page says so.
 BENCH_PACKAGES := nginx libnginx-mod-nchan postgresql-15-wal2json \
   ruby-rails puma redis-server ruby-redis ruby-pg pushpin
@@ -147,7 +147,7 @@ test: install lint browser clients
 	cargo test --locked --quiet -p tidings-tests --lib --bins
 	printf '==> tests with real clusters and real proxies\n'
 	cargo test --locked -p tidings-tests --test main -- --test-threads="$${TEST_THREADS:-3}" $(ONLY)
-	printf '==> tests with a real browser\n'
+	printf '==> tests with real browsers\n'
 	cargo test --locked -p tidings-tests --test browser -- $(ONLY)
 
 # What an application builds upon; left out are the proxy's own manners and the programs of others, which know no version.

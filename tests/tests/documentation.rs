@@ -2,8 +2,11 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
 
-use tidings_tests::{Session, shared};
+use tidings_tests::cluster::SUPERUSER;
+use tidings_tests::process::{Process, Signal};
+use tidings_tests::{Cluster, Database, Proxy, Session, shared, until};
 
 /// The public surface: what docs/sql.md has a section for.
 const PUBLIC: &[&str] = &[
@@ -222,6 +225,88 @@ fn grant_proxy_grants_the_same_however_often() {
     }
     assert_eq!(granted[0], granted[1]);
     session.run(&format!("DROP OWNED BY {quoted}; DROP ROLE {quoted}"));
+}
+
+/// What Debian's clusters begin with, but for the socket: there we are the superuser by another name.
+const DEBIAN_HBA: &str = "local all all trust
+host all all 127.0.0.1/32 scram-sha-256
+host all all ::1/128 scram-sha-256
+";
+
+#[test]
+fn the_first_example_of_the_readme_works_with_debian_s_password_rules() {
+    let readme = document("../README.md");
+    let (_, example) = readme.split_once("## A first example").expect("an example");
+    let block = |kind: &str| {
+        let (_, rest) = example.split_once(&format!("```{kind}\n")).expect("a block");
+        rest.split("```").next().expect("its end").to_owned()
+    };
+    let cluster = Cluster::start(&[]);
+    fs::write(cluster.socket_dir().join("data/pg_hba.conf"), DEBIAN_HBA).expect("write the rules");
+    let db = Database::existing(&cluster, "app");
+    let mut superuser = cluster.session("postgres", SUPERUSER);
+    superuser.run("SELECT pg_reload_conf()");
+    superuser.run("CREATE DATABASE app");
+    let mut session = db.session();
+    session.run(&block("sql"));
+    db.wait_relay();
+    let command = block("sh");
+    let url = command.split('\'').nth(1).expect("a URL");
+    assert!(
+        command.starts_with("tidings-proxy --database-url '") && command.trim_end().ends_with(" --open"),
+        "{command}"
+    );
+    let proxy = Proxy::start(&url.replace("@localhost/", &format!("@localhost:{}/", cluster.port())), &[]);
+    let mut sse = proxy.live(&["boards_5"]);
+    let (_, rest) = example.split_once("Now write a row:").expect("a write");
+    session.run(rest.split("```sql\n").nth(1).and_then(|rest| rest.split("```").next()).expect("a statement"));
+    let frame = sse.frame();
+    assert_eq!(frame.event, "changed");
+    assert!(rest.contains(&format!("data: {}\n", frame.data)), "the README does not show {}", frame.data);
+}
+
+#[test]
+fn a_column_of_text_brings_a_large_integer_whole() {
+    let db = shared().database();
+    let mut session = db.session();
+    session.run(
+        r#"CREATE TABLE items (id bigint, id_text text GENERATED ALWAYS AS (id::text) STORED);
+           SELECT tidings.watch('items', topic => 'all');
+           SELECT tidings.watch('items', topic => 'own', name => 'own', payload => '{"id": "$id_text"}')"#,
+    );
+    let proxy = db.proxy(&[]);
+    let mut sse = proxy.live(&["all", "own"]);
+    session.run("INSERT INTO items VALUES (9007199254740993)");
+    let frames = sse.take(2).iter().map(tidings_tests::Frame::json).collect::<Vec<_>>();
+    assert!(frames.iter().any(|json| json["record"]["id_text"] == "9007199254740993"), "{frames:?}");
+    assert!(frames.iter().any(|json| json["id"] == "9007199254740993"), "{frames:?}");
+}
+
+#[test]
+fn pg_dump_holds_no_lock_on_the_log() {
+    let db = shared().database();
+    let mut session = db.session();
+    // More than a pipe holds, so that the dump stands still when nobody reads it.
+    session.run("CREATE TABLE items AS SELECT repeat('x', 1000) FROM generate_series(1, 1000)");
+    let mut command = db.cluster().tool("pg_dump");
+    command.arg(db.name()).stdout(Stdio::piped());
+    let mut dump = Process::spawn(&mut command, Signal::SIGKILL).expect("run pg_dump");
+    let output = dump.stdout().expect("its output");
+    let of_it = "application_name = 'pg_dump' AND datname = current_database()";
+    until("it copies", || {
+        session.one(&format!(
+            "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE {of_it} AND query LIKE 'COPY public.items%')"
+        ))
+    });
+    let locked = names(
+        &mut session,
+        &format!(
+            "SELECT c.relname::text FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
+             WHERE pid IN (SELECT pid FROM pg_stat_activity WHERE {of_it}) AND c.relnamespace = 'tidings'::regnamespace"
+        ),
+    );
+    drop(output);
+    assert!(!locked.iter().any(|name| name.starts_with("log") || name.starts_with("tick")), "{locked:?}");
 }
 
 fn document(name: &str) -> String {

@@ -5,11 +5,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::client::SendRequest;
+use http::response::Parts;
 use tidings_tests::process::memory;
 use tidings_tests::sse::{Item, Parser};
 use tidings_tests::{DEADLINE, Frame, Proxy, until};
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use crate::boards;
@@ -18,6 +20,7 @@ use crate::boards;
 struct Client {
     runtime: Runtime,
     requests: SendRequest<Bytes>,
+    connection: JoinHandle<()>,
     authority: String,
 }
 
@@ -37,16 +40,38 @@ impl Client {
     fn with_window(proxy: &Proxy, window: u32) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("tokio");
-        let requests = runtime.block_on(async {
+        let (requests, connection) = runtime.block_on(async {
             let socket = TcpStream::connect(proxy.address()).await.expect("connect");
             // Streams stand in one another's way only by their own windows, not by the connection's.
             let mut builder = h2::client::Builder::new();
             builder.initial_window_size(window).initial_connection_window_size(1 << 30);
             let (requests, connection) = builder.handshake(socket).await.expect("speak HTTP/2");
-            tokio::spawn(connection);
-            requests
+            let connection = tokio::spawn(async move {
+                let _ = connection.await;
+            });
+            (requests, connection)
         });
-        Self { runtime, requests, authority: proxy.address().to_string() }
+        Self { runtime, requests, connection, authority: proxy.address().to_string() }
+    }
+
+    /// Asks for something; gives the head of the answer, and all of its body.
+    fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Result<(Parts, Vec<u8>), h2::Error> {
+        let uri = format!("http://{}{path}", self.authority);
+        let mut request = http::Request::builder().method(method).uri(uri);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(()).expect("a request");
+        let requests = self.requests.clone();
+        self.runtime.block_on(async {
+            let (response, _) = requests.ready().await?.send_request(request, true)?;
+            let (head, mut body) = response.await?.into_parts();
+            let mut all = Vec::new();
+            while let Some(bytes) = body.data().await {
+                all.extend_from_slice(&bytes?);
+            }
+            Ok((head, all))
+        })
     }
 
     fn open(&mut self, topic: &str) -> Stream {
@@ -199,4 +224,91 @@ fn streams_that_read_nothing_share_a_large_event_that_waits_for_them() {
     for id in [2, 3] {
         assert_eq!(client.frame(&mut asleep[7]).expect("an event").json()["record"]["id"], id);
     }
+}
+
+#[test]
+fn a_connection_without_a_stream_is_closed_and_one_with_a_stream_is_not() {
+    let db = boards();
+    let proxy = db.proxy(&["--header-timeout", "200ms"]);
+    let mut busy = Client::connect(&proxy);
+    let mut stream = busy.open("boards_5");
+    let idle = Client::connect(&proxy);
+    until("the one that asks for nothing is closed", || idle.connection.is_finished());
+    // It may ask again and again, but not be there without asking.
+    let asks = Client::connect(&proxy);
+    assert_eq!(asks.ask("GET", "/healthz", &[]).expect("an answer").0.status, 200);
+    until("the one that has its answer is closed", || asks.connection.is_finished());
+    assert!(!busy.connection.is_finished());
+    db.session().run("INSERT INTO board_items VALUES (1, 5, 'still there')");
+    assert_eq!(busy.frame(&mut stream).expect("an event").json()["record"]["title"], "still there");
+    drop(stream);
+    until("the last stream's end is the connection's", || busy.connection.is_finished());
+    until("nothing of them is left", || proxy.metric("tidings_connections") <= 1.0);
+}
+
+#[test]
+fn connections_without_a_stream_count_for_their_address() {
+    let db = boards();
+    let proxy = db.proxy(&["--max-clients-per-address", "2", "--header-timeout", "1h"]);
+    let crowd: Vec<Client> = (0..18).map(|_| Client::connect(&proxy)).collect();
+    until("they are all there", || crowd.iter().all(|client| client.requests.current_max_send_streams() < 1000));
+    let (head, _) = Client::connect(&proxy).ask("GET", "/events?topic=boards_5", &[]).expect("an answer");
+    assert_eq!(head.status, 503);
+    assert_eq!(Client::connect(&proxy).ask("GET", "/healthz", &[]).expect("an answer").0.status, 200);
+    drop(crowd);
+    let mut client = Client::connect(&proxy);
+    until("there is room again", || {
+        client = Client::connect(&proxy);
+        client.ask("GET", "/metrics", &[]).is_ok_and(|(head, _)| head.status == 200)
+    });
+    client.open("boards_5");
+}
+
+#[test]
+fn head_tells_the_length_of_a_text_and_of_a_stream_none() {
+    let db = boards();
+    let proxy = db.proxy(&[]);
+    let client = Client::connect(&proxy);
+    let length = |method, path| {
+        let (head, body) = client.ask(method, path, &[]).expect("an answer");
+        let length = head.headers.get("content-length").map(|value| value.to_str().expect("digits").to_owned());
+        (head.status.as_u16(), length, body.len())
+    };
+    assert_eq!(length("HEAD", "/events?topic=boards_5"), (200, None, 0));
+    assert_eq!(length("GET", "/healthz"), (200, Some("3".into()), 3));
+    assert_eq!(length("HEAD", "/healthz"), (200, Some("3".into()), 0));
+    let (status, length, body) = length("HEAD", "/nowhere");
+    assert_eq!((status, body), (404, 0));
+    assert!(length.is_some_and(|length| length != "0"));
+}
+
+/// A header that makes the head of a request, as HTTP/1.1 writes it, so long.
+fn padding(authority: &str, total: usize) -> String {
+    let rest = format!("GET /healthz HTTP/1.1\r\nhost: {authority}\r\nx-padding: \r\n\r\n").len();
+    "x".repeat(total - rest)
+}
+
+#[test]
+fn the_longest_head_is_as_long_as_the_flag_says() {
+    let db = boards();
+    let proxy = db.proxy(&["--max-header-bytes", "8KiB"]);
+    let authority = proxy.address().to_string();
+    for (length, status) in [(8_192, 200), (8_193, 431), (9_000, 431), (12_000, 431)] {
+        let padding = padding(&authority, length);
+        let over_2 = Client::connect(&proxy).ask("GET", "/healthz", &[("x-padding", &padding)]).expect("an answer");
+        assert_eq!(over_2.0.status, status, "{length} bytes over HTTP/2");
+        // Written at once, so that it is read at once.
+        let over_1 =
+            tidings_tests::http::open(proxy.address(), "/healthz", &[("X-Padding", &padding)]).expect("an answer");
+        assert_eq!(over_1.head.status, status, "{length} bytes over HTTP/1.1");
+    }
+}
+
+#[test]
+fn a_limit_of_many_gibibytes_is_no_limit_of_none() {
+    let db = boards();
+    let proxy = db.proxy(&["--max-header-bytes", "4GiB"]);
+    let padding = "x".repeat(15_000);
+    let (head, _) = Client::connect(&proxy).ask("GET", "/healthz", &[("x-padding", &padding)]).expect("an answer");
+    assert_eq!(head.status, 200);
 }

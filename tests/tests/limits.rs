@@ -7,7 +7,7 @@ use std::process::Command;
 use tidings_tests::follower::Habits;
 use tidings_tests::process::{Signal, send};
 use tidings_tests::sse::Request;
-use tidings_tests::{DEADLINE, Database, Follower, Item, Proxy, Sse, http, until};
+use tidings_tests::{DEADLINE, Database, Follower, Item, Proxy, Sse, eventually, http, until};
 
 use crate::{all_until_now, boards, titles};
 
@@ -77,6 +77,33 @@ fn who_takes_too_long_to_ask_is_hung_up_on() {
     until("nothing of them is left", || proxy.metric("tidings_connections") <= 1.0);
     db.session().run("INSERT INTO board_items VALUES (1, 5, 'a')");
     assert_eq!(titles(&all_until_now(&db, "boards_5", &mut stays)), ["a"]);
+}
+
+#[test]
+fn a_proxy_that_is_full_still_says_how_it_is() {
+    let db = boards();
+    let proxy = db.proxy(&["--max-clients", "1", "--header-timeout", "1h"]);
+    let mut stays = proxy.live(&["boards_5"]);
+    proxy.wait_clients(1);
+    // Connections that ask for nothing: as many as there may be, and more than a few.
+    let crowd: Vec<TcpStream> =
+        (0..1025).map(|_| TcpStream::connect(proxy.address()).expect("a place in the kernel's queue")).collect();
+    let ask = |path, headers: &[_]| http::open(proxy.address(), path, headers).and_then(http::Response::whole);
+    let (head, _) =
+        eventually("it is full, and says so", || ask("/metrics", &[]).ok().filter(|(head, _)| head.status == 503));
+    assert!(head.header("retry-after").is_some());
+    for path in ["/healthz", "/readyz"] {
+        assert_eq!(ask(path, &[]).expect("an answer").0.status, 200, "{path}");
+    }
+    // An EventSource would give up for good on that.
+    let (head, body) = ask(STREAM, &[("Accept", "text/event-stream")]).expect("an answer");
+    assert_eq!(head.status, 200);
+    assert!(body.starts_with("retry: "), "{body}");
+    assert_eq!(ask(STREAM, &[]).expect("an answer").0.status, 503);
+    db.session().run("INSERT INTO board_items VALUES (1, 5, 'a')");
+    assert_eq!(titles(&[stays.frame()]), ["a"]);
+    drop(crowd);
+    until("there is room again", || ask("/metrics", &[]).is_ok_and(|(head, _)| head.status == 200));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use crate::boards;
 use crate::clients::{Client, npm};
 
 /// Packages of npm that open a stream, lose it and reconnect in ways of their own.
-const PACKAGES: [&str; 2] = ["eventsource", "eventsource-2"];
+const PACKAGES: [&str; 4] = ["eventsource", "eventsource-2", "event-source-polyfill", "reconnecting-eventsource"];
 
 /// What the clients listen to.
 const NAMES: [&str; 3] = ["position", "message", "reset"];

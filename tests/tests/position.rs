@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tidings_tests::follower::Habits;
 use tidings_tests::ledger::{self, Ledger, TOPICS, Write};
 use tidings_tests::sse::Request;
-use tidings_tests::{Follower, shared};
+use tidings_tests::{Follower, shared, until};
 
 use crate::{all_until_now, boards, titles};
 
@@ -148,9 +148,7 @@ fn a_long_list_of_transactions_is_not_repeated_in_each_id() {
     for id in 0..3 {
         session.run(&format!("INSERT INTO board_items VALUES ({id}, 5, 'n')"));
     }
-    tidings_tests::until("they are in ticks", || {
-        session.all("SELECT FROM tidings.changes('earliest')", &[]).len() == 3
-    });
+    until("they are in ticks", || session.all("SELECT FROM tidings.changes('earliest')", &[]).len() == 3);
     // What somebody made up: all transactions that there were ran at the same time, and at a time that never comes.
     let next: u64 =
         session.one::<String>("SELECT pg_snapshot_xmax(pg_current_snapshot())::text").parse().expect("a number");
@@ -175,4 +173,37 @@ fn a_position_in_an_untouched_database_misses_nothing() {
     let proxy = db.proxy(&[]);
     let mut sse = proxy.open(&Request::since(&["boards_5"], &position));
     assert_eq!(titles(&all_until_now(&db, "boards_5", &mut sse)), ["the very first"]);
+}
+
+#[test]
+fn a_position_is_exact_beside_data_of_the_same_statement() {
+    const ROWS: i64 = 1000;
+    let db = boards();
+    let mut readings: Vec<(String, i64)> = Vec::new();
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut session = db.session();
+            for id in 1..=ROWS {
+                session.run(&format!("INSERT INTO board_items VALUES ({id}, 5, 'x')"));
+            }
+        });
+        let mut session = db.session();
+        // One transaction, in which each statement has a snapshot of its own.
+        session.run("BEGIN ISOLATION LEVEL READ COMMITTED");
+        while !writer.is_finished() {
+            let row = session.all("SELECT tidings.position(), (SELECT count(*) FROM board_items)", &[]).remove(0);
+            readings.push((row.get(0), row.get(1)));
+        }
+    });
+    let mut session = db.session();
+    until("everything can be read", || {
+        session.one::<i64>("SELECT count(*) FROM tidings.changes('earliest', NULL, 5000)") == ROWS
+    });
+    assert!(readings.iter().any(|(_, seen)| (1..ROWS).contains(seen)), "nothing was read meanwhile");
+    // Some of them, all through the time.
+    let step = readings.len() / 50 + 1;
+    for (position, seen) in readings.into_iter().step_by(step) {
+        let rows = session.all("SELECT count(*) FROM tidings.changes($1, NULL, 5000)", &[&position]);
+        assert_eq!(rows[0].get::<_, i64>(0), ROWS - seen, "behind {position}");
+    }
 }

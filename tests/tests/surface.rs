@@ -4,7 +4,8 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 
 use tidings_tests::http::{self, Head};
-use tidings_tests::{DEADLINE, Proxy, eventually};
+use tidings_tests::process::{self, Signal};
+use tidings_tests::{Cluster, DEADLINE, Proxy, eventually, until};
 
 use crate::{all_until_now, boards};
 
@@ -35,6 +36,9 @@ fn every_error_is_a_problem_that_says_what_is_wrong() {
         ("GET", "/events?topic=a&since=yesterday", &[], 400),
         ("GET", "/events?topic=a&since=1&since=2", &[], 400),
         ("GET", "/events?topic=a&last_event_id=x", &[], 400),
+        ("GET", "/events?topic=a&lastEventId=x", &[], 400),
+        ("GET", "/events?topic=a&lastEventID=1&lastEventID=2", &[], 400),
+        ("GET", "/events?topic=a&token=x&token=y", &[], 400),
         ("GET", "/events?topic=a&topics=b", &[], 400),
         ("GET", STREAM, &[("Last-Event-ID", "x")], 400),
         ("GET", STREAM, &[("Last-Event-ID", "\u{fc}")], 400),
@@ -48,6 +52,7 @@ fn every_error_is_a_problem_that_says_what_is_wrong() {
         ("OPTIONS", "/healthz", &[], 405),
         ("GET", STREAM, &[("Accept", "text/html")], 406),
         ("GET", STREAM, &[("Accept", "text/event-stream;q=0, application/json")], 406),
+        ("GET", STREAM, &[("Accept", "text/event-stream;q=0, */*")], 406),
     ];
     for (method, path, headers, status) in cases {
         let (head, body) = ask(&proxy, method, path, headers);
@@ -195,4 +200,28 @@ fn no_bytes_hurt_the_proxy_or_those_it_serves() {
     assert_eq!(all_until_now(&db, "boards_5", &mut stays).len(), 1);
     let log = proxy.log();
     assert!(!log.contains("panicked"), "{log}");
+}
+
+#[test]
+fn it_is_not_ready_while_no_relay_runs() {
+    let cluster = Cluster::start(&[]);
+    let db = cluster.database();
+    crate::create_boards(&db);
+    let proxy = db.proxy(&[]);
+    let mut session = db.session();
+    let launcher = session.one::<i32>("SELECT pid FROM pg_stat_activity WHERE backend_type = 'tidings launcher'");
+    // Who is stopped starts no relay.
+    process::send(launcher.unsigned_abs(), Signal::SIGSTOP);
+    session.run("SELECT pg_terminate_backend(tidings.relay_pid())");
+    let reason = eventually("the proxy notices", || {
+        let (head, body) = ask(&proxy, "GET", "/readyz", &[]);
+        (head.status == 503).then_some(body)
+    });
+    assert!(reason.contains("no relay runs"), "{reason}");
+    assert_eq!(ask(&proxy, "GET", "/healthz", &[]).0.status, 200);
+    let mut sse = proxy.live(&["boards_5"]);
+    process::send(launcher.unsigned_abs(), Signal::SIGCONT);
+    until("it is ready again", || ask(&proxy, "GET", "/readyz", &[]).0.status == 200);
+    session.run("INSERT INTO board_items VALUES (1, 5, 'a')");
+    assert_eq!(crate::titles(&[sse.frame()]), ["a"]);
 }
