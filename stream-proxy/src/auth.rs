@@ -5,15 +5,16 @@ use std::borrow::Cow;
 use std::convert::Infallible;
 use std::future::pending;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
-use futures_util::future::join_all;
 use hyper::HeaderMap;
 use hyper::header::{AUTHORIZATION, COOKIE};
 use hyper::http::request::Parts;
 use parking_lot::Mutex;
 use serde_json::Value;
 use slab::Slab;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use crate::gate::{Gate, Refusal, Unanswered};
@@ -25,8 +26,8 @@ use crate::token::{Keys, Token};
 /// How often streams are looked through for tokens that have expired, and the key file for a change.
 const SWEEP: Duration = Duration::from_secs(1);
 
-/// Streams that are checked again together.
-const REVIEW_BATCH: usize = 500;
+/// Streams that are checked again at the same time; those whose rules are slow do not count.
+const REVIEW_BATCH: u32 = 500;
 
 /// How access is decided.
 #[derive(Clone, Debug)]
@@ -98,7 +99,13 @@ impl Access {
     pub fn admit(&self, who: Identity, subscriber: &Arc<Subscriber>, topics: &[Arc<str>]) -> Option<Pass> {
         match (self, who) {
             (Self::Guarded(guard), Identity::Claims { text, expires }) => {
-                let stream = Stream { subscriber: subscriber.clone(), claims: text, topics: topics.into(), expires };
+                let stream = Stream {
+                    subscriber: subscriber.clone(),
+                    claims: text,
+                    topics: topics.into(),
+                    expires,
+                    in_review: Arc::default(),
+                };
                 let key = guard.streams.lock().insert(stream);
                 Some(Pass { guard: guard.clone(), key })
             }
@@ -125,8 +132,10 @@ pub struct Guard {
 struct Stream {
     subscriber: Arc<Subscriber>,
     claims: Arc<str>,
-    topics: Box<[Arc<str>]>,
+    topics: Arc<[Arc<str>]>,
     expires: Option<SystemTime>,
+    /// Whether it is being checked again.
+    in_review: Arc<AtomicBool>,
 }
 
 /// A stream's entry at the guard, taken out when it is dropped.
@@ -181,7 +190,7 @@ impl Guard {
     }
 
     async fn authorize(&self, claims: &Arc<str>, topics: &[Arc<str>]) -> Result<(), Denied> {
-        let refused = self.gate.check(claims.clone(), topics.to_vec()).await.inspect_err(|error| {
+        let refused = self.gate.check(claims.clone(), topics).await.inspect_err(|error| {
             self.metrics.auth_unanswered.add(1);
             tracing::warn!(%error, "subscription not checked");
         })?;
@@ -199,7 +208,7 @@ impl Guard {
 
     /// Ends streams whose tokens expire, checks all streams again once in `review`, and reads the keys again when their
     /// file changes. For ever.
-    async fn run(&self, review: Duration) -> Infallible {
+    async fn run(self: &Arc<Self>, review: Duration) -> Infallible {
         let reviewing = async {
             loop {
                 sleep(review).await;
@@ -230,28 +239,49 @@ impl Guard {
     }
 
     /// Asks again for all streams, and ends those that are no longer allowed. As long as the database can't be asked they
-    /// stay: it sends nothing new either.
-    async fn review(&self) {
+    /// stay: it sends nothing new either. Those whose rules are slow are not waited for.
+    async fn review(self: &Arc<Self>) {
         let start = Instant::now();
-        let streams: Vec<Stream> = self.streams.lock().iter().map(|(_, stream)| stream.clone()).collect();
-        for batch in streams.chunks(REVIEW_BATCH) {
-            join_all(batch.iter().map(|stream| self.review_one(stream))).await;
+        // Channels have no rules.
+        let has_rules = |stream: &&Stream| !stream.topics.is_empty();
+        let streams: Vec<Stream> =
+            self.streams.lock().iter().map(|(_, stream)| stream).filter(has_rules).cloned().collect();
+        let count = streams.len();
+        let places = Arc::new(Semaphore::new(REVIEW_BATCH as usize));
+        for stream in streams {
+            // The semaphore is never closed.
+            let Ok(place) = places.clone().acquire_owned().await else { return };
+            if stream.in_review.swap(true, Relaxed) {
+                continue;
+            }
+            let guard = self.clone();
+            tokio::spawn(async move {
+                guard.review_one(&stream, place).await;
+                stream.in_review.store(false, Relaxed);
+            });
         }
-        tracing::debug!(streams = streams.len(), time = ?start.elapsed(), "streams checked again");
+        let _ = places.acquire_many(REVIEW_BATCH).await;
+        tracing::debug!(streams = count, time = ?start.elapsed(), "streams checked again");
     }
 
-    async fn review_one(&self, stream: &Stream) {
-        match self.gate.check_again(stream.claims.clone(), stream.topics.to_vec()).await {
-            Ok(refused) if refused.is_empty() => {}
-            Ok(refused) => {
-                if stream.subscriber.close(End::Revoked) {
-                    self.metrics.auth_revoked.add(1);
-                    for Refusal { topic, reason } in refused {
-                        tracing::info!(%topic, reason = ?reason, "subscription revoked");
-                    }
-                }
+    async fn review_one(&self, stream: &Stream, place: OwnedSemaphorePermit) {
+        let refused = match self.gate.check_again(stream.claims.clone(), &stream.topics, place).await {
+            Ok(refused) => refused,
+            // Its own rules keep the right to it from being looked at: it comes back if it still has that.
+            Err(error @ Unanswered::Slow) => {
+                let refuse = |topic: &Arc<str>| Refusal { topic: topic.clone(), reason: error.to_string().into() };
+                stream.topics.iter().map(refuse).collect()
             }
-            Err(error) => tracing::warn!(%error, "subscription not checked again"),
+            Err(error) => {
+                tracing::warn!(%error, "subscription not checked again");
+                return;
+            }
+        };
+        if !refused.is_empty() && stream.subscriber.close(End::Revoked) {
+            self.metrics.auth_revoked.add(1);
+            for Refusal { topic, reason } in refused {
+                tracing::info!(%topic, reason = ?reason, "subscription revoked");
+            }
         }
     }
 }

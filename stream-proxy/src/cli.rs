@@ -29,6 +29,14 @@ pub struct Cli {
     #[arg(long, env = "TIDINGS_DATABASE_PASSWORD_FILE", value_name = "FILE")]
     pub database_password_file: Option<PathBuf>,
 
+    /// The same database with a login that can check access and nothing else; without it the one above does
+    #[arg(long, env = "TIDINGS_GATE_URL", hide_env_values = true, value_name = "URL")]
+    pub gate_url: Option<String>,
+
+    /// File of the password for --gate-url, likewise
+    #[arg(long, env = "TIDINGS_GATE_PASSWORD_FILE", requires = "gate_url", value_name = "FILE")]
+    pub gate_password_file: Option<PathBuf>,
+
     /// Certificate authorities to trust where sslmode asks for it, in PEM, instead of the system's
     #[arg(long, env = "TIDINGS_DATABASE_CA", value_name = "FILE")]
     pub database_ca: Option<PathBuf>,

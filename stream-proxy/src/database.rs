@@ -175,6 +175,21 @@ impl Database {
         answer(client.batch_execute(&settings)).await?;
         Ok((client, notifications))
     }
+
+    /// The role that the URL names, if it names one.
+    pub fn login(&self) -> Option<&str> {
+        self.target.config.get_user()
+    }
+
+    /// Asks the server to end what it is doing for a client.
+    pub async fn cancel(&self, client: &Client) -> Result<(), DatabaseError> {
+        let (token, tls) = (client.cancel_token(), self.tls.read().clone());
+        match tls {
+            Some(tls) => token.cancel_query(MakeRustlsConnect::new(tls)).await?,
+            None => token.cancel_query(NoTls).await?,
+        }
+        Ok(())
+    }
 }
 
 fn settings_for<S: AsyncRead + AsyncWrite + Unpin>(connection: &Connection<Socket, S>) -> String {

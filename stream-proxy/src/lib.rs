@@ -21,6 +21,8 @@ pub mod heartbeat;
 pub mod hub;
 pub mod inbox;
 pub mod keys;
+pub mod line;
+pub mod login;
 pub mod metrics;
 pub mod password;
 pub mod prefixed;
@@ -40,6 +42,7 @@ pub mod subscriber;
 pub mod tls;
 pub mod token;
 pub mod upstream;
+pub mod worker;
 
 use std::future::Future;
 use std::pin::pin;
@@ -57,6 +60,7 @@ use crate::database::Database;
 use crate::gate::Gate;
 use crate::heartbeat::Wheel;
 use crate::hub::Hub;
+use crate::login::{Logins, TooPowerful};
 use crate::metrics::Metrics;
 use crate::proxy::Proxy;
 use crate::reads::Reads;
@@ -77,20 +81,28 @@ pub struct Start {
     pub keys: Option<Arc<Keys>>,
     /// Where the database is.
     pub database: Database,
+    /// The same with another login, with which access is checked.
+    pub gate: Option<Database>,
     /// Certificate and key, to serve TLS.
     pub tls: Option<Arc<Tls>>,
     /// Where clients come.
     pub listener: TcpListener,
 }
 
-/// Runs the proxy until `shutdown` is ready and all streams have been ended.
-pub async fn run(start: Start, shutdown: impl Future<Output = ()>) {
-    let Start { cli, keys, database, tls, listener } = start;
+/// Runs the proxy until `shutdown` is ready and all streams have been ended; not at all with a role that may not be.
+pub async fn run(start: Start, shutdown: impl Future<Output = ()>) -> Result<(), TooPowerful> {
+    let Start { cli, keys, database, gate, tls, listener } = start;
     let metrics = Arc::new(Metrics::default());
+    let logins = Logins {
+        databases: if keys.is_some() { [Some(database.clone()), gate.clone()] } else { [None, None] },
+        metrics: metrics.clone(),
+    };
     let access = match keys {
         None => Access::Open,
         Some(keys) => {
-            let gate = Gate::new(database.clone(), metrics.clone());
+            // The names of roles that are not those of the connections which ask.
+            let logins = gate.iter().filter_map(|_| database.login()).map(str::to_owned).collect();
+            let gate = Gate::new(gate.as_ref().unwrap_or(&database), &logins, &metrics);
             Access::Guarded(Guard::new(keys, cli.token_cookie.clone(), cli.anon_role.clone(), gate, metrics.clone()))
         }
     };
@@ -134,6 +146,7 @@ pub async fn run(start: Start, shutdown: impl Future<Output = ()>) {
         tokio::select! {
             never = server::serve(&listener, &proxy) => match never {},
             () = &mut looking_after => {}
+            too_powerful = logins.examine() => return Err(too_powerful),
             () = shutdown => {}
         }
         proxy.draining.send_replace(true);
@@ -150,6 +163,7 @@ pub async fn run(start: Start, shutdown: impl Future<Output = ()>) {
     }
     upstream.abort();
     fan_out.abort();
+    Ok(())
 }
 
 /// Ends all streams, and waits a moment for the last bytes to leave.

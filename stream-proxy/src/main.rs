@@ -2,7 +2,9 @@
 
 #![forbid(unsafe_code)]
 
+use std::error::Error;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -29,19 +31,24 @@ fn main() -> ExitCode {
         let keys = Keys::load(source, cli.jwt_audience.clone(), cli.jwt_issuer.clone());
         Arc::new(keys.unwrap_or_else(|error| refuse(format!("the keys of tokens: {error}"))))
     });
-    let mut database = Database::parse(&cli.database_url, cli.database_ca.as_deref())
-        .unwrap_or_else(|error| refuse(format!("--database-url: {error}")));
-    if let Some(file) = &cli.database_password_file {
-        database = database
-            .with_password_file(file.clone())
-            .unwrap_or_else(|error| refuse(format!("--database-password-file: {error}")));
-    }
-    if let Some(host) = database.tells_a_password_in_the_clear() {
-        tracing::warn!(
-            host,
-            "the connection to Postgres is in plain text: say sslmode=verify-full, or the password and all events can be read on the way"
-        );
-    }
+    let connect_to = |what: &str, url: &str, password_file: &Option<PathBuf>| {
+        let mut database = Database::parse(url, cli.database_ca.as_deref())
+            .unwrap_or_else(|error| refuse(format!("--{what}-url: {error}")));
+        if let Some(file) = password_file {
+            database = database
+                .with_password_file(file.clone())
+                .unwrap_or_else(|error| refuse(format!("--{what}-password-file: {error}")));
+        }
+        if let Some(host) = database.tells_a_password_in_the_clear() {
+            tracing::warn!(
+                host,
+                "the connection to Postgres is in plain text: say sslmode=verify-full, or the password and all events can be read on the way"
+            );
+        }
+        database
+    };
+    let database = connect_to("database", &cli.database_url, &cli.database_password_file);
+    let gate = cli.gate_url.as_ref().map(|url| connect_to("gate", url, &cli.gate_password_file));
     let tls = match (&cli.tls_cert, &cli.tls_key) {
         (Some(certificate), Some(key)) => {
             let tls = Tls::load(certificate, key)
@@ -53,7 +60,7 @@ fn main() -> ExitCode {
     if keys.is_none() {
         tracing::warn!("--open: EVERYONE MAY SUBSCRIBE TO EVERY TOPIC; this is for development");
     }
-    match serve(cli, database, tls, keys) {
+    match serve(cli, database, gate, tls, keys) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "cannot start");
@@ -63,7 +70,13 @@ fn main() -> ExitCode {
 }
 
 #[tokio::main]
-async fn serve(cli: Cli, database: Database, tls: Option<Arc<Tls>>, keys: Option<Arc<Keys>>) -> std::io::Result<()> {
+async fn serve(
+    cli: Cli,
+    database: Database,
+    gate: Option<Database>,
+    tls: Option<Arc<Tls>>,
+    keys: Option<Arc<Keys>>,
+) -> Result<(), Box<dyn Error>> {
     let listener = listen(cli.listen)?;
     tracing::info!(address = %listener.local_addr()?, "listening");
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -75,7 +88,7 @@ async fn serve(cli: Cli, database: Database, tls: Option<Arc<Tls>>, keys: Option
     };
     let mut hangup = signal(SignalKind::hangup())?;
     tokio::spawn({
-        let (tls, keys, database) = (tls.clone(), keys.clone(), database.clone());
+        let (tls, keys, databases) = (tls.clone(), keys.clone(), [Some(database.clone()), gate.clone()]);
         async move {
             while hangup.recv().await.is_some() {
                 match keys.as_ref().map(|keys| keys.reload()) {
@@ -90,17 +103,16 @@ async fn serve(cli: Cli, database: Database, tls: Option<Arc<Tls>>, keys: Option
                     }
                     None => {}
                 }
-                match database.reload() {
-                    Some(Ok(())) => tracing::info!("what is shown to Postgres read again"),
-                    Some(Err(error)) => {
-                        tracing::error!(%error, "what is to be shown to Postgres is not usable")
+                for reloaded in databases.iter().flatten().filter_map(Database::reload) {
+                    match reloaded {
+                        Ok(()) => tracing::info!("what is shown to Postgres read again"),
+                        Err(error) => tracing::error!(%error, "what is to be shown to Postgres is not usable"),
                     }
-                    None => {}
                 }
             }
         }
     });
-    tidings_proxy::run(Start { cli, keys, database, tls, listener }, shutdown).await;
+    tidings_proxy::run(Start { cli, keys, database, gate, tls, listener }, shutdown).await?;
     Ok(())
 }
 

@@ -173,6 +173,13 @@ metrics! {
         auth_revoked "{cause=\"revoked\"}"
     }
     Counter "tidings_auth_questions_total" "Questions to the database about access, each for all requests that waited" { checks "" }
+    Gauge "tidings_auth_waiting" "Checks of access that wait for their answer" { checks_waiting "" }
+    Counter "tidings_auth_checks_late_total" "Checks of access that had no answer in time" { checks_late "" }
+    Counter "tidings_auth_checks_ended_total" "Questions about access that were ended or not asked: held up others, took too long alone, nobody waited any more" {
+        checks_slow "{cause=\"held_up_others\"}"
+        checks_over "{cause=\"too_long\"}"
+        checks_gone "{cause=\"gone\"}"
+    }
     Counter "tidings_aged_total" "Streams ended because of their age" { aged "" }
     Counter "tidings_report_errors_total" "Reports of open topics that failed" { report_errors "" }
     Counter "tidings_accept_errors_total" "Connections that could not be accepted" { accept_errors "" }

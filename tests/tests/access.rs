@@ -74,6 +74,24 @@ impl<'c> Team<'c> {
         self.db.cluster().url(self.db.name(), &self.db.proxy_role())
     }
 
+    /// The role that a proxy checks access with if it is not the one it listens with: that one can't take the subscribers' roles then.
+    pub fn gate_role(&self) -> String {
+        let (gate, proxy) = (self.db.role("gate"), self.db.proxy_role());
+        self.db.session().run(&format!(
+            "ALTER ROLE {gate} NOINHERIT; SELECT tidings.grant_gate('{gate}');
+             REVOKE {member}, {guest} FROM {proxy}; GRANT {member}, {guest} TO {gate}",
+            member = self.member,
+            guest = self.guest
+        ));
+        gate
+    }
+
+    /// Starts a proxy with two logins, after [`Self::gate_role`].
+    pub fn proxy_with_gate(&self, args: &[&str]) -> Proxy {
+        let url = self.db.cluster().url(self.db.name(), &format!("{}_gate", self.db.name()));
+        self.proxy(&[&["--gate-url", &url], args].concat())
+    }
+
     /// The claims of a person.
     pub fn claims(&self, person: i64) -> Value {
         json!({"role": self.member, "sub": person.to_string(), "email": MARK})

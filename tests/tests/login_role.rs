@@ -1,9 +1,11 @@
 //! The role that a proxy logs in with: what it can do, what it is warned of, and whom it may stand for.
 
+use serde_json::json;
+use tidings_tests::cluster::free_port;
 use tidings_tests::proxy::Proxy;
 use tidings_tests::until;
 
-use crate::access::{Team, ask, open, status};
+use crate::access::{Team, ask, open, sign, status};
 
 const BOARD: &str = "/events?topic=boards_5";
 
@@ -28,15 +30,103 @@ fn the_proxys_role_can_do_nothing_by_itself() {
     }
 }
 
-#[test]
-fn a_superuser_is_no_role_for_a_guarded_proxy() {
-    let team = Team::new();
+/// What makes a role one that the proxy must not be able to become; each makes a chain of two grants to `{login}`.
+fn ways_up(team: &Team<'_>) -> Vec<String> {
+    let (middle, root) = (team.db.role("middle"), team.db.role("root"));
+    let mut ways = vec![format!("ALTER ROLE {root} SUPERUSER; GRANT {root} TO {middle}")];
+    for role in ["pg_execute_server_program", "pg_write_server_files", "pg_read_server_files"] {
+        ways.push(format!("GRANT {role} TO {middle}"));
+    }
+    if team.db.session().one::<bool>("SELECT current_setting('server_version_num')::int < 160000") {
+        ways.push(format!("ALTER ROLE {root} CREATEROLE; GRANT {root} TO {middle}"));
+    }
+    let undo = format!(
+        "ALTER ROLE {root} NOSUPERUSER NOCREATEROLE;
+         REVOKE {root}, pg_execute_server_program, pg_write_server_files, pg_read_server_files FROM {middle}"
+    );
+    ways.iter().map(|way| format!("{undo}; {way}; GRANT {middle} TO {{login}}")).collect()
+}
+
+#[track_caller]
+fn is_refused_at_the_start(team: &Team<'_>, args: &[&str], database_url: &str, login: &str) {
     let secret = team.secret.to_str().expect("a path of text");
-    let url = team.db.cluster().url(team.db.name(), "postgres");
-    let proxy = Proxy::start(&url, &["--jwt-secret-file", secret, "--anon-role", &team.guest]);
-    assert_eq!(status(&proxy, "/events?topic=boards_5", &team.token(1)), 403);
-    assert_eq!(ask(&proxy, "/events?topic=boards_8", &[]).0.status, 403);
-    assert!(proxy.log().contains("the proxy's database role is a superuser"), "{}", proxy.log());
+    let args = [&["--jwt-secret-file", secret, "--anon-role", &team.guest], args].concat();
+    let mut proxy = Proxy::start_at(free_port(), database_url, &args);
+    until("it says why it does not start", || proxy.log().contains("cannot start"));
+    assert_eq!(proxy.terminate().code(), Some(1));
+    assert!(proxy.log().contains(login) && proxy.log().contains("superuser"), "{}", proxy.log());
+}
+
+#[test]
+fn a_login_that_is_or_can_become_a_superuser_is_refused_at_the_start() {
+    let team = Team::new();
+    let (own, gate) = (team.db.proxy_role(), team.gate_role());
+    let url = |role: &str| team.db.cluster().url(team.db.name(), role);
+    is_refused_at_the_start(&team, &[], &url("postgres"), "postgres");
+    is_refused_at_the_start(&team, &["--gate-url", &url("postgres")], &url(&own), "postgres");
+    for way in ways_up(&team) {
+        let middle = format!("{}_middle", team.db.name());
+        for login in [&own, &gate] {
+            team.db.session().run(&way.replace("{login}", login));
+            is_refused_at_the_start(&team, &["--gate-url", &url(&gate)], &url(&own), login);
+            team.db.session().run(&format!("REVOKE {middle} FROM {login}"));
+        }
+    }
+    assert_eq!(status(&team.proxy_with_gate(&[]), BOARD, &team.token(1)), 200, "without all that it does");
+}
+
+#[test]
+fn a_login_that_gets_a_way_to_a_superuser_lets_nobody_in() {
+    let team = Team::new();
+    let gate = team.gate_role();
+    let proxy = team.proxy_with_gate(&["--reauthorize", "200ms"]);
+    let middle = format!("{}_middle", team.db.name());
+    for way in ways_up(&team) {
+        for login in [&team.db.proxy_role(), &gate] {
+            let mut stream = open(&proxy, "boards_5", &team.token(1));
+            team.db.session().run(&way.replace("{login}", login));
+            assert_eq!(stream.rest(), [], "{way}");
+            assert_eq!(status(&proxy, BOARD, &team.token(1)), 403, "{way}");
+            team.db.session().run(&format!("REVOKE {middle} FROM {login}"));
+            assert_eq!(status(&proxy, BOARD, &team.token(1)), 200);
+        }
+    }
+    assert!(proxy.log().contains("is a superuser or can become one"), "{}", proxy.log());
+}
+
+#[test]
+fn a_login_that_only_checks_access_reads_no_events() {
+    let team = Team::new();
+    let (own, gate) = (team.db.proxy_role(), team.gate_role());
+    let proxy = team.proxy_with_gate(&["--anon-role", &team.guest]);
+    assert_eq!((status(&proxy, BOARD, &team.token(1)), status(&proxy, BOARD, &team.token(2))), (200, 403));
+    assert_eq!(ask(&proxy, "/events?topic=boards_8", &[]).0.status, 200);
+    let mut session = team.db.session_as(&gate);
+    let denied = format!("SELECT tidings.authorize('{}', '{{boards_5,boards_6}}')", team.claims(1));
+    assert_eq!(session.one::<Vec<String>>(&denied), ["boards_6"]);
+    for attempt in [
+        "SELECT tidings.changes('earliest')",
+        "SELECT tidings.segments('earliest')",
+        "SELECT FROM tidings.events",
+        "SELECT FROM tidings.log",
+        "SELECT FROM tidings.rule",
+        "SELECT tidings.rules_for('{boards_5}')",
+        "SELECT tidings.ask_rule(10, '{}', 'SELECT', '{}', 'public')",
+        "SELECT tidings.position()",
+        "SELECT FROM boards",
+    ] {
+        session.forbidden(attempt);
+    }
+    // Nor does one who reads them take the subscribers' roles.
+    let claims = team.claims(1);
+    let reason = format!("SELECT reason FROM tidings.check_subscription('{claims}', '{{boards_5}}')");
+    let mut listener = team.db.session_as(&own);
+    assert_eq!(listener.one::<String>(&reason), "the proxy may not take the role");
+    // The role that listens is no subscriber's, whoever has been made a member of it.
+    team.db.session().run(&format!("GRANT {own} TO {gate}; GRANT SELECT ON boards TO {own}"));
+    assert_eq!(status(&proxy, BOARD, &sign(&json!({"role": own, "sub": "1"}))), 403);
+    assert!(proxy.log().contains("the role is a proxy's own"), "{}", proxy.log());
+    assert_eq!(status(&proxy, BOARD, &sign(&json!({"role": gate, "sub": "1"}))), 403);
 }
 
 #[test]

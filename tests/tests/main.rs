@@ -43,6 +43,7 @@ mod security_document;
 mod semantics;
 mod size;
 mod standby;
+mod storms;
 mod surface;
 mod tls;
 mod towards_postgres;

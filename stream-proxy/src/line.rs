@@ -1,0 +1,454 @@
+//! Who waits to be asked for, and whose turn it is. Identities take turns, and each has one statement at a time, so nobody waits because
+//! somebody else asks much. The same question is asked once for all who have it, and for those who have gone not at all. What held up
+//! others is asked alone. The database is asked by `worker`.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
+use tokio::time::Instant;
+
+use crate::gate::{Unanswered, Verdict};
+use crate::metrics::Metrics;
+
+/// Askers that may wait; more are told to come back later.
+const WAITING: usize = 20_000;
+
+/// How long a question is asked alone after it held up others.
+const SUSPICION: Duration = Duration::from_secs(60);
+
+/// Questions that are remembered for that: those of an attack, or all rules of a slow database.
+const SUSPECTS: usize = 1_000;
+
+/// Claims, as JSON, and topics.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Question {
+    /// The identity.
+    pub claims: Arc<str>,
+    /// What it wants to subscribe to.
+    pub topics: Arc<[Arc<str>]>,
+}
+
+/// Somebody who waits for an answer. Whoever drops the receiver has gone.
+#[derive(Debug)]
+pub struct Asker {
+    /// Where the answer goes.
+    pub reply: oneshot::Sender<Verdict>,
+    /// Given back when the question is answered, or has to be asked alone.
+    pub place: Option<OwnedSemaphorePermit>,
+    /// Set when the question has to be asked alone.
+    pub is_slow: Arc<AtomicBool>,
+}
+
+/// A question and all who wait for its answer.
+#[derive(Debug)]
+pub struct Check {
+    /// What is asked.
+    pub question: Question,
+    askers: Vec<Asker>,
+    /// Whether a connection broke over it before.
+    pub is_retry: bool,
+}
+
+impl Check {
+    /// Tells all who wait.
+    pub fn answer(self, verdict: &Verdict) {
+        for asker in self.askers {
+            // Whoever has gone meanwhile needs no answer.
+            let _ = asker.reply.send(verdict.clone());
+        }
+    }
+
+    /// Forgets those who have gone; false if nobody is left.
+    fn is_wanted(&mut self) -> bool {
+        self.askers.retain(|asker| !asker.reply.is_closed());
+        !self.askers.is_empty()
+    }
+
+    /// Waits until all who wait have gone.
+    pub async fn abandoned(&mut self) {
+        join_all(self.askers.iter_mut().map(|asker| asker.reply.closed())).await;
+    }
+}
+
+/// How questions are asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// Many in one statement, which must be short.
+    Together,
+    /// One at a time: what held up others.
+    Alone,
+}
+
+/// A line of questions and its workers' view of it.
+#[derive(Debug)]
+pub struct Line {
+    queues: Mutex<Queues>,
+    /// One for each pace: there may be something to do.
+    wakes: [Notify; 2],
+    /// Workers of each pace that have a connection.
+    connected: [AtomicUsize; 2],
+    metrics: Arc<Metrics>,
+}
+
+#[derive(Debug, Default)]
+struct Queues {
+    turns: [Turns; 2],
+    suspects: HashMap<Arc<[Arc<str>]>, Instant>,
+    /// How many may come before it is looked again who has gone.
+    until_sweep: usize,
+}
+
+impl Line {
+    /// An empty line.
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        Self { queues: Mutex::default(), wakes: Default::default(), connected: Default::default(), metrics }
+    }
+
+    /// Puts somebody at the end; not if there are too many already.
+    pub fn join(&self, question: Question, asker: Asker) -> Result<(), Unanswered> {
+        let mut queues = self.queues.lock();
+        if !queues.has_room() {
+            return Err(Unanswered::Full);
+        }
+        let pace = if queues.is_suspect(&question) { Pace::Alone } else { Pace::Together };
+        queues.add(Check { question, askers: vec![asker], is_retry: false }, pace);
+        drop(queues);
+        self.wakes[pace as usize].notify_one();
+        Ok(())
+    }
+
+    /// Waits until there may be something to ask.
+    pub async fn wait(&self, pace: Pace) {
+        loop {
+            let wake = self.wakes[pace as usize].notified();
+            if !self.queues.lock().turns[pace as usize].order.is_empty() {
+                return;
+            }
+            wake.await;
+        }
+    }
+
+    /// Takes up to `most` questions, in turn. Their identities have no other turn until [`Self::settle`].
+    pub fn take(&self, pace: Pace, most: usize) -> Vec<Check> {
+        let mut queues = self.queues.lock();
+        let turns = &mut queues.turns[pace as usize];
+        let (checks, gone) = turns.take(most);
+        let more = !turns.order.is_empty();
+        drop(queues);
+        self.metrics.checks_gone.add(gone);
+        if more {
+            self.wakes[pace as usize].notify_one();
+        }
+        checks
+    }
+
+    /// Ends the turn of those that were taken: some are to be asked again, as the first, and one perhaps alone.
+    pub fn settle(&self, pace: Pace, taken: &[Question], again: Vec<Check>, slow: Option<Check>) {
+        let mut queues = self.queues.lock();
+        queues.turns[pace as usize].settle(taken, again);
+        if let Some(check) = slow {
+            queues.suspect(&check.question);
+            queues.add(check, Pace::Alone);
+        }
+        drop(queues);
+        for wake in &self.wakes {
+            wake.notify_one();
+        }
+    }
+
+    /// A question that was asked alone held up nobody.
+    pub fn acquit(&self, question: &Question) {
+        self.queues.lock().suspects.remove(&question.topics);
+    }
+
+    /// Notes that a worker has a connection, as long as the result is held.
+    pub fn connected(self: &Arc<Self>, pace: Pace) -> Connected {
+        self.connected[pace as usize].fetch_add(1, Relaxed);
+        Connected { line: self.clone(), pace }
+    }
+
+    /// Whether one of the workers has a connection. If so, one is woken: it may not know yet that the connection broke.
+    pub fn has_connection(&self, pace: Pace) -> bool {
+        self.wakes[pace as usize].notify_one();
+        self.connected[pace as usize].load(Relaxed) > 0
+    }
+}
+
+/// A worker's connection, as the others see it.
+#[derive(Debug)]
+pub struct Connected {
+    line: Arc<Line>,
+    pace: Pace,
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.line.connected[self.pace as usize].fetch_sub(1, Relaxed);
+    }
+}
+
+impl Queues {
+    /// Whether one more may wait. Those who have gone are counted out from time to time only, for that takes a look at all.
+    fn has_room(&mut self) -> bool {
+        let waiting = |turns: &[Turns; 2]| turns.iter().map(|turns| turns.askers).sum::<usize>();
+        if waiting(&self.turns) < WAITING {
+            return true;
+        }
+        self.until_sweep = self.until_sweep.saturating_sub(1);
+        if self.until_sweep == 0 {
+            self.until_sweep = WAITING / 20;
+            self.turns.iter_mut().for_each(Turns::sweep);
+        }
+        waiting(&self.turns) < WAITING
+    }
+
+    fn add(&mut self, check: Check, pace: Pace) {
+        if pace == Pace::Alone {
+            for asker in &check.askers {
+                asker.is_slow.store(true, Relaxed);
+            }
+        }
+        let mut check = check;
+        if pace == Pace::Alone {
+            check.askers.iter_mut().for_each(|asker| asker.place = None);
+        }
+        self.turns[pace as usize].add(check);
+    }
+
+    fn suspect(&mut self, question: &Question) {
+        let now = Instant::now();
+        self.suspects.retain(|_, until| *until > now);
+        if self.suspects.len() < SUSPECTS {
+            self.suspects.insert(question.topics.clone(), now + SUSPICION);
+        }
+    }
+
+    fn is_suspect(&self, question: &Question) -> bool {
+        self.suspects.get(&question.topics).is_some_and(|until| *until > Instant::now())
+    }
+}
+
+/// The questions of one pace, and the order of those who have them.
+#[derive(Debug, Default)]
+struct Turns {
+    checks: HashMap<Question, Check>,
+    identities: HashMap<Arc<str>, Turn>,
+    /// Identities with something to ask and no statement under way.
+    order: VecDeque<Arc<str>>,
+    askers: usize,
+}
+
+/// What one identity has to ask.
+#[derive(Debug, Default)]
+struct Turn {
+    /// In order; what is no longer among the checks is passed over.
+    waiting: VecDeque<Arc<[Arc<str>]>>,
+    /// Whether a statement with questions of it is under way.
+    is_asking: bool,
+}
+
+impl Turns {
+    fn add(&mut self, check: Check) {
+        self.askers += check.askers.len();
+        if let Some(same) = self.checks.get_mut(&check.question) {
+            same.askers.extend(check.askers);
+            return;
+        }
+        let Question { claims, topics } = check.question.clone();
+        let turn = self.identities.entry(claims.clone()).or_default();
+        if turn.waiting.is_empty() && !turn.is_asking {
+            self.order.push_back(claims);
+        }
+        turn.waiting.push_back(topics);
+        self.checks.insert(check.question.clone(), check);
+    }
+
+    /// Up to `most` questions, one of each identity and then another; and how many were passed over.
+    fn take(&mut self, most: usize) -> (Vec<Check>, u64) {
+        let (mut taken, mut gone) = (Vec::new(), 0);
+        let mut again = VecDeque::new();
+        let mut is_first_round = true;
+        while taken.len() < most {
+            let Some(claims) = self.order.pop_front() else {
+                if again.is_empty() {
+                    break;
+                }
+                std::mem::swap(&mut self.order, &mut again);
+                is_first_round = false;
+                continue;
+            };
+            let Some(turn) = self.identities.get_mut(&claims) else { continue };
+            let Some(topics) = turn.waiting.pop_front() else {
+                if !turn.is_asking {
+                    self.identities.remove(&claims);
+                }
+                continue;
+            };
+            again.push_back(claims.clone());
+            let Some(mut check) = self.checks.remove(&Question { claims, topics }) else { continue };
+            self.askers -= check.askers.len();
+            if check.is_wanted() {
+                turn.is_asking = true;
+                taken.push(check);
+            } else {
+                gone += 1;
+            }
+        }
+        // Whoever has a question under way waits; who was only passed over stays in the order.
+        let rest = if is_first_round { Vec::new() } else { std::mem::take(&mut self.order).into() };
+        for claims in again.into_iter().chain(rest) {
+            match self.identities.get(&claims) {
+                Some(turn) if turn.is_asking => {}
+                Some(turn) if turn.waiting.is_empty() => drop(self.identities.remove(&claims)),
+                Some(_) => self.order.push_back(claims),
+                None => {}
+            }
+        }
+        (taken, gone)
+    }
+
+    fn settle(&mut self, taken: &[Question], again: Vec<Check>) {
+        let first: HashSet<Arc<str>> = again.iter().map(|check| check.question.claims.clone()).collect();
+        for check in again.into_iter().rev() {
+            self.askers += check.askers.len();
+            let Question { claims, topics } = check.question.clone();
+            match self.checks.get_mut(&check.question) {
+                // Somebody has asked the same meanwhile.
+                Some(same) => same.askers.extend(check.askers),
+                None => {
+                    self.identities.entry(claims).or_default().waiting.push_front(topics);
+                    self.checks.insert(check.question.clone(), check);
+                }
+            }
+        }
+        let mut ahead = Vec::new();
+        for Question { claims, .. } in taken {
+            let Some(turn) = self.identities.get_mut(claims).filter(|turn| turn.is_asking) else { continue };
+            turn.is_asking = false;
+            if turn.waiting.is_empty() {
+                self.identities.remove(claims);
+            } else if first.contains(claims) {
+                ahead.push(claims.clone());
+            } else {
+                self.order.push_back(claims.clone());
+            }
+        }
+        for claims in ahead.into_iter().rev() {
+            self.order.push_front(claims);
+        }
+    }
+
+    /// Forgets those who have gone.
+    fn sweep(&mut self) {
+        self.checks.retain(|_, check| check.is_wanted());
+        self.askers = self.checks.values().map(|check| check.askers.len()).sum();
+        for (claims, turn) in &mut self.identities {
+            let is_wanted = |topics: &Arc<[Arc<str>]>| {
+                self.checks.contains_key(&Question { claims: claims.clone(), topics: topics.clone() })
+            };
+            turn.waiting.retain(is_wanted);
+        }
+        self.identities.retain(|_, turn| turn.is_asking || !turn.waiting.is_empty());
+        self.order.retain(|claims| self.identities.contains_key(claims));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Reply = oneshot::Receiver<Verdict>;
+
+    fn question(text: &str) -> Question {
+        let (claims, topic) = text.split_once(':').unwrap();
+        Question { claims: claims.into(), topics: [Arc::from(topic)].into() }
+    }
+
+    fn join(line: &Line, text: &str) -> Reply {
+        let (reply, answer) = oneshot::channel();
+        line.join(question(text), Asker { reply, place: None, is_slow: Arc::default() }).unwrap();
+        answer
+    }
+
+    fn names(checks: &[Check]) -> Vec<String> {
+        let name = |check: &Check| format!("{}:{}", check.question.claims, check.question.topics[0]);
+        checks.iter().map(name).collect()
+    }
+
+    fn questions(checks: &[Check]) -> Vec<Question> {
+        checks.iter().map(|check| check.question.clone()).collect()
+    }
+
+    #[test]
+    fn identities_take_turns_and_have_one_statement_at_a_time() {
+        let line = Line::new(Arc::default());
+        let _replies = ["a:1", "a:2", "a:3", "b:1", "a:1", "c:1"].map(|text| join(&line, text));
+        let first = line.take(Pace::Together, 4);
+        assert_eq!(names(&first), ["a:1", "b:1", "c:1", "a:2"]);
+        assert_eq!(first[0].askers.len(), 2, "the same question is asked once");
+        let _more = ["b:2", "d:1"].map(|text| join(&line, text));
+        assert_eq!(names(&line.take(Pace::Together, 4)), ["d:1"], "the others have one under way");
+        line.settle(Pace::Together, &questions(&first), Vec::new(), None);
+        assert_eq!(names(&line.take(Pace::Together, 4)), ["a:3", "b:2"]);
+        assert_eq!(names(&line.take(Pace::Together, 4)), [""; 0]);
+    }
+
+    #[test]
+    fn who_has_gone_is_not_asked_for() {
+        let line = Line::new(Arc::default());
+        let mut replies = ["a:1", "a:2", "b:1", "b:1", "c:1"].map(|text| Some(join(&line, text)));
+        for gone in [0, 2, 4] {
+            replies[gone] = None;
+        }
+        let taken = line.take(Pace::Together, 1);
+        assert_eq!(names(&taken), ["b:1"]);
+        assert_eq!(names(&line.take(Pace::Together, 9)), ["a:2"]);
+        assert_eq!(line.metrics.checks_gone.get(), 2);
+        line.settle(Pace::Together, &questions(&taken), Vec::new(), None);
+        let queues = line.queues.lock();
+        assert_eq!((queues.turns[0].askers, queues.turns[0].checks.len()), (0, 0));
+        assert!(!queues.turns[0].identities.contains_key("b") && !queues.turns[0].identities.contains_key("c"));
+    }
+
+    #[test]
+    fn what_is_left_of_a_statement_comes_first_and_what_held_it_up_alone() {
+        let line = Line::new(Arc::default());
+        let _replies = ["a:1", "b:1", "c:1", "d:1"].map(|text| join(&line, text));
+        let mut taken = line.take(Pace::Together, 3);
+        let asked = questions(&taken);
+        let (left, slow) = (taken.split_off(2), taken.pop());
+        line.settle(Pace::Together, &asked, left, slow);
+        assert_eq!(names(&line.take(Pace::Together, 9)), ["c:1", "d:1"]);
+        let alone = line.take(Pace::Alone, 9);
+        assert_eq!(names(&alone), ["b:1"]);
+        assert!(alone[0].askers[0].is_slow.load(Relaxed));
+        // From now on it is, whoever asks; until it is seen to be quick.
+        let _more = join(&line, "e:1");
+        assert_eq!(names(&line.take(Pace::Alone, 9)), ["e:1"]);
+        line.acquit(&question("f:1"));
+        let _more = join(&line, "g:1");
+        assert_eq!(names(&line.take(Pace::Together, 9)), ["g:1"]);
+    }
+
+    #[test]
+    fn the_line_is_bounded_and_those_who_have_gone_take_no_place() {
+        let line = Line::new(Arc::default());
+        let mut replies: Vec<Reply> = (0..WAITING).map(|n| join(&line, &format!("a:{n}"))).collect();
+        let (reply, _answer) = oneshot::channel();
+        let asker = Asker { reply, place: None, is_slow: Arc::default() };
+        assert_eq!(line.join(question("b:1"), asker), Err(Unanswered::Full));
+        replies.clear();
+        let came = (0..WAITING).filter(|n| {
+            let (reply, answer) = oneshot::channel();
+            replies.push(answer);
+            line.join(question(&format!("b:{n}")), Asker { reply, place: None, is_slow: Arc::default() }).is_ok()
+        });
+        assert!(came.count() >= WAITING - WAITING / 20);
+        assert_eq!(line.take(Pace::Together, 3).len(), 3);
+    }
+}

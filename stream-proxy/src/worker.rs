@@ -1,0 +1,355 @@
+//! Asks the database about access: a worker with a connection of its own takes questions from a line, and tells those who wait. The more
+//! have gathered, the fewer statements each costs; what is slow costs the others one short time limit, once.
+
+use std::convert::Infallible;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::TryStreamExt;
+use futures_util::future::{join, join_all};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Row};
+
+use crate::database::{Database, DatabaseError, answer};
+use crate::gate::{Refusal, Unanswered, Verdict};
+use crate::line::{Check, Connected, Line, Pace, Question};
+use crate::login;
+use crate::metrics::Metrics;
+
+/// Questions that are asked together at most.
+const BATCH: usize = 100;
+
+/// The longest that questions which are asked together may take, in the server: so much, and for each so much more. A question of
+/// ordinary rules takes less than a millisecond. The one that is under way when the time is over is asked alone, later.
+const TOGETHER_LIMIT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(4));
+
+/// The longest that the rules of one question may run, in the server.
+const RULE_LIMIT: Duration = Duration::from_secs(2);
+
+/// How much longer than the server's own limit to wait: for the network, and for rules that do not let themselves be cancelled.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// How long to wait before another attempt to connect, while another worker can ask.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
+
+/// The server looks that often, in milliseconds, whether somebody still waits for a statement.
+const LOOK_FOR_CLIENT: &str = "SET client_connection_check_interval = 1000";
+
+/// One question for each row: the claims, the topics as a JSON array. Rows come in the order of the questions, so the first one without
+/// its rows is the one that the statement ended in.
+fn sql() -> String {
+    format!(
+        "SELECT (r.n OPERATOR(pg_catalog.-) 1)::pg_catalog.int4, c.topic, c.allowed, c.reason, EXISTS ({})
+         FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) WITH ORDINALITY AS r (claims, topics, n)
+         CROSS JOIN LATERAL tidings.check_subscription(r.claims::pg_catalog.jsonb,
+             ARRAY(SELECT pg_catalog.jsonb_array_elements_text(r.topics::pg_catalog.jsonb))) AS c",
+        login::too_powerful("$3")
+    )
+}
+
+/// One that asks.
+#[derive(Debug)]
+pub struct Worker {
+    /// Whom to ask for.
+    line: Arc<Line>,
+    pace: Pace,
+    database: Database,
+    /// The proxy's other logins.
+    logins: Arc<[String]>,
+    metrics: Arc<Metrics>,
+    sql: String,
+    connection: Option<Connection>,
+    /// How many to ask together: fewer after the limit was reached.
+    most: usize,
+    /// A backend that did not end its statement and is to be ended.
+    stuck: Option<i32>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    client: Client,
+    backend: i32,
+    /// What the server limits a statement to.
+    limit: Duration,
+    _connected: Connected,
+}
+
+/// How a statement ended.
+enum Ended {
+    /// With all answers, or at the one that the error is about.
+    Read(Result<(), DatabaseError>),
+    /// Nobody waits for an answer any more.
+    Abandoned(Result<(), DatabaseError>),
+}
+
+impl Worker {
+    /// A worker of a line. `logins` are roles of the proxy beside the one that this database is asked by.
+    pub fn new(line: Arc<Line>, pace: Pace, database: Database, logins: Arc<[String]>, metrics: Arc<Metrics>) -> Self {
+        let most = if pace == Pace::Together { BATCH } else { 1 };
+        Self { line, pace, database, logins, metrics, sql: sql(), connection: None, most, stuck: None }
+    }
+
+    /// Works for ever. One that is eager connects before there is anything to ask.
+    pub async fn run(mut self, is_eager: bool) -> Infallible {
+        if is_eager {
+            // If it fails, whoever comes first is told.
+            let _ = self.connect().await;
+        }
+        loop {
+            self.line.wait(self.pace).await;
+            if let Err(error) = self.connect().await {
+                self.cannot_ask(&error).await;
+                continue;
+            }
+            let checks = self.line.take(self.pace, self.most);
+            if !checks.is_empty() {
+                self.ask(checks).await;
+            }
+        }
+    }
+
+    /// Without a connection: those who wait are left to a worker that has one, or else are told.
+    async fn cannot_ask(&mut self, error: &DatabaseError) {
+        if self.line.has_connection(self.pace) {
+            return sleep(RETRY_AFTER).await;
+        }
+        let checks = self.line.take(self.pace, usize::MAX);
+        let asked: Vec<Question> = checks.iter().map(|check| check.question.clone()).collect();
+        for check in checks {
+            check.answer(&Err(Unanswered::Database(error.to_string().into())));
+        }
+        self.line.settle(self.pace, &asked, Vec::new(), None);
+    }
+
+    /// How long a statement with so many questions may take.
+    fn limit(&self, questions: usize) -> Duration {
+        match self.pace {
+            // In steps, so that it has to be set anew only when it differs much.
+            Pace::Together => TOGETHER_LIMIT.0 + TOGETHER_LIMIT.1 * questions.next_power_of_two() as u32,
+            Pace::Alone => RULE_LIMIT,
+        }
+    }
+
+    async fn ask(&mut self, mut checks: Vec<Check>) {
+        let asked: Vec<Question> = checks.iter().map(|check| check.question.clone()).collect();
+        let mut answers = Answers::to(&asked);
+        let start = Instant::now();
+        let ended = self.run_statement(&mut checks, &mut answers).await;
+        if let Ended::Read(Err(DatabaseError::Timeout)) | Ended::Abandoned(Err(DatabaseError::Timeout)) = &ended {
+            self.stuck = self.connection.take().map(|connection| connection.backend);
+        }
+        let (again, slow) = match ended {
+            Ended::Abandoned(_) => {
+                self.metrics.checks_gone.add(checks.len() as u64);
+                (Vec::new(), None)
+            }
+            Ended::Read(result) => self.conclude(checks, answers, result.err()),
+        };
+        if self.pace == Pace::Alone && again.is_empty() && start.elapsed() < TOGETHER_LIMIT.0 / 2 {
+            asked.iter().for_each(|question| self.line.acquit(question));
+        }
+        self.line.settle(self.pace, &asked, again, slow);
+        if self.stuck.is_some() {
+            // Which ends it. If that fails, the next connection does.
+            let _ = self.connect().await;
+        }
+    }
+
+    async fn run_statement(&mut self, checks: &mut [Check], answers: &mut Answers<'_>) -> Ended {
+        let limit = self.limit(checks.len());
+        let Some(connection) = &mut self.connection else { return Ended::Read(Err(DatabaseError::Closed)) };
+        let is_same = std::mem::replace(&mut connection.limit, limit) == limit;
+        let client = &connection.client;
+        self.metrics.checks.add(1);
+        let setting = async {
+            if !is_same {
+                client.batch_execute(&set_limit(limit)).await?;
+            }
+            Ok(())
+        };
+        // On their way together: setting the limit costs no round trip.
+        let asking = async {
+            let (set, read) = join(setting, answers.read(client, &self.sql, &self.logins)).await;
+            set.and(read)
+        };
+        let mut reading = pin!(timeout(limit + GRACE, asking));
+        let abandoned = join_all(checks.iter_mut().map(Check::abandoned));
+        let flat = |read: Result<Result<(), DatabaseError>, _>| read.unwrap_or(Err(DatabaseError::Timeout));
+        tokio::select! {
+            biased;
+            read = &mut reading => Ended::Read(flat(read)),
+            _ = abandoned => {
+                let _ = timeout(GRACE, self.database.cancel(client)).await;
+                // Before it has ended the connection takes no other, and the cancellation could meet that one.
+                Ended::Abandoned(flat(reading.await))
+            }
+        }
+    }
+
+    /// Tells what is known. Gives what is to be asked again, and what is to be asked alone.
+    fn conclude(
+        &mut self,
+        checks: Vec<Check>,
+        answers: Answers<'_>,
+        error: Option<DatabaseError>,
+    ) -> (Vec<Check>, Option<Check>) {
+        let mut rest = Vec::new();
+        let count = checks.len();
+        for ((n, check), refusals) in checks.into_iter().enumerate().zip(answers.refusals) {
+            if answers.counts[n] == check.question.topics.len() {
+                check.answer(&Ok(refusals));
+            } else {
+                rest.push(check);
+            }
+        }
+        if rest.is_empty() {
+            self.most = if self.pace == Pace::Together { BATCH.min(self.most * 2) } else { 1 };
+            return (rest, None);
+        }
+        let error = error.unwrap_or(DatabaseError::Contract("a topic without an answer"));
+        let is_over =
+            matches!(&error, DatabaseError::Postgres(error) if error.code() == Some(&SqlState::QUERY_CANCELED));
+        if is_over || matches!(error, DatabaseError::Timeout) {
+            let first = rest.remove(0);
+            if self.pace == Pace::Together {
+                self.metrics.checks_slow.add(1);
+                self.most = (count - rest.len() - 1).max(1);
+                return (rest, Some(first));
+            }
+            self.metrics.checks_over.add(1);
+            let verdict = if is_over { failed(&first.question, &error) } else { Err(Unanswered::Slow) };
+            first.answer(&verdict);
+            return (rest, None);
+        }
+        match failed(&rest[0].question, &error) {
+            Ok(refused) => {
+                rest.remove(0).answer(&Ok(refused));
+                (rest, None)
+            }
+            Err(unanswered) => (self.try_again(rest, &unanswered), None),
+        }
+    }
+
+    /// The connection is no good, or the server: another attempt, but not a third one.
+    fn try_again(&mut self, checks: Vec<Check>, unanswered: &Unanswered) -> Vec<Check> {
+        self.connection = None;
+        let mut again = Vec::new();
+        for mut check in checks {
+            if std::mem::replace(&mut check.is_retry, true) {
+                check.answer(&Err(unanswered.clone()));
+            } else {
+                again.push(check);
+            }
+        }
+        again
+    }
+
+    async fn connect(&mut self) -> Result<(), DatabaseError> {
+        if self.connection.as_ref().is_some_and(|connection| !connection.client.is_closed()) {
+            return Ok(());
+        }
+        self.connection = None;
+        let (client, _) = self.database.connect(self.metrics.clone()).await?;
+        let limit = self.limit(1);
+        let settings = format!("{}; SET default_transaction_read_only = on", set_limit(limit));
+        answer(client.batch_execute(&settings)).await?;
+        if let Err(error) = answer(client.batch_execute(LOOK_FOR_CLIENT)).await {
+            // Not every system can tell.
+            tracing::debug!(%error, "the server does not look whether its clients are there");
+        }
+        let rows = answer(client.query_typed("SELECT pg_catalog.pg_backend_pid()", &[])).await?;
+        let backend = rows.first().ok_or(DatabaseError::Contract("no row about the backend"))?.try_get(0)?;
+        if let Some(stuck) = self.stuck.take() {
+            tracing::warn!(backend = stuck, "a rule did not end when it was cancelled: its session is ended");
+            let end = "SELECT pg_catalog.pg_terminate_backend($1)";
+            answer(client.query_typed(end, &[(&stuck, Type::INT4)])).await?;
+        }
+        self.connection = Some(Connection { client, backend, limit, _connected: self.line.connected(self.pace) });
+        Ok(())
+    }
+}
+
+fn set_limit(limit: Duration) -> String {
+    format!("SET statement_timeout = {}", limit.as_millis())
+}
+
+/// What has been answered so far.
+struct Answers<'q> {
+    questions: &'q [Question],
+    refusals: Vec<Vec<Refusal>>,
+    /// How many topics of each question have their answer.
+    counts: Vec<usize>,
+}
+
+impl<'q> Answers<'q> {
+    fn to(questions: &'q [Question]) -> Self {
+        Self { questions, refusals: vec![Vec::new(); questions.len()], counts: vec![0; questions.len()] }
+    }
+
+    /// Asks, and takes the answers as they come: if the statement ends before its end, those that came count.
+    async fn read(&mut self, client: &Client, sql: &str, logins: &[String]) -> Result<(), DatabaseError> {
+        let claims: Vec<&str> = self.questions.iter().map(|question| &*question.claims).collect();
+        let topics = |question: &Question| {
+            serde_json::json!(question.topics.iter().map(|topic| &**topic).collect::<Vec<_>>()).to_string()
+        };
+        let topics: Vec<String> = self.questions.iter().map(topics).collect();
+        let parameters: [(&(dyn ToSql + Sync), Type); 3] =
+            [(&claims, Type::TEXT_ARRAY), (&topics, Type::TEXT_ARRAY), (&logins, Type::TEXT_ARRAY)];
+        let mut rows = pin!(client.query_typed_raw(sql, parameters).await?);
+        while let Some(row) = rows.try_next().await? {
+            self.add(&row)?;
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, row: &Row) -> Result<(), DatabaseError> {
+        let n = usize::try_from(row.try_get::<_, i32>(0)?).unwrap_or(usize::MAX);
+        let too_powerful: bool = row.try_get(4)?;
+        let (Some(refused), Some(count)) = (self.refusals.get_mut(n), self.counts.get_mut(n)) else {
+            return Err(DatabaseError::Contract("an answer that was not asked for"));
+        };
+        *count += 1;
+        if too_powerful || !row.try_get::<_, bool>(2)? {
+            let reason = if too_powerful { Some(login::TOO_POWERFUL) } else { row.try_get(3)? };
+            let topic = row.try_get::<_, &str>(1)?.into();
+            refused.push(Refusal { topic, reason: reason.unwrap_or_default().into() });
+        }
+        Ok(())
+    }
+}
+
+/// A question that the rules answer with an error is refused (a timeout means no); one that the server cannot take is not.
+fn failed(question: &Question, error: &DatabaseError) -> Verdict {
+    match error {
+        DatabaseError::Postgres(postgres) if postgres.code().is_some_and(blames_the_rule) && !error.no_extension() => {
+            let reason: Arc<str> = error.to_string().into();
+            let refuse = |topic: &Arc<str>| Refusal { topic: topic.clone(), reason: reason.clone() };
+            Ok(question.topics.iter().map(refuse).collect())
+        }
+        _ => Err(Unanswered::Database(error.to_string().into())),
+    }
+}
+
+/// Whether an error comes of the question, and not of a server that shuts down, is full, or is out of reach.
+fn blames_the_rule(code: &SqlState) -> bool {
+    let code = code.code();
+    !(code.starts_with("57P") || ["08", "53", "58", "XX"].iter().any(|class| code.starts_with(class)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_shuts_down_takes_nobodys_right_away() {
+        for code in ["57P01", "57P03", "53300", "08006", "58030"] {
+            assert!(!blames_the_rule(&SqlState::from_code(code)), "{code}");
+        }
+        for code in ["57014", "22P02", "42501", "42P01"] {
+            assert!(blames_the_rule(&SqlState::from_code(code)), "{code}");
+        }
+    }
+}

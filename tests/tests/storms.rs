@@ -1,0 +1,207 @@
+//! Rules that are slow, and many who ask for them: what that costs the others. What a rule's code tries is in `attacks_by_rules`.
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+
+use serde_json::json;
+use tidings_tests::process::Signal;
+use tidings_tests::{Proxy, Session, http, until};
+
+use crate::access::{Team, open, sign, status};
+use crate::attacks::BOARD;
+
+/// How many ask for what is slow at the same time.
+const STORM: usize = 60;
+
+/// A team with rules for topics `slow_…` that take longer than a rule may.
+fn team() -> Team<'static> {
+    let team = Team::new();
+    team.db.session().run("SELECT tidings.allow('slow_{x}', 'SELECT FROM pg_sleep(30)')");
+    team
+}
+
+/// Backends that run a rule of the storm.
+fn sleepers(session: &mut Session, team: &Team<'_>) -> i64 {
+    session.one(&format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE usename = '{}' AND wait_event = 'PgSleep'",
+        team.db.proxy_role()
+    ))
+}
+
+/// Sends a request and gives the connection, without waiting for an answer.
+fn send(proxy: &Proxy, path: &str, token: &str) -> TcpStream {
+    let mut socket = TcpStream::connect(proxy.address()).expect("connect");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: tidings\r\nAuthorization: Bearer {token}\r\n\r\n");
+    socket.write_all(request.as_bytes()).expect("send a request");
+    socket
+}
+
+/// The token of one of many people.
+fn token_of(team: &Team<'_>, n: usize) -> String {
+    let mut claims = team.claims(1000);
+    claims["n"] = json!(n);
+    sign(&claims)
+}
+
+#[test]
+fn who_hangs_up_is_not_asked_for() {
+    let team = team();
+    let proxy = team.proxy(&[]);
+    let ada = team.token(1);
+    let mut session = team.db.session();
+    for n in 0..STORM {
+        drop(send(&proxy, &format!("/events?topic=slow_{n}"), &team.token(2)));
+    }
+    assert_eq!(status(&proxy, BOARD, &ada), 200);
+    // Nothing of it is left, long before the rules' time would have been over, one after the other.
+    until("nobody sleeps", || sleepers(&mut session, &team) == 0);
+    until("it is counted", || {
+        proxy.metrics()["tidings_auth_checks_ended_total{cause=\"gone\"}"] >= 1.0
+            && proxy.metric("tidings_auth_waiting") == 0.0
+    });
+    // What already runs is cancelled.
+    let held = send(&proxy, "/events?topic=slow_last", &team.token(2));
+    until("the rule runs", || sleepers(&mut session, &team) > 0);
+    let gone = || proxy.metrics()["tidings_auth_checks_ended_total{cause=\"gone\"}"];
+    let before = gone();
+    drop(held);
+    until("it is cancelled", || sleepers(&mut session, &team) == 0 && gone() > before);
+}
+
+/// Runs a storm of requests that wait for their answers, by so many people, and `body` beside it, which is told how many answers there
+/// are. The proxy is gone at the end.
+fn beside_storm(team: &Team<'_>, proxy: &Proxy, people: usize, body: impl FnOnce(&AtomicUsize)) {
+    let (answered, is_over) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let mut session = team.db.session();
+    std::thread::scope(|scope| {
+        for n in 0..STORM {
+            let bearer = format!("Bearer {}", token_of(team, n % people));
+            let (answered, is_over) = (&answered, &is_over);
+            scope.spawn(move || {
+                for round in 0.. {
+                    let topic = format!("/events?topic=slow_{n}_{round}");
+                    let answer = http::open(proxy.address(), &topic, &[("Authorization", &bearer)]);
+                    if is_over.load(Relaxed) {
+                        return;
+                    }
+                    let status = answer.expect("an answer").head.status;
+                    assert!([403, 503].contains(&status), "{status}");
+                    answered.fetch_add(1, Relaxed);
+                }
+            });
+        }
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            until("all of them wait", || {
+                sleepers(&mut session, team) > 0 && proxy.metric("tidings_auth_waiting") >= 50.0
+            });
+            body(&answered);
+        }));
+        is_over.store(true, Relaxed);
+        proxy.signal(Signal::SIGKILL);
+        if let Err(panic) = result {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
+#[test]
+fn another_user_is_answered_while_a_storm_of_slow_rules_rages() {
+    for people in [1, STORM] {
+        let team = team();
+        let proxy = team.proxy(&[]);
+        let (ada, ben) = (team.token(1), team.token(2));
+        beside_storm(&team, &proxy, people, |answered| {
+            for _ in 0..3 {
+                assert_eq!((status(&proxy, BOARD, &ada), status(&proxy, BOARD, &ben)), (200, 403));
+            }
+            let before = answered.load(Relaxed);
+            assert!(before < STORM / 2, "the storm of {people} was answered first: {before} times");
+        });
+    }
+}
+
+#[test]
+fn a_right_that_is_taken_back_ends_the_stream_while_a_storm_rages() {
+    let team = team();
+    let proxy = team.proxy(&["--reauthorize", "200ms"]);
+    let mut his = open(&proxy, "boards_7", &team.token(2));
+    beside_storm(&team, &proxy, STORM, |answered| {
+        team.db.session().run("DELETE FROM members WHERE person = 2");
+        assert_eq!(his.rest(), []);
+        let before = answered.load(Relaxed);
+        assert!(before < STORM / 2, "the storm was answered first: {before} times");
+    });
+}
+
+#[test]
+fn streams_whose_rules_become_slow_end_and_hold_up_no_others() {
+    let team = Team::new();
+    team.db.session().run(&format!(
+        "CREATE TABLE slowness AS SELECT 0 AS seconds; GRANT SELECT ON slowness TO {};
+         SELECT tidings.allow('turns_{{x}}', 'SELECT FROM slowness s, pg_sleep(s.seconds)')",
+        team.member
+    ));
+    let proxy = team.proxy(&["--reauthorize", "200ms"]);
+    let mut slow: Vec<_> = (0..12).map(|n| open(&proxy, &format!("turns_{n}"), &token_of(&team, n))).collect();
+    let mut his = open(&proxy, "boards_7", &team.token(2));
+    let mut hers = open(&proxy, "boards_7", &team.token(1));
+    let mut session = team.db.session();
+    session.run("UPDATE slowness SET seconds = 30");
+    until("one of them is looked at", || sleepers(&mut session, &team) > 0);
+    session.run("DELETE FROM members WHERE person = 2");
+    assert_eq!(his.rest(), []);
+    let ended = proxy.metric("tidings_auth_ended_total");
+    assert!(ended < slow.len() as f64 / 2.0, "{ended} ended first");
+    for stream in &mut slow {
+        assert_eq!(stream.rest(), []);
+    }
+    session.run("INSERT INTO board_items VALUES (1, 7, 'hers')");
+    assert_eq!(crate::titles(&[hers.frame()]), ["hers"]);
+}
+
+#[test]
+fn a_rule_that_does_not_let_itself_be_cancelled_is_ended() {
+    let team = Team::new();
+    team.db.session().run(
+        "CREATE FUNCTION stay() RETURNS boolean LANGUAGE plpgsql AS $$
+         BEGIN
+             PERFORM set_config('client_connection_check_interval', '0', false);
+             LOOP
+                 BEGIN PERFORM pg_sleep(600); EXCEPTION WHEN query_canceled THEN NULL; END;
+             END LOOP;
+         END $$;
+         SELECT tidings.allow('stays', 'SELECT stay()')",
+    );
+    let proxy = team.proxy(&[]);
+    let mut session = team.db.session();
+    assert_eq!(status(&proxy, "/events?topic=stays", &team.token(1)), 503);
+    assert_eq!(status(&proxy, BOARD, &team.token(1)), 200);
+    until("nobody sleeps", || sleepers(&mut session, &team) == 0);
+    // Nor where nobody waits for it any more.
+    let held = send(&proxy, "/events?topic=stays", &team.token(2));
+    until("the rule runs", || sleepers(&mut session, &team) > 0);
+    drop(held);
+    until("nobody sleeps", || sleepers(&mut session, &team) == 0);
+    assert_eq!(status(&proxy, BOARD, &team.token(1)), 200);
+}
+
+#[test]
+fn a_worker_that_cannot_connect_does_not_answer_for_one_that_can() {
+    let team = Team::new();
+    let gate = team.gate_role();
+    // One for requests and one for open streams: no second one for requests.
+    team.db.session().run(&format!("ALTER ROLE {gate} CONNECTION LIMIT 2"));
+    let proxy = team.proxy_with_gate(&["--reauthorize", "200ms"]);
+    let ada = team.token(1);
+    std::thread::scope(|scope| {
+        for n in 0..8 {
+            let (proxy, ada) = (&proxy, if n % 2 == 0 { ada.clone() } else { token_of(&team, n) });
+            scope.spawn(move || {
+                for _ in 0..20 {
+                    assert_eq!(status(proxy, BOARD, &ada), if n % 2 == 0 { 200 } else { 403 });
+                }
+            });
+        }
+    });
+}
