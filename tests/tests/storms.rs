@@ -57,7 +57,7 @@ fn who_hangs_up_is_not_asked_for() {
     // Nothing of it is left, long before the rules' time would have been over, one after the other.
     until("nobody sleeps", || sleepers(&mut session, &team) == 0);
     until("it is counted", || {
-        proxy.metrics()["tidings_auth_checks_ended_total{cause=\"gone\"}"] >= 1.0
+        proxy.metrics()["tidings_auth_checks_ended_total{cause=\"gone\"}"] > STORM as f64 / 2.0
             && proxy.metric("tidings_auth_waiting") == 0.0
     });
     // What already runs is cancelled.
@@ -93,7 +93,7 @@ fn beside_storm(team: &Team<'_>, proxy: &Proxy, people: usize, body: impl FnOnce
         }
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             until("all of them wait", || {
-                sleepers(&mut session, team) > 0 && proxy.metric("tidings_auth_waiting") >= 50.0
+                sleepers(&mut session, team) > 0 && proxy.metric("tidings_connections") >= STORM as f64
             });
             body(&answered);
         }));
