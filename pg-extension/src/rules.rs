@@ -1,5 +1,5 @@
-//! A subscription rule's query, run as the subscriber. Whatever the code behind it does to the session is undone before anybody else's
-//! rule runs there. Which rules are asked, and for whom, is SQL: `sql/extension/60_access.sql`.
+//! A subscription rule's query, run as the subscriber. Whatever the code behind it does to the session is undone before
+//! anybody else's rule runs there. Which rules are asked, and for whom, is SQL: `sql/extension/60_access.sql`.
 
 use std::ffi::{CStr, CString};
 
@@ -8,8 +8,8 @@ use pgrx::prelude::*;
 
 use crate::{errors, preload};
 
-/// `tidings.ask_rule(role, claims, query, holes, search_path)`: why the rule does not let the role in, or NULL if it does. Only the
-/// extension's owner may call it: the role is not checked here.
+/// `tidings.ask_rule(role, claims, query, holes, search_path)`: why the rule does not let the role in, or NULL if it
+/// does. Only the extension's owner may call it: the role is not checked here.
 #[pg_extern]
 fn ask_rule(
     role: pg_sys::Oid,
@@ -59,13 +59,14 @@ fn report(error: &CaughtError) -> &pg_sys::panic::ErrorReportWithLevel {
     }
 }
 
-/// Runs `body` in a subtransaction that is rolled back however it ends, and releases what a rollback leaves: locks of the session.
-/// Statements that would leave more (PREPARE, LISTEN, a cursor WITH HOLD, a temporary table) are refused to a rule.
+/// Runs `body` in a subtransaction that is rolled back however it ends, and releases what a rollback leaves: locks of
+/// the session. Statements that would leave more (PREPARE, LISTEN, a cursor WITH HOLD, a temporary table) are refused
+/// to a rule.
 fn undone<R>(body: impl FnOnce() -> R) -> Result<R, Box<CaughtError>> {
     let body = std::panic::AssertUnwindSafe(body);
-    // SAFETY: inside a transaction. Memory context and resource owner are put back, as Postgres asks of whoever begins a
-    // subtransaction; so are user and security context, which the rollback has put back before, should it ever not have. The
-    // result of `body` has no memory of Postgres.
+    // SAFETY: inside a transaction. Memory context and resource owner are put back, as Postgres asks of whoever begins
+    // a subtransaction; so are user and security context, which the rollback has put back before, should it ever not
+    // have. The result of `body` has no memory of Postgres.
     unsafe {
         let (context, owner) = (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner);
         let (user, security) = current_user();
@@ -94,8 +95,8 @@ fn current_user() -> (pg_sys::Oid, i32) {
     (user, security)
 }
 
-/// From here to the end of the subtransaction the role runs what is run, and cannot be left: SET ROLE, SET SESSION AUTHORIZATION and
-/// whatever outlives a transaction are refused, as in the maintenance commands of Postgres.
+/// From here to the end of the subtransaction the role runs what is run, and cannot be left: SET ROLE, SET SESSION
+/// AUTHORIZATION and whatever outlives a transaction are refused, as in the maintenance commands of Postgres.
 ///
 /// # Safety
 /// Inside a subtransaction, whose end puts the user back.
@@ -126,14 +127,15 @@ unsafe fn set_locally(name: &CStr, value: &CStr) {
     }
 }
 
-/// Whether a query, whose `$1` is a text[], has a row. The first one is really made: inside of EXISTS, what the query selects would not
-/// be evaluated, and a function that refuses by raising an error would never be called.
+/// Whether a query, whose `$1` is a text[], has a row. The first one is really made: inside of EXISTS, what the query
+/// selects would not be evaluated, and a function that refuses by raising an error would never be called.
 ///
 /// # Safety
 /// Inside a subtransaction that is rolled back, which closes the cursor; `holes` is a text[].
 unsafe fn finds_row(query: &CStr, holes: pg_sys::Datum) -> bool {
     let (mut types, mut values) = ([pg_sys::TEXTARRAYOID], [holes]);
-    // SAFETY: as the caller promises; one type and one value for one parameter. A cursor takes a single query, and no statement.
+    // SAFETY: as the caller promises; one type and one value for one parameter. A cursor takes a single query, and no
+    // statement.
     unsafe {
         pg_sys::SPI_connect();
         let no_nulls = std::ptr::null();

@@ -1,5 +1,6 @@
-//! The gate: asks the database who may subscribe to what. New requests and open streams that are looked at again have lines and workers
-//! of their own, so nobody keeps a stream by keeping the proxy busy. The lines are in `line`, the workers in `worker`.
+//! The gate: asks the database who may subscribe to what. New requests and open streams that are looked at again have
+//! lines and workers of their own, so nobody keeps a stream by keeping the proxy busy. The lines are in `line`, the
+//! workers in `worker`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -14,10 +15,12 @@ use crate::line::{Asker, Line, Pace, Question};
 use crate::metrics::{Gauge, Metrics};
 use crate::worker::Worker;
 
-/// The longest to wait for an answer. 10,000 clients who come at once wait a few seconds; beyond this, coming back is better.
+/// The longest to wait for an answer. 10,000 clients who come at once wait a few seconds; beyond this, coming back is
+/// better.
 const WAIT: Duration = Duration::from_secs(20);
 
-/// Connections of new requests that ask many questions together, and those that ask slow ones alone. A slow rule holds up one of them.
+/// Connections of new requests that ask many questions together, and those that ask slow ones alone. A slow rule holds
+/// up one of them.
 const REQUEST_WORKERS: [(Pace, usize); 2] = [(Pace::Together, 2), (Pace::Alone, 2)];
 
 /// The same for open streams.

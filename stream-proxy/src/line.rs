@@ -1,6 +1,6 @@
-//! Who waits to be asked for, and whose turn it is. Identities take turns, and each has one statement at a time, so nobody waits because
-//! somebody else asks much. The same question is asked once for all who have it, and for those who have gone not at all. What held up
-//! others is asked alone. The database is asked by `worker`.
+//! Who waits to be asked for, and whose turn it is. Identities take turns, and each has one statement at a time, so
+//! nobody waits because somebody else asks much. The same question is asked once for all who have it, and for those who
+//! have gone not at all. What held up others is asked alone. The database is asked by `worker`.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -193,7 +193,8 @@ impl Drop for Connected {
 }
 
 impl Queues {
-    /// Whether one more may wait. Those who have gone are counted out from time to time only, for that takes a look at all.
+    /// Whether one more may wait. Those who have gone are counted out from time to time only, for that takes a look at
+    /// all.
     fn has_room(&mut self) -> bool {
         let waiting = |turns: &[Turns; 2]| turns.iter().map(|turns| turns.askers).sum::<usize>();
         if waiting(&self.turns) < WAITING {

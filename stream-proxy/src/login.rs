@@ -1,5 +1,5 @@
-//! The roles that the proxy logs in with, and what they must not be able to do. A rule's code can't leave its subscriber's role; should
-//! it ever find a way, it must not come to be a superuser.
+//! The roles that the proxy logs in with, and what they must not be able to do. A rule's code can't leave its
+//! subscriber's role; should it ever find a way, it must not come to be a superuser.
 
 use std::future::pending;
 use std::sync::Arc;
@@ -27,9 +27,9 @@ pub struct TooPowerful {
     role: String,
 }
 
-/// A query without its parentheses that finds the roles `r` that a login `l` of the proxy is a member of, through whatever others, and that
-/// are superusers or can make themselves one: by files and programs of the server, or (before PostgreSQL 16) by granting themselves that.
-/// `others` is a text[] of the proxy's logins beside the one that asks.
+/// A query without its parentheses that finds the roles `r` that a login `l` of the proxy is a member of, through
+/// whatever others, and that are superusers or can make themselves one: by files and programs of the server, or (before
+/// PostgreSQL 16) by granting themselves that. `others` is a text[] of the proxy's logins beside the one that asks.
 pub fn too_powerful(others: &str) -> String {
     format!(
         "SELECT FROM pg_catalog.pg_roles l JOIN pg_catalog.pg_roles r ON pg_catalog.pg_has_role(l.oid, r.oid, 'MEMBER')
@@ -49,8 +49,8 @@ fn first_too_powerful() -> String {
     )
 }
 
-/// The roles whose rights the login has without taking them. Rights of its own, beside those of `tidings.grant_proxy()`, are of no use to
-/// the proxy and of much to whoever gets hold of its password.
+/// The roles whose rights the login has without taking them. Rights of its own, beside those of
+/// `tidings.grant_proxy()`, are of no use to the proxy and of much to whoever gets hold of its password.
 const OWN_RIGHTS: &str = "SELECT l.rolname::pg_catalog.text, pg_catalog.string_agg(r.rolname, ', ' ORDER BY r.rolname)
     FROM pg_catalog.pg_roles l JOIN pg_catalog.pg_roles r
         ON r.oid OPERATOR(pg_catalog.<>) l.oid AND pg_catalog.pg_has_role(l.oid, r.oid, 'USAGE')
@@ -67,8 +67,8 @@ pub struct Logins {
 }
 
 impl Logins {
-    /// Looks at the rights of each login as soon as its database can be asked: warns of those that are not needed, and gives back the
-    /// first login that must not be. Later on that is looked at with each question about access.
+    /// Looks at the rights of each login as soon as its database can be asked: warns of those that are not needed, and
+    /// gives back the first login that must not be. Later on that is looked at with each question about access.
     pub async fn examine(self) -> TooPowerful {
         for database in self.databases.iter().flatten() {
             loop {

@@ -1,5 +1,6 @@
-//! Asks the database about access: a worker with a connection of its own takes questions from a line, and tells those who wait. The more
-//! have gathered, the fewer statements each costs; what is slow costs the others one short time limit, once.
+//! Asks the database about access: a worker with a connection of its own takes questions from a line, and tells those
+//! who wait. The more have gathered, the fewer statements each costs; what is slow costs the others one short time
+//! limit, once.
 
 use std::convert::Infallible;
 use std::pin::pin;
@@ -22,14 +23,16 @@ use crate::metrics::Metrics;
 /// Questions that are asked together at most.
 const BATCH: usize = 100;
 
-/// The longest that questions which are asked together may take, in the server: so much, and for each so much more. A question of
-/// ordinary rules takes less than a millisecond. The one that is under way when the time is over is asked alone, later.
+/// The longest that questions which are asked together may take, in the server: so much, and for each so much more. A
+/// question of ordinary rules takes less than a millisecond. The one that is under way when the time is over is asked
+/// alone, later.
 const TOGETHER_LIMIT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(4));
 
 /// The longest that the rules of one question may run, in the server.
 const RULE_LIMIT: Duration = Duration::from_secs(2);
 
-/// How much longer than the server's own limit to wait: for the network, and for rules that do not let themselves be cancelled.
+/// How much longer than the server's own limit to wait: for the network, and for rules that do not let themselves be
+/// cancelled.
 const GRACE: Duration = Duration::from_secs(1);
 
 /// How long to wait before another attempt to connect, while another worker can ask.
@@ -38,8 +41,8 @@ const RETRY_AFTER: Duration = Duration::from_millis(500);
 /// The server looks that often, in milliseconds, whether somebody still waits for a statement.
 const LOOK_FOR_CLIENT: &str = "SET client_connection_check_interval = 1000";
 
-/// One question for each row: the claims, the topics as a JSON array. Rows come in the order of the questions, so the first one without
-/// its rows is the one that the statement ended in.
+/// One question for each row: the claims, the topics as a JSON array. Rows come in the order of the questions, so the
+/// first one without its rows is the one that the statement ended in.
 fn sql() -> String {
     format!(
         "SELECT (r.n OPERATOR(pg_catalog.-) 1)::pg_catalog.int4, c.topic, c.allowed, c.reason, EXISTS ({})
@@ -321,7 +324,8 @@ impl<'q> Answers<'q> {
     }
 }
 
-/// A question that the rules answer with an error is refused (a timeout means no); one that the server cannot take is not.
+/// A question that the rules answer with an error is refused (a timeout means no); one that the server cannot take is
+/// not.
 fn failed(question: &Question, error: &DatabaseError) -> Verdict {
     match error {
         DatabaseError::Postgres(postgres) if postgres.code().is_some_and(blames_the_rule) && !error.no_extension() => {

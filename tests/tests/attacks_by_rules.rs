@@ -1,5 +1,6 @@
-//! What the code behind a rule tries: the function of a policy, an operator in a schema that others may write to. Whoever wrote it
-//! owns a table that a rule asks, and nothing else. What somebody tries from outside is in `attacks` and `attacks_on_rules`.
+//! What the code behind a rule tries: the function of a policy, an operator in a schema that others may write to.
+//! Whoever wrote it owns a table that a rule asks, and nothing else. What somebody tries from outside is in `attacks`
+//! and `attacks_on_rules`.
 
 use std::sync::{Arc, Mutex};
 
@@ -10,7 +11,8 @@ use tidings_tests::{Session, until};
 use crate::access::{Team, status};
 use crate::attacks::still_serves;
 
-/// Creates the role `mallory` and a table of hers, whose policy lets in whomever her function `spy()` lets in; a rule asks the table.
+/// Creates the role `mallory` and a table of hers, whose policy lets in whomever her function `spy()` lets in; a rule
+/// asks the table.
 fn spied_on(team: &Team<'_>) -> String {
     let mallory = team.db.role("mallory");
     team.db.session().run(&format!(

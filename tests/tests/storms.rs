@@ -1,4 +1,5 @@
-//! Rules that are slow, and many who ask for them: what that costs the others. What a rule's code tries is in `attacks_by_rules`.
+//! Rules that are slow, and many who ask for them: what that costs the others. What a rule's code tries is in
+//! `attacks_by_rules`.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -50,9 +51,11 @@ fn who_hangs_up_is_not_asked_for() {
     let proxy = team.proxy(&[]);
     let ada = team.token(1);
     let mut session = team.db.session();
-    for n in 0..STORM {
-        drop(send(&proxy, &format!("/events?topic=slow_{n}"), &team.token(2)));
-    }
+    let storm: Vec<_> = (0..STORM).map(|n| send(&proxy, &format!("/events?topic=slow_{n}"), &team.token(2))).collect();
+    until("all of them wait", || {
+        sleepers(&mut session, &team) > 0 && proxy.metric("tidings_connections") >= STORM as f64
+    });
+    drop(storm);
     assert_eq!(status(&proxy, BOARD, &ada), 200);
     // Nothing of it is left, long before the rules' time would have been over, one after the other.
     until("nobody sleeps", || sleepers(&mut session, &team) == 0);
@@ -69,8 +72,8 @@ fn who_hangs_up_is_not_asked_for() {
     until("it is cancelled", || sleepers(&mut session, &team) == 0 && gone() > before);
 }
 
-/// Runs a storm of requests that wait for their answers, by so many people, and `body` beside it, which is told how many answers there
-/// are. The proxy is gone at the end.
+/// Runs a storm of requests that wait for their answers, by so many people, and `body` beside it, which is told how
+/// many answers there are. The proxy is gone at the end.
 fn beside_storm(team: &Team<'_>, proxy: &Proxy, people: usize, body: impl FnOnce(&AtomicUsize)) {
     let (answered, is_over) = (AtomicUsize::new(0), AtomicBool::new(false));
     let mut session = team.db.session();
