@@ -242,7 +242,10 @@ export class Stack {
   async #firefoxPage() {
     const page = await firefox.newPage(this.firefox, recordStreams);
     this.#contexts.push({ pages: () => (page.isClosed() ? [] : [page]), close: () => page.browserContext().close() });
+    // What Firefox can't be told by its driver: requests fail, and the browser knows why.
     page.setOffline = (offline) => page.evaluate((offline) => {
+      window.fetchOnline ??= window.fetch;
+      window.fetch = offline ? () => Promise.reject(new TypeError("offline")) : window.fetchOnline;
       Object.defineProperty(navigator, "onLine", { value: !offline, configurable: true });
       dispatchEvent(new Event(offline ? "offline" : "online"));
     }, offline);
