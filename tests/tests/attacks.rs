@@ -252,7 +252,10 @@ fn only_the_first_token_counts() {
     ] {
         assert_eq!(ask(&proxy, BOARD, headers).0.status, 401, "{headers:?}");
     }
-    assert_eq!(ask(&proxy, &format!("{BOARD}&token=x&token={good}"), &[]).0.status, 401);
+    // Given twice in the URL, it is an error whichever comes first.
+    for twice in [format!("token=x&token={good}"), format!("token={good}&token=x")] {
+        assert_eq!(ask(&proxy, &format!("{BOARD}&{twice}"), &[]).0.status, 400, "{twice}");
+    }
     assert_eq!(ask(&proxy, &format!("{BOARD}&token={good}"), &[("Cookie", "sid=x")]).0.status, 401);
     // What stands beside it in the cookies, in whatever encoding, does not matter.
     let beside = format!("name=Chloé; SID=x; sidx=y; {cookie}");
