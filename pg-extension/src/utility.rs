@@ -122,8 +122,14 @@ extern "C-unwind" fn after(kind: Kind) {
             match shared::my_database().filter(|db| db.state() != State::Absent) {
                 Some(db) => db.announce(),
                 // CREATE EXTENSION may have been prepared.
-                None if installed() != pg_sys::InvalidOid => buffer::installed_after_commit(),
-                None => {}
+                None => {
+                    // What was committed just now may be missing in this backend's caches still.
+                    // SAFETY: inside a transaction, between two statements.
+                    unsafe { pg_sys::AcceptInvalidationMessages() };
+                    if installed() != pg_sys::InvalidOid {
+                        buffer::installed_after_commit();
+                    }
+                }
             }
         }
         Kind::CreateDatabase => buffer::wake_launcher_after_commit(),

@@ -1,6 +1,7 @@
 //! Servers with many databases, few of which have the extension.
 
-use tidings_tests::{Cluster, Database, Session, until};
+use tidings_tests::cluster::free_port;
+use tidings_tests::{Cluster, Database, Proxy, Session, http, until};
 
 use crate::log::Log;
 
@@ -111,4 +112,22 @@ fn a_database_can_be_moved_to_another_tablespace() {
     admin.run(&format!("ALTER DATABASE {} SET TABLESPACE elsewhere", db.name()));
     db.wait_relay();
     works(&db);
+}
+
+#[test]
+fn a_proxy_whose_database_has_no_relay_is_not_ready_and_says_why() {
+    // The launcher and Postgres's own take them all.
+    let cluster = Cluster::start(&[("max_worker_processes", "2")]);
+    let db = cluster.empty_database();
+    db.session().run("CREATE EXTENSION tidings");
+    let proxy = Proxy::start_at(free_port(), &cluster.url(db.name(), &db.proxy_role()), &[]);
+    until("it says that no relay runs", || {
+        http::get(proxy.address(), "/readyz")
+            .is_ok_and(|(head, body)| head.status == 503 && body.contains("no relay runs"))
+    });
+    db.session().run("ALTER SYSTEM SET max_worker_processes = 8");
+    cluster.stop();
+    cluster.boot();
+    db.wait_relay();
+    proxy.wait_ready();
 }

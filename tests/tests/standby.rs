@@ -122,27 +122,34 @@ fn what_a_standby_shows_before_its_primary_does_is_not_told_again() {
     let proxy = db.proxy(&[]);
     let mut session = db.session();
     // The commit waits for a standby that never comes, and meanwhile the one that is there replays it.
-    let waiting = std::thread::spawn({
-        let mut writer = db.session();
-        session.run("SET synchronous_commit = local");
-        session.run("ALTER SYSTEM SET synchronous_standby_names = 'another'");
-        session.run("SELECT pg_reload_conf()");
-        until("commits wait", || session.one("SELECT current_setting('synchronous_standby_names') = 'another'"));
-        move || {
-            writer.run("INSERT INTO board_items VALUES (1, 5, 'shown there first')");
-        }
-    });
+    session.run("SET synchronous_commit = local");
+    session.run("ALTER SYSTEM SET synchronous_standby_names = 'another'");
+    session.run("SELECT pg_reload_conf()");
     let mut there = standby.session(db.name(), "postgres");
-    until("the standby shows it", || there.one::<i64>("SELECT count(*) FROM board_items") == 1);
+    let mut all = Vec::new();
+    // Commits wait once all processes have read the setting.
+    let waiting = tidings_tests::eventually("a commit waits", || {
+        let id = all.len() + 1;
+        all.push(format!("shown there first, {id}"));
+        let mut writer = db.session();
+        let insert = format!("INSERT INTO board_items VALUES ({id}, 5, 'shown there first, {id}')");
+        let waiting = std::thread::spawn(move || writer.run(&insert));
+        let shown = format!("SELECT EXISTS (SELECT FROM board_items WHERE id = {id})");
+        until("the standby shows it", || there.one(&shown));
+        let is_shown_here: bool = session.one(&shown);
+        (!is_shown_here).then_some(waiting)
+    });
     let (seen, position) = read(&mut there);
-    assert_eq!(session.one::<i64>("SELECT count(*) FROM board_items"), 0);
+    assert_eq!(seen.len(), all.len());
     let mut sse = proxy.open(&Request::since(&["boards_5"], &position));
     // Ticks go on beside it, cut after the position.
-    session.run("INSERT INTO board_items VALUES (2, 5, 'beside it')");
+    session.run("INSERT INTO board_items VALUES (0, 5, 'beside it')");
+    all.push("beside it".to_owned());
     session.run("ALTER SYSTEM RESET synchronous_standby_names");
     session.run("SELECT pg_reload_conf()");
     waiting.join().expect("the writer");
-    each_once(&seen, &titles(&all_until_now(&db, "boards_5", &mut sse)), &["shown there first", "beside it"]);
+    let all: Vec<&str> = all.iter().map(String::as_str).collect();
+    each_once(&seen, &titles(&all_until_now(&db, "boards_5", &mut sse)), &all);
 }
 
 #[test]
