@@ -1,8 +1,8 @@
--- What every script begins with, one that installs and one that upgrades: the Makefile puts this file in front.
+-- The beginning of every installation and upgrade script: the Makefile prepends this file.
 --
--- A script runs as a superuser, in a database that others own and create objects in, and with settings that others have made.
--- So first of all names and operators mean those of Postgres alone, and what a setting could change is set. Postgres reads a
--- script as a whole before it runs any of it: hence only ASCII in these files, and no backslash in a plain string.
+-- A script runs as a superuser, in a database where other roles own and create objects, and with settings of other roles.
+-- So it first makes names and operators refer to those of Postgres only, and sets every setting that could change its meaning.
+-- Postgres reads a whole script before it runs any of it, so these files are ASCII, without a backslash in a plain string.
 
 \echo Use "CREATE EXTENSION tidings" or "ALTER EXTENSION tidings UPDATE" to load this file. \quit
 
@@ -20,24 +20,25 @@ DECLARE
     intruders text;
 BEGIN
     IF getdatabaseencoding() <> 'UTF8' THEN
-        RAISE EXCEPTION 'tidings needs a database with encoding UTF8, and this one has %', getdatabaseencoding()
+        RAISE EXCEPTION 'tidings needs a database with encoding UTF8, but this one has %', getdatabaseencoding()
             USING ERRCODE = 'feature_not_supported', HINT = 'Create the database with ENCODING ''UTF8''.';
     END IF;
 
-    -- Whoever owns the schema may drop what is in it and put something else there.
+    -- The schema's owner can drop the objects in it and replace them.
     SELECT n.oid, n.nspowner INTO schema FROM pg_namespace n WHERE n.nspname = 'tidings';
     IF NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = schema.nspowner AND (r.rolsuper OR r.rolname = current_user)) THEN
         RAISE EXCEPTION 'the schema tidings belongs to %', schema.nspowner::regrole
             USING ERRCODE = 'object_not_in_prerequisite_state',
-                  HINT = 'Whatever is in it would get the rights of the extension. Look at it, and then ALTER SCHEMA tidings OWNER TO CURRENT_USER.';
+                  HINT = 'Its owner could replace objects that run with the rights of the extension. Check what it contains, then run ALTER SCHEMA tidings OWNER TO CURRENT_USER.';
     END IF;
 
-    -- What was there before an upgrade, so that its end can tell what is new; nothing before an installation.
+    -- The objects that exist before an upgrade, so that its end can recognize new ones; none before an installation.
     PERFORM set_config('tidings_script.members', ARRAY(
         SELECT format('%s.%s', d.classid, d.objid) FROM pg_depend d
         WHERE d.refclassid = 'pg_extension'::regclass AND d.refobjid = ours AND d.deptype = 'e')::text, true);
 
-    -- Who had the rights of a proxy, or to make watches or rules, gets what has been added to them: not so who has all functions unasked.
+    -- Roles with the rights of a proxy, or with the right to create watches or rules, get the functions added since. Roles that
+    -- have all functions only through ALTER DEFAULT PRIVILEGES do not.
     PERFORM set_config('tidings_script.' || function, ARRAY(
         SELECT a.grantee FROM pg_proc p CROSS JOIN LATERAL aclexplode(p.proacl) a
         WHERE p.pronamespace = schema.oid AND p.proname = function AND a.grantee NOT IN (0, p.proowner)
@@ -52,8 +53,8 @@ BEGIN
         WHERE d.refclassid = 'pg_namespace'::regclass AND d.refobjid = schema.oid AND d.classid <> 'pg_extension'::regclass;
         IF intruders IS NOT NULL THEN
             RAISE EXCEPTION 'the schema tidings is not empty'
-                USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = 'There is: ' || left(intruders, 1000),
-                      HINT = 'It is the extension''s alone: others'' functions in it could be called with the extension''s rights. Move or drop what is in it.';
+                USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = 'It contains ' || left(intruders, 1000),
+                      HINT = 'The extension needs it for itself, because it could call functions of other roles in it with its own rights. Move or drop these objects.';
         END IF;
     END IF;
 END

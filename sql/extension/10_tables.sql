@@ -3,8 +3,8 @@
 -- Log and ticks have four partitions that are used in turn and emptied by TRUNCATE (see retention.rs). Writers insert into a
 -- partition of the log directly; the index on xid is the only one on their path. The relay alone writes ticks.
 --
--- This file runs at installation only. Those between it and the last one run again at an upgrade, behind what
--- sql/upgrade has for it: so they say CREATE OR REPLACE, and an upgraded database ends up with what a new one has.
+-- This file runs at installation only. The files between it and the last one also run at an upgrade, after the script in
+-- sql/upgrade. So they use CREATE OR REPLACE, and an upgraded database ends up with the same objects as a new one.
 
 CREATE TABLE tidings.log (
     slot    smallint NOT NULL,
@@ -19,7 +19,7 @@ COMMENT ON TABLE tidings.log IS 'The captured events: one row, a segment, for ea
 COMMENT ON COLUMN tidings.log.slot IS 'The partition';
 COMMENT ON COLUMN tidings.log.xid IS 'The transaction that captured the events';
 COMMENT ON COLUMN tidings.log.stamp IS 'When the segment was written: microseconds since the Unix epoch, never twice the same';
-COMMENT ON COLUMN tidings.log.ordinal IS 'The segment''s place in its transaction: the command that made the changes, and the number of events captured before';
+COMMENT ON COLUMN tidings.log.ordinal IS 'The segment''s order in its transaction: the command that made the changes, and the number of events captured before it';
 COMMENT ON COLUMN tidings.log.events IS 'How many events the segment holds';
 COMMENT ON COLUMN tidings.log.data IS 'The events, encoded; see tidings.events';
 

@@ -4,7 +4,7 @@ CREATE OR REPLACE FUNCTION tidings.capture() RETURNS trigger
 LANGUAGE c AS 'MODULE_PATHNAME', 'tidings_capture';
 
 COMMENT ON FUNCTION tidings.capture() IS
-    'Trigger function of a watch. Arguments: topic=..., and if need be event=..., payload=..., old_record=..., column=... or exclude=... (repeated)';
+    'Trigger function of a watch. Arguments: topic=..., and optionally event=..., payload=..., old_record=..., column=... or exclude=... (repeated)';
 
 CREATE OR REPLACE FUNCTION tidings.publish_text(topic text, data text, event text DEFAULT 'message') RETURNS void
 LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'publish_text_wrapper';

@@ -57,21 +57,21 @@ BEGIN
 
     row_operations := ARRAY(SELECT DISTINCT o FROM unnest(operations) o WHERE o <> 'TRUNCATE');
     IF row_operations <> '{}' THEN
-        -- A partition has the row triggers of the table that it is a part of.
+        -- A partition inherits the row triggers of its partitioned table.
         SELECT whole.tgrelid::regclass INTO other
         FROM pg_trigger t JOIN pg_trigger whole ON whole.oid = t.tgparentid
         WHERE t.tgrelid = relation AND t.tgname = 'tidings_' || name;
         IF FOUND THEN
             RAISE EXCEPTION '% is a partition of %, whose watch "%" captures its changes', relation, other, name
-                USING ERRCODE = 'duplicate_object', HINT = 'Give a watch of this partition alone another name, or end the watch of the partitioned table.';
+                USING ERRCODE = 'duplicate_object', HINT = 'Give the partition''s watch another name, or remove the watch of the partitioned table.';
         END IF;
         SELECT t.tgrelid::regclass INTO other
         FROM pg_partition_tree(relation) part JOIN pg_trigger t ON t.tgrelid = part.relid
         WHERE part.relid <> relation AND t.tgparentid = 0 AND t.tgname = 'tidings_' || name
         LIMIT 1;
         IF FOUND THEN
-            RAISE EXCEPTION '% is a partition of % and has a watch "%" of its own', other, relation, name
-                USING ERRCODE = 'duplicate_object', HINT = format('End that watch first (SELECT tidings.unwatch(%L, %L)), or give this one another name.', other, name);
+            RAISE EXCEPTION '% is a partition of % and has its own watch "%"', other, relation, name
+                USING ERRCODE = 'duplicate_object', HINT = format('Remove that watch first (SELECT tidings.unwatch(%L, %L)), or give this one another name.', other, name);
         END IF;
         statements := statements || format(
             'CREATE TRIGGER %I AFTER %s ON %s FOR EACH ROW %s EXECUTE FUNCTION tidings.capture(%s)',
@@ -93,7 +93,7 @@ $$;
 COMMENT ON FUNCTION tidings.watch_statements(regclass, text, text, jsonb, text[], text[], text[], text, text, text) IS
     'The CREATE TRIGGER statements of a watch';
 
--- No search_path is set here: the condition means what it means to the caller. So all that is named in it has its schema.
+-- No search_path is set here, because names in the condition are looked up with the caller's. So every name below has its schema.
 CREATE OR REPLACE FUNCTION tidings.watch(
     relation   regclass,
     topic      text,

@@ -38,7 +38,7 @@ EXCEPTION WHEN OTHERS THEN
 END
 $$;
 
-COMMENT ON FUNCTION tidings.is_readable(bytea) IS 'Whether a segment can be read: to find the one that an error tells of';
+COMMENT ON FUNCTION tidings.is_readable(bytea) IS 'Whether a segment can be read: to find the row that an error reports';
 
 CREATE OR REPLACE FUNCTION tidings.relay(OUT pid integer, OUT state text, OUT tick bigint, OUT ticks bigint, OUT events bigint, OUT hints bigint, OUT skipped bigint) RETURNS SETOF record
 LANGUAGE c VOLATILE ROWS 1 AS 'MODULE_PATHNAME', 'relay_wrapper';
@@ -64,32 +64,32 @@ CREATE OR REPLACE FUNCTION tidings.seen(OUT stamp bigint, OUT snapshot text, OUT
 LANGUAGE c VOLATILE ROWS 1 AS 'MODULE_PATHNAME', 'seen_wrapper';
 
 COMMENT ON FUNCTION tidings.seen() IS
-    'What the current snapshot sees, also on a standby, where pg_current_snapshot() leaves out what runs; the clock, NULL on a standby; and the number of the next transaction';
+    'The current snapshot, also on a standby, where pg_current_snapshot() omits running transactions; the clock, NULL on a standby; and the number of the next transaction';
 
 CREATE OR REPLACE FUNCTION tidings.covers(later pg_snapshot, earlier pg_snapshot) RETURNS boolean
 LANGUAGE sql IMMUTABLE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT NOT EXISTS (SELECT FROM pg_snapshot_xip(later) AS running WHERE pg_visible_in_snapshot(running, earlier))
-       -- What had not started at the later one was running at the earlier one, all of it.
+       -- Every transaction that had not started at the later snapshot must have been running at the earlier one.
        AND pg_snapshot_xmax(later)::text::bigint
            + (SELECT count(*) FROM pg_snapshot_xip(earlier) AS running WHERE running >= pg_snapshot_xmax(later))
            >= pg_snapshot_xmax(earlier)::text::bigint
 $$;
 
-COMMENT ON FUNCTION tidings.covers(pg_snapshot, pg_snapshot) IS 'Whether a snapshot sees all that another one sees';
+COMMENT ON FUNCTION tidings.covers(pg_snapshot, pg_snapshot) IS 'Whether the first snapshot sees everything that the second one sees';
 
 CREATE OR REPLACE FUNCTION tidings.listen() RETURNS text
 LANGUAGE c AS 'MODULE_PATHNAME', 'listen_wrapper';
 
 COMMENT ON FUNCTION tidings.listen() IS
-    'LISTEN to the channel that the relay notifies, and its name: unlike LISTEN it leaves the name in no statement that others see';
+    'Executes LISTEN on the relay''s channel and returns its name; unlike a LISTEN statement, it shows the name to nobody else';
 
 CREATE OR REPLACE FUNCTION tidings.rotate_channel() RETURNS void
 LANGUAGE c AS 'MODULE_PATHNAME', 'rotate_channel_wrapper';
 
 COMMENT ON FUNCTION tidings.rotate_channel() IS
-    'Gives the channel another name. Who listens by tidings.listen(), as the proxies do, is told and misses nothing';
+    'Gives the channel a new name. Sessions that use tidings.listen(), as the proxies do, are notified and miss nothing';
 
 CREATE OR REPLACE FUNCTION tidings.position() RETURNS text
 LANGUAGE sql STABLE SECURITY DEFINER
@@ -100,7 +100,7 @@ SET jit = off
 AS $$
     SELECT newest.tick || ':' || coalesce(
                s.stamp,
-               -- A standby's own clock says nothing about ticks. What was stamped last of all it sees is of the primary's present life.
+               -- A standby's own clock is unrelated to ticks. The newest stamp that it sees was made since the primary's last start.
                greatest(newest.tick, (SELECT l.stamp FROM tidings.log l ORDER BY l.xid DESC LIMIT 1)))
            || ':' || s.snapshot
     FROM tidings.seen() s, (SELECT t.tick FROM tidings.tick t ORDER BY t.tick DESC LIMIT 1) newest
@@ -150,7 +150,7 @@ DECLARE
 BEGIN
     IF after < oldest OR (after = oldest AND n < 4294967295) THEN
         RAISE EXCEPTION 'the position is older than what is retained'
-            USING ERRCODE = 'TI001', HINT = 'Read the data anew and go on from tidings.position(). tidings.retention sets how long events are kept.';
+            USING ERRCODE = 'TI001', HINT = 'Read the data again and continue from tidings.position(). tidings.retention sets how long events are kept.';
     END IF;
 END
 $$;
@@ -164,7 +164,7 @@ SET enable_seqscan = off
 SET enable_bitmapscan = off
 SET jit = off
 AS $$
-    -- The start of the log is known although its row has gone.
+    -- The start of the log is known although its row is gone.
     WITH start AS (SELECT t.previous FROM tidings.tick t ORDER BY t.tick LIMIT 1)
     SELECT CASE
         WHEN $1 = start.previous OR EXISTS (SELECT FROM tidings.tick t WHERE t.tick = $1) THEN $1
@@ -174,7 +174,7 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION tidings.known_tick(bigint) IS
-    'The same tick if the log knows it, else the greatest one below: the log has lost it in a failover or a restore';
+    'The same tick if the log has it, otherwise the greatest tick below it: a failover or a restore has lost this one';
 
 CREATE OR REPLACE FUNCTION tidings.locate(after text) RETURNS text
 LANGUAGE plpgsql VOLATILE STRICT SECURITY DEFINER
@@ -204,7 +204,7 @@ BEGIN
     IF place.snapshot IS NOT NULL THEN
         seen := place.snapshot::pg_snapshot;
         SELECT s.snapshot::pg_snapshot AS snapshot, s.next INTO here FROM tidings.seen() s;
-        -- A standby may see what the primary does not show yet, and be behind what another server shows.
+        -- A standby may see commits before the primary shows them, and may lag behind another server.
         IF (NOT tidings.covers(here.snapshot, seen) OR EXISTS (
                 SELECT FROM (
                     SELECT l.xid FROM tidings.log l WHERE l.xid >= pg_snapshot_xmax(newest.until) AND l.xid < pg_snapshot_xmax(seen)
@@ -212,7 +212,7 @@ BEGIN
                     SELECT l.xid FROM tidings.log l WHERE l.xid = ANY (ARRAY(SELECT pg_snapshot_xip(newest.until)))
                 ) unticked
                 WHERE pg_visible_in_snapshot(unticked.xid, seen)))
-           -- What it saw means nothing any more if the server's life has ended since (tick.rs).
+           -- The snapshot is ignored if the server has restarted since (end_former_life in tick.rs).
            AND NOT EXISTS (SELECT FROM tidings.tick t WHERE t.tick > greatest(place.tick, place.stamp) AND t.used & 16384 <> 0) THEN
             IF pg_snapshot_xmax(seen)::text::bigint > here.next AND place.stamp < newest.tick AND NOT pg_is_in_recovery() THEN
                 RETURN known::text;
@@ -225,7 +225,7 @@ END
 $$;
 
 COMMENT ON FUNCTION tidings.locate(text) IS
-    'Where to read on from a position: the same, or the greatest known tick at or below it where what it saw was lost; NULL while something that it saw is in no tick here';
+    'Where to continue from a position: the same position; the greatest known tick at or below it, if what it saw was lost; NULL while something that it saw is not in a tick here yet';
 
 CREATE OR REPLACE FUNCTION tidings.segments(
     after text, max_bytes integer DEFAULT 1048576,
@@ -278,8 +278,8 @@ SET enable_seqscan = off
 SET enable_bitmapscan = off
 SET jit = off
 AS $$
-    -- What has ended and has written nothing that is still to be read matters no more; nor does what has not begun, but on a standby,
-    -- which may be behind.
+    -- A transaction that has ended and has no events left to read no longer matters. Neither does one that has not begun,
+    -- except on a standby, which may lag behind.
     SELECT pg_snapshot_xmin(snapshot) || ':' || pg_snapshot_xmax(snapshot) || ':' || coalesce(string_agg(running.xid::text, ',' ORDER BY running.xid), '')
     FROM pg_snapshot_xip(snapshot) AS running (xid)
     CROSS JOIN (SELECT s.snapshot::pg_snapshot AS sees, s.next FROM tidings.seen() s) here
@@ -290,7 +290,7 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION tidings.remaining_snapshot(pg_snapshot, pg_snapshot) IS
-    'A snapshot without those of its running transactions that have no events behind what the second one sees, and will have none';
+    'The first snapshot without those of its running transactions that have no events which the second one does not see, and never will';
 
 CREATE OR REPLACE FUNCTION tidings.scan(
     after text, topics text[], max_rows integer, max_bytes integer, lost_too boolean,
@@ -305,7 +305,7 @@ AS $$
 DECLARE
     place   record;
     known   bigint;
-    -- What a position here has behind its tick and number while a snapshot divides the ticks.
+    -- What follows the tick and number of a position while its reader knows only a part of each tick's events.
     suffix  text := '';
     seen    pg_snapshot;
     t       record;
@@ -313,7 +313,7 @@ DECLARE
     reach   integer;
     got     integer;
     found_n integer := 0;
-    -- Reading a tick takes about as long as decoding so many bytes, and so does a segment. What may still be read in this call:
+    -- What reading a tick, or a segment, costs beside its bytes, in bytes decoded. "room" is what this call may still read.
     tick_cost    CONSTANT integer := 16384;
     segment_cost CONSTANT integer := 512;
     room    bigint := coalesce(max_bytes, 9223372036854775807);
@@ -327,8 +327,8 @@ BEGIN
     IF known <> place.tick THEN
         -- A standby may not have come so far.
         IF NOT (lost_too OR pg_is_in_recovery()) THEN
-            RAISE EXCEPTION 'the position is one of a tick that is not in the log'
-                USING ERRCODE = 'TI002', HINT = 'It was lost in a failover or a restore. Read the data anew and go on from tidings.position().';
+            RAISE EXCEPTION 'the tick of the position is not in the log'
+                USING ERRCODE = 'TI002', HINT = 'It was lost in a failover or a restore. Read the data again and continue from tidings.position().';
         END IF;
         place.tick := known;
         place.n := 4294967295;
@@ -352,7 +352,7 @@ BEGIN
     LOOP
         more := room <= 0;
         EXIT WHEN more;
-        -- A snapshot divides the ticks up to the first one that begins with all it saw: its reader knows a part of their events.
+        -- A reader with a snapshot knows a part of each tick's events, until the first tick that begins with everything the snapshot saw.
         IF seen IS NOT NULL AND tidings.covers(t.since, seen) THEN
             seen := NULL;
             suffix := '';
@@ -366,7 +366,7 @@ BEGIN
                 SELECT l.data FROM tidings.log l WHERE l.xid = ANY (ARRAY(SELECT pg_snapshot_xip(t.since)))
             ) s;
             IF bytes > room THEN
-                -- Only as far as there is room, but for one segment at least; no limit if that is all.
+                -- Reads as far as there is room, but at least one segment; NULL, so no limit, if that is the whole tick.
                 SELECT min(s.first) FILTER (WHERE s.bytes_before >= greatest(room, 1)) INTO reach
                 FROM (
                     SELECT w.first, sum(octet_length(w.data) + segment_cost) OVER (ROWS UNBOUNDED PRECEDING)
@@ -399,7 +399,7 @@ BEGIN
             more := true;
             EXIT ticks;
         END IF;
-        -- Behind the end of a life of the server (tick.rs) transactions may have numbers that lost ones had before.
+        -- After a restart of the server (tick.rs), transactions may reuse the numbers of lost ones.
         IF t.used & 16384 <> 0 AND t.tick > place.stamp THEN
             seen := NULL;
             suffix := '';
@@ -412,7 +412,7 @@ END
 $$;
 
 COMMENT ON FUNCTION tidings.scan(text, text[], integer, integer, boolean) IS
-    'The events behind a position, of about max_bytes of the log, and then a row without a topic: where to go on, if not behind the last of max_rows, and whether there is more; fails with TI002 if its tick was lost, unless lost_too; for the proxy';
+    'For the proxy: the events after a position in about max_bytes of the log. The last row has no topic: it says where to continue (NULL: after the last of max_rows events) and whether there is more. Fails with TI002 if the position''s tick was lost, unless lost_too';
 
 CREATE OR REPLACE FUNCTION tidings.changes(
     after text, topics text[] DEFAULT NULL, max_rows integer DEFAULT 1000,

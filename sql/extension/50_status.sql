@@ -22,7 +22,7 @@ LEFT JOIN (SELECT k.tick, k.until FROM tidings.tick k ORDER BY k.tick DESC LIMIT
 
 COMMENT ON VIEW tidings.status IS 'The relay, its lag and counters, and the size of the log';
 COMMENT ON COLUMN tidings.status.relay_pid IS 'The relay''s process id, NULL while none runs';
-COMMENT ON COLUMN tidings.status.relay_state IS 'wanted, starting, running; standby on one, unknown before the launcher has looked, no place if too many databases of the server have the extension';
+COMMENT ON COLUMN tidings.status.relay_state IS 'wanted, starting, running; standby on a standby; unknown before the launcher has checked; no place if too many databases of the server have the extension';
 COMMENT ON COLUMN tidings.status.last_tick IS 'The number of the last tick, in microseconds since the Unix epoch';
 COMMENT ON COLUMN tidings.status.last_tick_at IS 'The same as a time';
 COMMENT ON COLUMN tidings.status.waiting_since IS 'Since when the oldest event that is committed waits for its tick; NULL if none does';
@@ -33,7 +33,7 @@ COMMENT ON COLUMN tidings.status.skipped IS 'Changes that made no valid topic';
 COMMENT ON COLUMN tidings.status.log_bytes IS 'What log and ticks take on the disk, indexes included';
 COMMENT ON COLUMN tidings.status.oldest_position IS 'The start of what is retained: positions before it cannot be served';
 COMMENT ON COLUMN tidings.status.retention IS 'tidings.retention';
-COMMENT ON COLUMN tidings.status.clock_ahead IS 'How far the ticks'' numbers are ahead of the server''s clock: it was ahead by as much once, and was put back';
+COMMENT ON COLUMN tidings.status.clock_ahead IS 'How far the ticks'' numbers are ahead of the server''s clock, which was once ahead by that much and was then set back';
 COMMENT ON COLUMN tidings.status.notify_queue_usage IS 'How full the queue of notifications is, from 0 to 1';
 
 CREATE OR REPLACE FUNCTION tidings.report(proxy text, topics text[], subscribers integer[], lease interval DEFAULT '30 seconds') RETURNS void

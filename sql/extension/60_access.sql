@@ -46,7 +46,7 @@ END
 $$;
 
 COMMENT ON FUNCTION tidings.plan_rule(text, text) IS
-    'Fails if a rule''s query would: it is planned with this search_path and with empty claims, and not run';
+    'Plans a rule''s query with this search_path and with empty claims, without running it; fails if the query is invalid';
 
 CREATE OR REPLACE FUNCTION tidings.others_who_create(schemas name[]) RETURNS name[]
 LANGUAGE sql STABLE STRICT
@@ -56,13 +56,13 @@ AS $$
     FROM pg_namespace s
     WHERE s.nspname = ANY (schemas) AND s.nspname <> 'pg_catalog' AND (
         has_schema_privilege('public', s.oid, 'CREATE')
-        -- Members of pg_database_owner are found by themselves: who owns the database has its rights.
+        -- pg_database_owner is left out: its only member, the database's owner, is found directly.
         OR EXISTS (SELECT FROM pg_roles r WHERE NOT r.rolsuper AND r.rolname <> 'pg_database_owner'
             AND has_schema_privilege(r.oid, s.oid, 'CREATE') AND NOT pg_has_role(r.oid, current_user, 'MEMBER')))
 $$;
 
 COMMENT ON FUNCTION tidings.others_who_create(name[]) IS
-    'Those of the schemas in which others than superusers and the current role may create objects';
+    'Those of the schemas in which roles other than superusers and the current role may create objects';
 
 CREATE OR REPLACE FUNCTION tidings.keep_rule(topic text, using_query text, schemas name[]) RETURNS void
 LANGUAGE plpgsql STRICT
@@ -74,12 +74,12 @@ DECLARE
     path   text := 'pg_catalog, pg_temp';
     writable text[];
 BEGIN
-    -- Whatever is wrong with the query is an error now, not at the first subscription. A query that needs nobody's schemas gets
-    -- none: then there is nothing that somebody could shadow.
+    -- An invalid query fails now, not at the first subscription. A query that needs no other schema gets none in its path, so
+    -- that nobody can shadow its names.
     BEGIN
         PERFORM tidings.plan_rule(query, path);
     EXCEPTION WHEN OTHERS THEN
-        -- The schemas that the session's path names by now. Temporary objects come last, where they shadow nothing.
+        -- The schemas that the session's path resolves to now. Temporary objects come last, where they shadow nothing.
         SELECT coalesce(string_agg(quote_ident(s.name), ', ' ORDER BY s.n) || ', pg_temp', 'pg_temp') INTO path
             FROM unnest(schemas) WITH ORDINALITY AS s (name, n) WHERE NOT starts_with(s.name::text, 'pg_temp_');
         PERFORM tidings.plan_rule(query, path);
@@ -87,7 +87,7 @@ BEGIN
         IF writable <> '{}' THEN
             RAISE WARNING 'the rule for "%" looks up names in schemas where others may create objects: %',
                 topic, array_to_string(writable, ', ')
-                USING HINT = 'They can shadow what the query names. Write each name with its schema, as in public.boards or OPERATOR(public.=), or revoke CREATE on the schema.';
+                USING HINT = 'Such objects can shadow names in the query. Write each name with its schema, as in public.boards or OPERATOR(public.=), or revoke CREATE on the schema.';
         END IF;
     END;
     INSERT INTO tidings.rule AS r VALUES (topic, using_query, path)
@@ -97,13 +97,13 @@ END
 $$;
 
 COMMENT ON FUNCTION tidings.keep_rule(text, text, name[]) IS
-    'Checks a rule and stores it; the schemas are where its names are looked up if pg_catalog alone will not do';
+    'Checks a rule and stores it; if pg_catalog is not enough, its names are looked up in these schemas';
 
 CREATE OR REPLACE FUNCTION tidings.allow(topic text, using_query text) RETURNS void
 LANGUAGE plpgsql STRICT
 AS $$
 BEGIN
-    -- With the caller's search_path, which is asked for and not relied on.
+    -- Reads the caller's search_path, but does not depend on it.
     PERFORM tidings.keep_rule(topic, using_query, pg_catalog.current_schemas(false));
 END
 $$;
@@ -128,7 +128,7 @@ CREATE OR REPLACE FUNCTION tidings.ask_rule(role oid, claims text, query text, h
 LANGUAGE c STRICT VOLATILE AS 'MODULE_PATHNAME', 'ask_rule_wrapper';
 
 COMMENT ON FUNCTION tidings.ask_rule(oid, text, text, text[], text) IS
-    'Why a rule does not let the role in, NULL if it does. Its query runs as the role, read-only, in a subtransaction that is rolled back, and cannot leave the role';
+    'Why a rule denies access to the role, NULL if it allows access. Its query runs as the role, read-only, in a subtransaction that is rolled back, and cannot leave the role';
 
 CREATE OR REPLACE FUNCTION tidings.no_subscriber(role_claim text) RETURNS text
 LANGUAGE sql STABLE
@@ -138,17 +138,17 @@ AS $$
         WHEN role_claim IS NULL THEN 'the claims name no role'
         WHEN role_claim = session_user THEN 'the role is the proxy''s own'
         WHEN NOT EXISTS (SELECT FROM pg_roles r WHERE r.rolname = role_claim AND NOT r.rolsuper) THEN 'there is no such role for subscribers'
-        -- Those that proxies listen with: one proxy may have two logins, and there may be others.
+        -- The logins with which proxies listen: a proxy may have two logins, and there may be several proxies.
         WHEN has_function_privilege(role_claim, 'tidings.channel()', 'EXECUTE') THEN 'the role is a proxy''s own'
         WHEN NOT pg_has_role(session_user, role_claim,
             CASE WHEN current_setting('server_version_num')::integer < 160000 THEN 'MEMBER' ELSE 'SET' END) THEN 'the proxy may not take the role'
     END
 $$;
 
-COMMENT ON FUNCTION tidings.no_subscriber(text) IS 'Why the login role may not ask for a role; NULL if it may';
+COMMENT ON FUNCTION tidings.no_subscriber(text) IS 'Why the login role may not check access for a role; NULL if it may';
 
--- It reads the rules, and so runs as the extension's owner; what it answers of them is yes or no. The rules themselves run as the
--- subscriber.
+-- It reads the rules, so it runs as the extension's owner, but reveals only whether access is allowed. The rules themselves run as
+-- the subscriber.
 CREATE OR REPLACE FUNCTION tidings.check_subscription(claims jsonb, topics text[], OUT topic text, OUT allowed boolean, OUT reason text) RETURNS SETOF record
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp

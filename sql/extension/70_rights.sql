@@ -1,4 +1,4 @@
--- Rights: nothing for anybody, but what a proxy, an application or whoever runs the migrations needs, for those who are named.
+-- Rights: nobody has any, except the named roles of proxies, applications and migrations, which get only what they need.
 
 CREATE OR REPLACE FUNCTION tidings.grant_functions(role regrole, functions regprocedure[]) RETURNS void
 LANGUAGE plpgsql STRICT
@@ -14,7 +14,7 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION tidings.grant_functions(regrole, regprocedure[]) IS 'Grants functions to a role, and the way to them';
+COMMENT ON FUNCTION tidings.grant_functions(regrole, regprocedure[]) IS 'Grants functions, and USAGE on their schema, to a role';
 
 CREATE OR REPLACE FUNCTION tidings.grant_proxy(role regrole) RETURNS void
 LANGUAGE plpgsql STRICT
@@ -45,7 +45,7 @@ END
 $$;
 
 COMMENT ON FUNCTION tidings.grant_gate(regrole) IS
-    'Grants a login role with which a proxy only checks access what it needs, and nothing more: it can''t read events';
+    'Grants what a login role needs that a proxy uses only to check access, and nothing more: it can''t read events';
 
 CREATE OR REPLACE FUNCTION tidings.grant_app(role regrole) RETURNS void
 LANGUAGE plpgsql STRICT
@@ -58,9 +58,9 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION tidings.grant_app(regrole) IS 'Grants an application''s role what it needs: to publish to any topic, and positions';
+COMMENT ON FUNCTION tidings.grant_app(regrole) IS 'Grants what an application''s role needs: to publish to any topic, and to read positions';
 
--- What tidings.watch() calls is called with the caller's rights.
+-- tidings.watch() runs with the caller's rights, so the caller needs the functions that it calls.
 CREATE OR REPLACE FUNCTION tidings.grant_watch(role regrole) RETURNS void
 LANGUAGE plpgsql STRICT
 SET search_path = pg_catalog, pg_temp
@@ -74,9 +74,9 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION tidings.grant_watch(regrole) IS 'The part of grant_manager() that is about watches';
+COMMENT ON FUNCTION tidings.grant_watch(regrole) IS 'The part of grant_manager() for watches';
 
--- So is what tidings.allow() calls.
+-- The same holds for tidings.allow().
 CREATE OR REPLACE FUNCTION tidings.grant_rules(role regrole) RETURNS void
 LANGUAGE plpgsql STRICT
 SET search_path = pg_catalog, pg_temp
@@ -89,7 +89,7 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION tidings.grant_rules(regrole) IS 'The part of grant_manager() that is about making rules';
+COMMENT ON FUNCTION tidings.grant_rules(regrole) IS 'The part of grant_manager() for creating rules';
 
 CREATE OR REPLACE FUNCTION tidings.grant_manager(role regrole) RETURNS void
 LANGUAGE plpgsql STRICT
@@ -106,15 +106,16 @@ END
 $$;
 
 COMMENT ON FUNCTION tidings.grant_manager(regrole) IS
-    'Grants the role that migrations run as what it needs: that of an application, watches of its own tables, rules, and the views of both';
+    'Grants what the role of migrations needs: the rights of an application, watches on its own tables, rules, and the views of both';
 
 CREATE OR REPLACE FUNCTION tidings.installed() RETURNS void
 LANGUAGE c AS 'MODULE_PATHNAME', 'installed_wrapper';
 
 COMMENT ON FUNCTION tidings.installed() IS 'Called once by the install script: the relay starts when the transaction commits';
 
--- What is new has what ALTER DEFAULT PRIVILEGES gives unasked. That goes, and so does of older objects what PUBLIC has, what those
--- defaults would give, and all on the tables that hold events and the channel's name. What was granted on purpose stays.
+-- New objects have the rights that ALTER DEFAULT PRIVILEGES grants: these are revoked. On older objects this revokes the rights of
+-- PUBLIC, the rights that those defaults would grant, and all rights on the tables that hold events and the channel's name.
+-- Explicit grants stay.
 DO $$
 DECLARE
     unasked record;
@@ -153,7 +154,7 @@ BEGIN
             CASE unasked.grantee WHEN 0 THEN 'PUBLIC' ELSE unasked.grantee::regrole::text END);
     END LOOP;
 
-    -- Before an upgrade they had less, but all that there was.
+    -- Before the upgrade these roles had all functions that existed then.
     FOREACH role IN ARRAY current_setting('tidings_script.report')::regrole[] LOOP
         PERFORM tidings.grant_proxy(role);
     END LOOP;
@@ -164,7 +165,7 @@ BEGIN
         PERFORM tidings.grant_rules(role);
     END LOOP;
 
-    -- What others have is no part of the extension: a dump must carry it. PostgreSQL 17 and later also note who has it.
+    -- Rights of other roles are not part of the extension, so a dump must include them. PostgreSQL 17 and later also record the grantees.
     UPDATE pg_init_privs i SET initprivs = ARRAY(
         SELECT item FROM unnest(i.initprivs) item
         WHERE EXISTS (SELECT FROM aclexplode(ARRAY[item]) a WHERE a.grantee = a.grantor))

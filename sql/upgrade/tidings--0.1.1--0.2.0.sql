@@ -1,6 +1,6 @@
 -- From 0.1.1 to 0.2.0: run by ALTER EXTENSION tidings UPDATE, after a restart with the new library.
 
--- Proxies no longer call it: the check of a subscription reads the rules for them.
+-- Proxies no longer call this function: check_subscription() reads the rules for them.
 DO $$
 DECLARE
     grantee regrole;
@@ -14,4 +14,4 @@ BEGIN
 END
 $$;
 
-COMMENT ON COLUMN tidings.log.ordinal IS 'The segment''s place in its transaction: the command that made the changes, and the number of events captured before';
+COMMENT ON COLUMN tidings.log.ordinal IS 'The segment''s order in its transaction: the command that made the changes, and the number of events captured before it';
