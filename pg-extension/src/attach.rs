@@ -47,10 +47,10 @@ fn check_attached(whole: pg_sys::Oid, part: pg_sys::Oid) {
         errors::raise(
             PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT,
             format!(
-                "both tables have a watch \"{}\", and a partition has those of the table that it is a part of",
+                "both tables have a watch \"{}\", and a partition inherits the watches of its partitioned table",
                 name.strip_prefix("tidings_").unwrap_or(&name)
             ),
-            "End the watch of the table that is to be attached: SELECT tidings.unwatch('…'). Or give it another name, if its changes are to make two events.",
+            "Remove the watch of the table to attach: SELECT tidings.unwatch('…'). Or give it another name if its changes should make two events.",
         );
     }
 }

@@ -142,7 +142,7 @@ pub fn warn_skipped(detail: &str) {
 /// Warns, once a transaction, of a value that is sent as something else.
 pub fn warn_of_value(detail: &str) {
     if !BUFFER.with_borrow_mut(|buffer| std::mem::replace(&mut buffer.warned_of_value, true)) {
-        errors::warn("tidings: a value is not announced as it is", detail);
+        errors::warn("tidings: a value is sent in another form", detail);
     }
 }
 

@@ -168,7 +168,7 @@ fn emit(
     let problem =
         written.map_or_else(|error| Some(error.to_string()), |_| check_name(&topic).err().map(|e| e.to_string()));
     if let Some(problem) = problem {
-        buffer::warn_skipped(&format!("The topic that its watch makes cannot be used: {problem}."));
+        buffer::warn_skipped(&format!("The topic that the watch makes is not valid: {problem}."));
         return;
     }
     let mut outline = watch.outline(operation);

@@ -140,7 +140,7 @@ impl WatchError {
             Self::Event(..) => BAD_EVENT_HINT,
             Self::Own => "Each event would make another one. Watch a table of your own.",
             Self::Column(_) => {
-                "Name a column that the table has. To rename or drop one that a watch names, end the watch first and watch anew."
+                "Name a column that the table has. To rename or drop a column that a watch names, remove the watch first and create it again."
             }
             Self::Virtual(_) => "Make the column STORED, or leave it out.",
             Self::ColumnsAndExclude => "Name the columns to capture, or those to leave out.",

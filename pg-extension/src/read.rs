@@ -28,7 +28,7 @@ fn decode<'a>(
             errors::raise(
                 PgSqlErrorCode::ERRCODE_DATA_CORRUPTED,
                 format!("a row of tidings.log cannot be read: {error}"),
-                "Find it by SELECT tableoid::regclass, xid, stamp FROM tidings.log WHERE NOT tidings.is_readable(data).",
+                "Find it with SELECT tableoid::regclass, xid, stamp FROM tidings.log WHERE NOT tidings.is_readable(data).",
             )
         })?;
         Some((n, event.topic, event.event, event.payload.into_owned()))
@@ -76,7 +76,7 @@ fn seen() -> TableIterator<'static, (name!(stamp, Option<i64>), name!(snapshot, 
         errors::raise(
             PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
             "too many transactions are running for a position",
-            "Try again when there are fewer.",
+            "Try again when fewer transactions are running.",
         );
     }
     let stamp = if snapshot::is_of_recovery() {
@@ -141,8 +141,8 @@ fn installed() {
     if shared::claim(unsafe { pg_sys::MyDatabaseId }).is_none() {
         errors::raise(
             PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
-            format!("{} databases of this server have the extension tidings already", shared::MAX_DATABASES),
-            "It can serve no more. Drop the extension where it is not needed.",
+            format!("{} databases of this server already have the extension tidings", shared::MAX_DATABASES),
+            "This is the maximum. Drop the extension where it is not needed.",
         );
     }
     buffer::installed_after_commit();

@@ -46,7 +46,7 @@ pub extern "C-unwind" fn tidings_relay_main(database: pg_sys::Datum) {
         ticker.end_former_life();
         db.divided.store(true, SeqCst);
     }
-    log!("tidings: relay started behind tick {}", ticker.last);
+    log!("tidings: relay started after tick {}", ticker.last);
     run(db, extension, ticker);
     log!("tidings: relay ended");
 }

@@ -156,7 +156,7 @@ fn lock_all(watched: &[pg_sys::Oid], own: &[pg_sys::Oid]) {
             errors::raise(
                 PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
                 "canceling statement due to lock timeout",
-                "Watched tables are in use; end the watches one by one with tidings.unwatch().",
+                "Watched tables are in use. Remove the watches one by one with tidings.unwatch().",
             );
         }
     }

@@ -47,7 +47,7 @@ fn c_string(text: &str) -> CString {
         errors::raise(
             PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
             "a text with a NUL",
-            "No text of Postgres has one.",
+            "A text in Postgres can't contain a NUL.",
         )
     })
 }

@@ -67,7 +67,7 @@ pub struct TooLong;
 pub enum NoText {
     #[error("it is too long")]
     TooLong,
-    #[error("the output function of a column's type fails")]
+    #[error("the output function of a column's type failed")]
     Fails,
 }
 
@@ -317,14 +317,14 @@ impl Writer {
                 Err(PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED) => return Err(TooLong),
                 Err(_) => out.truncate(before),
             }
-            buffer::warn_of_value("A cast to json fails or gives no JSON, so its value is sent as text.");
+            buffer::warn_of_value("A cast to json failed or did not return JSON, so the value is sent as text.");
         }
         match user_code::run(|| as_text(out)) {
             Ok(()) => return Ok(()),
             Err(PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED) => return Err(TooLong),
             Err(_) => out.truncate(before),
         }
-        buffer::warn_of_value("The output function of a type fails, so its value is sent as null.");
+        buffer::warn_of_value("The output function of a type failed, so the value is sent as null.");
         Ok(())
     }
 

@@ -61,7 +61,7 @@ pub enum NoTopic {
     #[error(transparent)]
     Ambiguous(#[from] Ambiguous),
     /// The watch was made by an older version.
-    #[error("no text separates two columns in it, so watch the table anew")]
+    #[error("no text separates two of its columns: create the watch again")]
     Adjacent,
 }
 

@@ -273,7 +273,7 @@ impl Guard {
                 stream.topics.iter().map(refuse).collect()
             }
             Err(error) => {
-                tracing::warn!(%error, "subscription not checked again");
+                tracing::warn!(%error, "a subscription could not be checked again");
                 return;
             }
         };

@@ -146,7 +146,7 @@ impl Channels {
     /// Says that notifications of a channel were dropped here: its clients are told to read their data again.
     pub fn lost(&self, name: &str) {
         if let Some(channel) = self.inner.lock().get(name) {
-            tracing::debug!(channel = name, "notifications were dropped: more came at once than may wait");
+            tracing::debug!(channel = name, "notifications were dropped because too many were waiting");
             self.metrics.resets_channel.add(channel.subscribers.len() as u64);
             self.send(channel, &Frame::message(Some("reset"), r#"{"reason":"overflow"}"#));
         }

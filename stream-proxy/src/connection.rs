@@ -84,13 +84,13 @@ pub enum BadUrl {
     #[error("neither a URL (postgresql://user@host/database) nor a connection string (host=… dbname=…)")]
     Syntax,
     /// A parameter that libpq doesn't know either.
-    #[error("unknown parameter {0:?}: leave it out (some tools take parameters of their own, such as Prisma's schema)")]
+    #[error("unknown parameter {0:?}: remove it (some tools have their own parameters, such as Prisma's schema)")]
     Unknown(String),
     /// A parameter that the proxy can't follow.
     #[error("the parameter {0:?} is not supported")]
     Unsupported(&'static str),
     /// A value that a parameter doesn't have, or that the proxy can't follow.
-    #[error("the parameter {0:?} has a value that is not supported; there are {1}")]
+    #[error("the value of the parameter {0:?} is not supported; supported are {1}")]
     Value(&'static str, &'static str),
     /// A parameter of TLS where there is none.
     #[error(
@@ -98,7 +98,7 @@ pub enum BadUrl {
     )]
     NeedsTls(&'static str),
     /// A certificate without its key, or the other way round.
-    #[error("sslcert and sslkey belong together")]
+    #[error("sslcert and sslkey must be given together")]
     Half,
     /// TLS can't be had as it is asked for.
     #[error(transparent)]

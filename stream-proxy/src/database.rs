@@ -34,7 +34,7 @@ pub enum DatabaseError {
     #[error("the position is older than what is retained")]
     Expired,
     /// The position is one of a tick that the log does not have.
-    #[error("the position is one of a tick that was lost")]
+    #[error("the tick of the position was lost")]
     Lost,
     /// Postgres, or the way to it, says no.
     #[error("{}", describe(.0))]

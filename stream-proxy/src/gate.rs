@@ -113,7 +113,7 @@ impl Gate {
         place: Option<OwnedSemaphorePermit>,
     ) -> Verdict {
         if has_nul(&claims) {
-            let reason: Arc<str> = "the claims hold a NUL, which the database cannot take".into();
+            let reason: Arc<str> = "the claims contain a NUL, which the database does not accept".into();
             let refuse = |topic: &Arc<str>| Refusal { topic: topic.clone(), reason: reason.clone() };
             return Ok(topics.iter().map(refuse).collect());
         }

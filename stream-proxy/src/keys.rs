@@ -48,13 +48,13 @@ pub enum KeyError {
     #[error("{} is longer than {MAX_FILE} bytes", .0.display())]
     TooLong(PathBuf),
     /// The secret could be guessed.
-    #[error("{} holds a secret of less than {MIN_SECRET} bytes", .0.display())]
+    #[error("{} contains a secret of less than {MIN_SECRET} bytes", .0.display())]
     Short(PathBuf),
     /// The file is no key set.
     #[error("{} is not a JSON Web Key Set", .0.display())]
     Malformed(PathBuf),
     /// None of the keys can verify a signature by RS256, ES256, EdDSA or HS256.
-    #[error("{} holds no key for RS256, ES256, EdDSA or HS256{}", file.display(), listed(.passed_over))]
+    #[error("{} contains no key for RS256, ES256, EdDSA or HS256{}", file.display(), listed(.passed_over))]
     Empty {
         /// Which.
         file: PathBuf,
@@ -137,7 +137,7 @@ impl Key {
     fn of(entry: &Value) -> Result<Self, &'static str> {
         // Typed JSON says what is missing in words that hold what is there instead: they are not repeated.
         let jwk: Jwk = serde_json::from_value(entry.clone())
-            .map_err(|_| "of a kind that is not known, or without what its kind needs")?;
+            .map_err(|_| "its kind is unknown, or it lacks what its kind needs")?;
         let algorithm = algorithm_of(&jwk.algorithm)?;
         let key = DecodingKey::from_jwk(&jwk).map_err(|_| "not in base64url")?;
         check_size(algorithm, &jwk.algorithm, &key)?;
@@ -147,16 +147,16 @@ impl Key {
             Some(KeyAlgorithm::ES256) => Algorithm::ES256,
             Some(KeyAlgorithm::EdDSA) => Algorithm::EdDSA,
             Some(KeyAlgorithm::HS256) => Algorithm::HS256,
-            Some(_) => return Err("for an algorithm that is not served"),
+            Some(_) => return Err("its algorithm is not supported"),
         };
         if named != algorithm {
-            return Err("for an algorithm that is not its kind's");
+            return Err("its algorithm does not fit its kind");
         }
         if !matches!(jwk.common.public_key_use, None | Some(PublicKeyUse::Signature)) {
             return Err("its use is not sig");
         }
         if jwk.common.key_operations.is_some_and(|operations| !operations.contains(&KeyOperations::Verify)) {
-            return Err("its key_ops are without verify");
+            return Err("its key_ops lack verify");
         }
         Ok(Self { id: jwk.common.key_id, algorithm, key })
     }
@@ -175,7 +175,7 @@ fn algorithm_of(parameters: &AlgorithmParameters) -> Result<Algorithm, &'static 
         AlgorithmParameters::OctetKeyPair(key) if key.curve == EllipticCurve::Ed25519 => Ok(Algorithm::EdDSA),
         AlgorithmParameters::OctetKey(_) => Ok(Algorithm::HS256),
         AlgorithmParameters::EllipticCurve(_) | AlgorithmParameters::OctetKeyPair(_) => {
-            Err("on a curve that is not served")
+            Err("its curve is not supported")
         }
     }
 }

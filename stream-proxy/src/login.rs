@@ -16,12 +16,12 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Why nobody is let in, for the log.
 pub const TOO_POWERFUL: &str =
-    "a database role of the proxy is a superuser or can become one: give it one with tidings.grant_proxy()";
+    "a database role of the proxy is a superuser or can become one: give the proxy its own role with tidings.grant_proxy()";
 
 /// A role of the proxy that can become what it must not be.
 #[derive(Debug, thiserror::Error)]
-#[error("the proxy's database role {login} {is} {role}, which is a superuser or as good as one: give the proxy a role of its own with \
-         tidings.grant_proxy(), and make it a member of the roles that tokens name, and of no others", is = if login == role { "is" } else { "can become" })]
+#[error("the proxy's database role {login} {is} {role}, which is a superuser or as good as one: give the proxy its own role with \
+         tidings.grant_proxy(), and make it a member only of the roles that tokens name", is = if login == role { "is" } else { "can become" })]
 pub struct TooPowerful {
     login: String,
     role: String,
@@ -76,7 +76,7 @@ impl Logins {
                     Ok(None) => break,
                     Ok(Some(login)) => return login,
                     Err(error) => {
-                        tracing::debug!(%error, "the rights of the proxy's role can't be looked at yet");
+                        tracing::debug!(%error, "the rights of the proxy's role can't be checked yet");
                         sleep(RETRY_AFTER).await;
                     }
                 }
@@ -98,7 +98,7 @@ async fn look(database: &Database, metrics: &Arc<Metrics>) -> Result<Option<TooP
         tracing::warn!(
             login,
             roles,
-            "the proxy's database role has the rights of these roles by itself: make it NOINHERIT, or grant them WITH INHERIT FALSE"
+            "the proxy's database role inherits the rights of these roles: make it NOINHERIT, or grant them WITH INHERIT FALSE"
         );
     }
     Ok(None)

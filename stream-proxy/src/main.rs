@@ -42,7 +42,7 @@ fn main() -> ExitCode {
         if let Some(host) = database.tells_a_password_in_the_clear() {
             tracing::warn!(
                 host,
-                "the connection to Postgres is in plain text: say sslmode=verify-full, or the password and all events can be read on the way"
+                "the connection to Postgres is in plain text, so others can read the password and all events: set sslmode=verify-full"
             );
         }
         database
@@ -93,7 +93,7 @@ async fn serve(
             while hangup.recv().await.is_some() {
                 match keys.as_ref().map(|keys| keys.reload()) {
                     Some(Ok(())) => tracing::info!("keys of tokens read again"),
-                    Some(Err(error)) => tracing::error!(%error, "the keys are not usable: the old ones stay"),
+                    Some(Err(error)) => tracing::error!(%error, "the new keys are not usable: the old ones stay in use"),
                     None => {}
                 }
                 match tls.as_ref().map(|tls| tls.reload()) {
@@ -105,8 +105,8 @@ async fn serve(
                 }
                 for reloaded in databases.iter().flatten().filter_map(Database::reload) {
                     match reloaded {
-                        Ok(()) => tracing::info!("what is shown to Postgres read again"),
-                        Err(error) => tracing::error!(%error, "what is to be shown to Postgres is not usable"),
+                        Ok(()) => tracing::info!("the certificates for Postgres were read again"),
+                        Err(error) => tracing::error!(%error, "the new certificates for Postgres are not usable"),
                     }
                 }
             }

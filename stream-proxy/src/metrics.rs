@@ -147,7 +147,7 @@ metrics! {
         resumed_log "{source=\"log\"}"
     }
     Counter "tidings_log_events_total" "Events read from the log for resuming clients" { log_events "" }
-    Counter "tidings_resets_total" "Clients told to read their data again, by why" {
+    Counter "tidings_resets_total" "Clients that got event: reset, by reason" {
         resets_expired "{reason=\"expired\"}"
         resets_lost "{reason=\"lost\"}"
         resets_channel "{reason=\"channel\"}"
@@ -173,9 +173,9 @@ metrics! {
         auth_revoked "{cause=\"revoked\"}"
     }
     Counter "tidings_auth_questions_total" "Questions to the database about access, each for all requests that waited" { checks "" }
-    Gauge "tidings_auth_waiting" "Checks of access that wait for their answer" { checks_waiting "" }
-    Counter "tidings_auth_checks_late_total" "Checks of access that had no answer in time" { checks_late "" }
-    Counter "tidings_auth_checks_ended_total" "Questions about access that were ended or not asked: held up others, took too long alone, nobody waited any more" {
+    Gauge "tidings_auth_waiting" "Access checks that wait for an answer" { checks_waiting "" }
+    Counter "tidings_auth_checks_late_total" "Access checks that got no answer in time" { checks_late "" }
+    Counter "tidings_auth_checks_ended_total" "Access checks that were ended or dropped: they delayed others, took too long alone, or their client was gone" {
         checks_slow "{cause=\"held_up_others\"}"
         checks_over "{cause=\"too_long\"}"
         checks_gone "{cause=\"gone\"}"

@@ -95,10 +95,10 @@ fn read_alone(file: &Path) -> Result<Vec<u8>, PasswordError> {
 fn look_up(file: &Path, config: &Config) -> Option<String> {
     let metadata = fs::metadata(file).ok().filter(fs::Metadata::is_file)?;
     if metadata.permissions().mode() & OTHERS != 0 {
-        tracing::warn!(file = %file.display(), "others may read this file of passwords: it is passed over until its mode is 0600");
+        tracing::warn!(file = %file.display(), "skipped a password file that other users may read: set its mode to 0600");
         return None;
     }
-    let bytes = read(file).inspect_err(|error| tracing::warn!(file = %file.display(), %error, "passed over")).ok()?;
+    let bytes = read(file).inspect_err(|error| tracing::warn!(file = %file.display(), %error, "skipped a password file")).ok()?;
     let text = String::from_utf8(bytes).ok()?;
     let user = match config.get_user() {
         Some(user) => user.to_owned(),

@@ -54,7 +54,7 @@ pub struct Proxy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotNow {
     /// There are as many streams as there may be.
-    #[error("there are as many streams as there may be")]
+    #[error("the limit of streams is reached")]
     OverLimit,
     /// The proxy is on its way out.
     #[error("shutting down")]

@@ -47,7 +47,7 @@ impl Wanted {
             if known.insert(topic.clone()) {
                 // At the first one too many: nobody has asked yet who this is.
                 if topics.len() == max_topics {
-                    return Err(bad(format!("too many topics: {max_topics} are allowed")));
+                    return Err(bad(format!("too many topics: at most {max_topics} are allowed")));
                 }
                 topics.push(topic);
             }

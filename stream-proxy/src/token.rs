@@ -56,7 +56,7 @@ pub enum TokenError {
     #[error("not a token")]
     Malformed,
     /// Its header asks for something that is not known here (RFC 7515, section 4.1.11; RFC 7797).
-    #[error("its header has {0}, which is not understood")]
+    #[error("its header contains {0}, which is not supported")]
     Critical(&'static str),
     /// No key has its algorithm and its key id.
     #[error("no such key")]
@@ -82,7 +82,7 @@ impl Keys {
         match read.and_then(|bytes| self.source.parse(&bytes)) {
             Ok(set) => {
                 for passed_over in &set.passed_over {
-                    tracing::warn!("of the keys of tokens, {passed_over}: passed over");
+                    tracing::warn!("skipped a key for tokens: {passed_over}");
                 }
                 *self.current.write() = Arc::new(set.keys);
                 last.error = None;
@@ -109,7 +109,7 @@ impl Keys {
         match self.reload() {
             Ok(()) => tracing::info!("keys read again"),
             Err(error) if told.as_ref() == Some(&error.to_string()) => {}
-            Err(error) => tracing::error!(%error, "the keys are not usable: the old ones stay"),
+            Err(error) => tracing::error!(%error, "the new keys are not usable: the old ones stay in use"),
         }
     }
 

@@ -192,7 +192,7 @@ impl Session<'_> {
             }
             if had_relay != self.has_relay() {
                 had_relay = self.has_relay();
-                tracing::info!(relay = had_relay, "the database's relay has come or gone");
+                tracing::info!(relay = had_relay, "the database's relay started or stopped");
                 self.upstream.connected(had_relay);
             }
             if std::mem::take(&mut self.moved) {
@@ -239,7 +239,7 @@ impl Session<'_> {
     async fn ask(&mut self) -> Result<u64, DatabaseError> {
         let (channel, relay, position) = introduce(&self.client).await?;
         if self.channel.as_ref().is_some_and(|known| *known != channel) {
-            tracing::info!("the relay's channel has another name now");
+            tracing::info!("the relay's channel has a new name");
             self.channel = Some(channel);
             self.moved = true;
         }
@@ -323,7 +323,7 @@ impl Session<'_> {
             Ok(Some(located)) => {
                 let located = position(&located)?;
                 if located != here {
-                    tracing::warn!(from = %here, to = %located, "the log has lost ticks: subscribers are told to read their data again");
+                    tracing::warn!(from = %here, to = %located, "the log has lost ticks: subscribers get event: reset");
                     self.upstream.hub.reset(located.tick, Reset::Lost);
                 }
                 Ok(())
@@ -337,7 +337,7 @@ impl Session<'_> {
     /// Goes on from the present although events were missed, and tells every subscriber.
     async fn reset(&mut self) -> Result<(), DatabaseError> {
         let last = self.ask().await?;
-        tracing::warn!(tick = last, "events were missed: subscribers are told to read their data again");
+        tracing::warn!(tick = last, "events were missed: subscribers get event: reset");
         self.upstream.hub.reset(last, Reset::Expired);
         Ok(())
     }

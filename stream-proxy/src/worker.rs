@@ -261,12 +261,12 @@ impl Worker {
         answer(client.batch_execute(&settings)).await?;
         if let Err(error) = answer(client.batch_execute(LOOK_FOR_CLIENT)).await {
             // Not every system can tell.
-            tracing::debug!(%error, "the server does not look whether its clients are there");
+            tracing::debug!(%error, "the server does not check whether its clients are still connected");
         }
         let rows = answer(client.query_typed("SELECT pg_catalog.pg_backend_pid()", &[])).await?;
         let backend = rows.first().ok_or(DatabaseError::Contract("no row about the backend"))?.try_get(0)?;
         if let Some(stuck) = self.stuck.take() {
-            tracing::warn!(backend = stuck, "a rule did not end when it was cancelled: its session is ended");
+            tracing::warn!(backend = stuck, "a rule did not stop when it was cancelled: its session is terminated");
             let end = "SELECT pg_catalog.pg_terminate_backend($1)";
             answer(client.query_typed(end, &[(&stuck, Type::INT4)])).await?;
         }

@@ -15,7 +15,7 @@ fn channel(db: &Database<'_>) -> String {
 
 /// Rotates the channel and waits until the proxies have gone over to it: a word of the relay's last one is in their log.
 fn rotate(db: &Database<'_>, proxies: &[&Proxy]) {
-    let moves = |proxy: &Proxy| proxy.log().matches("the relay's channel has another name now").count();
+    let moves = |proxy: &Proxy| proxy.log().matches("the relay's channel has a new name").count();
     let before: Vec<_> = proxies.iter().map(|proxy| moves(proxy)).collect();
     db.session().run("SELECT tidings.rotate_channel()");
     for (proxy, before) in proxies.iter().zip(before) {
@@ -133,7 +133,7 @@ fn a_rotation_that_is_rolled_back_changes_nothing() {
     let proxy = db.proxy(&[]);
     session.run("BEGIN; SELECT tidings.rotate_channel(); PREPARE TRANSACTION 'rotation'");
     session.run("COMMIT PREPARED 'rotation'");
-    until("the proxy has gone over", || proxy.log().contains("has another name now"));
+    until("the proxy has gone over", || proxy.log().contains("has a new name"));
 }
 
 #[test]

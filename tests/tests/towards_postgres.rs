@@ -150,7 +150,7 @@ fn a_certificate_says_who_the_proxy_is() {
     fs::copy(&certificate, &identity.0).expect("replace the certificate");
     fs::copy(&key, &identity.1).expect("replace the key");
     proxy.signal(Signal::SIGHUP);
-    until("it is read", || proxy.log().contains("what is shown to Postgres read again"));
+    until("it is read", || proxy.log().contains("the certificates for Postgres were read again"));
     db.cut_proxies();
     until("the new one is shown", || proxy.log().contains("certificate authentication failed"));
 }
@@ -181,14 +181,14 @@ fn a_password_is_read_from_its_file_at_each_connection() {
     until("the old one is refused", || proxy.log().contains("password authentication failed"));
     fs::write(&file, "the second secret").expect("write the password");
     proxy.signal(Signal::SIGHUP);
-    until("it is looked at", || proxy.log().contains("what is shown to Postgres read again"));
+    until("it is looked at", || proxy.log().contains("the certificates for Postgres were read again"));
     proxy.wait_ready();
     db.session().publish("t", "2");
     assert_eq!(stream.frame().data, "2");
     // A file that is gone is told, and needed only for the next connection.
     fs::remove_file(&file).expect("remove the password");
     proxy.signal(Signal::SIGHUP);
-    until("it says so", || proxy.log().contains("what is to be shown to Postgres is not usable"));
+    until("it says so", || proxy.log().contains("the new certificates for Postgres are not usable"));
     db.session().publish("t", "3");
     assert_eq!(stream.frame().data, "3");
     assert!(!proxy.log().contains("secret"), "{}", proxy.log());

@@ -34,13 +34,13 @@ pub enum TemplateError {
     #[error("a hole names nothing")]
     Nameless,
     /// `{a}{b}`.
-    #[error("no text separates two holes: nothing tells where the first value ends")]
+    #[error("no text separates two holes, so nothing marks the end of the first value")]
     Adjacent,
 }
 
 /// A value contains the text that separates it from the next one, or makes it begin earlier: there would be another reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a value in it contains the text that separates it from the next")]
+#[error("a value contains the text that separates it from the next value")]
 pub struct Ambiguous;
 
 /// Checks a value, given with the text behind it that separates it from the next one.

@@ -22,7 +22,7 @@ pub enum TopicError {
     #[error("it contains a control character")]
     Control,
     /// The text is one of [`RESERVED_EVENTS`].
-    #[error("a stream or an EventSource has events of its own by that name")]
+    #[error("a stream or an EventSource uses this name for its own events")]
     Reserved,
 }
 
