@@ -11,13 +11,13 @@ use url::{Origin, Url};
 use crate::channels::Pattern;
 use crate::route::Route;
 
-/// How many times longer than the others a client waits that is over a limit.
+/// A client that exceeds a limit waits this many times longer than others.
 const OVER_LIMIT_FACTOR: u32 = 15;
 
-/// Carries committed Postgres changes to browsers over Server-Sent Events.
+/// Streams committed Postgres changes to browsers over Server-Sent Events.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "tidings-proxy", version, about, max_term_width = 110)]
-// Nobody is served by accident: one of the three must be given.
+// One of the three is required, so that nobody serves everyone by accident.
 #[command(group(ArgGroup::new("access").args(["open", "jwt_secret_file", "jwks_file"]).required(true)))]
 pub struct Cli {
     /// Where the database is: a URL or a connection string
@@ -25,19 +25,19 @@ pub struct Cli {
     #[arg(long, env = "TIDINGS_DATABASE_URL", hide_env_values = true, value_name = "URL")]
     pub database_url: String,
 
-    /// File of the password for --database-url; read at each connection, so the password can be changed
+    /// File with the password for --database-url; read at each connection, so the password can be changed
     #[arg(long, env = "TIDINGS_DATABASE_PASSWORD_FILE", value_name = "FILE")]
     pub database_password_file: Option<PathBuf>,
 
-    /// The same database with a login that can check access and nothing else; without it the one above does
+    /// The same database with a login that can only check access; default: the login of --database-url
     #[arg(long, env = "TIDINGS_GATE_URL", hide_env_values = true, value_name = "URL")]
     pub gate_url: Option<String>,
 
-    /// File of the password for --gate-url, likewise
+    /// File with the password for --gate-url, likewise
     #[arg(long, env = "TIDINGS_GATE_PASSWORD_FILE", requires = "gate_url", value_name = "FILE")]
     pub gate_password_file: Option<PathBuf>,
 
-    /// Certificate authorities to trust where sslmode asks for it, in PEM, instead of the system's
+    /// PEM file of the certificate authorities to trust for TLS to Postgres, instead of the system's
     #[arg(long, env = "TIDINGS_DATABASE_CA", value_name = "FILE")]
     pub database_ca: Option<PathBuf>,
 
@@ -45,35 +45,35 @@ pub struct Cli {
     #[arg(long, env = "TIDINGS_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDRESS:PORT")]
     pub listen: SocketAddr,
 
-    /// Serve every topic to everyone: for development
+    /// Serve every topic to everyone, for development
     #[arg(long, env = "TIDINGS_OPEN")]
     pub open: bool,
 
-    /// Secret that tokens are signed with by HS256, at least 32 bytes; one newline at the end does not count
+    /// Secret for tokens signed with HS256, at least 32 bytes; one newline at the end is ignored
     #[arg(long, env = "TIDINGS_JWT_SECRET_FILE", value_name = "FILE")]
     pub jwt_secret_file: Option<PathBuf>,
 
-    /// Keys that tokens are signed with by RS256, ES256, EdDSA or HS256: a JSON Web Key Set
+    /// JSON Web Key Set with the keys for tokens signed with RS256, ES256, EdDSA or HS256
     #[arg(long, env = "TIDINGS_JWKS_FILE", value_name = "FILE")]
     pub jwks_file: Option<PathBuf>,
 
-    /// Audience that a token must be for; with more than one, one of them
+    /// Required audience of a token; may be given more than once, then one of them is required
     #[arg(long, env = "TIDINGS_JWT_AUDIENCE", value_name = "TEXT")]
     pub jwt_audience: Vec<String>,
 
-    /// Issuer that a token must be by; with more than one, one of them
+    /// Required issuer of a token; may be given more than once, then one of them is required
     #[arg(long, env = "TIDINGS_JWT_ISSUER", value_name = "TEXT")]
     pub jwt_issuer: Vec<String>,
 
-    /// Database role of those who come without a token, or with one that names no role; without it they are refused
+    /// Database role of requests without a token, or with a token that names no role; without it they are refused
     #[arg(long, env = "TIDINGS_ANON_ROLE", value_name = "ROLE")]
     pub anon_role: Option<String>,
 
-    /// Cookie that may hold the token
+    /// Cookie that may contain the token
     #[arg(long, env = "TIDINGS_TOKEN_COOKIE", value_name = "NAME")]
     pub token_cookie: Option<String>,
 
-    /// Interval in which open streams are checked against the rules again
+    /// Interval at which open streams are checked against the rules again
     #[arg(long, env = "TIDINGS_REAUTHORIZE", default_value = "60s", value_parser = humantime::parse_duration, value_name = "TIME")]
     pub reauthorize: Duration,
 
@@ -85,7 +85,7 @@ pub struct Cli {
     #[arg(long, env = "TIDINGS_CHANNEL", value_name = "PATTERN")]
     pub channel: Vec<Pattern>,
 
-    /// A website whose pages may read streams, scheme and host, with the port if it has one; may be given more than once
+    /// Website whose pages may read streams: scheme, host, and port if it has one; may be given more than once
     #[arg(long, env = "TIDINGS_CORS_ORIGIN", value_parser = origin, value_name = "ORIGIN")]
     pub cors_origin: Vec<String>,
 
@@ -97,55 +97,55 @@ pub struct Cli {
     #[arg(long, env = "TIDINGS_TLS_KEY", requires = "tls_cert", value_name = "FILE")]
     pub tls_key: Option<PathBuf>,
 
-    /// Interval of the comment that keeps an idle stream alive; a client that takes nothing for that long is dropped
+    /// Interval of the comments that keep an idle stream alive; a client that reads nothing for that long is disconnected
     #[arg(long, env = "TIDINGS_HEARTBEAT", default_value = "20s", value_parser = humantime::parse_duration, value_name = "TIME")]
     pub heartbeat: Duration,
 
-    /// Recent events kept in memory, all topics together
+    /// Memory for recent events, all topics together
     #[arg(long, env = "TIDINGS_HISTORY_BYTES", default_value = "64MiB", value_parser = bytes, value_name = "BYTES")]
     pub history_bytes: usize,
 
-    /// The most that may wait for one client; with more it is disconnected and resumes
+    /// The most that may wait for one client; beyond that it is disconnected and resumes
     #[arg(long, env = "TIDINGS_CLIENT_QUEUE_BYTES", default_value = "1MiB", value_parser = bytes, value_name = "BYTES")]
     pub client_queue_bytes: usize,
 
-    /// Streams at the same time
+    /// Maximum number of streams
     #[arg(long, env = "TIDINGS_MAX_CLIENTS", default_value_t = 100_000, value_name = "N")]
     pub max_clients: u64,
 
-    /// Streams at the same time from one address; 0 for no limit, as behind a reverse proxy, where all come from one
+    /// Maximum number of streams from one address; 0 for no limit, which is needed behind a reverse proxy
     #[arg(long, env = "TIDINGS_MAX_CLIENTS_PER_ADDRESS", default_value_t = 0, value_name = "N")]
     pub max_clients_per_address: u32,
 
-    /// Age at which a stream is ended, up to a quarter earlier; the client goes on with another, on another proxy perhaps
+    /// Age at which a stream ends, up to a quarter earlier; the client reconnects, perhaps to another proxy
     #[arg(long, env = "TIDINGS_MAX_STREAM_AGE", value_parser = humantime::parse_duration, value_name = "TIME")]
     pub max_stream_age: Option<Duration>,
 
-    /// Topics of one stream
+    /// Maximum number of topics of one stream
     #[arg(long, env = "TIDINGS_MAX_TOPICS", default_value_t = 64, value_name = "N")]
     pub max_topics: usize,
 
-    /// Reads of the log at the same time, for clients whose position is older than memory
+    /// Concurrent reads of the log, for clients whose position is older than memory
     #[arg(long, env = "TIDINGS_MAX_REPLAYS", default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub max_replays: u16,
 
-    /// Time in which a request's head must have arrived
+    /// Time for a request's head and for the TLS handshake; an idle HTTP/2 connection is closed after this time
     #[arg(long, env = "TIDINGS_HEADER_TIMEOUT", default_value = "10s", value_parser = humantime::parse_duration, value_name = "TIME")]
     pub header_timeout: Duration,
 
-    /// The longest request head, all headers together
+    /// Maximum size of a request's head
     #[arg(long, env = "TIDINGS_MAX_HEADER_BYTES", default_value = "64KiB", value_parser = header_bytes, value_name = "BYTES")]
     pub max_header_bytes: usize,
 
-    /// How long a browser waits before it reconnects; each is told up to half more or less
+    /// How long a client waits before it reconnects, varied by up to half for each client
     #[arg(long, env = "TIDINGS_RETRY", default_value = "2s", value_parser = humantime::parse_duration, value_name = "TIME")]
     pub retry: Duration,
 
-    /// Time over which the streams are ended after SIGTERM
+    /// Time over which streams end after SIGTERM or SIGINT
     #[arg(long, env = "TIDINGS_DRAIN", default_value = "5s", value_parser = humantime::parse_duration, value_name = "TIME")]
     pub drain: Duration,
 
-    /// Form of the log on standard error; RUST_LOG sets what is in it
+    /// Format of the log on standard error; RUST_LOG sets what is logged
     #[arg(long, env = "TIDINGS_LOG_FORMAT", default_value = "text")]
     pub log_format: LogFormat,
 }
@@ -160,7 +160,7 @@ pub enum LogFormat {
 }
 
 impl Cli {
-    /// Takes the command line and the environment; ends the process, with a message, if they won't do.
+    /// Reads the command line and the environment; exits with a message if they are not valid.
     pub fn read() -> Self {
         let mut args: Vec<_> = std::env::args_os().collect();
         let command = spread_variables(Self::command(), &mut args, |name| std::env::var(name).ok());
@@ -168,19 +168,19 @@ impl Cli {
         Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
     }
 
-    /// How long a client that is over a limit is told to wait: long enough to be no load, different for each.
+    /// The wait sent to a client that exceeds a limit: long enough to cause no load, and different for each client.
     pub fn long_retry(&self) -> Duration {
         (self.retry * OVER_LIMIT_FACTOR).mul_f64(0.5 + fastrand::f64())
     }
 
-    /// How long the next client is told to wait before it reconnects: jitter keeps clients apart that were cut off together.
+    /// The wait sent to the next client before it reconnects. Jitter spreads clients that were cut off together.
     pub fn next_retry(&self) -> Duration {
         self.retry.mul_f64(0.5 + fastrand::f64())
     }
 }
 
-/// Makes flags of the variables that hold several values with blanks between. A flag's own value is taken whole: names of
-/// channels and topics may have blanks. As everywhere, a flag outdoes its variable.
+/// Turns variables with several values, separated by spaces, into flags. A flag's own value is taken whole, because names of
+/// channels and topics may contain spaces. As everywhere, flags override environment variables.
 fn spread_variables(
     mut command: Command,
     args: &mut Vec<OsString>,
@@ -203,7 +203,7 @@ fn spread_variables(
         }
         if let Some(text) = variable(&name) {
             args.extend(text.split_whitespace().map(|value| format!("{flag}={value}").into()));
-            // An empty one is none.
+            // An empty variable counts as not set.
             command = command.mut_arg(id, |arg| arg.env(None));
         }
     }
@@ -224,10 +224,10 @@ fn bytes(text: &str) -> Result<usize, String> {
         _ => return Err("expected a number of bytes, as in 64MiB".into()),
     };
     let number: usize = digits.parse().map_err(|_| "expected a number of bytes, as in 64MiB".to_string())?;
-    number.checked_mul(unit).ok_or_else(|| "that is too much".into())
+    number.checked_mul(unit).ok_or_else(|| "the number is too large".into())
 }
 
-/// A website as a browser's `Origin` header names it: scheme and host in ASCII, the port unless it is the scheme's own.
+/// A website as in a browser's `Origin` header: scheme and host in ASCII, and the port unless it is the scheme's default.
 fn origin(text: &str) -> Result<String, String> {
     let expected = || "expected scheme and host, as in https://app.example.org".to_string();
     let url = Url::parse(text).map_err(|error| format!("{}: {error}", expected()))?;
@@ -237,7 +237,7 @@ fn origin(text: &str) -> Result<String, String> {
     let (true, true, Some(host)) = (bare, anonymous, host) else { return Err(expected()) };
     Ok(match url.origin() {
         origin @ Origin::Tuple(..) => origin.ascii_serialization(),
-        // Of an app or an extension: `capacitor://localhost`.
+        // The origin of an app or a browser extension, such as `capacitor://localhost`.
         Origin::Opaque(_) => {
             let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
             format!("{}://{}{port}", url.scheme(), host.to_ascii_lowercase())
@@ -245,7 +245,7 @@ fn origin(text: &str) -> Result<String, String> {
     })
 }
 
-/// Below 8 KiB the HTTP parser cannot go.
+/// The HTTP parser's minimum is 8 KiB.
 fn header_bytes(text: &str) -> Result<usize, String> {
     bytes(text).and_then(|n| if n >= 8192 { Ok(n) } else { Err("at least 8KiB".into()) })
 }

@@ -16,7 +16,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Why nobody is let in, for the log.
 pub const TOO_POWERFUL: &str =
-    "a database role of the proxy is a superuser or can become one: give the proxy its own role with tidings.grant_proxy()";
+    "a database role of the proxy is a superuser or can become one: use a role with tidings.grant_proxy()";
 
 /// A role of the proxy that can become what it must not be.
 #[derive(Debug, thiserror::Error)]

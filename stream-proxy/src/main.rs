@@ -93,7 +93,9 @@ async fn serve(
             while hangup.recv().await.is_some() {
                 match keys.as_ref().map(|keys| keys.reload()) {
                     Some(Ok(())) => tracing::info!("keys of tokens read again"),
-                    Some(Err(error)) => tracing::error!(%error, "the new keys are not usable: the old ones stay in use"),
+                    Some(Err(error)) => {
+                        tracing::error!(%error, "the new keys are not usable: the old ones stay in use")
+                    }
                     None => {}
                 }
                 match tls.as_ref().map(|tls| tls.reload()) {

@@ -98,7 +98,9 @@ fn look_up(file: &Path, config: &Config) -> Option<String> {
         tracing::warn!(file = %file.display(), "skipped a password file that other users may read: set its mode to 0600");
         return None;
     }
-    let bytes = read(file).inspect_err(|error| tracing::warn!(file = %file.display(), %error, "skipped a password file")).ok()?;
+    let bytes = read(file)
+        .inspect_err(|error| tracing::warn!(file = %file.display(), %error, "skipped a password file"))
+        .ok()?;
     let text = String::from_utf8(bytes).ok()?;
     let user = match config.get_user() {
         Some(user) => user.to_owned(),

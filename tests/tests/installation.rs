@@ -57,7 +57,7 @@ fn a_schema_that_others_have_made_or_filled_is_refused_and_nothing_of_it_is_call
         dba.run("ALTER SCHEMA tidings OWNER TO CURRENT_USER");
         let error = dba.refused(&create);
         assert!(error.message().contains("not empty"), "{error:?}");
-        assert_eq!(error.detail(), Some("There is: function tidings.format(text,regclass)"));
+        assert_eq!(error.detail(), Some("It contains function tidings.format(text,regclass)"));
         dba.run("DROP FUNCTION tidings.format");
         dba.run(&create);
         assert_eq!(dba.one::<i64>("SELECT count(*) FROM pg_db_role_setting WHERE setconfig::text ~ 'trapped'"), 0);

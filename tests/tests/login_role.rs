@@ -10,7 +10,7 @@ use crate::access::{Team, ask, open, sign, status};
 const BOARD: &str = "/events?topic=boards_5";
 
 /// What the log says when the login role has rights of its own.
-const WARNING: &str = "has the rights of these roles by itself";
+const WARNING: &str = "inherits the rights of these roles";
 
 #[test]
 fn the_proxys_role_can_do_nothing_by_itself() {

@@ -504,7 +504,10 @@ fn an_event_has_no_name_that_streams_have_for_themselves() {
         ] {
             let error = session.refused(&sql);
             assert_eq!(error.code().code(), "22023", "{sql}");
-            assert!(error.message().starts_with("bad event name") && error.message().contains("of its own"), "{error}");
+            assert!(
+                error.message().starts_with("bad event name") && error.message().contains("its own events"),
+                "{error}"
+            );
             assert!(error.hint().is_some_and(|hint| hint.contains(name)), "{error}");
         }
     }
