@@ -1,4 +1,5 @@
-//! ATTACH PARTITION where both tables have a watch of one name: Postgres would say that a trigger is already there, and not what it is.
+//! ATTACH PARTITION where both tables have a watch of the same name. Without this check Postgres would only report that
+//! a trigger already exists.
 
 use std::ffi::{CStr, CString};
 
@@ -6,7 +7,7 @@ use pgrx::prelude::*;
 
 use crate::{errors, watch};
 
-/// Refuses a statement that attaches a table with a watch of its own, if the partitioned table has one of the same name.
+/// Refuses a statement that attaches a table with its own watch if the partitioned table has a watch of the same name.
 ///
 /// # Safety
 /// `node` is a statement.
@@ -37,7 +38,7 @@ unsafe fn find(name: *mut pg_sys::RangeVar) -> pg_sys::Oid {
 }
 
 fn check_attached(whole: pg_sys::Oid, part: pg_sys::Oid) {
-    // Whoever may not do it hears that from Postgres.
+    // A user without the rights gets Postgres's own error.
     if [whole, part].iter().any(|table| *table == pg_sys::InvalidOid || !is_own(*table)) {
         return;
     }

@@ -1,13 +1,13 @@
-//! Where a backlog is cut: what was committed while the relay was away becomes ticks of bounded size, so that reading any position costs
-//! what is read there, however long the relay was away.
+//! Where a backlog is cut: everything that was committed while the relay was down becomes ticks of bounded size. So
+//! reading from any position costs only what is read, however long the relay was down.
 //!
-//! A tick may take any transactions that have become visible, but with each one all of those whose last stamp is lower, for the
-//! order of events is that of the stamps inside a tick, and that of the ticks before. Ids are nearly in the order of stamps, and
-//! the log can be read in their order: so a tick takes the transactions with the lowest ids, a window of them, but for those with a
-//! higher last stamp than any transaction behind the window. Which stamp is the lowest there need not be looked for in all
-//! that is left. A few transactions are read beyond the window, the margin; one behind the margin has a higher last stamp than some
-//! transaction in it. For its id was given last, so until its own last stamp all those of the margin would otherwise have been running at
-//! the same time, and there are more of them than the server has processes.
+//! A tick may take any visible transactions, but with each one also all those whose last stamp is lower, because events
+//! are ordered by tick and then by stamp. Ids are nearly in the order of stamps, and the log can be read in order of
+//! ids. So a tick takes a window of the transactions with the lowest ids, without those that have a higher last stamp
+//! than any transaction after the window. To know the lowest stamp after the window, it is enough to read a few more
+//! transactions, the margin. A transaction after the margin has a higher last stamp than some transaction in the
+//! margin. Otherwise all transactions of the margin would have been running at the same time, because its id was
+//! assigned last; and the margin has more transactions than the server has processes.
 
 use std::ops::Range;
 
@@ -18,20 +18,20 @@ use crate::scan::Rows;
 use crate::snapshot::Snapshot;
 use crate::tick::Log;
 
-/// Segments of a tick at the most, but for those of its last transaction. A reader sorts the whole of a tick for each of its pages,
-/// which takes some ten milliseconds then.
+/// The most segments of a tick, except those of its last transaction. A reader sorts a whole tick for each page, which
+/// takes about ten milliseconds at this size.
 const MAX_SEGMENTS: usize = 10_000;
 
-/// Bytes of a tick at the most, likewise, before they are compressed.
+/// The most bytes of a tick, likewise, before compression.
 const MAX_BYTES: usize = 16 * 1024 * 1024;
 
-/// Transactions in the order of their ids.
+/// Transactions in order of their ids.
 #[derive(Default)]
 struct Window {
     transactions: Vec<Transaction>,
     /// Where the margin begins.
     end: usize,
-    /// What all in front of the margin have.
+    /// The sums of the transactions before the margin.
     segments: usize,
     bytes: usize,
 }
@@ -41,8 +41,8 @@ struct Transaction {
     last_stamp: u64,
 }
 
-/// The snapshot that ends the next tick, if what `now` sees and `seen` does not is too much for one. Called with an active snapshot, of
-/// which `now` is all or what is below a limit.
+/// The snapshot that ends the next tick, if what `now` sees and `seen` does not is too much for one tick. Called with
+/// an active snapshot; `now` is all of it or the part below a limit.
 pub fn part(log: &Log, seen: &Snapshot, now: &Snapshot) -> Option<Snapshot> {
     // SAFETY: a plain variable, set before any process starts. A transaction has one process until its last stamp.
     let processes = unsafe { pg_sys::MaxBackends }.unsigned_abs() as usize;
@@ -51,12 +51,12 @@ pub fn part(log: &Log, seen: &Snapshot, now: &Snapshot) -> Option<Snapshot> {
     let mut segments = Segments::new(log, seen);
     while let Some(segment) = segments.next().filter(|segment| segment.xid < now.xmax) {
         if window.is_new(segment.xid) {
-            // Those of the margin are complete but for the last one, which has just become so.
+            // All transactions of the margin are complete, except the last one, which is complete from now on.
             if window.margin().len() > processes {
                 if let Some(until) = window.cut(seen, now) {
                     return Some(until);
                 }
-                // All of the window wait for the margin: they go together.
+                // All transactions of the window wait for the margin, so both go into one tick.
                 window.end = window.transactions.len();
                 (max_segments, max_bytes) = (max_segments * 2, max_bytes * 2);
             }
@@ -79,7 +79,7 @@ impl Window {
 
     fn begin(&mut self, xid: u64, is_margin: bool) {
         self.transactions.push(Transaction { xid, last_stamp: 0 });
-        // Once one is, all behind it are.
+        // If one is, all after it are.
         if !is_margin && self.margin().len() == 1 {
             self.end += 1;
         }
@@ -95,7 +95,7 @@ impl Window {
         }
     }
 
-    /// The snapshot that sees those of the window that wait for none of the margin; None if all do.
+    /// The snapshot that sees those transactions of the window that wait for none of the margin; `None` if all do.
     fn cut(&self, seen: &Snapshot, now: &Snapshot) -> Option<Snapshot> {
         let (window, margin) = self.transactions.split_at(self.end);
         let lowest = margin.iter().map(|transaction| transaction.last_stamp).min()?;
@@ -113,14 +113,14 @@ impl Window {
     }
 }
 
-/// What a row of the log says of its transaction.
+/// What a row of the log says about its transaction.
 struct Segment {
     xid: u64,
     stamp: u64,
     bytes: usize,
 }
 
-/// The rows of all partitions that a snapshot does not see, in the order of their transactions.
+/// The rows of all partitions that a snapshot does not see, in order of their transactions.
 struct Segments<'a> {
     partitions: Vec<(Rows<'a>, Option<Segment>)>,
 }

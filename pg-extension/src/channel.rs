@@ -1,5 +1,5 @@
-//! The channel that the relay notifies. Any role may listen on a channel whose name it knows, so the name is read and used in
-//! here: it never stands in the text of a statement, which views, statistics and logs show to others.
+//! The channel that the relay notifies. Any role may listen on a channel whose name it knows. So the name is read and
+//! used only in here, and never appears in the text of a statement, which views, statistics and logs show to others.
 
 use std::cell::RefCell;
 use std::ffi::CString;
@@ -13,18 +13,18 @@ use crate::tick::with_latest_snapshot;
 use crate::{buffer, errors, preload};
 
 thread_local! {
-    /// What this session listens to by [`listen`].
+    /// The channel that this session listens on through [`listen`].
     static LISTENING: RefCell<Option<CString>> = const { RefCell::new(None) };
 }
 
-/// The channel's name as it is committed now. Called inside a transaction.
+/// The channel's committed name. Called inside a transaction.
 pub fn name() -> CString {
     let table = Table::open(c"secret", pg_sys::AccessShareLock);
     let name = table.and_then(|table| with_latest_snapshot(|| first(&table)));
     name.unwrap_or_else(|| error!("tidings.secret is empty: drop and create the extension"))
 }
 
-/// The first column of the first row that the active snapshot sees: a text.
+/// The first column, a text, of the first row that the active snapshot sees.
 fn first(table: &Table) -> Option<CString> {
     // SAFETY: the table is open, and a snapshot is active; the arrays have a place for each column. What is read is copied before
     // the scan ends.
@@ -44,8 +44,8 @@ fn first(table: &Table) -> Option<CString> {
     }
 }
 
-/// `tidings.listen()`: LISTEN, and the channel's name to tell its notifications from those of others. Called again, it leaves the
-/// channel that is the former one by then.
+/// `tidings.listen()`: executes LISTEN and returns the channel's name, so that the caller recognizes its notifications.
+/// A later call leaves the old channel if the name has changed.
 #[pg_extern]
 fn listen() -> String {
     preload::require();
@@ -71,11 +71,11 @@ fn listen() -> String {
     text
 }
 
-/// `tidings.rotate_channel()`: another name, which the relay takes up when the transaction has committed.
+/// `tidings.rotate_channel()`: sets a new name, which the relay uses once the transaction has committed.
 #[pg_extern]
 fn rotate_channel() {
     preload::require();
-    // Made by the server, so that it stands in no statement.
+    // The server makes the name, so that it appears in no statement.
     let sql = "UPDATE tidings.secret SET channel = 'tidings_' OPERATOR(pg_catalog.||)
         pg_catalog.replace(pg_catalog.gen_random_uuid()::pg_catalog.text, '-', '')";
     Spi::run(sql).unwrap_or_else(|error| error!("cannot change the channel: {error}"));

@@ -1,13 +1,14 @@
-//! The order in which a transaction has changed its rows, which is not the order in which Postgres fires their triggers.
+//! The order in which a transaction changed its rows. Postgres fires the triggers of rows in another order.
 //!
-//! The triggers of a row fire when its command has changed all of its rows. One that writes runs a command inside, and the triggers
-//! of that one fire at its end: so a change that a trigger makes may be captured before the change that the trigger is called for.
-//! But each row version names the command that made it, and the one that deleted it, and commands are numbered as they begin.
-//! That number, the *rank*, puts events in order.
+//! The triggers of a row fire after its command has changed all of its rows. A trigger that writes runs an inner
+//! command, whose triggers fire at its end. So the change of an inner command may be captured before the change for
+//! which the trigger was fired. But each row version names the command that made it and the command that deleted it,
+//! and commands are numbered as they begin. This number, the *rank*, orders the events.
 //!
-//! Functions and BEFORE triggers write while the rows of the outer command are being changed. What they change has a higher number,
-//! and yet comes before the row that they are called for. So an outer command with such changes inside gets its rank when its
-//! rows have been changed; and where a command inside has changed one of those rows, they come before it up to that one.
+//! Functions and BEFORE triggers write while the outer command is changing its rows. Their changes have a higher
+//! number, but must come before the row for which they were called. So an outer command with such inner changes gets
+//! its rank only after it has changed its rows. If an inner command changed one of those rows, the outer command's rows
+//! up to that row come before the inner change.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,23 +21,25 @@ use crate::foreign::infallible::{
     TransactionIdIsCurrentTransactionId,
 };
 
-/// Where an event stands in its transaction. Events of one rank stand in the order in which they were captured.
+/// An event's order in its transaction. Events of one rank are ordered as they were captured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rank(u64);
 
-/// So many bits of an ordinal hold the number of events before; 16 billion events fill them.
+/// So many bits of an ordinal hold the number of earlier events, enough for 16 billion.
 const COUNT_BITS: u32 = 34;
 
-/// The ranks that fit into the rest of an ordinal. Beyond the 268 million commands that have one each, events stand as they were captured.
+/// The ranks that fit into the rest of an ordinal, one for each of 268 million commands. Events beyond that are ordered
+/// as they were captured.
 const MAX_RANK: u64 = (1 << (63 - COUNT_BITS)) - 1;
 
-/// Rows of one command that commands inside have changed, remembered one by one. With more of them, all of the command's rows come first.
+/// The most rows of one command for which changes by inner commands are remembered one by one. With more of them, all
+/// rows of the command come first.
 const MAX_TOUCHED: usize = 10_000;
 
-/// A row version: the table's number, the block and the line in it.
+/// A row version: the table's OID, the block, and the line in the block.
 type Version = (u32, u16, u16, u16);
 
-/// A command that is at work.
+/// A running command.
 struct Command {
     number: pg_sys::CommandId,
     subxid: pg_sys::SubTransactionId,
@@ -44,9 +47,9 @@ struct Command {
     phase: Phase,
     /// The rank of its events, once it is known.
     rank: Rank,
-    /// The row versions made by it that commands inside have changed.
+    /// The row versions made by this command that inner commands have changed.
     touched: Touched,
-    /// The version made by it whose triggers are firing.
+    /// The row version made by this command whose triggers are firing.
     row: Option<Version>,
 }
 
@@ -60,11 +63,11 @@ enum Kind {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// It changes rows.
+    /// It is changing rows.
     Running,
-    /// It has changed its rows, and had changes inside; its triggers will fire.
+    /// It has changed its rows, with inner changes; its triggers will fire.
     Waiting,
-    /// Its triggers fire.
+    /// Its triggers are firing.
     Firing,
 }
 
@@ -73,19 +76,19 @@ enum Phase {
 struct Touched {
     by_version: BTreeMap<Version, Rank>,
     by_rank: BTreeSet<(Rank, Version)>,
-    /// There were more than [`MAX_TOUCHED`], or which ones does not matter: all of the command's rows come first.
+    /// There were more than [`MAX_TOUCHED`], or it does not matter which: all rows of the command come first.
     is_full: bool,
 }
 
 thread_local! {
-    /// The commands at work, the outer ones first. An error leaves some behind, until their subtransaction ends.
+    /// The running commands, the outer ones first. An error leaves some of them here until their subtransaction ends.
     static COMMANDS: RefCell<Vec<Command>> = const { RefCell::new(Vec::new()) };
 }
 
 static mut PREVIOUS_RUN: pg_sys::ExecutorRun_hook_type = None;
 static mut PREVIOUS_FINISH: pg_sys::ExecutorFinish_hook_type = None;
 
-/// Puts the hooks in; called from `_PG_init`.
+/// Installs the hooks; called from `_PG_init`.
 pub fn init() {
     // SAFETY: in the postmaster, before there is anyone else.
     unsafe {
@@ -97,21 +100,21 @@ pub fn init() {
 }
 
 impl Rank {
-    /// The first of all.
+    /// The lowest rank.
     pub const FIRST: Self = Self(0);
 
     fn of(command: pg_sys::CommandId) -> Self {
-        // Between those of any two commands there is one more.
+        // There is one more rank between those of any two commands.
         Self((2 * u64::from(command)).min(MAX_RANK))
     }
 
-    /// Of what happens now: of a call of `publish`, or of a change that does not say which command made it.
+    /// The rank of a call of `publish`, or of a change that does not say which command made it.
     pub fn now() -> Self {
         // SAFETY: a plain variable of this backend.
         Self::of(unsafe { GetCurrentCommandId(false) })
     }
 
-    /// Of TRUNCATE, whose trigger is running.
+    /// The rank of TRUNCATE, whose trigger is running.
     pub fn of_truncate() -> Self {
         COMMANDS.with_borrow(|commands| {
             let truncate = commands.iter().rev().find(|command| command.kind == Kind::Truncate);
@@ -145,42 +148,42 @@ impl Rank {
         })
     }
 
-    /// The place between those of the command before and this one.
+    /// The rank between the command before and this one.
     fn before(self) -> Self {
         Self(self.0.saturating_sub(1))
     }
 
-    /// The number by which segments are sorted; `count` events were captured before.
+    /// The number that segments are sorted by; `count` events were captured before.
     pub fn ordinal(self, count: i64) -> i64 {
         ((self.0 as i64) << COUNT_BITS) | count.min((1 << COUNT_BITS) - 1)
     }
 }
 
-/// Whether a command other than the one whose trigger is running, or other than none for a call, has not ended.
+/// Whether any command is still running, other than the one whose trigger is running.
 pub fn is_nested(by_trigger: bool) -> bool {
-    // The changes that logical replication applies are no commands of the executor.
+    // Changes that logical replication applies are not commands of the executor.
     // SAFETY: a plain variable of this backend.
     let own = usize::from(by_trigger && !unsafe { IsLogicalWorker() });
     COMMANDS.with_borrow(|commands| commands.iter().filter(|command| command.phase != Phase::Waiting).count() > own)
 }
 
-/// Forgets the commands of a subtransaction that was rolled back, and of those inside.
+/// Forgets the commands of a subtransaction that was rolled back, and of those inside it.
 pub fn abort_subtransaction(subxid: pg_sys::SubTransactionId) {
     COMMANDS.with_borrow_mut(|commands| commands.truncate(commands.partition_point(|command| command.subxid < subxid)));
 }
 
-/// Forgets all of them, at the end of the transaction.
+/// Forgets all commands, at the end of the transaction.
 pub fn reset() {
     COMMANDS.with_borrow_mut(Vec::clear);
 }
 
 impl Command {
-    /// Whether nothing was changed while it changed its rows.
+    /// Whether there were no inner changes while it changed its rows.
     fn is_plain(&self) -> bool {
         self.rank == Rank::of(self.number) && self.touched.by_rank.is_empty()
     }
 
-    /// The rank of one of its rows; rows come in the order in which they were changed, each once for each of its watches.
+    /// The rank of one of its rows. Rows come in the order in which they were changed, once for each of their watches.
     fn rank_of(&mut self, new: Option<Version>) -> Rank {
         if self.row != new {
             if let Some(version) = self.row
@@ -230,7 +233,8 @@ unsafe fn rank_inside(
         match commands.iter_mut().rev().find(|command| command.number == number && command.kind != Kind::Truncate) {
             Some(own) => {
                 if own.kind == Kind::Copy && own.phase == Phase::Running {
-                    // COPY has no hook that says when the triggers begin to fire: its first row does. A trigger before it may have written.
+                    // COPY has no hook for the moment when its triggers begin to fire; its first row is that moment. A
+                    // trigger before it may have written.
                     // SAFETY: the relation is open; a trigger of it is running, so it has a description of its triggers.
                     let may_write_before = unsafe { (*(*relation).trigdesc).trig_insert_before_row };
                     own.touched.is_full |= !may_write_before;
@@ -257,7 +261,7 @@ unsafe fn rank_inside(
     rank
 }
 
-/// Whether the running transaction has made a row version.
+/// Whether the current transaction made a row version.
 ///
 /// # Safety
 /// The tuple is alive.
@@ -278,7 +282,7 @@ unsafe fn version(tuple: pg_sys::HeapTuple) -> Version {
     (t_tableOid.to_u32(), t_self.ip_blkid.bi_hi, t_self.ip_blkid.bi_lo, t_self.ip_posid)
 }
 
-/// A command begins to change rows; gives its place, for [`leave`].
+/// A command begins to change rows. Returns its index, for [`leave`].
 fn enter(number: pg_sys::CommandId, kind: Kind, phase: Phase) -> usize {
     // SAFETY: a plain variable of this backend.
     let subxid = unsafe { GetCurrentSubTransactionId() };
@@ -289,7 +293,7 @@ fn enter(number: pg_sys::CommandId, kind: Kind, phase: Phase) -> usize {
     })
 }
 
-/// A statement that changes rows by no query begins: COPY or TRUNCATE.
+/// A statement that changes rows without a query begins: COPY or TRUNCATE.
 ///
 /// # Safety
 /// `node` is a statement.
@@ -306,7 +310,7 @@ pub unsafe fn enter_statement(node: *mut pg_sys::Node) -> Option<usize> {
     Some(enter(unsafe { GetCurrentCommandId(false) }, kind, Phase::Running))
 }
 
-/// The command with this place has ended, and what an error has left behind of those inside.
+/// The command with this index has ended, and so have inner ones that an error left here.
 pub fn leave(place: usize) {
     COMMANDS.with_borrow_mut(|commands| commands.truncate(place));
 }
@@ -323,7 +327,8 @@ unsafe fn number_of(query: *mut pg_sys::QueryDesc) -> Option<pg_sys::CommandId> 
     }
 }
 
-/// Runs a query. Like the other hooks here it has no guard, and nothing to drop: an error passes it as if it weren't there.
+/// Runs a query. Like the other hooks here it has no guard and nothing to drop, so an error passes through it
+/// unaffected.
 ///
 /// # Safety
 /// The query has been started.
@@ -361,7 +366,8 @@ unsafe extern "C-unwind" fn run(query: *mut pg_sys::QueryDesc, direction: pg_sys
     unsafe { run_as(query, || PREVIOUS_RUN.unwrap_or(standard_ExecutorRun)(query, direction, count)) }
 }
 
-/// The triggers of a query fire, unless it is one of a foreign key's: those of its rows fire with those of the outer query.
+/// The triggers of a query fire, except those of a foreign key's query, whose rows' triggers fire with those of the
+/// outer query.
 unsafe extern "C-unwind" fn finish(query: *mut pg_sys::QueryDesc) {
     // SAFETY: the argument is passed on as it came, to the hook before this one or to the standard.
     unsafe {

@@ -1,5 +1,5 @@
-//! What the background workers depend on. What `postgresql.conf`, the database or the bootstrap superuser's role say of it does not hold
-//! for them: a worker sets it as soon as it is connected, before its first transaction.
+//! The settings that the background workers depend on. A worker sets them as soon as it is connected, before its first
+//! transaction, whatever `postgresql.conf`, the database or the bootstrap superuser's role say.
 
 use std::ffi::CStr;
 
@@ -7,18 +7,18 @@ use pgrx::bgworkers::BackgroundWorker;
 use pgrx::prelude::*;
 
 const SETTINGS: &[(&CStr, &CStr)] = &[
-    // An error that is expected and caught must not end the process.
+    // An expected error that is caught must not end the process.
     (c"exit_on_error", c"off"),
     (c"search_path", c"pg_catalog, pg_temp"),
     (c"row_security", c"on"),
     (c"session_replication_role", c"origin"),
     (c"transform_null_equals", c"off"),
     (c"standard_conforming_strings", c"on"),
-    // A transaction of the relay reads what is committed, writes and waits for nobody.
+    // A transaction of the relay reads committed data, writes, and does not wait for others.
     (c"default_transaction_isolation", c"read committed"),
     (c"default_transaction_read_only", c"off"),
     (c"default_transaction_deferrable", c"off"),
-    // A tick takes as long as it takes.
+    // A tick may take as long as it needs.
     (c"statement_timeout", c"0"),
     (c"lock_timeout", c"0"),
     (c"idle_in_transaction_session_timeout", c"0"),
@@ -26,7 +26,7 @@ const SETTINGS: &[(&CStr, &CStr)] = &[
     #[cfg(any(feature = "pg17", feature = "pg18"))]
     (c"transaction_timeout", c"0"),
     (c"temp_file_limit", c"-1"),
-    // The log is never analyzed, and a plan made while it was empty must do for a full one.
+    // The log is never analyzed, and a plan made while it was empty must work for a full one.
     (c"enable_seqscan", c"off"),
     (c"enable_bitmapscan", c"off"),
     (c"enable_indexscan", c"on"),
@@ -47,13 +47,14 @@ pub fn take() {
     }
     // SAFETY: a plain variable of this process.
     if unsafe { pg_sys::synchronous_commit } == pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_OFF as i32 {
-        // Nothing may be shown that a crash then takes back.
+        // Clients must never see a change that a crash later undoes.
         set(c"synchronous_commit", c"local");
     }
     set(c"role", c"none");
 }
 
-/// Makes a worker in a database the bootstrap superuser again, which it is when it connects and before the settings of the database hold.
+/// Makes a worker the bootstrap superuser again, as it was when it connected, before the database's settings took
+/// effect.
 pub fn be_oneself() {
     // SAFETY: a plain variable of this process.
     let is_other = || unsafe { pg_sys::GetSessionUserId() } != pg_sys::Oid::from(pg_sys::BOOTSTRAP_SUPERUSERID);

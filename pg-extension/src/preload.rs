@@ -1,5 +1,5 @@
-//! Whether the library was preloaded. Without that there is no shared memory and no relay, so nothing can be captured: then a write to a
-//! watched table succeeds with a warning a session, and every other function says what to set.
+//! Whether the library was preloaded. Without that there is no shared memory and no relay, so nothing can be captured.
+//! Then a write to a watched table succeeds with one warning per session, and every other function says what to set.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -12,17 +12,17 @@ static PRELOADED: AtomicBool = AtomicBool::new(false);
 
 const HINT: &str = "Add tidings to shared_preload_libraries in postgresql.conf and restart the server.";
 
-/// Notes that it was; called in the postmaster, and inherited by every backend.
+/// Notes that the library was preloaded; called in the postmaster, and inherited by every backend.
 pub fn note() {
     PRELOADED.store(true, Relaxed);
 }
 
-/// Whether it was.
+/// Whether the library was preloaded.
 pub fn is_there() -> bool {
     PRELOADED.load(Relaxed)
 }
 
-/// Raises an error unless it was.
+/// Raises an error unless the library was preloaded.
 pub fn require() {
     if !is_there() {
         errors::raise(
@@ -33,7 +33,7 @@ pub fn require() {
     }
 }
 
-/// Warns, once a session, of changes that are not captured.
+/// Warns, once per session, that changes are not captured.
 pub fn warn_once() {
     thread_local!(static WARNED: Cell<bool> = const { Cell::new(false) });
     if !WARNED.replace(true) {

@@ -1,9 +1,10 @@
-//! Makes way for the extension's removal. DROP … CASCADE locks the log first and the watched tables after that, one by one; a writer has
-//! locked a watched table and comes to the log when it commits. So they would wait for each other, and the writer would be the one that
-//! fails. Here, before the statement, all of these tables are locked, the watched ones first.
+//! Takes locks for the removal of the extension. DROP … CASCADE locks the log first and then the watched tables one by
+//! one. A writer locks a watched table first, and the log at its commit. So they would deadlock, and the writer would
+//! fail. To prevent this, all of these tables are locked before the statement, the watched ones first.
 //!
-//! Writers take tables in any order, so even that could make a circle. No round of locking therefore lasts as long as a writer waits
-//! before it looks for a circle (`deadlock_timeout`): one that is not through by then gives everything back and starts anew.
+//! Writers lock tables in any order, so even this could deadlock. Therefore no round of locking lasts as long as a
+//! writer waits before it looks for a deadlock (`deadlock_timeout`): a round that is not finished by then releases
+//! everything and starts again.
 
 use std::time::{Duration, Instant};
 
@@ -15,11 +16,11 @@ use crate::lock;
 /// The mode in which DROP locks tables.
 const MODE: pg_sys::LOCKMODE = pg_sys::AccessExclusiveLock as pg_sys::LOCKMODE;
 
-/// Once in so many rounds the first table is waited for longer than `deadlock_timeout`, for whoever waits that long ends an autovacuum
-/// that is in the way.
+/// In one of so many rounds, the wait for the first table is longer than `deadlock_timeout`, because such a wait ends
+/// an autovacuum that blocks it.
 const PATIENT: u32 = 8;
 
-/// Locks what the statement is about to lock, if it removes the extension.
+/// Takes the locks that the statement needs, if it removes the extension.
 ///
 /// # Safety
 /// `node` is a statement, about to be run.
@@ -33,7 +34,7 @@ pub unsafe fn make_way(node: *mut pg_sys::Node) {
         let schema = pg_sys::get_namespace_oid(c"tidings".as_ptr(), true);
         let watched = watched(schema);
         if !cascades(node) && !watched.is_empty() {
-            // The statement is going to be refused.
+            // Postgres will refuse the statement.
             return;
         }
         lock_all(&watched, &own(schema));
@@ -96,7 +97,7 @@ fn owns(role: pg_sys::Oid, extension: pg_sys::Oid) -> bool {
     }
 }
 
-/// The tables that have a trigger of ours.
+/// The tables that have a trigger of the extension.
 fn watched(schema: pg_sys::Oid) -> Vec<pg_sys::Oid> {
     // SAFETY: a row of pg_trigger begins with this struct; a look-up inside a transaction.
     collect(pg_sys::TriggerRelationId, |tuple| unsafe {
@@ -105,7 +106,7 @@ fn watched(schema: pg_sys::Oid) -> Vec<pg_sys::Oid> {
     })
 }
 
-/// The extension's own tables and views: not their indexes, which nobody uses without the table.
+/// The extension's own tables and views. Indexes are left out, because nobody uses them without the table.
 fn own(schema: pg_sys::Oid) -> Vec<pg_sys::Oid> {
     // SAFETY: a row of pg_class begins with this struct.
     collect(pg_sys::RelationRelationId, |tuple| unsafe {
@@ -115,7 +116,7 @@ fn own(schema: pg_sys::Oid) -> Vec<pg_sys::Oid> {
     })
 }
 
-/// What the rows of a catalog give, in order, each once.
+/// What the rows of a catalog return, in order, each once.
 fn collect(catalog: pg_sys::Oid, of_row: impl Fn(pg_sys::HeapTuple) -> Option<pg_sys::Oid>) -> Vec<pg_sys::Oid> {
     let mut found = Vec::new();
     // SAFETY: inside a transaction; a plain scan of a catalog, closed again with its lock.
@@ -146,11 +147,11 @@ fn lock_all(watched: &[pg_sys::Oid], own: &[pg_sys::Oid]) {
     let mut tables: Vec<_> = watched.iter().chain(own).copied().collect();
     for round in 1.. {
         if round % PATIENT == 0 {
-            // Got or not, it is given back: those who stand behind have waited too long for a round.
+            // The lock is released in either case: those who wait behind it have waited too long for a round.
             let _ = try_all(&tables[..1.min(tables.len())], deadlock * 2, Duration::ZERO);
         }
         let Err(refused) = try_all(&tables, deadlock / 4, deadlock / 2) else { return };
-        // What was not to be had is waited for first, while nothing else is held.
+        // Waits first for the table that could not be locked, while nothing else is held.
         tables[..=refused].rotate_right(1);
         if limit > 0 && start.elapsed() > milliseconds(limit) {
             errors::raise(
@@ -162,8 +163,8 @@ fn lock_all(watched: &[pg_sys::Oid], own: &[pg_sys::Oid]) {
     }
 }
 
-/// One round: waits for the first table, then for all others together. Holds all of them then, or none and the number of the one that
-/// was not to be had. With no time for the others the first one is given back, too.
+/// One round: waits for the first table, then for all others together. Then holds all of them, or none, and returns the
+/// index of the one that could not be locked. Without time for the others, the first one is released too.
 fn try_all(tables: &[pg_sys::Oid], first: Duration, others: Duration) -> Result<(), usize> {
     let mut n = 0;
     let mut end = Instant::now() + first;

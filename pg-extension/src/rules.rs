@@ -1,5 +1,5 @@
-//! A subscription rule's query, run as the subscriber. Whatever the code behind it does to the session is undone before
-//! anybody else's rule runs there. Which rules are asked, and for whom, is SQL: `sql/extension/60_access.sql`.
+//! Runs a subscription rule's query as the subscriber. Whatever its code does to the session is undone before another
+//! rule runs. Which rules are asked, and for whom, is SQL: `sql/extension/60_access.sql`.
 
 use std::ffi::{CStr, CString};
 
@@ -8,8 +8,8 @@ use pgrx::prelude::*;
 
 use crate::{errors, preload};
 
-/// `tidings.ask_rule(role, claims, query, holes, search_path)`: why the rule does not let the role in, or NULL if it
-/// does. Only the extension's owner may call it: the role is not checked here.
+/// `tidings.ask_rule(role, claims, query, holes, search_path)`: why the rule denies access to the role, or NULL if it
+/// allows access. Only the extension's owner may call it, because it does not check the role.
 #[pg_extern]
 fn ask_rule(
     role: pg_sys::Oid,
@@ -36,7 +36,7 @@ fn ask_rule(
     match result {
         Ok(true) => None,
         Ok(false) => Some("its rule finds no row".into()),
-        // The time for the whole question is over, or somebody wants it to end: not for this rule to swallow.
+        // The time for the whole question is over, or someone cancelled it: this rule must not swallow that.
         Err(error) if report(&error).sql_error_code() == PgSqlErrorCode::ERRCODE_QUERY_CANCELED => error.rethrow(),
         Err(error) => Some(format!("its rule fails: {}", report(&error).message())),
     }
@@ -59,9 +59,9 @@ fn report(error: &CaughtError) -> &pg_sys::panic::ErrorReportWithLevel {
     }
 }
 
-/// Runs `body` in a subtransaction that is rolled back however it ends, and releases what a rollback leaves: locks of
-/// the session. Statements that would leave more (PREPARE, LISTEN, a cursor WITH HOLD, a temporary table) are refused
-/// to a rule.
+/// Runs `body` in a subtransaction that is always rolled back, and releases session-level locks, which a rollback
+/// keeps. Rules are refused statements that would leave more behind: PREPARE, LISTEN, a cursor WITH HOLD, a temporary
+/// table.
 fn undone<R>(body: impl FnOnce() -> R) -> Result<R, Box<CaughtError>> {
     let body = std::panic::AssertUnwindSafe(body);
     // SAFETY: inside a transaction. Memory context and resource owner are put back, as Postgres asks of whoever begins
@@ -95,8 +95,8 @@ fn current_user() -> (pg_sys::Oid, i32) {
     (user, security)
 }
 
-/// From here to the end of the subtransaction the role runs what is run, and cannot be left: SET ROLE, SET SESSION
-/// AUTHORIZATION and whatever outlives a transaction are refused, as in the maintenance commands of Postgres.
+/// Until the end of the subtransaction, code runs as the role and can't leave it: SET ROLE, SET SESSION AUTHORIZATION
+/// and everything that outlives a transaction are refused, as in Postgres's maintenance commands.
 ///
 /// # Safety
 /// Inside a subtransaction, whose end puts the user back.
@@ -107,7 +107,7 @@ unsafe fn become_subscriber(role: pg_sys::Oid) {
     unsafe { pg_sys::SetUserIdAndSecContext(role, security | locked as i32) }
 }
 
-/// Sets what anybody may set, up to the end of the subtransaction.
+/// Sets what anyone may set, until the end of the subtransaction.
 ///
 /// # Safety
 /// Inside a subtransaction.
@@ -127,8 +127,9 @@ unsafe fn set_locally(name: &CStr, value: &CStr) {
     }
 }
 
-/// Whether a query, whose `$1` is a text[], has a row. The first one is really made: inside of EXISTS, what the query
-/// selects would not be evaluated, and a function that refuses by raising an error would never be called.
+/// Whether a query, whose `$1` is a text[], finds a row. The first row is really computed: inside EXISTS, Postgres
+/// would not evaluate what the query selects, so a function that denies access by raising an error would never be
+/// called.
 ///
 /// # Safety
 /// Inside a subtransaction that is rolled back, which closes the cursor; `holes` is a text[].

@@ -1,17 +1,18 @@
-//! Code of users that runs while a value is packed: casts to `json`, and output functions of types that are not Postgres's own.
+//! Code of users that runs while a value is packed: casts to `json`, and output functions of types that are not
+//! Postgres's own.
 //!
-//! It runs with the writer's rights, in the writer's transaction. It may fail, give NULL, or give what is not JSON: that costs the value,
-//! never the write.
+//! It runs with the writer's rights, in the writer's transaction. It may fail, return NULL, or return invalid JSON:
+//! that costs only the value, never the write.
 
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use crate::errors::attempt_unless;
 
-/// `INTERNALlanguageId` (catalog/pg_language.dat): the language of functions that are a part of Postgres.
+/// `INTERNALlanguageId` (catalog/pg_language.dat): the language of functions that are part of Postgres.
 const INTERNAL: u32 = 12;
 
-/// Whether whoever writes a value of the type, which is no domain, calls code that is not Postgres's.
+/// Whether writing a value of the type, which is not a domain, calls code that is not Postgres's.
 pub fn is_needed_for(base: pg_sys::Oid) -> bool {
     if base.to_u32() < pg_sys::FirstNormalObjectId {
         return false;
@@ -21,7 +22,7 @@ pub fn is_needed_for(base: pg_sys::Oid) -> bool {
         let part = match pg_sys::get_typtype(base) as u8 {
             _ if has_cast_to_json(base) => return true,
             pg_sys::TYPTYPE_ENUM => return false,
-            // Its columns may be of any type, and other ones tomorrow.
+            // Its columns may have any type, and may get others later.
             pg_sys::TYPTYPE_COMPOSITE => return true,
             pg_sys::TYPTYPE_RANGE => pg_sys::get_range_subtype(base),
             pg_sys::TYPTYPE_MULTIRANGE => pg_sys::get_multirange_range(base),
@@ -31,7 +32,8 @@ pub fn is_needed_for(base: pg_sys::Oid) -> bool {
     }
 }
 
-/// Whether someone gave the type, which is no domain, a cast to `json`. `to_jsonb` looks at those of types that are not Postgres's own.
+/// Whether the type, which is not a domain, has a cast to `json`. `to_jsonb` uses such casts for types that are not
+/// Postgres's own.
 pub fn has_cast_to_json(base: pg_sys::Oid) -> bool {
     let mut cast = pg_sys::InvalidOid;
     base.to_u32() >= pg_sys::FirstNormalObjectId
@@ -62,12 +64,14 @@ fn has_internal_output(type_oid: pg_sys::Oid) -> bool {
     }
 }
 
-/// Runs `body` in a subtransaction of its own; gives the code of an error. Whatever ends the whole transaction or the whole session passes.
+/// Runs `body` in its own subtransaction and returns the code of an error. Errors that end the whole transaction or
+/// session pass through.
 pub fn run<R>(body: impl FnOnce() -> R) -> Result<R, PgSqlErrorCode> {
     attempt_unless(is_for_the_writer, body)
 }
 
-/// Whether an error is not the code's fault: a deadlock or a serialization failure, a lack of memory, a cancel or a shutdown.
+/// Whether an error is not the code's fault: a deadlock or serialization failure, out of memory, a cancel or a
+/// shutdown.
 fn is_for_the_writer(code: PgSqlErrorCode) -> bool {
     /// The bits of an SQLSTATE that are its class (`ERRCODE_TO_CATEGORY`).
     const CLASS: isize = (1 << 12) - 1;
@@ -82,7 +86,7 @@ fn is_for_the_writer(code: PgSqlErrorCode) -> bool {
     .any(|passed| class(passed) == class(code))
 }
 
-/// Raises an error unless a text is JSON, as Postgres sees it.
+/// Raises an error unless a text is valid JSON for Postgres.
 pub fn check_json(text: &[u8]) {
     let text = [text, b"\0"].concat();
     // SAFETY: a C string, and the input function of a type that has no modifier.

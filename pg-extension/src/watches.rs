@@ -1,5 +1,5 @@
-//! The compiled watches that a backend keeps, until the table, the type of a column or a schema changes. Partitions with the same
-//! columns share one.
+//! The compiled watches that a backend keeps until the table, the type of a column, or a schema changes. Partitions
+//! with the same columns share one.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -9,10 +9,11 @@ use pgrx::prelude::*;
 
 use crate::watch::{Source, Watch};
 
-/// Different watches that a backend keeps. Each takes about 25 kB, so that these are some 12 MB. With one more, all are forgotten.
+/// The most different watches that a backend keeps. Each takes about 25 kB, so they take about 12 MB. When there is one
+/// more, all are dropped.
 const MAX_WATCHES: usize = 500;
 
-/// Triggers whose watches a backend knows: 100 bytes each. With one more, all are forgotten.
+/// The most triggers whose watches a backend knows, at 100 bytes each. When there is one more, all are dropped.
 const MAX_TRIGGERS: usize = 20_000;
 
 /// A trigger whose watch is known.
@@ -24,15 +25,15 @@ struct Known {
 
 #[derive(Default)]
 struct Cache {
-    /// By the number of the trigger.
+    /// By the trigger's OID.
     known: BTreeMap<u32, Known>,
-    /// The different ones among them.
+    /// The different watches among them.
     watches: Vec<Rc<Watch>>,
 }
 
 thread_local! {
     static CACHE: RefCell<Cache> = const { RefCell::new(Cache { known: BTreeMap::new(), watches: Vec::new() }) };
-    /// Counts invalidations, so that a watch compiled while one came in is not kept.
+    /// Counts invalidations, so that a watch is not kept if one arrived while it was compiled.
     static INVALIDATIONS: Cell<u64> = const { Cell::new(0) };
 }
 
@@ -64,7 +65,7 @@ pub fn of(data: &pg_sys::TriggerData) -> Rc<Watch> {
     known.unwrap_or_else(|| look(trigger, data.tg_relation))
 }
 
-/// Compiles the watch of a trigger, unless one of the same source is there.
+/// Compiles the watch of a trigger, unless one with the same source exists.
 fn look(trigger: &pg_sys::Trigger, relation: pg_sys::Relation) -> Rc<Watch> {
     let before = INVALIDATIONS.get();
     // SAFETY: the relation is open and locked by the executor.
@@ -97,7 +98,7 @@ impl Cache {
         let before = self.known.len();
         self.known.retain(|_, known| !is_stale(known));
         if self.known.len() < before {
-            // One that only this list has.
+            // Only this list has it.
             self.watches.retain(|watch| Rc::strong_count(watch) > 1);
         }
     }

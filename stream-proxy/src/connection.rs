@@ -1,8 +1,8 @@
-//! The text that says where the database is and how to get there, as libpq understands it: a URL, or keys and values.
+//! The connection string: where the database is and how to connect to it, in libpq's forms, a URL or keys and values.
 //!
-//! The library parses it, but does not know all that libpq does and repeats what it does not like. So parameters are looked at here first:
-//! those that the proxy follows by itself are taken out, those that nothing here could follow are refused by name. Values are never
-//! repeated, for a password may be among them.
+//! The library parses the string, but it does not know every parameter of libpq, and its errors quote the input. So
+//! parameters are examined here first: this module removes those that the proxy handles itself, and refuses unsupported
+//! ones by name. Errors never contain values, because one of them may be a password.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -15,7 +15,7 @@ use tokio_postgres::config::{Host, SslMode};
 
 use crate::tls::TlsError;
 
-/// What the library does.
+/// Parameters that the library handles.
 const LIBRARY: &[&str] = &[
     "application_name",
     "channel_binding",
@@ -35,7 +35,7 @@ const LIBRARY: &[&str] = &[
     "user",
 ];
 
-/// What is done here.
+/// Parameters that this module handles.
 const OWN: &[&str] = &[
     "fallback_application_name",
     "gssencmode",
@@ -49,11 +49,13 @@ const OWN: &[&str] = &[
     "tcp_user_timeout",
 ];
 
-/// What changes nothing here: the encoding is always UTF-8, there is no GSSAPI, TLS neither compresses nor goes without SNI.
+/// Parameters that change nothing here: the encoding is always UTF-8, there is no GSSAPI, and TLS neither compresses
+/// nor works without SNI.
 const WITHOUT_EFFECT: &[&str] =
     &["client_encoding", "gssdelegation", "gsslib", "krbsrvname", "sslcompression", "sslsni"];
 
-/// What libpq follows and this proxy can't. Whoever asks for it would be less safe, or somewhere else, without it.
+/// Parameters of libpq that the proxy does not support. Ignoring one would make the connection less safe, or go to
+/// another server.
 const UNSUPPORTED: &[&str] = &[
     "max_protocol_version",
     "min_protocol_version",
@@ -77,60 +79,60 @@ const UNSUPPORTED: &[&str] = &[
     "sslpassword",
 ];
 
-/// What is wrong with the text.
+/// What is wrong with the connection string.
 #[derive(Debug, thiserror::Error)]
 pub enum BadUrl {
-    /// It doesn't parse.
+    /// It can't be parsed.
     #[error("neither a URL (postgresql://user@host/database) nor a connection string (host=… dbname=…)")]
     Syntax,
     /// A parameter that libpq doesn't know either.
     #[error("unknown parameter {0:?}: remove it (some tools have their own parameters, such as Prisma's schema)")]
     Unknown(String),
-    /// A parameter that the proxy can't follow.
+    /// A parameter that the proxy does not support.
     #[error("the parameter {0:?} is not supported")]
     Unsupported(&'static str),
-    /// A value that a parameter doesn't have, or that the proxy can't follow.
+    /// A value that is invalid for its parameter, or that the proxy does not support.
     #[error("the value of the parameter {0:?} is not supported; supported are {1}")]
     Value(&'static str, &'static str),
-    /// A parameter of TLS where there is none.
+    /// A TLS parameter on a connection without TLS.
     #[error(
         "the parameter {0:?} needs sslmode=verify-full: with disable, allow or prefer the connection is in plain text"
     )]
     NeedsTls(&'static str),
-    /// A certificate without its key, or the other way round.
+    /// A certificate without its key, or a key without its certificate.
     #[error("sslcert and sslkey must be given together")]
     Half,
-    /// TLS can't be had as it is asked for.
+    /// TLS with these parameters is not possible.
     #[error(transparent)]
     Tls(#[from] TlsError),
 }
 
-/// Where the database is and how to get there.
+/// Where the database is and how to connect to it.
 #[derive(Debug)]
 pub struct Target {
-    /// What the library needs, without a password that comes from elsewhere.
+    /// The configuration for the library, without a password from another source.
     pub config: Config,
-    /// How the connection is secured; none for plain text.
+    /// How the connection is secured; `None` for plain text.
     pub security: Option<Security>,
-    /// The file of passwords to look into.
+    /// The password file, if the string names one.
     pub passfile: Option<PathBuf>,
 }
 
 /// TLS towards Postgres.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Security {
-    /// Whether the server's certificate must be for the host's name.
+    /// Whether the server's certificate must match the host's name.
     pub check_name: bool,
-    /// Who vouches for the server.
+    /// The certificate authorities to trust.
     pub roots: Roots,
-    /// The certificate and the key to show to the server.
+    /// The certificate and the key to present to the server.
     pub identity: Option<(PathBuf, PathBuf)>,
 }
 
-/// Who vouches for the server.
+/// The certificate authorities to trust.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Roots {
-    /// What the command line says, else the system's authorities.
+    /// Those of the command line, otherwise the system's.
     Default,
     /// The system's authorities.
     System,
@@ -139,7 +141,7 @@ pub enum Roots {
 }
 
 impl Target {
-    /// Takes a text apart.
+    /// Parses a connection string.
     pub fn parse(text: &str) -> Result<Self, BadUrl> {
         let Parameters { rest, mut values, given } = Parameters::of(text)?;
         let mut config: Config = rest.parse().map_err(|_| wrong_value(&given))?;
@@ -156,7 +158,7 @@ impl Target {
         Ok(Self { config, security, passfile })
     }
 
-    /// The first host that is reached over a network, where others may read along, in plain text.
+    /// The first host that is reached over a network in plain text, where others can eavesdrop.
     pub fn in_the_clear(&self) -> Option<String> {
         if self.security.is_some() {
             return None;
@@ -176,7 +178,7 @@ impl Target {
     }
 }
 
-/// The library says no, in words that repeat what it was given. Of these parameters only some values are values.
+/// Replaces the library's error, whose text quotes the input: names the parameter, and the values that it may have.
 fn wrong_value(given: &[String]) -> BadUrl {
     let given = |name| given.iter().any(|given| given == name);
     for (name, values) in [
@@ -203,7 +205,7 @@ fn security(config: &mut Config, values: &mut HashMap<&'static str, String>) -> 
     if !matches!(take("gssencmode").as_deref(), None | Some("disable" | "prefer")) {
         return Err(BadUrl::Value("gssencmode", "disable and prefer"));
     }
-    // Nothing older than 1.2 is spoken anyway.
+    // TLS below 1.2 is never used anyway.
     if !matches!(take("ssl_min_protocol_version").as_deref(), None | Some("TLSv1" | "TLSv1.1" | "TLSv1.2")) {
         return Err(BadUrl::Value("ssl_min_protocol_version", "TLSv1, TLSv1.1 and TLSv1.2"));
     }
@@ -215,7 +217,7 @@ fn security(config: &mut Config, values: &mut HashMap<&'static str, String>) -> 
             return Err(BadUrl::Value("sslmode", "disable, allow, prefer, require, verify-ca and verify-full"));
         }
     };
-    // libpq and Postgres do not speak TLS over a socket of the file system.
+    // libpq and Postgres don't use TLS over a Unix socket.
     let only_sockets = config.get_hosts().iter().all(|host| matches!(host, Host::Unix(_)));
     if !secure || (only_sockets && config.get_hostaddrs().is_empty()) {
         config.ssl_mode(SslMode::Disable);
@@ -229,7 +231,7 @@ fn security(config: &mut Config, values: &mut HashMap<&'static str, String>) -> 
     let check_name = mode.as_deref() != Some("verify-ca");
     let roots = match root {
         None => Roots::Default,
-        // Whoever has a name may have a certificate of one of those.
+        // A public authority gives a certificate to everyone who has a domain.
         Some(file) if file == "system" && !check_name => {
             return Err(BadUrl::Value("sslmode", "only verify-full and require with sslrootcert=system"));
         }
@@ -239,7 +241,7 @@ fn security(config: &mut Config, values: &mut HashMap<&'static str, String>) -> 
     Ok(Some(Security { check_name, roots, identity }))
 }
 
-/// A dead peer is noticed within some 30 seconds instead of hours, unless the text says otherwise.
+/// A dead peer is noticed within about 30 seconds instead of hours, unless the string says otherwise.
 fn keep_alive(config: &mut Config, given: &[String], values: &HashMap<&'static str, String>) -> Result<(), BadUrl> {
     let given = |name| given.iter().any(|given| given == name);
     let number = |name| values.get(name).filter(|value| !value.is_empty()).map(|value| value.parse::<u32>());
@@ -260,13 +262,13 @@ fn keep_alive(config: &mut Config, given: &[String], values: &HashMap<&'static s
     Ok(())
 }
 
-/// The parameters of a text.
+/// The parameters of a connection string.
 struct Parameters {
-    /// The text without those that the library doesn't know.
+    /// The string without the parameters that the library doesn't know.
     rest: String,
-    /// Those, by name.
+    /// The removed parameters, by name.
     values: HashMap<&'static str, String>,
-    /// The names of all.
+    /// The names of all parameters.
     given: Vec<String>,
 }
 
@@ -281,7 +283,7 @@ impl Parameters {
         Ok(parameters)
     }
 
-    /// A URL has its parameters behind the first question mark that is not part of the password.
+    /// In a URL, the parameters follow the first question mark that is not part of the password.
     fn read_url(&mut self, text: &str, start: usize) -> Result<(), BadUrl> {
         let body = &text[start..];
         let is_in_query = |at| body[..at].split_once('/').is_some_and(|(_, path)| path.contains('?'));
@@ -297,7 +299,7 @@ impl Parameters {
             let decode = |text| percent_decode_str(text).decode_utf8().map_err(|_| BadUrl::Syntax);
             if self.is_for_library(&decode(name)?, || decode(value).map(Cow::into_owned))? {
                 self.rest.push(separator);
-                // The library would take what stands before the first @ for a user and a password.
+                // The library would read everything before the first @ as user and password.
                 self.rest.push_str(&pair.replace('@', "%40"));
                 separator = '&';
             }
@@ -321,7 +323,7 @@ impl Parameters {
         Ok(())
     }
 
-    /// Whether a parameter is the library's. If not it has been taken, or is an error.
+    /// Whether the library knows a parameter. Any other parameter has been removed before, or is an error.
     fn is_for_library(&mut self, name: &str, value: impl FnOnce() -> Result<String, BadUrl>) -> Result<bool, BadUrl> {
         let among = |names: &[&'static str]| names.iter().copied().find(|known| *known == name);
         if let Some(own) = among(OWN) {
@@ -330,7 +332,7 @@ impl Parameters {
             return Err(BadUrl::Unsupported(unsupported));
         } else if among(WITHOUT_EFFECT).is_none() && among(LIBRARY).is_none() {
             let is_name = name.len() <= 40 && name.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c));
-            // Behind a password that should have been quoted there is the rest of it.
+            // After a password that should have been quoted, this may be the rest of the password.
             let after_password = self.given.last().is_some_and(|given| given == "password");
             return Err(if is_name && !after_password { BadUrl::Unknown(name.into()) } else { BadUrl::Syntax });
         }
@@ -339,7 +341,7 @@ impl Parameters {
     }
 }
 
-/// A value of a connection string, in quotes or not, and what stands behind it.
+/// A value of a connection string, quoted or not, and the text after it.
 fn word(text: &str) -> Option<(String, &str)> {
     let (quoted, text) = text.strip_prefix('\'').map_or((false, text), |text| (true, text));
     let mut value = String::new();
@@ -398,18 +400,18 @@ mod tests {
         for plain in ["", "sslmode=disable", "sslmode=allow", "sslmode=prefer"] {
             assert_eq!(security(plain), None, "{plain}");
         }
-        // Stricter than libpq, which would believe anybody.
+        // Stricter than libpq, which accepts any certificate.
         assert_eq!(security("sslmode=require"), Some(full.clone()));
         assert_eq!(security("sslmode=verify-full"), Some(full.clone()));
         assert_eq!(security("sslmode=verify-ca"), Some(Security { check_name: false, ..full.clone() }));
-        // Who names an authority means it.
+        // A string that names an authority asks for verification.
         assert_eq!(security("sslrootcert=system"), Some(Security { roots: Roots::System, ..full.clone() }));
         let file = Security { roots: Roots::File("/ca".into()), ..full.clone() };
         assert_eq!(security("sslrootcert=/ca"), Some(file.clone()));
         let identity = Some(("/c".into(), "/k".into()));
         let both = Security { identity, ..file };
         assert_eq!(security("sslmode=verify-full sslrootcert=/ca sslcert=/c sslkey=/k"), Some(both));
-        // Sockets are not networks.
+        // A Unix socket is not a network.
         assert_eq!(parse("host=/tmp sslmode=verify-full").security, None);
         for bad in [
             "sslmode=prefer sslrootcert=/ca",

@@ -1,5 +1,5 @@
-//! How many may come: connections altogether and from one address, streams from one address, and a few places that are
-//! always left for those who ask how the proxy is.
+//! Limits on connections in total and by address, and on streams by address. A few connections are always reserved for
+//! health checks.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -11,24 +11,24 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::metrics::Metrics;
 
-/// Connections without an HTTP/1.1 stream may be as many as streams, and this many more.
+/// So many connections without an HTTP/1.1 stream are allowed beyond the limit of streams.
 const SPARE_CONNECTIONS: u64 = 1024;
 
-/// The same for those of one address, where streams of one address are limited.
+/// The same for the connections of one address, if streams by address are limited.
 const SPARE_OF_ADDRESS: u32 = 16;
 
-/// Connections beyond the limit that may ask for `/healthz` and `/readyz`: whoever looks after the proxy should not take a full
-/// one for a dead one.
+/// Connections beyond the limit that may request `/healthz` and `/readyz`: monitoring should not mistake a full proxy
+/// for a dead one.
 const RESERVE: usize = 32;
 
-/// How long such a connection may take to ask: a flood takes these places too.
+/// How long such a connection may take for its request, because a flood takes these places too.
 const RESERVE_PATIENCE: Duration = Duration::from_secs(1);
 
-/// What is counted by address.
+/// Counts by address.
 #[derive(Clone, Debug, Default)]
 pub struct Addresses(Arc<Mutex<HashMap<IpAddr, u32>>>);
 
-/// A place that counts for an address, given back when it is dropped.
+/// A place that counts for an address; dropping it releases the place.
 #[derive(Debug)]
 pub struct Entry {
     addresses: Addresses,
@@ -36,7 +36,7 @@ pub struct Entry {
 }
 
 impl Addresses {
-    /// Takes a place of `peer`'s address, which has `most` of them; `None` if there is none left.
+    /// Takes one of the `most` places of `peer`'s address; `None` if none is left.
     pub fn enter(&self, peer: IpAddr, most: u32) -> Option<Entry> {
         let address = network(peer);
         let mut counts = self.0.lock();
@@ -61,7 +61,7 @@ impl Drop for Entry {
     }
 }
 
-/// What counts as one address: over IPv6 a client has a whole /64.
+/// The unit that counts as one address: over IPv6 a client has a whole /64.
 fn network(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into(),
@@ -73,15 +73,15 @@ fn network(peer: IpAddr) -> IpAddr {
 #[derive(Debug)]
 pub struct Crowd {
     metrics: Arc<Metrics>,
-    /// The most of them.
+    /// The most connections.
     most: u64,
-    /// The most of one address, if that is limited.
+    /// The most connections of one address, if that is limited.
     most_of_address: Option<u32>,
     addresses: Addresses,
     reserve: Arc<Semaphore>,
 }
 
-/// A connection's place in the crowd, given back when it is dropped.
+/// A connection's place in the crowd; dropping it releases the place.
 #[derive(Debug)]
 pub struct Admitted {
     metrics: Arc<Metrics>,
@@ -90,7 +90,7 @@ pub struct Admitted {
 }
 
 impl Crowd {
-    /// The crowd of a proxy with these limits of streams; 0 of one address for no limit.
+    /// The crowd of a proxy with these limits of streams; 0 for one address means no limit.
     pub fn new(max_clients: u64, max_clients_per_address: u32, metrics: Arc<Metrics>) -> Self {
         let limited = (max_clients_per_address > 0).then_some(max_clients_per_address);
         Self {
@@ -102,7 +102,7 @@ impl Crowd {
         }
     }
 
-    /// Lets a connection in, if there is a place for it.
+    /// Admits a connection if there is a place for it.
     pub fn admit(&self, peer: IpAddr) -> Option<Admitted> {
         let room = self.metrics.connections.rise() <= self.most;
         let mut admitted = Admitted { metrics: self.metrics.clone(), _address: None, reserved: None };
@@ -122,12 +122,12 @@ impl Crowd {
 }
 
 impl Admitted {
-    /// Whether it may only ask how the proxy is.
+    /// Whether the connection may only request health checks.
     pub fn is_reserved(&self) -> bool {
         self.reserved.is_some()
     }
 
-    /// How long it may take to ask, where others have `patience`.
+    /// How long the connection may take for its request, where an ordinary one has `patience`.
     pub fn patience(&self, patience: Duration) -> Duration {
         if self.is_reserved() { patience.min(RESERVE_PATIENCE) } else { patience }
     }

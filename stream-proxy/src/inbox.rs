@@ -1,8 +1,9 @@
-//! Notifications between the connection that hears them and the session that handles them, bounded in bytes. What does not
-//! fit is dropped, but never silently: in its place stands a mark that says which channel lost something.
+//! A queue of notifications, bounded in bytes, between the connection that receives them and the session that handles
+//! them. Notifications that do not fit are dropped, but never silently: a mark in their place names the channel that
+//! lost something.
 //!
-//! The connection is read however slow the session is: a listener that does not read fills the server's notification queue,
-//! for every session of the cluster.
+//! The connection is read however slow the session is, because a listener that does not read fills the server's
+//! notification queue for every session of the cluster.
 
 use std::collections::{HashSet, VecDeque};
 use std::future::poll_fn;
@@ -15,19 +16,19 @@ use tokio_postgres::Notification;
 
 use crate::metrics::Metrics;
 
-/// The most bytes of notifications that may wait: some seconds of what Postgres can notify, and no more memory than the
-/// history takes by default.
+/// The most bytes of waiting notifications: some seconds of what Postgres can send, and no more memory than the history
+/// uses by default.
 pub const LIMIT: usize = 64 * 1024 * 1024;
 
-/// What a notification takes beside its texts, in bytes: two strings' heads and its place in the queue.
+/// What a notification takes beside its texts, in bytes: the headers of two strings and its slot in the queue.
 const OVERHEAD: usize = 96;
 
-/// Places of the queue that are kept when nothing waits; what a burst needed beyond is given back.
+/// Slots of the queue that are kept while nothing waits; slots beyond that, from a burst, are freed.
 const KEPT: usize = 1024;
 
-/// What waits in an inbox: a notification, as far as its bound is concerned.
+/// An entry of an inbox: the parts of a notification that matter for the bound.
 pub trait Message {
-    /// The channel it came through.
+    /// The channel.
     fn channel(&self) -> &str;
     /// The length of its texts.
     fn bytes(&self) -> usize;
@@ -43,12 +44,12 @@ impl Message for Notification {
     }
 }
 
-/// What was heard.
+/// What the session receives.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Heard<M> {
     /// A notification.
     Message(M),
-    /// Here, at least one notification of this channel was dropped.
+    /// At least one notification of this channel was dropped here.
     Lost(String),
 }
 
@@ -56,9 +57,9 @@ pub enum Heard<M> {
 struct State<M> {
     queue: VecDeque<Heard<M>>,
     bytes: usize,
-    /// Channels whose last entry in the queue is the mark of a loss: it stands for what is dropped from then on, too.
+    /// Channels whose last entry in the queue is the mark of a loss: later losses need no other mark.
     marked: HashSet<String>,
-    /// The session's task, when it waits.
+    /// The session's task, while it waits.
     reader: Option<Waker>,
     /// Whether the other side is gone.
     closed: bool,
@@ -84,7 +85,7 @@ pub struct Outlet<M = Notification> {
     metrics: Arc<Metrics>,
 }
 
-/// An inbox for at most `limit` bytes, and the side that fills it.
+/// Makes an inbox for at most `limit` bytes, and the side that fills it.
 pub fn inbox<M: Message>(limit: usize, metrics: Arc<Metrics>) -> (Outlet<M>, Inbox<M>) {
     let (queue, marked) = (VecDeque::new(), HashSet::new());
     let state = Arc::new(Mutex::new(State { queue, bytes: 0, marked, reader: None, closed: false }));
@@ -92,7 +93,7 @@ pub fn inbox<M: Message>(limit: usize, metrics: Arc<Metrics>) -> (Outlet<M>, Inb
 }
 
 impl<M: Message> Outlet<M> {
-    /// Takes in a notification, or the mark of its loss.
+    /// Adds a notification, or the mark of its loss.
     pub fn push(&self, message: M) {
         let mut state = self.state.lock();
         if state.closed {
@@ -107,7 +108,7 @@ impl<M: Message> Outlet<M> {
             state.queue.push_back(Heard::Message(message));
         } else {
             self.metrics.dropped.add(1);
-            // At most one mark for each channel and each notification that waits: marks are bounded by what is.
+            // At most one mark for each channel and each waiting notification, so the number of marks is bounded too.
             if state.marked.insert(message.channel().to_owned()) {
                 state.queue.push_back(Heard::Lost(message.channel().to_owned()));
             }
@@ -125,9 +126,9 @@ impl<M> Drop for Outlet<M> {
 }
 
 impl<M: Message> Inbox<M> {
-    /// What comes next; `None` when the connection has closed and nothing is left.
+    /// The next entry; `None` when the connection has closed and the queue is empty.
     pub async fn recv(&mut self) -> Option<Heard<M>> {
-        // A burst must not keep the worker from other tasks: those that write what comes of it, for instance.
+        // A burst must not keep the worker from other tasks, such as those that send these events to clients.
         cooperative(poll_fn(|cx| self.poll_recv(cx))).await
     }
 
@@ -211,7 +212,7 @@ mod tests {
             outlet.push(Note("a", 0));
         }
         assert_eq!(inbox.recv().await, Some(note("a")));
-        // The mark still waits; what comes now stands behind it.
+        // The mark still waits; what comes now is after it.
         outlet.push(Note("a", 0));
         outlet.push(Note("a", 0));
         drop(outlet);

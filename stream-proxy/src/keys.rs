@@ -1,7 +1,7 @@
-//! The keys that tokens are signed with: from a file, a secret or a JSON Web Key Set, to those that can verify a signature.
+//! The keys that verify tokens, read from a file that holds a secret or a JSON Web Key Set.
 //!
-//! A set is read key by key (RFC 7517, section 5): one of a kind that is not known, without what its kind needs, for another
-//! purpose or too weak is passed over, and the log says so.
+//! A set is read key by key (RFC 7517, section 5). A key is skipped, and logged, if its kind is unknown, if it lacks
+//! what its kind needs, or if it is for another purpose or too weak.
 
 use std::fs::File;
 use std::io::Read;
@@ -14,20 +14,20 @@ use serde_json::Value;
 /// The shortest secret, in bytes (RFC 7518, section 3.2).
 pub const MIN_SECRET: usize = 32;
 
-/// The shortest and the longest modulus of an RSA key, in bits: below, RFC 7518 (section 3.3) forbids it, and beyond the library
-/// refuses to calculate.
+/// The shortest and the longest modulus of an RSA key, in bits. RFC 7518 (section 3.3) forbids shorter ones; the
+/// library refuses longer ones.
 const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=4096;
 
 /// The bytes of a coordinate of P-256, and of a key of Ed25519.
 const CURVE_BYTES: usize = 32;
 
-/// The longest file of keys, in bytes: it is read once a second, and the largest providers publish a few dozen KiB.
+/// The longest key file, in bytes: it is read once a second, and the largest providers publish a few dozen KiB.
 const MAX_FILE: u64 = 1024 * 1024;
 
 /// Where keys come from.
 #[derive(Clone, Debug)]
 pub enum Source {
-    /// A secret for HS256; one newline at its end does not count.
+    /// A secret for HS256; one newline at the end is ignored.
     Secret(PathBuf),
     /// A JSON Web Key Set.
     Jwks(PathBuf),
@@ -39,26 +39,26 @@ pub enum KeyError {
     /// The file can't be read.
     #[error("{}: {error}", file.display())]
     File {
-        /// Which.
+        /// The file.
         file: PathBuf,
-        /// Why.
+        /// The reason.
         error: std::io::Error,
     },
     /// The file is too long.
     #[error("{} is longer than {MAX_FILE} bytes", .0.display())]
     TooLong(PathBuf),
-    /// The secret could be guessed.
+    /// The secret is too short.
     #[error("{} contains a secret of less than {MIN_SECRET} bytes", .0.display())]
     Short(PathBuf),
-    /// The file is no key set.
+    /// The file is not a key set.
     #[error("{} is not a JSON Web Key Set", .0.display())]
     Malformed(PathBuf),
     /// None of the keys can verify a signature by RS256, ES256, EdDSA or HS256.
     #[error("{} contains no key for RS256, ES256, EdDSA or HS256{}", file.display(), listed(.passed_over))]
     Empty {
-        /// Which.
+        /// The file.
         file: PathBuf,
-        /// What is wrong with each of them.
+        /// What is wrong with each key.
         passed_over: Vec<String>,
     },
 }
@@ -69,23 +69,23 @@ fn listed(passed_over: &[String]) -> String {
 
 /// The keys of one reading.
 pub struct KeySet {
-    /// Those that can be used.
+    /// The usable keys.
     pub keys: Vec<Key>,
-    /// What is wrong with the others, a line for each.
+    /// What is wrong with the others, one line for each.
     pub passed_over: Vec<String>,
 }
 
 /// A key that can verify signatures of one kind.
 pub struct Key {
     id: Option<String>,
-    /// The only algorithm that it is for.
+    /// The only algorithm that the key is for.
     pub algorithm: Algorithm,
     /// The key itself.
     pub key: DecodingKey,
 }
 
 impl Source {
-    /// What the file holds now.
+    /// The content of the file.
     pub fn read(&self) -> Result<Vec<u8>, KeyError> {
         let (Self::Secret(file) | Self::Jwks(file)) = self;
         let mut bytes = Vec::new();
@@ -95,7 +95,7 @@ impl Source {
         if bytes.len() as u64 > MAX_FILE { Err(KeyError::TooLong(file.into())) } else { Ok(bytes) }
     }
 
-    /// The keys in these bytes of the file.
+    /// Parses the content of the file.
     pub fn parse(&self, bytes: &[u8]) -> Result<KeySet, KeyError> {
         match self {
             Self::Secret(file) => {
@@ -133,9 +133,9 @@ fn parse_set(file: &Path, bytes: &[u8]) -> Result<KeySet, KeyError> {
 }
 
 impl Key {
-    /// A key of a set, or why it can't be used. Nothing of the key is in that.
+    /// Reads a key of a set, or says why it can't be used. The reason contains no part of the key.
     fn of(entry: &Value) -> Result<Self, &'static str> {
-        // Typed JSON says what is missing in words that hold what is there instead: they are not repeated.
+        // The JSON library's errors quote the input, so they are not repeated.
         let jwk: Jwk = serde_json::from_value(entry.clone())
             .map_err(|_| "its kind is unknown, or it lacks what its kind needs")?;
         let algorithm = algorithm_of(&jwk.algorithm)?;
@@ -161,13 +161,13 @@ impl Key {
         Ok(Self { id: jwk.common.key_id, algorithm, key })
     }
 
-    /// Whether a token with this header may be one of this key's.
+    /// Whether this key may have signed a token with this header.
     pub fn fits(&self, algorithm: Algorithm, id: Option<&str>) -> bool {
         self.algorithm == algorithm && (self.id.is_none() || id.is_none() || self.id.as_deref() == id)
     }
 }
 
-/// The one algorithm that a key of this kind is for.
+/// The one algorithm for this kind of key.
 fn algorithm_of(parameters: &AlgorithmParameters) -> Result<Algorithm, &'static str> {
     match parameters {
         AlgorithmParameters::RSA(_) => Ok(Algorithm::RS256),
@@ -194,7 +194,7 @@ fn check_size(algorithm: Algorithm, parameters: &AlgorithmParameters, key: &Deco
                 Ok(())
             }
         }
-        // A point of a curve is a byte that says so, and its two coordinates.
+        // A point of a curve is a byte for its form and two coordinates.
         (DecodingKeyKind::SecretOrDer(point), AlgorithmParameters::EllipticCurve(_)) => {
             if point.len() == 1 + 2 * CURVE_BYTES { Ok(()) } else { Err("not a point of its curve") }
         }
@@ -208,7 +208,7 @@ fn check_size(algorithm: Algorithm, parameters: &AlgorithmParameters, key: &Deco
     }
 }
 
-/// How many bits a number has, its first byte the greatest.
+/// The number of bits of a big-endian number.
 fn bits(number: &[u8]) -> usize {
     let first = number.iter().position(|byte| *byte != 0).unwrap_or(number.len());
     let number = &number[first..];
@@ -222,7 +222,7 @@ mod tests {
 
     const SECRET: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY";
 
-    /// The keys of a set that can be used, by their ids, and what is said of the others.
+    /// The ids of the usable keys of a set, and what is said about the others.
     fn read(keys: &[Value]) -> (Vec<String>, Vec<String>) {
         let mut keys = keys.to_vec();
         keys.push(json!({"kty": "oct", "kid": "good", "k": SECRET}));
@@ -230,7 +230,7 @@ mod tests {
         (set.keys.into_iter().filter_map(|key| key.id).filter(|id| id != "good").collect(), set.passed_over)
     }
 
-    /// A modulus of this many bytes whose first one is this.
+    /// A modulus of so many bytes with this first byte.
     fn modulus(bytes: usize, first: u8) -> String {
         let text = |byte: u8| format!("{byte:08b}");
         let bits: String = text(first) + &text(0xFF).repeat(bytes - 1);

@@ -1,6 +1,7 @@
-//! Who waits to be asked for, and whose turn it is. Identities take turns, and each has one statement at a time, so
-//! nobody waits because somebody else asks much. The same question is asked once for all who have it, and for those who
-//! have gone not at all. What held up others is asked alone. The database is asked by `worker`.
+//! The queue of access checks. Identities take turns, and each has one statement at a time, so nobody waits because
+//! another identity asks a lot. The same question is asked once for everyone who waits for it; a question is dropped
+//! when everyone who waited has disconnected. A question that delayed others is asked alone. `worker` asks the
+//! database.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -15,13 +16,13 @@ use tokio::time::Instant;
 use crate::gate::{Unanswered, Verdict};
 use crate::metrics::Metrics;
 
-/// Askers that may wait; more are told to come back later.
+/// Askers that may wait; further ones get 503.
 const WAITING: usize = 20_000;
 
-/// How long a question is asked alone after it held up others.
+/// How long a question is asked alone after it delayed others.
 const SUSPICION: Duration = Duration::from_secs(60);
 
-/// Questions that are remembered for that: those of an attack, or all rules of a slow database.
+/// How many such questions are remembered: those of an attack, or all rules of a slow database.
 const SUSPECTS: usize = 1_000;
 
 /// Claims, as JSON, and topics.
@@ -29,47 +30,47 @@ const SUSPECTS: usize = 1_000;
 pub struct Question {
     /// The identity.
     pub claims: Arc<str>,
-    /// What it wants to subscribe to.
+    /// The topics to subscribe to.
     pub topics: Arc<[Arc<str>]>,
 }
 
-/// Somebody who waits for an answer. Whoever drops the receiver has gone.
+/// Somebody who waits for an answer. Dropping the receiver withdraws the question.
 #[derive(Debug)]
 pub struct Asker {
-    /// Where the answer goes.
+    /// Where the answer is sent.
     pub reply: oneshot::Sender<Verdict>,
-    /// Given back when the question is answered, or has to be asked alone.
+    /// Released when the question is answered, or has to be asked alone.
     pub place: Option<OwnedSemaphorePermit>,
     /// Set when the question has to be asked alone.
     pub is_slow: Arc<AtomicBool>,
 }
 
-/// A question and all who wait for its answer.
+/// A question and everyone who waits for its answer.
 #[derive(Debug)]
 pub struct Check {
-    /// What is asked.
+    /// The question.
     pub question: Question,
     askers: Vec<Asker>,
-    /// Whether a connection broke over it before.
+    /// Whether a connection already broke during this question.
     pub is_retry: bool,
 }
 
 impl Check {
-    /// Tells all who wait.
+    /// Sends the answer to everyone who waits.
     pub fn answer(self, verdict: &Verdict) {
         for asker in self.askers {
-            // Whoever has gone meanwhile needs no answer.
+            // An asker that has left meanwhile needs no answer.
             let _ = asker.reply.send(verdict.clone());
         }
     }
 
-    /// Forgets those who have gone; false if nobody is left.
+    /// Removes askers that have left; false if nobody is left.
     fn is_wanted(&mut self) -> bool {
         self.askers.retain(|asker| !asker.reply.is_closed());
         !self.askers.is_empty()
     }
 
-    /// Waits until all who wait have gone.
+    /// Waits until all askers have left.
     pub async fn abandoned(&mut self) {
         join_all(self.askers.iter_mut().map(|asker| asker.reply.closed())).await;
     }
@@ -80,11 +81,11 @@ impl Check {
 pub enum Pace {
     /// Many in one statement, which must be short.
     Together,
-    /// One at a time: what held up others.
+    /// One at a time, for questions that delayed others.
     Alone,
 }
 
-/// A line of questions and its workers' view of it.
+/// A queue of questions, shared with its workers.
 #[derive(Debug)]
 pub struct Line {
     queues: Mutex<Queues>,
@@ -99,17 +100,17 @@ pub struct Line {
 struct Queues {
     turns: [Turns; 2],
     suspects: HashMap<Arc<[Arc<str>]>, Instant>,
-    /// How many may come before it is looked again who has gone.
+    /// How many more askers may come before those who have left are counted again.
     until_sweep: usize,
 }
 
 impl Line {
-    /// An empty line.
+    /// An empty queue.
     pub fn new(metrics: Arc<Metrics>) -> Self {
         Self { queues: Mutex::default(), wakes: Default::default(), connected: Default::default(), metrics }
     }
 
-    /// Puts somebody at the end; not if there are too many already.
+    /// Adds an asker at the end, unless too many are waiting.
     pub fn join(&self, question: Question, asker: Asker) -> Result<(), Unanswered> {
         let mut queues = self.queues.lock();
         if !queues.has_room() {
@@ -133,7 +134,7 @@ impl Line {
         }
     }
 
-    /// Takes up to `most` questions, in turn. Their identities have no other turn until [`Self::settle`].
+    /// Takes up to `most` questions, in turn. Their identities get no other turn until [`Self::settle`].
     pub fn take(&self, pace: Pace, most: usize) -> Vec<Check> {
         let mut queues = self.queues.lock();
         let turns = &mut queues.turns[pace as usize];
@@ -147,7 +148,8 @@ impl Line {
         checks
     }
 
-    /// Ends the turn of those that were taken: some are to be asked again, as the first, and one perhaps alone.
+    /// Ends the turn of these questions. Those that must be asked again go to the front; one may have to be asked
+    /// alone.
     pub fn settle(&self, pace: Pace, taken: &[Question], again: Vec<Check>, slow: Option<Check>) {
         let mut queues = self.queues.lock();
         queues.turns[pace as usize].settle(taken, again);
@@ -161,7 +163,7 @@ impl Line {
         }
     }
 
-    /// A question that was asked alone held up nobody.
+    /// Notes that a question which was asked alone was fast.
     pub fn acquit(&self, question: &Question) {
         self.queues.lock().suspects.remove(&question.topics);
     }
@@ -172,14 +174,14 @@ impl Line {
         Connected { line: self.clone(), pace }
     }
 
-    /// Whether one of the workers has a connection. If so, one is woken: it may not know yet that the connection broke.
+    /// Whether a worker has a connection. If so, wakes one, which may not know yet that its connection broke.
     pub fn has_connection(&self, pace: Pace) -> bool {
         self.wakes[pace as usize].notify_one();
         self.connected[pace as usize].load(Relaxed) > 0
     }
 }
 
-/// A worker's connection, as the others see it.
+/// A worker's connection, as the other workers see it.
 #[derive(Debug)]
 pub struct Connected {
     line: Arc<Line>,
@@ -193,8 +195,8 @@ impl Drop for Connected {
 }
 
 impl Queues {
-    /// Whether one more may wait. Those who have gone are counted out from time to time only, for that takes a look at
-    /// all.
+    /// Whether one more asker may wait. Those who have left are counted only from time to time, because that looks at
+    /// all askers.
     fn has_room(&mut self) -> bool {
         let waiting = |turns: &[Turns; 2]| turns.iter().map(|turns| turns.askers).sum::<usize>();
         if waiting(&self.turns) < WAITING {
@@ -234,22 +236,22 @@ impl Queues {
     }
 }
 
-/// The questions of one pace, and the order of those who have them.
+/// The questions of one pace, and the order of their identities.
 #[derive(Debug, Default)]
 struct Turns {
     checks: HashMap<Question, Check>,
     identities: HashMap<Arc<str>, Turn>,
-    /// Identities with something to ask and no statement under way.
+    /// Identities with a question and no statement under way.
     order: VecDeque<Arc<str>>,
     askers: usize,
 }
 
-/// What one identity has to ask.
+/// The questions of one identity.
 #[derive(Debug, Default)]
 struct Turn {
-    /// In order; what is no longer among the checks is passed over.
+    /// In order. Questions that are no longer among the checks are skipped.
     waiting: VecDeque<Arc<[Arc<str>]>>,
-    /// Whether a statement with questions of it is under way.
+    /// Whether a statement with its questions is under way.
     is_asking: bool,
 }
 
@@ -269,7 +271,7 @@ impl Turns {
         self.checks.insert(check.question.clone(), check);
     }
 
-    /// Up to `most` questions, one of each identity and then another; and how many were passed over.
+    /// Takes up to `most` questions: one of each identity, then another of each. Also returns how many were skipped.
     fn take(&mut self, most: usize) -> (Vec<Check>, u64) {
         let (mut taken, mut gone) = (Vec::new(), 0);
         let mut again = VecDeque::new();
@@ -300,7 +302,7 @@ impl Turns {
                 gone += 1;
             }
         }
-        // Whoever has a question under way waits; who was only passed over stays in the order.
+        // An identity with a statement under way waits; one that was only skipped stays in the order.
         let rest = if is_first_round { Vec::new() } else { std::mem::take(&mut self.order).into() };
         for claims in again.into_iter().chain(rest) {
             match self.identities.get(&claims) {
@@ -319,7 +321,7 @@ impl Turns {
             self.askers += check.askers.len();
             let Question { claims, topics } = check.question.clone();
             match self.checks.get_mut(&check.question) {
-                // Somebody has asked the same meanwhile.
+                // Someone else has asked the same question meanwhile.
                 Some(same) => same.askers.extend(check.askers),
                 None => {
                     self.identities.entry(claims).or_default().waiting.push_front(topics);
@@ -344,7 +346,7 @@ impl Turns {
         }
     }
 
-    /// Forgets those who have gone.
+    /// Removes askers that have left.
     fn sweep(&mut self) {
         self.checks.retain(|_, check| check.is_wanted());
         self.askers = self.checks.values().map(|check| check.askers.len()).sum();
@@ -428,7 +430,7 @@ mod tests {
         let alone = line.take(Pace::Alone, 9);
         assert_eq!(names(&alone), ["b:1"]);
         assert!(alone[0].askers[0].is_slow.load(Relaxed));
-        // From now on it is, whoever asks; until it is seen to be quick.
+        // From now on the question is asked alone, for any asker, until it is seen to be fast.
         let _more = join(&line, "e:1");
         assert_eq!(names(&line.take(Pace::Alone, 9)), ["e:1"]);
         line.acquit(&question("f:1"));

@@ -1,5 +1,5 @@
-//! The roles that the proxy logs in with, and what they must not be able to do. A rule's code can't leave its
-//! subscriber's role; should it ever find a way, it must not come to be a superuser.
+//! The roles that the proxy logs in with, and the power that they must not have. A rule's code can't leave its
+//! subscriber's role; if it ever finds a way, it must not be able to become a superuser.
 
 use std::future::pending;
 use std::sync::Arc;
@@ -11,14 +11,14 @@ use tokio_postgres::types::Type;
 use crate::database::{Database, DatabaseError, answer};
 use crate::metrics::Metrics;
 
-/// How long to wait before another attempt to look.
+/// How long to wait before the next attempt to check.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// Why nobody is let in, for the log.
+/// Why access is refused to everyone, for the log.
 pub const TOO_POWERFUL: &str =
     "a database role of the proxy is a superuser or can become one: use a role with tidings.grant_proxy()";
 
-/// A role of the proxy that can become what it must not be.
+/// A login of the proxy that can become a role which it must not be.
 #[derive(Debug, thiserror::Error)]
 #[error("the proxy's database role {login} {is} {role}, which is a superuser or as good as one: give the proxy its own role with \
          tidings.grant_proxy(), and make it a member only of the roles that tokens name", is = if login == role { "is" } else { "can become" })]
@@ -27,9 +27,10 @@ pub struct TooPowerful {
     role: String,
 }
 
-/// A query without its parentheses that finds the roles `r` that a login `l` of the proxy is a member of, through
-/// whatever others, and that are superusers or can make themselves one: by files and programs of the server, or (before
-/// PostgreSQL 16) by granting themselves that. `others` is a text[] of the proxy's logins beside the one that asks.
+/// A query without its parentheses that finds the roles `r` that are superusers, or can make themselves superuser, and
+/// that a login `l` of the proxy is a member of, directly or through other roles. A role can make itself superuser
+/// through files and programs of the server, or (before PostgreSQL 16) by granting itself these rights. `others` is a
+/// text[] of the proxy's other logins.
 pub fn too_powerful(others: &str) -> String {
     format!(
         "SELECT FROM pg_catalog.pg_roles l JOIN pg_catalog.pg_roles r ON pg_catalog.pg_has_role(l.oid, r.oid, 'MEMBER')
@@ -49,15 +50,15 @@ fn first_too_powerful() -> String {
     )
 }
 
-/// The roles whose rights the login has without taking them. Rights of its own, beside those of
-/// `tidings.grant_proxy()`, are of no use to the proxy and of much to whoever gets hold of its password.
+/// The roles whose rights the login inherits. The proxy does not need rights beyond those of `tidings.grant_proxy()`,
+/// but someone who steals its password could use them.
 const OWN_RIGHTS: &str = "SELECT l.rolname::pg_catalog.text, pg_catalog.string_agg(r.rolname, ', ' ORDER BY r.rolname)
     FROM pg_catalog.pg_roles l JOIN pg_catalog.pg_roles r
         ON r.oid OPERATOR(pg_catalog.<>) l.oid AND pg_catalog.pg_has_role(l.oid, r.oid, 'USAGE')
     WHERE l.rolname OPERATOR(pg_catalog.=) session_user
     GROUP BY l.rolname";
 
-/// The proxy's logins, to be looked at once.
+/// The proxy's logins, to be checked once.
 #[derive(Debug)]
 pub struct Logins {
     /// Where each of them logs in.
@@ -67,8 +68,8 @@ pub struct Logins {
 }
 
 impl Logins {
-    /// Looks at the rights of each login as soon as its database can be asked: warns of those that are not needed, and
-    /// gives back the first login that must not be. Later on that is looked at with each question about access.
+    /// Checks the rights of each login as soon as its database can be reached. Warns of unneeded rights, and returns
+    /// the first login that is too powerful. After that, each access check includes this one.
     pub async fn examine(self) -> TooPowerful {
         for database in self.databases.iter().flatten() {
             loop {

@@ -1,4 +1,5 @@
-//! Where the password for Postgres comes from. It is looked up for each connection, so one that has been changed needs no restart.
+//! Where the password for Postgres comes from. It is looked up for each connection, so a changed password needs no
+//! restart.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -8,13 +9,13 @@ use std::path::{Path, PathBuf};
 use tokio_postgres::Config;
 use tokio_postgres::config::Host;
 
-/// The longest file with a password in it, in bytes.
+/// The longest file with a password, in bytes.
 const MAX_FILE: u64 = 1024 * 1024;
 
-/// Others may read or write the file.
+/// Mode bits that let other users read or write the file.
 const OTHERS: u32 = 0o077;
 
-/// The password can't be had.
+/// The password can't be read.
 #[derive(Debug, thiserror::Error)]
 #[error("the password in {}: {error}", file.display())]
 pub struct PasswordError {
@@ -22,14 +23,14 @@ pub struct PasswordError {
     error: io::Error,
 }
 
-/// The places where a password may be, the first one first.
+/// The sources of a password, in order of precedence.
 #[derive(Clone, Debug, Default)]
 pub struct Passwords {
-    /// A file that holds nothing else.
+    /// A file with only the password.
     pub file: Option<PathBuf>,
-    /// `PGPASSWORD`; between the two, what the connection string says.
+    /// `PGPASSWORD`. The connection string comes between the two.
     variable: Option<Variable>,
-    /// A file of passwords for many servers, as libpq has it.
+    /// A file of passwords for many servers, in libpq's format.
     passfile: Option<PathBuf>,
 }
 
@@ -43,7 +44,7 @@ impl std::fmt::Debug for Variable {
 }
 
 impl Passwords {
-    /// The places as libpq knows them: `passfile` of the connection string, then the environment's.
+    /// The sources as in libpq: `passfile` of the connection string, then the environment.
     pub fn new(passfile: Option<PathBuf>, variable: impl Fn(&str) -> Option<String>) -> Self {
         let some = |name| variable(name).filter(|value| !value.is_empty());
         let home = || Some(Path::new(&some("HOME")?).join(".pgpass"));
@@ -51,7 +52,7 @@ impl Passwords {
         Self { file: None, variable: some("PGPASSWORD").map(Variable), passfile }
     }
 
-    /// The settings of a connection, with the password of now.
+    /// The configuration of a connection, with the current password.
     pub fn fill(&self, config: &Config) -> Result<Config, PasswordError> {
         let mut config = config.clone();
         if let Some(file) = &self.file {
@@ -76,7 +77,7 @@ fn read(file: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The password in a file of its own; one newline at its end does not count.
+/// The password in its own file; one newline at the end is ignored.
 fn read_alone(file: &Path) -> Result<Vec<u8>, PasswordError> {
     let failed = |error| PasswordError { file: file.into(), error };
     let mut bytes = read(file).map_err(failed)?;
@@ -90,8 +91,8 @@ fn read_alone(file: &Path) -> Result<Vec<u8>, PasswordError> {
     Ok(bytes)
 }
 
-/// The password of the first line that fits, for the first host that has one. As with libpq, no such file is no error, and one that
-/// others may read is passed over.
+/// The password of the first matching line, for the first host that has one. As in libpq, a missing file is not an
+/// error, and a file that other users may read is skipped.
 fn look_up(file: &Path, config: &Config) -> Option<String> {
     let metadata = fs::metadata(file).ok().filter(fs::Metadata::is_file)?;
     if metadata.permissions().mode() & OTHERS != 0 {
@@ -119,7 +120,8 @@ fn look_up(file: &Path, config: &Config) -> Option<String> {
     })
 }
 
-/// The password of a line `host:port:database:user:password`, if it fits. `*` fits everything, a backslash makes the next character plain.
+/// The password of a line `host:port:database:user:password`, if it matches. `*` matches everything; a backslash makes
+/// the next character literal.
 fn fitting(line: &str, wanted: [&str; 4]) -> Option<String> {
     if line.starts_with('#') {
         return None;
@@ -153,7 +155,7 @@ fn fitting(line: &str, wanted: [&str; 4]) -> Option<String> {
 mod tests {
     use super::*;
 
-    /// A file that is gone with the value.
+    /// A file that is removed when the value is dropped.
     struct Temporary(PathBuf);
 
     impl Temporary {

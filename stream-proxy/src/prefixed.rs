@@ -1,4 +1,4 @@
-//! A socket whose first bytes have been read to see what it speaks, and are read once more.
+//! A socket whose first bytes are read to detect the protocol, and then read again by the server.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
-/// How a connection over HTTP/2 starts: no method of HTTP/1 does.
+/// The start of an HTTP/2 connection; no HTTP/1 method begins this way.
 const HTTP2_START: [u8; 3] = *b"PRI";
 
 /// A socket and the first of its bytes.
@@ -14,25 +14,25 @@ const HTTP2_START: [u8; 3] = *b"PRI";
 pub struct Prefixed<IO> {
     io: IO,
     prefix: [u8; HTTP2_START.len()],
-    /// How many of them there are, and how many have been read again.
+    /// How many first bytes there are, and how many have been read again.
     filled: u8,
     taken: u8,
 }
 
 impl<IO> Prefixed<IO> {
-    /// A socket of which nothing has been read.
+    /// A socket from which nothing has been read.
     pub fn new(io: IO) -> Self {
         Self { io, prefix: HTTP2_START, filled: 0, taken: 0 }
     }
 
-    /// The socket. What has not been read again is lost.
+    /// Returns the socket. First bytes that have not been read again are lost.
     pub fn into_inner(self) -> IO {
         self.io
     }
 }
 
 impl<IO: AsyncRead + Unpin> Prefixed<IO> {
-    /// Waits for as many of the first bytes as it takes to see whether it speaks HTTP/2.
+    /// Waits for as many first bytes as are needed to detect HTTP/2.
     pub async fn speaks_http2(&mut self) -> io::Result<bool> {
         loop {
             let filled = usize::from(self.filled);

@@ -1,26 +1,26 @@
-//! What the statements of a connection depend on: each connection sets it before it asks for anything, whatever a DBA has set for the
-//! database, for the role or in `postgresql.conf`.
+//! The settings that the statements of a connection depend on. Each connection sets them before its first query,
+//! whatever a DBA has set for the database, for the role or in `postgresql.conf`.
 //!
-//! SET finds what it sets without a search path, so nothing that others have made is met on the way, and all of it is one message:
-//! it costs one round trip.
+//! SET looks up nothing through a search path, so it can't reach objects of other roles. All statements are one
+//! message, so they cost one round trip.
 //!
-//! `DateStyle`, `IntervalStyle`, `TimeZone` and the locale stay as they are: no statement of ours reads or writes a date, and a rule is
-//! to understand one as everything else in its database does. `session_replication_role` is only for superusers to set, and nothing
-//! that the proxy calls has triggers.
+//! `DateStyle`, `IntervalStyle`, `TimeZone` and the locale stay unchanged: no statement here reads or writes a date,
+//! and a rule should read dates as the rest of its database does. Only superusers can set `session_replication_role`,
+//! and nothing that the proxy calls has triggers.
 
 use std::fmt::Write;
 use std::time::Duration;
 
-/// The longest a statement may run, in the server.
+/// The longest time that a statement may run in the server.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The version that a server is taken for that does not tell its own: the oldest with the extension.
+/// The version to assume for a server that does not report its own: the oldest with the extension.
 const OLDEST: u32 = 15;
 
-/// Names, values as they stand behind the `=`, and the first version of Postgres that knows them: plain channels are also served from
-/// servers that are too old for the extension.
+/// Names, values as written after the `=`, and the first version of Postgres that knows them: plain channels also work
+/// with servers that are too old for the extension.
 const SETTINGS: &[(&str, &str, u32)] = &[
-    // Who is asked, and what names mean.
+    // Which role runs statements, and how names are looked up.
     ("search_path", "pg_catalog, pg_temp", 0),
     ("role", "none", 0),
     ("row_security", "on", 0),
@@ -34,14 +34,14 @@ const SETTINGS: &[(&str, &str, u32)] = &[
     ("default_transaction_isolation", "'read committed'", 0),
     ("default_transaction_read_only", "off", 0),
     ("default_transaction_deferrable", "off", 0),
-    // What ends a connection, or holds it up. Each question has its statement_timeout.
+    // Timeouts that would end a connection or delay it. Each query has its own statement_timeout.
     ("exit_on_error", "off", 0),
     ("lock_timeout", "0", 0),
     ("idle_in_transaction_session_timeout", "0", 0),
     ("idle_session_timeout", "0", 14),
     ("transaction_timeout", "0", 17),
     ("client_min_messages", "warning", 0),
-    // Plans: small questions that an index answers.
+    // Plans: short queries that use an index.
     ("jit", "off", 11),
     ("plan_cache_mode", "auto", 12),
     ("max_parallel_workers_per_gather", "0", 0),
@@ -58,13 +58,13 @@ const SETTINGS: &[(&str, &str, u32)] = &[
     ("enable_sort", "on", 0),
 ];
 
-/// The statements that set all of it at a server of this version, as it tells it.
+/// The statements that set all of these at a server of this version, as the server reports it.
 pub fn statements(version: Option<&str>) -> String {
     let major = major(version.unwrap_or_default()).unwrap_or(OLDEST);
-    // It also bounds the others.
+    // It also bounds the other statements.
     let mut sql = format!("SET statement_timeout = {};", STATEMENT_TIMEOUT.as_millis());
     for (name, value, _) in SETTINGS.iter().filter(|(_, _, since)| *since <= major) {
-        // Writing into a string does not fail.
+        // Writing to a string does not fail.
         let _ = write!(sql, "SET {name} = {value};");
     }
     sql

@@ -1,4 +1,4 @@
-//! A client's socket: what the kernel is told about it, and for how long it may wait for the client by itself.
+//! A client's socket: its options in the kernel, and how long the kernel waits for the client.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -10,23 +10,25 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-/// What the kernel keeps unsent for one client, in bytes: what a slow client leaves waiting should wait in its queue, where it
-/// counts. The socket takes more when half of it has left, so this is also how finely a slow client's progress is seen.
+/// How many unsent bytes the kernel holds for one client: a slow client's data should wait in its queue, where it is
+/// counted. The socket takes more when half of it has left, so this is also how finely a slow client's progress is
+/// visible.
 #[cfg(target_os = "linux")]
 const UNSENT: u32 = 16 * 1024;
 
-/// The shortest time for which the kernel waits for a client. What it holds back for a slow one must have a chance to leave.
+/// The shortest time for which the kernel waits for a client. The data of a slow client must have a chance to leave.
 const MIN_PATIENCE: Duration = Duration::from_secs(60);
 
-/// For how long the kernel, or a ping of HTTP/2, waits for a client that may be gone.
+/// How long the kernel, or an HTTP/2 ping, waits for a client that may be gone.
 pub fn patience(heartbeat: Duration) -> Duration {
     (heartbeat * 2).max(MIN_PATIENCE)
 }
 
-/// A client's socket. While it takes what it is given, the kernel ends the connection if the client acknowledges nothing for
-/// too long: that is how a client that is gone without a word is noticed although heartbeats still fit in. The same limit
-/// would cut off a client that reads steadily but slowly, since Linux counts the time in which the client's window is too
-/// small for the next segment. So it is lifted while the socket is full; then the heartbeats judge, by whether anything leaves.
+/// A client's socket. While the socket accepts data, the kernel ends the connection if the client acknowledges nothing
+/// for too long. This detects clients that vanished while heartbeats still fit into the socket. The same limit would
+/// cut off a client that reads steadily but slowly, because Linux counts the time in which the client's window is too
+/// small for the next segment. So the limit is lifted while the socket is full; then the heartbeats decide, by whether
+/// any data leaves.
 #[derive(Debug)]
 pub struct Socket {
     stream: TcpStream,
@@ -37,13 +39,13 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Takes over a connection that was accepted.
+    /// Takes over an accepted connection.
     pub fn new(stream: TcpStream, heartbeat: Duration) -> Self {
         let patience = u32::try_from(patience(heartbeat).as_secs()).unwrap_or(u32::MAX);
         let socket = Self { stream, patience, full: None };
         let interval = heartbeat.max(Duration::from_secs(3));
         let keepalive = TcpKeepalive::new().with_time(interval).with_interval(interval / 3).with_retries(3);
-        // Each by itself: one that this system doesn't take must not cost the others.
+        // Each option by itself: one that this system does not support must not prevent the others.
         note("TCP_NODELAY", socket.stream.set_nodelay(true));
         note("SO_KEEPALIVE", SockRef::from(&socket.stream).set_tcp_keepalive(&keepalive));
         #[cfg(target_os = "linux")]
@@ -52,7 +54,7 @@ impl Socket {
         socket
     }
 
-    /// Sets the kernel's limit or lifts it.
+    /// Sets or lifts the kernel's limit.
     fn limit(&self, on: bool) {
         let limit = on.then(|| Duration::from_secs(self.patience.into()));
         #[cfg(target_os = "linux")]

@@ -1,6 +1,6 @@
-//! Asks the database about access: a worker with a connection of its own takes questions from a line, and tells those
-//! who wait. The more have gathered, the fewer statements each costs; what is slow costs the others one short time
-//! limit, once.
+//! Asks the database about access. A worker with its own connection takes questions from a queue and sends the answers
+//! to those who wait. The more questions have gathered, the fewer statements each costs. A slow question delays the
+//! others only once, for one short time limit.
 
 use std::convert::Infallible;
 use std::pin::pin;
@@ -20,29 +20,28 @@ use crate::line::{Check, Connected, Line, Pace, Question};
 use crate::login;
 use crate::metrics::Metrics;
 
-/// Questions that are asked together at most.
+/// The most questions in one statement.
 const BATCH: usize = 100;
 
-/// The longest that questions which are asked together may take, in the server: so much, and for each so much more. A
-/// question of ordinary rules takes less than a millisecond. The one that is under way when the time is over is asked
-/// alone, later.
+/// The longest time that one statement with several questions may take in the server: a fixed part, and a part for each
+/// question. A question with ordinary rules takes less than a millisecond. The question that is running when the time
+/// is over is asked alone later.
 const TOGETHER_LIMIT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(4));
 
-/// The longest that the rules of one question may run, in the server.
+/// The longest time that the rules of one question may run in the server.
 const RULE_LIMIT: Duration = Duration::from_secs(2);
 
-/// How much longer than the server's own limit to wait: for the network, and for rules that do not let themselves be
-/// cancelled.
+/// How much longer to wait than the server's own limit: for the network, and for rules that can't be cancelled.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// How long to wait before another attempt to connect, while another worker can ask.
+/// How long to wait before the next attempt to connect while another worker can ask.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 
-/// The server looks that often, in milliseconds, whether somebody still waits for a statement.
+/// How often the server checks, in milliseconds, whether its client still waits for a statement.
 const LOOK_FOR_CLIENT: &str = "SET client_connection_check_interval = 1000";
 
-/// One question for each row: the claims, the topics as a JSON array. Rows come in the order of the questions, so the
-/// first one without its rows is the one that the statement ended in.
+/// One question in each row: the claims, and the topics as a JSON array. Result rows come in the order of the
+/// questions, so the first question without its rows is the one at which the statement ended.
 fn sql() -> String {
     format!(
         "SELECT (r.n OPERATOR(pg_catalog.-) 1)::pg_catalog.int4, c.topic, c.allowed, c.reason, EXISTS ({})
@@ -53,10 +52,10 @@ fn sql() -> String {
     )
 }
 
-/// One that asks.
+/// A worker.
 #[derive(Debug)]
 pub struct Worker {
-    /// Whom to ask for.
+    /// The queue of questions.
     line: Arc<Line>,
     pace: Pace,
     database: Database,
@@ -65,9 +64,9 @@ pub struct Worker {
     metrics: Arc<Metrics>,
     sql: String,
     connection: Option<Connection>,
-    /// How many to ask together: fewer after the limit was reached.
+    /// How many questions to ask together: fewer after the limit was reached.
     most: usize,
-    /// A backend that did not end its statement and is to be ended.
+    /// A backend that did not stop its statement and must be terminated.
     stuck: Option<i32>,
 }
 
@@ -75,30 +74,30 @@ pub struct Worker {
 struct Connection {
     client: Client,
     backend: i32,
-    /// What the server limits a statement to.
+    /// The server's current statement limit.
     limit: Duration,
     _connected: Connected,
 }
 
 /// How a statement ended.
 enum Ended {
-    /// With all answers, or at the one that the error is about.
+    /// With all answers, or at the question that caused the error.
     Read(Result<(), DatabaseError>),
     /// Nobody waits for an answer any more.
     Abandoned(Result<(), DatabaseError>),
 }
 
 impl Worker {
-    /// A worker of a line. `logins` are roles of the proxy beside the one that this database is asked by.
+    /// A worker of a queue. `logins` are the proxy's roles other than the one that this database is asked with.
     pub fn new(line: Arc<Line>, pace: Pace, database: Database, logins: Arc<[String]>, metrics: Arc<Metrics>) -> Self {
         let most = if pace == Pace::Together { BATCH } else { 1 };
         Self { line, pace, database, logins, metrics, sql: sql(), connection: None, most, stuck: None }
     }
 
-    /// Works for ever. One that is eager connects before there is anything to ask.
+    /// Works forever. An eager worker connects before there is anything to ask.
     pub async fn run(mut self, is_eager: bool) -> Infallible {
         if is_eager {
-            // If it fails, whoever comes first is told.
+            // If it fails, the next asker gets the error.
             let _ = self.connect().await;
         }
         loop {
@@ -114,7 +113,7 @@ impl Worker {
         }
     }
 
-    /// Without a connection: those who wait are left to a worker that has one, or else are told.
+    /// Without a connection: leaves the askers to a worker that has one, or else sends them the error.
     async fn cannot_ask(&mut self, error: &DatabaseError) {
         if self.line.has_connection(self.pace) {
             return sleep(RETRY_AFTER).await;
@@ -130,7 +129,7 @@ impl Worker {
     /// How long a statement with so many questions may take.
     fn limit(&self, questions: usize) -> Duration {
         match self.pace {
-            // In steps, so that it has to be set anew only when it differs much.
+            // In steps, so that the limit is set again only when it differs much.
             Pace::Together => TOGETHER_LIMIT.0 + TOGETHER_LIMIT.1 * questions.next_power_of_two() as u32,
             Pace::Alone => RULE_LIMIT,
         }
@@ -156,7 +155,7 @@ impl Worker {
         }
         self.line.settle(self.pace, &asked, again, slow);
         if self.stuck.is_some() {
-            // Which ends it. If that fails, the next connection does.
+            // This ends the backend. If it fails, the next connection tries again.
             let _ = self.connect().await;
         }
     }
@@ -173,7 +172,7 @@ impl Worker {
             }
             Ok(())
         };
-        // On their way together: setting the limit costs no round trip.
+        // Both are sent together, so setting the limit costs no round trip.
         let asking = async {
             let (set, read) = join(setting, answers.read(client, &self.sql, &self.logins)).await;
             set.and(read)
@@ -186,13 +185,14 @@ impl Worker {
             read = &mut reading => Ended::Read(flat(read)),
             _ = abandoned => {
                 let _ = timeout(GRACE, self.database.cancel(client)).await;
-                // Before it has ended the connection takes no other, and the cancellation could meet that one.
+                // The connection takes no other statement before this one has ended; the cancellation could hit that
+                // one.
                 Ended::Abandoned(flat(reading.await))
             }
         }
     }
 
-    /// Tells what is known. Gives what is to be asked again, and what is to be asked alone.
+    /// Sends the known answers. Returns the questions to ask again, and the one to ask alone.
     fn conclude(
         &mut self,
         checks: Vec<Check>,
@@ -236,7 +236,7 @@ impl Worker {
         }
     }
 
-    /// The connection is no good, or the server: another attempt, but not a third one.
+    /// The connection or the server failed: each question gets a second attempt, but not a third.
     fn try_again(&mut self, checks: Vec<Check>, unanswered: &Unanswered) -> Vec<Check> {
         self.connection = None;
         let mut again = Vec::new();
@@ -260,7 +260,7 @@ impl Worker {
         let settings = format!("{}; SET default_transaction_read_only = on", set_limit(limit));
         answer(client.batch_execute(&settings)).await?;
         if let Err(error) = answer(client.batch_execute(LOOK_FOR_CLIENT)).await {
-            // Not every system can tell.
+            // Not every system can do this.
             tracing::debug!(%error, "the server does not check whether its clients are still connected");
         }
         let rows = answer(client.query_typed("SELECT pg_catalog.pg_backend_pid()", &[])).await?;
@@ -279,11 +279,11 @@ fn set_limit(limit: Duration) -> String {
     format!("SET statement_timeout = {}", limit.as_millis())
 }
 
-/// What has been answered so far.
+/// The answers so far.
 struct Answers<'q> {
     questions: &'q [Question],
     refusals: Vec<Vec<Refusal>>,
-    /// How many topics of each question have their answer.
+    /// How many topics of each question have an answer.
     counts: Vec<usize>,
 }
 
@@ -292,7 +292,7 @@ impl<'q> Answers<'q> {
         Self { questions, refusals: vec![Vec::new(); questions.len()], counts: vec![0; questions.len()] }
     }
 
-    /// Asks, and takes the answers as they come: if the statement ends before its end, those that came count.
+    /// Asks, and takes the answers as they arrive: if the statement fails, the answers so far still count.
     async fn read(&mut self, client: &Client, sql: &str, logins: &[String]) -> Result<(), DatabaseError> {
         let claims: Vec<&str> = self.questions.iter().map(|question| &*question.claims).collect();
         let topics = |question: &Question| {
@@ -324,8 +324,8 @@ impl<'q> Answers<'q> {
     }
 }
 
-/// A question that the rules answer with an error is refused (a timeout means no); one that the server cannot take is
-/// not.
+/// Access is denied if the rules fail with an error, including a timeout. It is not denied if the server can't take the
+/// question.
 fn failed(question: &Question, error: &DatabaseError) -> Verdict {
     match error {
         DatabaseError::Postgres(postgres) if postgres.code().is_some_and(blames_the_rule) && !error.no_extension() => {
@@ -337,7 +337,7 @@ fn failed(question: &Question, error: &DatabaseError) -> Verdict {
     }
 }
 
-/// Whether an error comes of the question, and not of a server that shuts down, is full, or is out of reach.
+/// Whether the question caused an error, rather than a server that shuts down, is full, or can't be reached.
 fn blames_the_rule(code: &SqlState) -> bool {
     let code = code.code();
     !(code.starts_with("57P") || ["08", "53", "58", "XX"].iter().any(|class| code.starts_with(class)))
