@@ -176,8 +176,13 @@ impl Line {
 
     /// Whether a worker has a connection. If so, wakes one, which may not know yet that its connection broke.
     pub fn has_connection(&self, pace: Pace) -> bool {
-        self.wakes[pace as usize].notify_one();
+        self.wake(pace);
         self.connected[pace as usize].load(Relaxed) > 0
+    }
+
+    /// Wakes one more worker.
+    pub fn wake(&self, pace: Pace) {
+        self.wakes[pace as usize].notify_one();
     }
 }
 
@@ -210,15 +215,12 @@ impl Queues {
         waiting(&self.turns) < WAITING
     }
 
-    fn add(&mut self, check: Check, pace: Pace) {
+    fn add(&mut self, mut check: Check, pace: Pace) {
         if pace == Pace::Alone {
-            for asker in &check.askers {
+            for asker in &mut check.askers {
                 asker.is_slow.store(true, Relaxed);
+                asker.place = None;
             }
-        }
-        let mut check = check;
-        if pace == Pace::Alone {
-            check.askers.iter_mut().for_each(|asker| asker.place = None);
         }
         self.turns[pace as usize].add(check);
     }

@@ -102,6 +102,10 @@ impl Worker {
         }
         loop {
             self.line.wait(self.pace).await;
+            if !self.is_connected() {
+                // To connect may take long: another worker is not to sleep meanwhile.
+                self.line.wake(self.pace);
+            }
             if let Err(error) = self.connect().await {
                 self.cannot_ask(&error).await;
                 continue;
@@ -250,8 +254,12 @@ impl Worker {
         again
     }
 
+    fn is_connected(&self) -> bool {
+        self.connection.as_ref().is_some_and(|connection| !connection.client.is_closed())
+    }
+
     async fn connect(&mut self) -> Result<(), DatabaseError> {
-        if self.connection.as_ref().is_some_and(|connection| !connection.client.is_closed()) {
+        if self.is_connected() {
             return Ok(());
         }
         self.connection = None;
