@@ -33,7 +33,7 @@ fn parse(text: &str) -> Template {
     Template::parse(text).unwrap_or_else(|error| refuse(&format!("bad rule \"{text}\": {error}")))
 }
 
-/// Of a query, or of a rule that is there and must not fail others.
+/// For a query, or for an existing rule, which must not make others fail.
 fn parse_any(text: &str) -> Template {
     Template::parse_any(text).unwrap_or_else(|error| refuse(&format!("bad rule \"{text}\": {error}")))
 }

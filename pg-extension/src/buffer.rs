@@ -5,8 +5,8 @@
 //! segments; an early flush writes those of the current subtransaction only, for a row it writes goes when that
 //! subtransaction is rolled back.
 //!
-//! Runs are written by rank ([`crate::command`]): where a trigger writes, events may be captured before others that come before them.
-//! Such events get runs of their own, since what is encoded refers to what was encoded before.
+//! Runs are written by rank ([`crate::command`]): where a trigger writes, an event may be captured before another one
+//! that comes before it. Such events get separate runs, because encoded data refers to what was encoded before it.
 
 use std::cell::{Cell, RefCell};
 
@@ -38,11 +38,11 @@ struct Buffer {
     captured: i64,
     /// The highest rank of an event so far.
     highest: Rank,
-    /// No event to come stands before this rank.
+    /// No future event has a lower rank than this.
     settled: Rank,
-    /// Events were captured before others that come before them.
+    /// Some events were captured before others that come before them.
     is_tangled: bool,
-    /// Of the events captured so far some of the first so many were written.
+    /// Some of the first so many captured events were written.
     written_to: i64,
     /// The highest rank of an event that was written.
     written_rank: Rank,
@@ -50,7 +50,7 @@ struct Buffer {
     written: bool,
     /// The user was warned of an event that could not be sent.
     warned: bool,
-    /// The user was warned of a value that could not be sent as it is.
+    /// The user was warned that a value is sent in another form.
     warned_of_value: bool,
     /// What else is to be done after commit.
     after_commit: AfterCommit,
@@ -139,7 +139,7 @@ pub fn warn_skipped(detail: &str) {
     }
 }
 
-/// Warns, once a transaction, of a value that is sent as something else.
+/// Warns, once per transaction, that a value is sent in another form.
 pub fn warn_of_value(detail: &str) {
     if !BUFFER.with_borrow_mut(|buffer| std::mem::replace(&mut buffer.warned_of_value, true)) {
         errors::warn("tidings: a value is sent in another form", detail);
@@ -189,7 +189,9 @@ impl Buffer {
         (run, &mut self.bytes, &mut self.encoder)
     }
 
-    /// Makes the last run one that an event of another rank can go to. It goes on where no event can come any more that stands between.
+    /// Makes sure that the last run can take an event of another rank: it continues if no future event can come between
+    /// the two.
+    /// the two.
     fn turn_to(&mut self, subxid: pg_sys::SubTransactionId, rank: Rank, by_trigger: bool) {
         let is_next = self.current(subxid).is_some_and(|run| run.last == self.highest && rank > run.last);
         if is_next && !command::is_nested(by_trigger) {
@@ -268,11 +270,11 @@ impl Buffer {
     }
 }
 
-/// When runs are written, and what was written before: what decides which of them may share a segment.
+/// When runs are written, and what was written before. This decides which of them may share a segment.
 struct Pass {
-    /// Commands are at work that may still have events, which may belong between any of these.
+    /// Commands are running that may still have events between any of these.
     is_nested: bool,
-    /// It is the last one of the transaction.
+    /// It is the last write of the transaction.
     is_last: bool,
     /// See [`Buffer`].
     is_tangled: bool,
@@ -283,7 +285,7 @@ struct Pass {
 }
 
 impl Pass {
-    /// One before the end of the transaction, in a trigger or not.
+    /// A write before the end of the transaction, in a trigger or not.
     fn early(by_trigger: bool) -> Self {
         Self { is_nested: command::is_nested(by_trigger), is_last: false, ..Self::last() }
     }
@@ -294,7 +296,7 @@ impl Pass {
         Self { is_nested: false, is_last: true, is_tangled, written_to, written_rank }
     }
 
-    /// Whether nothing stands between two runs, or ever will.
+    /// Whether no event is, or ever will be, between two runs.
     fn joins(&self, a: &Run, b: &Run) -> bool {
         let adjoins = a.ordinal + i64::from(a.events) == b.ordinal;
         let is_behind_written = a.ordinal >= self.written_to;
@@ -308,7 +310,7 @@ impl Pass {
     }
 }
 
-/// Writes what `take` takes out of the buffer as segments, runs with nothing between them as one.
+/// Writes what `take` takes out of the buffer as segments; runs with nothing between them share one.
 fn write(pass: Pass, take: impl FnOnce(&mut Buffer) -> (Vec<u8>, Vec<Run>)) {
     let (mut bytes, mut runs) = BUFFER.with_borrow_mut(|buffer| {
         let taken = take(buffer);
@@ -338,7 +340,7 @@ fn write(pass: Pass, take: impl FnOnce(&mut Buffer) -> (Vec<u8>, Vec<Run>)) {
     });
 }
 
-/// Writes runs that do not stand in order, or not all in one segment.
+/// Writes runs that are not in order, or do not all share one segment.
 fn write_apart(pass: &Pass, bytes: &[u8], runs: &[Run]) {
     let ends = runs.iter().skip(1).map(|run| run.start).chain([bytes.len()]);
     let mut runs: Vec<_> = runs.iter().zip(ends).map(|(run, end)| (run, &bytes[run.start..end])).collect();
@@ -431,7 +433,7 @@ fn after_commit(written: bool, todo: AfterCommit) {
         }
     // SAFETY: set once when the backend connects.
     } else if written && shared::want(unsafe { pg_sys::MyDatabaseId }) {
-        // There is a log here, whatever the launcher has heard of it.
+        // The log exists here, whether or not the launcher already knows.
         shared::wake_launcher();
     }
     if todo.install || todo.launcher {

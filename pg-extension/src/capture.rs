@@ -109,7 +109,7 @@ fn capture(data: &pg_sys::TriggerData) {
     SCRATCH.set(Some(scratch));
 }
 
-/// Whether an UPDATE moves the row to another topic. Values that differ may have the same text.
+/// Whether an UPDATE moves the row to another topic. Different values may have the same text.
 fn moves(watch: &Watch, old: &Tuple, new: &Tuple) -> bool {
     if watch.same_topic(old, new) {
         return false;

@@ -25,7 +25,7 @@ pub fn attempt<R>(code: PgSqlErrorCode, body: impl FnOnce() -> R) -> Option<R> {
     attempt_unless(|other| other != code, body).ok()
 }
 
-/// The same, but all errors end there except those whose code is to pass. Gives the code of the error.
+/// The same, but catches all errors except those whose code must pass. Returns the code of the error.
 pub fn attempt_unless<R>(
     passes: impl Fn(PgSqlErrorCode) -> bool,
     body: impl FnOnce() -> R,
@@ -38,7 +38,7 @@ pub fn attempt_unless<R>(
     })
 }
 
-/// The same with any error, which is given as its message.
+/// The same with any error, which is returned as its message.
 pub fn attempt_all<R>(body: impl FnOnce() -> R) -> Result<R, String> {
     in_subtransaction(body).map_err(|error| {
         let (CaughtError::PostgresError(report)
@@ -76,7 +76,7 @@ fn in_subtransaction<R>(body: impl FnOnce() -> R) -> Result<R, Box<CaughtError>>
     }
 }
 
-/// What a name of an event is.
+/// What an event name may be.
 pub const BAD_EVENT_HINT: &str = "An event name is 1 to 255 bytes without control characters, and not error, open, reset, ready, position or unauthorized.";
 
 /// What is wrong with a watch.

@@ -14,7 +14,7 @@ unsafe extern "C-unwind" {
     /// Queues a notification for the end of the transaction (commands/async.h).
     pub fn Async_Notify(channel: *const c_char, payload: *const c_char);
 
-    /// Has the session listen to a channel, or no more, from the end of the transaction (commands/async.h).
+    /// Makes the session listen on a channel, or stop listening, from the end of the transaction (commands/async.h).
     pub fn Async_Listen(channel: *const c_char);
     /// See `Async_Listen`.
     pub fn Async_Unlisten(channel: *const c_char);
@@ -41,10 +41,10 @@ pub mod infallible {
         /// The number of the running subtransaction (access/xact.h).
         pub fn GetCurrentSubTransactionId() -> pg_sys::SubTransactionId;
 
-        /// The number of the running command, which raises an error only if it is to be marked as used (access/xact.h).
+        /// The number of the running command; raises an error only if it should be marked as used (access/xact.h).
         pub fn GetCurrentCommandId(used: bool) -> pg_sys::CommandId;
 
-        /// Whether a transaction is the running one, or a part of it that was not rolled back (access/xact.h).
+        /// Whether a transaction is the current one, or a part of it that was not rolled back (access/xact.h).
         pub fn TransactionIdIsCurrentTransactionId(xid: pg_sys::TransactionId) -> bool;
 
         /// The command of this transaction that made a row version (access/htup_details.h).
@@ -53,7 +53,7 @@ pub mod infallible {
         /// The command of this transaction that deleted a row version (access/htup_details.h).
         pub fn HeapTupleHeaderGetCmax(tuple: pg_sys::HeapTupleHeader) -> pg_sys::CommandId;
 
-        /// Whether this process applies what logical replication brings (replication/logicalworker.h).
+        /// Whether this process applies changes of logical replication (replication/logicalworker.h).
         pub fn IsLogicalWorker() -> bool;
 
         /// Takes a row apart (access/htup_details.h).
@@ -85,7 +85,7 @@ pub mod utility {
     }
 }
 
-/// What runs queries, without pgrx's guard: their errors are to pass as they are.
+/// Functions that run queries, without pgrx's guard, because their errors must pass unchanged.
 pub mod executor {
     use pgrx::pg_sys;
 

@@ -1,9 +1,9 @@
 //! The launcher: one background worker for the cluster that keeps one relay running in every database that has the
 //! extension.
 //!
-//! Whether a database has it can only be seen from inside. CREATE EXTENSION says so when it commits; into databases that nobody has told
-//! of (after a start of the server, or made from a template) a worker looks once, few of them at a time. A database
-//! without the extension costs nothing after that.
+//! Only a connection to a database can show whether it has the extension. CREATE EXTENSION reports this when it
+//! commits. For databases without such a report (after a start of the server, or made from a template) a worker checks
+//! once, a few databases at a time. After that, a database without the extension costs nothing.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::Ordering::SeqCst;
@@ -16,19 +16,19 @@ use crate::own_settings;
 use crate::relay::{attach_signal_handlers, installed, reload_settings, wait};
 use crate::shared::{self, Database, State, TRIALS};
 
-/// How often the launcher looks for databases that nobody told it of.
+/// How often the launcher looks for new databases.
 const RESCAN: Duration = Duration::from_secs(10);
 
-/// How long a worker that failed is left alone.
+/// How long to wait before a failed worker is started again.
 const BACKOFF: Duration = Duration::from_secs(1);
 
-/// So many failures in a row may be bad luck; from then on each doubles the wait.
+/// So many failures in a row may be bad luck; each further one doubles the wait.
 const BAD_LUCK: u32 = 10;
 
 /// The longest wait.
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
 
-/// A relay that has run so long did not fail at its start.
+/// A relay that has run this long did not fail at its start.
 const STEADY: Duration = Duration::from_secs(60);
 
 /// Registers the launcher; called from `_PG_init`.
@@ -67,7 +67,7 @@ pub extern "C-unwind" fn tidings_launcher_main(_argument: pg_sys::Datum) {
     }
 }
 
-/// Looks whether a database has the extension, and says so.
+/// Checks whether a database has the extension, and reports it.
 #[unsafe(no_mangle)]
 #[pg_guard]
 pub extern "C-unwind" fn tidings_trial_main(database: pg_sys::Datum) {
@@ -82,14 +82,14 @@ pub extern "C-unwind" fn tidings_trial_main(database: pg_sys::Datum) {
 struct Launcher {
     /// By the OIDs of their databases.
     relays: HashMap<u32, Relay>,
-    /// Databases that somebody has looked into, or that have a place.
+    /// Databases that have been checked, or that have a place.
     known: HashSet<u32>,
-    /// Those to look into.
+    /// Databases to check.
     unknown: VecDeque<u32>,
     trials: [Option<(u32, DynamicBackgroundWorker)>; TRIALS],
-    /// Those that could not be looked into.
+    /// Databases whose check failed.
     failed: HashMap<u32, Failures>,
-    /// Those that have the extension and no place.
+    /// Databases with the extension for which there is no place.
     unserved: HashSet<u32>,
 }
 
@@ -98,11 +98,11 @@ struct Relay {
     worker: Option<DynamicBackgroundWorker>,
     started: Option<Instant>,
     failures: Failures,
-    /// There was no worker process for it, and the log says so.
+    /// There was no worker process for it, and this has been logged.
     is_warned: bool,
 }
 
-/// How often something has failed, and when it may be tried again.
+/// How often something has failed, and when to try it again.
 #[derive(Default)]
 struct Failures {
     count: u32,
@@ -122,7 +122,7 @@ impl Failures {
 }
 
 impl Launcher {
-    /// Finds the databases that are new, and forgets those that are gone.
+    /// Finds new databases, and forgets dropped ones.
     fn look_for_databases(&mut self) {
         let present: HashSet<u32> = BackgroundWorker::transaction(list_databases).into_iter().collect();
         for (oid, db) in shared::databases() {
@@ -145,8 +145,8 @@ impl Launcher {
         self.unknown = unknown.into();
     }
 
-    /// Starts the relays that are wanted, and takes the places back of databases without the extension. True if a worker process
-    /// was not to be had.
+    /// Starts the wanted relays, and frees the places of databases without the extension. True if no worker process was
+    /// available.
     fn tend_relays(&mut self) -> bool {
         let mut is_short_of_workers = false;
         for (oid, db) in shared::databases() {
@@ -158,8 +158,8 @@ impl Launcher {
             relay.worker = None;
             match db.state() {
                 State::Running | State::Starting => {
-                    // It was sent away for a moment, or it failed, maybe one that an earlier launcher had started. Should that one
-                    // only be slow to start, the second one to come leaves again.
+                    // It was paused, or it failed; an earlier launcher may have started it. If that relay is only slow
+                    // to start, the second one ends itself.
                     db.set_state(State::Wanted);
                     relay.has_ended(paused);
                 }
@@ -176,7 +176,7 @@ impl Launcher {
         is_short_of_workers
     }
 
-    /// Looks at what the trials have found, and begins others, which may wait until all relays are there.
+    /// Collects the results of the checks and starts others, which may wait until all relays have started.
     fn tend_trials(&mut self, is_short_of_workers: bool) {
         for n in 0..TRIALS {
             if let Some((_, worker)) = &self.trials[n] {
@@ -201,7 +201,7 @@ impl Launcher {
                 self.known.insert(oid);
                 self.failed.remove(&oid);
                 if has_extension && shared::want(oid.into()) {
-                    // The next look at the relays starts it.
+                    // The next round starts its relay.
                     shared::wake_launcher();
                 } else if has_extension && self.unserved.insert(oid) {
                     warning!(
@@ -214,7 +214,7 @@ impl Launcher {
         }
     }
 
-    /// How long nothing is to be done, unless somebody sets the latch: workers do when they end.
+    /// How long there is nothing to do, unless the latch is set: workers set it when they end.
     fn rest(&self) -> Duration {
         let failures = self.relays.values().map(|relay| &relay.failures).chain(self.failed.values());
         let times = failures.filter_map(|failures| failures.not_before).filter(|time| *time > Instant::now());
@@ -234,7 +234,7 @@ impl Relay {
         self.failures.add();
     }
 
-    /// False if there is no worker process for it.
+    /// False if no worker process is available.
     fn start(&mut self, oid: pg_sys::Oid, db: &Database) -> bool {
         db.change_state(State::Wanted, State::Starting);
         self.worker = start(&format!("tidings relay {oid}"), "tidings_relay_main", oid.to_u32());
@@ -255,11 +255,11 @@ impl Relay {
     }
 }
 
-/// Starts a worker for a database, which tells this process when it ends. None if there is no worker process.
+/// Starts a worker for a database; this process is notified when it ends. `None` if no worker process is available.
 fn start(name: &str, function: &str, oid: u32) -> Option<DynamicBackgroundWorker> {
     // SAFETY: set once when the process starts.
     let me = unsafe { pg_sys::MyProcPid };
-    // "tidings relay 5" is of the type "tidings relay".
+    // "tidings relay 5" has the type "tidings relay".
     let kind = name.rsplit_once(' ').map_or(name, |(kind, _)| kind);
     let worker = BackgroundWorkerBuilder::new(name)
         .set_type(kind)
@@ -272,15 +272,15 @@ fn start(name: &str, function: &str, oid: u32) -> Option<DynamicBackgroundWorker
     worker.ok()
 }
 
-/// Whether it runs, or is about to.
+/// Whether the worker runs or is about to.
 fn is_alive(worker: &DynamicBackgroundWorker) -> bool {
     worker.pid().is_ok() || matches!(worker.pid(), Err(pgrx::bgworkers::BackgroundWorkerStatus::NotYetStarted))
 }
 
-/// What `datconnlimit` is of a database that DROP DATABASE has left half done (`DATCONNLIMIT_INVALID_DB`).
+/// The `datconnlimit` of a database that an interrupted DROP DATABASE has left (`DATCONNLIMIT_INVALID_DB`).
 const INVALID: i32 = -2;
 
-/// The databases that a relay can be in: those that allow connections, are no templates, and are whole.
+/// The databases that can have a relay: those that allow connections, are not templates, and are valid.
 fn list_databases() -> Vec<u32> {
     let mut found = Vec::new();
     // SAFETY: inside a transaction; a plain scan of a shared catalog, closed again with its lock.

@@ -81,7 +81,8 @@ pub extern "C-unwind" fn _PG_init() {
     let (is_preloaded, creates_extension) =
         unsafe { (pg_sys::process_shared_preload_libraries_in_progress, pg_sys::creating_extension) };
     if !is_preloaded {
-        // A trigger of a watch may have loaded it. Nobody's write fails for that; all other functions say what is missing.
+        // The trigger of a watch may have loaded the library. No write fails because of that; all other functions say
+        // what is missing.
         if creates_extension {
             preload::require();
         }

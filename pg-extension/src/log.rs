@@ -14,7 +14,7 @@ use crate::table::Table;
 
 /// A run of events that goes into one row.
 pub struct Segment<'a> {
-    /// What the segments of a transaction are sorted by.
+    /// The order of a transaction's segments.
     pub ordinal: i64,
     /// How many events it holds.
     pub events: i32,

@@ -8,11 +8,11 @@ use tidings_wire::{Position, position, segment};
 use crate::snapshot::{self, Snapshot};
 use crate::{buffer, errors, preload, shared, tick};
 
-/// What a position has beside its snapshot, in bytes: two numbers and what separates them.
+/// The bytes of a position beside its snapshot: two numbers and the separators.
 const ROOM_FOR_NUMBERS: usize = 64;
 
-/// `tidings.decode(data, topics)`: the events of a segment with their numbers in it, from 1, those of the given topics
-/// only. A NULL list means all. One event at a time is made: Postgres keeps them, in a file beyond `work_mem`.
+/// `tidings.decode(data, topics)`: the events of a segment with their numbers in it, from 1, only those of the given
+/// topics. A NULL list means all. It makes one event at a time; Postgres keeps them, in a file beyond `work_mem`.
 #[pg_extern]
 fn decode<'a>(
     data: &'a [u8],
@@ -65,8 +65,8 @@ fn stamp() -> i64 {
     shared::next_stamp() as i64
 }
 
-/// `tidings.seen()`: what a position has of the active snapshot. The stamp is a reading of the clock that is later than the snapshot,
-/// and NULL in recovery: there the clock is another one than that of the ticks.
+/// `tidings.seen()`: the parts of a position that come from the active snapshot. The stamp is a time after the
+/// snapshot, and NULL in recovery, where the clock is not that of the ticks.
 #[pg_extern]
 #[allow(clippy::type_complexity)] // The columns of the SQL function.
 fn seen() -> TableIterator<'static, (name!(stamp, Option<i64>), name!(snapshot, String), name!(next, i64))> {
@@ -84,7 +84,7 @@ fn seen() -> TableIterator<'static, (name!(stamp, Option<i64>), name!(snapshot, 
     } else if shared::my_database().is_some_and(|db| db.divided.load(SeqCst)) {
         Some(shared::next_stamp() as i64)
     } else {
-        // The tick that ends the server's former life is still to come, and this snapshot is not of that life.
+        // The tick that marks the server's restart is still to come, and this snapshot is from after the restart.
         Some(i64::MAX)
     };
     TableIterator::once((stamp, snapshot, snapshot::next_xid() as i64))
@@ -95,7 +95,7 @@ fn seen() -> TableIterator<'static, (name!(stamp, Option<i64>), name!(snapshot, 
 fn floor() -> i64 {
     preload::require();
     let floor = shared::my_database().map_or(0, |db| db.floor.load(SeqCst));
-    // In recovery nobody keeps account of what the primary throws away.
+    // In recovery nobody records what the primary removes.
     let replayed = if snapshot::is_of_recovery() { tick::oldest_position() } else { 0 };
     floor.max(replayed) as i64
 }

@@ -5,8 +5,8 @@
 //! last tick that has segments in it is older than the retention time; a transaction that wrote to it and is still open
 //! holds a lock on it, and then that waits. Nothing here waits for a lock longer than [`PATIENCE`].
 //!
-//! Time is what elapses, not what a clock says: ticks have their numbers from a clock that may jump, and never goes back. The numbers tell
-//! the age of what a server finds when it starts, where nothing else does.
+//! It uses elapsed time, not clock time: the numbers of ticks come from a clock that may jump, but never go back. After
+//! a start of the server, the numbers are the only source for the age of existing ticks.
 
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
@@ -26,16 +26,16 @@ use crate::{lock, settings};
 /// longer than that neither those behind nor the events that are not announced meanwhile should have to wait.
 const PATIENCE: i32 = 500;
 
-/// A clock that is adjusted by so many microseconds between two looks has jumped.
+/// A clock that was adjusted by so many microseconds between two checks has jumped.
 const JUMP: i64 = 10_000_000;
 
-/// Microseconds of what elapses on this machine; no clock that is set changes it.
+/// Elapsed microseconds of this machine, which no clock adjustment changes.
 pub fn elapsed() -> i64 {
     ClockId::CLOCK_MONOTONIC.now().map_or(0, |time| Duration::from(time).as_micros() as i64)
 }
 
-/// When a tick was cut, by its number, of what elapses: the best guess after a start of the server. One with a number that is yet to come
-/// is as young as can be.
+/// Converts a tick's number into the elapsed time when it was cut: the best guess after a start of the server. A number
+/// in the future counts as now.
 pub fn when(tick: u64) -> i64 {
     elapsed() - (shared::clock() - tick as i64).max(0)
 }
@@ -43,7 +43,7 @@ pub fn when(tick: u64) -> i64 {
 /// Keeps the partitions of one database.
 pub struct Retention {
     db: &'static Database,
-    /// What the two clocks said when they were last looked at: the server's, and what elapses.
+    /// The last readings of the server's clock and of elapsed time.
     clocks: (i64, i64),
     /// For each partition, which transactions were in the way when it was last to be emptied.
     in_the_way: [Vec<String>; SLOTS],
@@ -55,7 +55,7 @@ impl Retention {
         let slot = db.slot.load(Relaxed);
         if db.current_since.load(Relaxed) == NEVER {
             let since = BackgroundWorker::transaction(|| {
-                // A partition becomes the current one with a tick of its own.
+                // A partition becomes current with a separate tick.
                 let sql = "SELECT pg_catalog.min(tick) FROM tidings.tick WHERE slot OPERATOR(pg_catalog.=) $1";
                 Spi::get_one_with_args::<i64>(sql, &[(slot as i16).into()])
             });
@@ -65,7 +65,7 @@ impl Retention {
         Self { db, clocks: (shared::clock(), elapsed()), in_the_way: Default::default() }
     }
 
-    /// Does what is due.
+    /// Does the work that is due.
     pub fn tend(&mut self, ticker: &mut Ticker) {
         self.look_at_clocks();
         let retention = settings::retention().as_micros() as i64;
@@ -90,7 +90,7 @@ impl Retention {
         }
     }
 
-    /// Says so, once, if the server's clock has jumped since the last look.
+    /// Logs, once, if the server's clock has jumped since the last check.
     fn look_at_clocks(&mut self) {
         let (before, clocks) = (self.clocks, (shared::clock(), elapsed()));
         self.clocks = clocks;

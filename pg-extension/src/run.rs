@@ -14,7 +14,7 @@ pub struct Run {
     pub subxid: pg_sys::SubTransactionId,
     /// The rank of its first event.
     pub first: Rank,
-    /// The rank of its last event; those between have none lower than the one before.
+    /// The rank of its last event. Ranks do not fall within a run.
     pub last: Rank,
     /// Where it starts in the bytes; it ends where the next one starts.
     pub start: usize,
@@ -35,7 +35,7 @@ pub struct Captured<'a> {
     pub topic: &'a str,
     /// The event name.
     pub event: &'a str,
-    /// Where it stands in its transaction.
+    /// Its order in its transaction.
     pub rank: Rank,
     /// How its payload looks.
     pub outline: &'a Outline,

@@ -1,4 +1,5 @@
-//! Rows of our own tables found by an index, what is new in the log above all: no plan, no executor, as in [`crate::table`].
+//! Reads rows of the extension's own tables through an index, mainly what is new in the log: without a plan or an
+//! executor, as in [`crate::table`].
 
 use std::ops::ControlFlow;
 
@@ -8,8 +9,9 @@ use crate::log::{DATA, XID};
 use crate::snapshot::Snapshot;
 use crate::table::Table;
 
-/// Goes through the rows of a partition of `tidings.log` that `seen` does not see and the active snapshot does, in the order of their
-/// transactions, until told to stop. The values are those of the columns; none of the first ones, up to the data, is NULL.
+/// Visits the rows of a partition of `tidings.log` that the active snapshot sees and `seen` does not, in the order of
+/// their transactions, until it is stopped. The values are those of the columns; none of the first ones, up to the
+/// data, is NULL.
 pub fn unseen(partition: &Table, seen: &Snapshot, mut each: impl FnMut(&[pg_sys::Datum]) -> ControlFlow<()>) {
     let mut rows = Rows::unseen(partition, seen);
     while let Some(row) = rows.next() {
@@ -19,13 +21,14 @@ pub fn unseen(partition: &Table, seen: &Snapshot, mut each: impl FnMut(&[pg_sys:
     }
 }
 
-/// Rows of a table of ours that the active snapshot sees, one by one in the order of an index. Used inside one transaction.
+/// Rows of one of the extension's tables that the active snapshot sees, one by one in the order of an index. Used
+/// inside one transaction.
 pub struct Rows<'a> {
     table: &'a Table,
     index: pg_sys::Relation,
     slot: *mut pg_sys::TupleTableSlot,
     scan: pg_sys::IndexScanDesc,
-    /// The key of the scan that follows this one.
+    /// The key of the next scan.
     next: Option<pg_sys::ScanKeyData>,
 }
 
@@ -33,7 +36,7 @@ impl<'a> Rows<'a> {
     /// The rows of a partition of `tidings.log` that `seen` does not see.
     pub fn unseen(partition: &'a Table, seen: &Snapshot) -> Self {
         let running: Vec<_> = seen.running.iter().map(|xid| pg_sys::Datum::from(*xid)).collect();
-        // The stragglers come first: their ids are the lower ones.
+        // The stragglers come first, because their ids are lower.
         match running.as_slice() {
             [] => Self::new(partition, XID, Some(later(seen.xmax)), None),
             running => Self::new(partition, XID, Some(one_of(running)), Some(later(seen.xmax))),
@@ -72,7 +75,7 @@ impl<'a> Rows<'a> {
             pg_sys::check_for_interrupts!();
             let columns = (*(*self.slot).tts_tupleDescriptor).natts;
             pg_sys::slot_getsomeattrs_int(self.slot, columns);
-            // Log and ticks have as many columns of ours.
+            // The log and the ticks have this number of columns of ours.
             if std::slice::from_raw_parts((*self.slot).tts_isnull, columns as usize)[..=DATA].contains(&true) {
                 error!("tidings.{} has a segment with a NULL", self.table.name());
             }
@@ -94,7 +97,8 @@ impl Drop for Rows<'_> {
     }
 }
 
-/// The B-tree on a column alone, open. A DBA's index may be on it as well, but of a kind that finds other rows or fewer.
+/// Opens the B-tree on only this column. A DBA may have created another index on it, but that may find other or fewer
+/// rows.
 fn index_on(partition: &Table, column: usize) -> pg_sys::Relation {
     // SAFETY: the relation is open and locked, so its indexes are there; the list has `length` of them, and an index has
     // at least one column.

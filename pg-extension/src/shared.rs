@@ -9,11 +9,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use pgrx::prelude::*;
 use pgrx::{PGRXSharedMemory, PgAtomic, pg_shmem_init};
 
-/// How many databases of one cluster can have the extension: each costs a worker process, so `max_worker_processes` ends sooner, and
-/// some two hundred bytes here.
+/// How many databases of one cluster can have the extension. Each uses a worker process, so `max_worker_processes` is
+/// the practical limit, and about two hundred bytes here.
 pub const MAX_DATABASES: usize = 1024;
 
-/// In how many databases the launcher looks for the extension at the same time: worker processes are few.
+/// How many databases the launcher checks at the same time, because worker processes are few.
 pub const TRIALS: usize = 2;
 
 /// The partitions of the log, see [`crate::retention`].
@@ -35,23 +35,23 @@ pub struct Shared {
     databases: [Database; MAX_DATABASES],
 }
 
-/// A look into a database, and what was found.
+/// A check of a database, and its result.
 struct Trial {
     oid: AtomicU32,
     found: AtomicU32,
 }
 
-/// What [`Trial`] has found: nothing yet, no extension, the extension.
+/// The result of a [`Trial`]: none yet, no extension, the extension.
 const UNKNOWN: u32 = 0;
 /// See [`UNKNOWN`].
 const MISSING: u32 = 1;
 /// See [`UNKNOWN`].
 const FOUND: u32 = 2;
 
-/// A time that is not known, see [`Database::used_at`].
+/// An unknown time, see [`Database::used_at`].
 pub const NEVER: i64 = i64::MIN;
 
-/// One database that has the extension.
+/// A database that has the extension.
 pub struct Database {
     oid: AtomicU32,
     state: AtomicU32,
@@ -71,8 +71,8 @@ pub struct Database {
     pub floor: AtomicU64,
     /// The last tick.
     pub tick: AtomicU64,
-    /// For each partition when the last tick that has segments in it was cut, and when the current one became the current one: in
-    /// microseconds of what elapses (see [`crate::retention`]), or [`NEVER`].
+    /// For each partition, when the last tick with segments in it was cut; for the current one, also when it became
+    /// current. In microseconds of elapsed time (see [`crate::retention`]), or [`NEVER`].
     pub used_at: [AtomicI64; SLOTS],
     /// See `used_at`.
     pub current_since: AtomicI64,
@@ -99,9 +99,9 @@ pub enum State {
     Starting = 2,
     /// The relay runs.
     Running = 3,
-    /// The relay found no extension: the launcher takes the place back.
+    /// The relay found no extension: the launcher frees the place.
     Absent = 4,
-    /// The launcher takes the place back just now.
+    /// The launcher is freeing the place.
     Leaving = 5,
 }
 
@@ -143,7 +143,7 @@ pub fn init() {
     pg_shmem_init!(SHARED);
 }
 
-/// What the server's own clock says, which may jump: microseconds since the Unix epoch.
+/// The server's clock, which may jump: microseconds since the Unix epoch.
 pub fn clock() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as i64)
 }
@@ -209,7 +209,7 @@ pub fn database(oid: pg_sys::Oid) -> Option<&'static Database> {
 /// The entry of the database that this backend is connected to, if it is known.
 pub fn my_database() -> Option<&'static Database> {
     thread_local! {
-        /// Where it was the last time: there are many places.
+        /// The place that was found last, because there are many places.
         static KNOWN: Cell<Option<&'static Database>> = const { Cell::new(None) };
     }
     // SAFETY: set once when the backend connects.
@@ -225,13 +225,13 @@ pub fn is_full() -> bool {
     databases().count() == MAX_DATABASES
 }
 
-/// The database has the extension: the launcher is to start a relay there. False if there is no place for one more. Allowed after
-/// commit: it takes no lock and allocates nothing.
+/// Reports that the database has the extension, so that the launcher starts a relay there. False if there is no free
+/// place. Allowed after commit: it takes no lock and allocates nothing.
 pub fn want(oid: pg_sys::Oid) -> bool {
     loop {
         let Some(db) = claim(oid) else { return false };
         let state = db.state();
-        // For the few instructions that it takes to leave.
+        // For the few instructions until it is freed.
         if state == State::Leaving {
             std::hint::spin_loop();
         } else if db.change_state(state, State::Wanted) && db.oid.load(SeqCst) == oid.to_u32() {
@@ -240,21 +240,21 @@ pub fn want(oid: pg_sys::Oid) -> bool {
     }
 }
 
-/// A look into that database begins.
+/// Begins a check of a database.
 pub fn begin_trial(n: usize, oid: u32) {
     let trial = &SHARED.get().trials[n];
     trial.found.store(UNKNOWN, SeqCst);
     trial.oid.store(oid, SeqCst);
 }
 
-/// What a look into that database has found.
+/// Stores the result of a check.
 pub fn tell_trial(oid: pg_sys::Oid, has_extension: bool) {
     for trial in SHARED.get().trials.iter().filter(|trial| trial.oid.load(SeqCst) == oid.to_u32()) {
         trial.found.store(if has_extension { FOUND } else { MISSING }, SeqCst);
     }
 }
 
-/// What it was, if anybody has told it.
+/// The result, if there is one.
 pub fn end_trial(n: usize) -> Option<bool> {
     match SHARED.get().trials[n].found.load(SeqCst) {
         MISSING => Some(false),
@@ -276,7 +276,7 @@ pub fn claim(oid: pg_sys::Oid) -> Option<&'static Database> {
 }
 
 impl Database {
-    /// Gives the place of a database back that has no extension, or is gone; false if somebody wants a relay there meanwhile.
+    /// Frees the place of a database that has no extension or is gone; false if a relay is wanted there again.
     pub fn release(&self, state: State) -> bool {
         if !self.change_state(state, State::Leaving) {
             return false;
@@ -289,7 +289,7 @@ impl Database {
         for time in self.used_at.iter().chain([&self.current_since]) {
             time.store(NEVER, SeqCst);
         }
-        // The order matters: who claims the place finds it with this state.
+        // The order matters: a process that claims the place finds it in this state.
         self.oid.store(0, SeqCst);
         self.set_state(State::Absent);
         true

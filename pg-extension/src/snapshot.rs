@@ -26,8 +26,8 @@ impl Snapshot {
         let next = next_xid();
         // The snapshot has 32 bits of ids that are all below the next one.
         let full = |xid: pg_sys::TransactionId| next - u64::from((next as u32).wrapping_sub(xid.into_inner()));
-        // In recovery Postgres cannot tell subtransactions from others, and puts all that run where it otherwise has subtransactions
-        // only. Where those are too many for that list, only subtransactions are missing in it.
+        // In recovery Postgres cannot distinguish subtransactions from other transactions, and lists all running ones
+        // where it normally lists subtransactions. If that list overflows, it lacks only subtransactions.
         let (running, count) = match snapshot.takenDuringRecovery {
             true => (snapshot.subxip, snapshot.subxcnt.unsigned_abs()),
             false => (snapshot.xip, snapshot.xcnt),
@@ -37,7 +37,7 @@ impl Snapshot {
         Self { xmin: full(snapshot.xmin), xmax: full(snapshot.xmax), running: running.collect() }.in_order()
     }
 
-    /// One that sees all transactions below `xmax` but those of a list.
+    /// A snapshot that sees all transactions below `xmax` except those in a list.
     pub fn new(xmax: u64, mut running: Vec<u64>) -> Self {
         running.sort_unstable();
         running.dedup();
@@ -74,14 +74,14 @@ impl Snapshot {
     }
 }
 
-/// The id that the next transaction gets; in recovery, the first that no transaction of the primary is known to have.
+/// The id of the next transaction; in recovery, the first id above all known transactions of the primary.
 pub fn next_xid() -> u64 {
     // SAFETY: a reading of shared memory.
     unsafe { pg_sys::ReadNextFullTransactionId() }.value
 }
 
-/// Whether the active snapshot was taken while the server followed another one. What it sees is in the order in which the primary
-/// logged its commits, which is not quite that in which they became visible there.
+/// Whether the active snapshot was taken in recovery. It then sees commits in the order in which the primary logged
+/// them, which is not always the order in which they became visible on the primary.
 pub fn is_of_recovery() -> bool {
     // SAFETY: there is one.
     unsafe { (*pg_sys::GetActiveSnapshot()).takenDuringRecovery }

@@ -25,8 +25,8 @@ const NUMBER: usize = 1;
 /// See [`NUMBER`].
 const PREVIOUS: usize = 2;
 
-/// What `used` has of a tick that ends the server's former life, beside the partitions: what a snapshot of that life saw means nothing
-/// behind it. `tidings.changes` and `tidings.locate` know the number.
+/// The bit of `used` that marks the tick after a restart of the server: after it, a snapshot from before the restart is
+/// ignored. `tidings.changes` and `tidings.locate` know the number.
 const END_OF_LIFE: i16 = 1 << 14;
 
 /// Segments read for one tick at the most; a larger tick is announced by a hint, and read only so far.
@@ -53,7 +53,7 @@ pub struct Ticker {
     queue: f64,
     /// The last tick was not announced.
     unannounced: bool,
-    /// There is more than the last tick has taken.
+    /// A backlog remains after the last tick.
     is_behind: bool,
     /// The segments of the tick that is being cut; its memory is kept.
     batch: Batch,
@@ -102,7 +102,7 @@ impl Ticker {
         for (slot, last_used) in last_used.iter_mut().enumerate() {
             let sql = "SELECT pg_catalog.max(tick) FROM tidings.tick WHERE (used OPERATOR(pg_catalog.&) $1) OPERATOR(pg_catalog.<>) 0";
             *last_used = Spi::get_one_with_args::<i64>(sql, &[(1i16 << slot).into()])?.unwrap_or(0).unsigned_abs();
-            // A relay that comes back finds the time where the one before has left it.
+            // A relay that is started again continues with the times of the one before.
             let _ = db.used_at[slot].compare_exchange(NEVER, retention::when(*last_used), Relaxed, Relaxed);
         }
         Ok(Self {
@@ -125,9 +125,9 @@ impl Ticker {
 
     /// Cuts what was committed before the server started, and behind it a tick without events.
     ///
-    /// A crash or a failover may have lost transactions, whose numbers are then given to others; a position's snapshot that saw the
-    /// lost ones must not hide those. Its meaning ends with that empty tick, behind all that it can have seen, and in front of all that
-    /// it cannot.
+    /// A crash or a failover may have lost transactions, whose numbers are then given to others. The snapshot of a
+    /// position that saw the lost ones must not hide these. It is ignored from that empty tick on, which comes after
+    /// all that it can have seen, and before all that it cannot.
     pub fn end_former_life(&mut self) {
         // Never back behind what is told: in a copy of a database others' first writer may be older than the log it came with.
         let told = self.seen.xmax;
@@ -177,7 +177,7 @@ impl Ticker {
         count
     }
 
-    /// Whether there is more than the last tick has taken: a backlog is cut into many.
+    /// Whether a backlog remains after the last tick: it is cut into many.
     pub fn is_behind(&self) -> bool {
         self.is_behind
     }
@@ -197,7 +197,7 @@ impl Ticker {
         });
     }
 
-    /// Goes over to another channel if the present one is no longer the one.
+    /// Switches to the new channel if the name has changed.
     pub fn check_channel(&mut self) {
         transaction(|| {
             let name = channel::name();
@@ -210,7 +210,7 @@ impl Ticker {
                 unsafe { Async_Notify(self.channel.as_ptr(), moved.as_ptr()) };
             }
             self.channel = name;
-            // Whoever has come over earlier has missed what was still sent on the former channel.
+            // A reader that switched earlier has missed what was still sent on the old channel.
             self.notify(Announcement::new(self.last, 0));
         });
     }
@@ -348,7 +348,7 @@ impl Batch {
             let is_plain = !pgrx::varatt_is_4b_c(stored) && !pgrx::varatt_is_1b_e(stored);
             let plain = match is_plain {
                 true => stored,
-                // What lies elsewhere may be gone, and what is compressed may be broken.
+                // A value that is stored out of line may be gone, and a compressed one may be broken.
                 false => errors::attempt_all(|| pg_sys::pg_detoast_datum_packed(stored))?,
             };
             self.data.extend_from_slice(pgrx::varlena_to_byte_slice(plain));
@@ -359,7 +359,7 @@ impl Batch {
         Ok(())
     }
 
-    /// Puts the events into a notification, or makes that a hint; gives their number.
+    /// Puts the events into a notification, or makes it a hint; returns their number.
     fn put_into(&self, announcement: &mut Announcement, most: usize) -> u64 {
         let (mut events, mut told) = (0, 0);
         for segment in &self.segments {
@@ -368,10 +368,10 @@ impl Batch {
                     Ok(event) => {
                         announcement.push(&event);
                         events += 1;
-                        // Packed values grow when they are filled in: what is sent is bounded, too.
+                        // Packed values grow when they are filled in, so what is sent must be bounded too.
                         told += event.payload.len();
                     }
-                    // One bad row must not stop all others: whoever reads it gets the error.
+                    // One bad row must not stop all others. Those who read it get the error.
                     Err(error) => {
                         segment.warn(&error.to_string());
                         announcement.make_hint();
@@ -407,7 +407,7 @@ impl Batch {
 }
 
 impl Segment {
-    /// Says that it cannot be read, and where it is.
+    /// Logs that the row cannot be read, and where it is.
     fn warn(&self, error: &str) {
         let Self { slot, xid, stamp, .. } = self;
         warning!("tidings: the row of tidings.log_{slot} with xid {xid} and stamp {stamp} cannot be read: {error}");
@@ -434,7 +434,8 @@ fn unseen(log: &Log, seen: &Snapshot, mut each: impl FnMut(usize, &[pg_sys::Datu
     }
 }
 
-/// The start of what is retained by what is committed now, whatever the caller's snapshot is; 0 if there is none. Called inside a transaction.
+/// The committed start of what is retained, whatever the caller's snapshot is; 0 if nothing is. Called inside a
+/// transaction.
 pub fn oldest_position() -> u64 {
     let mut oldest: Option<(u64, u64)> = None;
     with_latest_snapshot(|| {

@@ -1,6 +1,6 @@
-//! The statements that concern us, seen as they pass: COMMIT PREPARED, those that want a database for themselves, the
-//! rename of our schema, an index that our tables cannot keep, a watch whose events would be taken for others, and whatever drops
-//! the extension or takes a column away from a watch.
+//! Watches the statements that concern the extension: COMMIT PREPARED, statements that need a database for themselves,
+//! the rename of our schema, an index that our tables do not support, a watch with a reserved event name, and
+//! statements that drop the extension or remove a column from a watch.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::atomic::Ordering::SeqCst;
@@ -121,7 +121,7 @@ extern "C-unwind" fn after(kind: Kind) {
         Kind::CommitPrepared => {
             match shared::my_database().filter(|db| db.state() != State::Absent) {
                 Some(db) => db.announce(),
-                // CREATE EXTENSION may have been prepared.
+                // A prepared transaction may contain CREATE EXTENSION.
                 None => {
                     // What was committed just now may be missing in this backend's caches still.
                     // SAFETY: inside a transaction, between two statements.
@@ -206,8 +206,9 @@ unsafe fn indexes_our_table_by_more_than_columns(node: *mut pg_sys::Node) -> boo
     }
 }
 
-/// What is wrong with the event name of a watch that a statement makes, if a stream has that name for itself. Such a name is refused
-/// here and not when the trigger fires, as all else is: one that an earlier version let through must not fail every write.
+/// The error for the event name of a watch that a statement creates, if the stream reserves that name. Only such a name
+/// is refused here, not when the trigger fires, because a name that an earlier version allowed must not fail every
+/// write.
 ///
 /// # Safety
 /// `node` is a statement.
@@ -239,8 +240,8 @@ unsafe fn strings<'a>(list: *mut pg_sys::List) -> impl Iterator<Item = &'a CStr>
     }
 }
 
-/// The name of the database that a statement wants for itself: DROP DATABASE, ALTER DATABASE … RENAME or SET TABLESPACE, and
-/// CREATE DATABASE … TEMPLATE.
+/// The name of the database that a statement needs for itself: DROP DATABASE, ALTER DATABASE … RENAME or SET
+/// TABLESPACE, and CREATE DATABASE … TEMPLATE.
 ///
 /// # Safety
 /// `node` is a statement.

@@ -300,7 +300,8 @@ impl Writer {
         Ok(())
     }
 
-    /// As JSON, if the type has a cast to it that works; else as text, and if not even that can be had, as NULL.
+    /// Writes the value as JSON if its type has a cast to it that works, otherwise as text, or as NULL if that fails
+    /// too.
     fn pack_by_user_code(&self, out: &mut Vec<u8>, value: pg_sys::Datum) -> Result<(), TooLong> {
         let before = out.len();
         let as_json = |out: &mut Vec<u8>| {
@@ -444,8 +445,9 @@ fn pack_interval(out: &mut Vec<u8>, interval: &pg_sys::Interval) -> Result<(), S
     Ok(())
 }
 
-/// Packs JSON that was kept as it was typed. `to_jsonb` drops white space and all but the last of repeated keys, and so
-/// must we; what it cannot hold (see above) stays as it stands. Says whether it was looked at whole, and so is JSON for certain.
+/// Packs JSON that was stored as text. `to_jsonb` drops white space and all but the last of repeated keys, and so must
+/// this function. What `to_jsonb` cannot hold (see above) stays as it is. Returns whether the whole text was examined
+/// and so is certainly JSON.
 fn pack_json(out: &mut Vec<u8>, text: &[u8]) -> bool {
     // The parser's own mark for a number: an object with this key would not survive it.
     const MARK: &[u8] = b"$serde_json::private::";

@@ -1,4 +1,4 @@
-//! What a trigger's arguments ask for, compiled against its table. Compiled ones are kept in `watches.rs`.
+//! A trigger's arguments, compiled against its table. `watches.rs` keeps the compiled ones.
 
 use std::cell::RefCell;
 use std::ffi::{CStr, c_char};
@@ -13,30 +13,30 @@ use crate::payload::{self, OldRecord, Operation, Outline, Table, Tuple};
 use crate::preload;
 use crate::value::NoText;
 
-/// All that a watch is compiled from. What is equal here is compiled to the same.
+/// Everything that a watch is compiled from. Equal sources compile to equal watches.
 #[derive(PartialEq, Eq)]
 pub struct Source {
-    /// Whether it watches TRUNCATE, and else rows.
+    /// Whether it watches TRUNCATE instead of rows.
     truncate: bool,
     /// The arguments of the trigger.
     arguments: Vec<String>,
-    /// The table that was watched: of a partition's trigger the one on the table that is partitioned.
+    /// The watched table; for a partition's trigger, the partitioned table.
     pub named: pg_sys::Oid,
     /// Its schema and name.
     schema: String,
     table: String,
-    /// The columns of the table that has the trigger: name, type, and how they are generated; None for dropped ones.
+    /// The columns of the table that has the trigger: name, type, and how they are generated; `None` for dropped ones.
     columns: Vec<Option<(String, pg_sys::Oid, c_char)>>,
 }
 
 /// A compiled watch.
 pub struct Watch {
-    /// What it was compiled from.
+    /// Its source.
     pub source: Source,
     /// The columns of the table.
     pub columns: Columns,
     topic: Vec<TopicPiece>,
-    /// The template of the topic, if it is one of those that new watches cannot have.
+    /// The template of the topic, if it is one that new watches are refused.
     refused: Option<String>,
     /// The event name.
     pub event: String,
@@ -48,7 +48,7 @@ pub struct Watch {
 
 enum TopicPiece {
     Text(String),
-    /// Text that no value before it contains.
+    /// Text that no earlier value contains.
     Separator(String),
     Column(usize),
 }
@@ -60,7 +60,7 @@ pub enum NoTopic {
     Text(#[from] NoText),
     #[error(transparent)]
     Ambiguous(#[from] Ambiguous),
-    /// The watch was made by an older version.
+    /// An older version created the watch.
     #[error("no text separates two of its columns: create the watch again")]
     Adjacent,
 }
@@ -128,7 +128,7 @@ fn is_watch(trigger: &pg_sys::Trigger) -> bool {
     }
 }
 
-/// Compiles those triggers of a table, if it is still there, and raises what is wrong with them, or what `and` says is.
+/// Compiles these triggers of a table, if it still exists, and raises any error in them or from `and`.
 fn check(
     relation: pg_sys::Oid,
     which: impl Fn(&pg_sys::Trigger) -> bool,
@@ -143,7 +143,7 @@ fn check(
     });
 }
 
-/// Goes through the watches of a table, if it is there.
+/// Visits the watches of a table, if it exists.
 pub fn for_each(relation: pg_sys::Oid, mut body: impl FnMut(&pg_sys::Trigger)) {
     with_triggers(relation, |trigger, _| {
         if is_watch(trigger) {
@@ -152,7 +152,7 @@ pub fn for_each(relation: pg_sys::Oid, mut body: impl FnMut(&pg_sys::Trigger)) {
     });
 }
 
-/// Goes through all triggers of a table, if it is there.
+/// Visits all triggers of a table, if it exists.
 fn with_triggers(relation: pg_sys::Oid, mut body: impl FnMut(&pg_sys::Trigger, pg_sys::Relation)) {
     // SAFETY: inside a transaction, which keeps the lock until its end.
     let relation = unsafe { pg_sys::try_relation_open(relation, pg_sys::AccessShareLock as i32) };
@@ -233,7 +233,7 @@ impl Source {
 }
 
 impl Watch {
-    /// Compiles what a trigger asks for.
+    /// Compiles a trigger's arguments.
     ///
     /// # Safety
     /// The relation is open and locked, and the source is of a trigger of it.

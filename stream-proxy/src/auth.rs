@@ -26,7 +26,7 @@ use crate::token::{Keys, Token};
 /// How often streams are looked through for tokens that have expired, and the key file for a change.
 const SWEEP: Duration = Duration::from_secs(1);
 
-/// Streams that are checked again at the same time; those whose rules are slow do not count.
+/// Streams that are checked again at the same time; those with slow rules do not count.
 const REVIEW_BATCH: u32 = 500;
 
 /// How access is decided.
@@ -238,8 +238,8 @@ impl Guard {
         }
     }
 
-    /// Asks again for all streams, and ends those that are no longer allowed. As long as the database can't be asked they
-    /// stay: it sends nothing new either. Those whose rules are slow are not waited for.
+    /// Checks all streams again, and ends those that are no longer allowed. While the database is unavailable they
+    /// stay, because it sends nothing new either. Streams with slow rules are not waited for.
     async fn review(self: &Arc<Self>) {
         let start = Instant::now();
         // Channels have no rules.
@@ -267,7 +267,7 @@ impl Guard {
     async fn review_one(&self, stream: &Stream, place: OwnedSemaphorePermit) {
         let refused = match self.gate.check_again(stream.claims.clone(), &stream.topics, place).await {
             Ok(refused) => refused,
-            // Its own rules keep the right to it from being looked at: it comes back if it still has that.
+            // Its own rules are too slow for the check. The client reconnects if it still has access.
             Err(error @ Unanswered::Slow) => {
                 let refuse = |topic: &Arc<str>| Refusal { topic: topic.clone(), reason: error.to_string().into() };
                 stream.topics.iter().map(refuse).collect()

@@ -14,8 +14,8 @@ use crate::proxy::Subscription;
 use crate::stream::CountBytes;
 use crate::subscriber::Subscriber;
 
-/// The most bytes that hyper is given at once. It asks for more only when it has handed on what it had, so this is how finely
-/// a slow client's progress is seen: one that takes this much between two heartbeats is alive.
+/// The most bytes that hyper is given at once. It asks for more only when it has passed on what it had, so this is how
+/// finely a slow client's progress is visible: a client that takes this much between two heartbeats is alive.
 const PIECE: usize = 8 * 1024;
 
 /// The body of a response.
@@ -35,13 +35,14 @@ pub struct StreamBody {
     pieces: Pieces,
 }
 
-/// Frames taken from the queue and cut into pieces. A large frame is shared by all who get it, until its last byte is sent.
+/// Frames taken from the queue and cut into pieces. All receivers of a large frame share it until its last byte is
+/// sent.
 #[derive(Debug, Default)]
 struct Pieces {
     frames: VecDeque<Frame>,
-    /// Bytes of the first of them that have left already.
+    /// Bytes of the first of them that have already been sent.
     offset: usize,
-    /// Bytes of the queue that the last piece makes, where a frame counts with its chunk's head and tail.
+    /// Bytes of the queue in the last piece, where a frame counts with its chunk's head and tail.
     counted: usize,
 }
 
@@ -59,7 +60,7 @@ impl Pieces {
         piece
     }
 
-    /// Several small frames as one piece: copied, which costs less than sending each by itself.
+    /// Joins several small frames into one piece: a copy costs less than sending each by itself.
     fn gather(&mut self) -> Bytes {
         let mut piece = BytesMut::with_capacity(PIECE);
         while let Some(first) = self.frames.front()
@@ -74,7 +75,7 @@ impl Pieces {
         piece.freeze()
     }
 
-    /// Takes `taken` bytes off the frames, and frames in which there is nothing to send.
+    /// Removes `taken` bytes from the frames, and frames without bytes to send.
     fn advance(&mut self, taken: usize) {
         self.offset += taken;
         self.counted += taken;
@@ -103,12 +104,12 @@ impl Body {
 }
 
 impl StreamBody {
-    /// The next piece; `None` when the stream is over. That hyper asks means that it has got rid of the last one.
+    /// The next piece; `None` when the stream is over. When hyper asks, it has passed on the last one.
     fn poll_piece(&mut self, cx: &Context<'_>) -> Poll<Option<Bytes>> {
         loop {
             let counted = std::mem::take(&mut self.pieces.counted);
             if self.pieces.frames.is_empty() {
-                // Frees what the last frames had set aside: an idle client keeps nothing.
+                // Frees the memory of the last frames: an idle client keeps none.
                 self.pieces = Pieces::default();
                 match ready!(self.subscriber.poll_frames(cx, counted)) {
                     Some(frames) => self.pieces.frames = frames,
@@ -154,7 +155,7 @@ impl HttpBody for Body {
 mod tests {
     use super::*;
 
-    /// All pieces, and how much of the queue they make.
+    /// All pieces, and their size in the queue.
     fn cut(frames: &[Frame]) -> (Vec<Bytes>, usize) {
         let mut pieces = Pieces { frames: frames.to_vec().into(), ..Pieces::default() };
         let all: Vec<_> = std::iter::from_fn(|| Some(pieces.next()).filter(|piece| !piece.is_empty())).collect();
@@ -170,7 +171,7 @@ mod tests {
         let (pieces, counted) = cut(&frames);
         assert_eq!(counted, frames.iter().map(Frame::len).sum::<usize>());
         assert_eq!(pieces.concat(), frames.map(|frame| frame.bytes(false).to_vec()).concat());
-        // The first one is filled up with what is large, the last one with its end.
+        // The first piece is filled with the beginning of the large frame, the last one has its end.
         assert_eq!(pieces.len(), 4);
         let of_large = |piece: &&Bytes| large.bytes(false).as_ptr_range().contains(&piece.as_ptr());
         assert_eq!(pieces.iter().filter(of_large).count(), 2);

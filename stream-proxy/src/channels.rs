@@ -143,7 +143,7 @@ impl Channels {
         }
     }
 
-    /// Says that notifications of a channel were dropped here: its clients are told to read their data again.
+    /// Reports that notifications of a channel were dropped here: its clients get `event: reset`.
     pub fn lost(&self, name: &str) {
         if let Some(channel) = self.inner.lock().get(name) {
             tracing::debug!(channel = name, "notifications were dropped because too many were waiting");

@@ -1,5 +1,5 @@
-//! Connections to Postgres: how they are made, and what can go wrong with them. Where the database is, is in `connection`, what is asked
-//! in `upstream` and `reads`.
+//! Connections to Postgres: how they are made, and what can go wrong with them. `connection` says where the database
+//! is; `upstream` and `reads` have the queries.
 
 use std::future::{Future, poll_fn};
 use std::path::{Path, PathBuf};
@@ -33,7 +33,7 @@ pub enum DatabaseError {
     /// The position is older than what is retained.
     #[error("the position is older than what is retained")]
     Expired,
-    /// The position is one of a tick that the log does not have.
+    /// The log does not have the tick of the position.
     #[error("the tick of the position was lost")]
     Lost,
     /// Postgres, or the way to it, says no.
@@ -45,7 +45,7 @@ pub enum DatabaseError {
     /// The connection closed.
     #[error("the connection to the database closed")]
     Closed,
-    /// There is no password where it should be.
+    /// The password can't be read.
     #[error(transparent)]
     Password(#[from] PasswordError),
     /// Certificates or keys towards Postgres can't be used.
@@ -61,7 +61,7 @@ impl From<tokio_postgres::Error> for DatabaseError {
         match error.code() {
             Some(code) if code.code() == "TI001" => Self::Expired,
             Some(code) if code.code() == "TI002" => Self::Lost,
-            // A row that can't be read is gone for its readers. They are told so, instead of being let wait for it.
+            // Readers can't get a row that can't be read. They get an error, instead of waiting for it.
             Some(code) if *code == SqlState::DATA_CORRUPTED => {
                 tracing::error!(error = describe(&error), "the log has a row that can't be read");
                 Self::Expired
@@ -93,7 +93,7 @@ fn describe(error: &tokio_postgres::Error) -> String {
     }
 }
 
-/// Where the database is, and what is shown to it. Clones share what is read again.
+/// Where the database is, and the certificates for it. Clones share the files that are read again.
 #[derive(Clone, Debug)]
 pub struct Database {
     target: Arc<Target>,
@@ -104,8 +104,8 @@ pub struct Database {
 }
 
 impl Database {
-    /// Takes a URL or a connection string of keys and values. If it asks for TLS, the authorities in the file `authorities` vouch for the
-    /// server unless the string names others, or else those of the system.
+    /// Parses a URL or a connection string. If it asks for TLS, the authorities to trust are those that the string
+    /// names, otherwise those in the file `authorities`, otherwise the system's.
     pub fn parse(text: &str, authorities: Option<&Path>) -> Result<Self, BadUrl> {
         let target = Target::parse(text)?;
         let passwords = Passwords::new(target.passfile.clone(), |name| std::env::var(name).ok());
@@ -115,15 +115,15 @@ impl Database {
         Ok(database)
     }
 
-    /// Takes the password from a file, at each connection anew.
+    /// Takes the password from a file, which is read at each connection.
     pub fn with_password_file(mut self, file: PathBuf) -> Result<Self, PasswordError> {
         self.passwords.file = Some(file);
         self.passwords.fill(&self.target.config)?;
         Ok(self)
     }
 
-    /// Reads certificates again, for connections from now on, and looks whether there is a password. None if there are no such files; on
-    /// an error the old certificates stay in use.
+    /// Reads certificates again, for new connections, and checks that there is a password. `None` if there are no such
+    /// files; on an error the old certificates stay in use.
     pub fn reload(&self) -> Option<Result<(), DatabaseError>> {
         if self.target.security.is_none() && self.passwords.file.is_none() {
             return None;
@@ -145,16 +145,16 @@ impl Database {
         Ok(())
     }
 
-    /// The host that a password would go to over a network in plain text. By SCRAM it does not go itself, but the server decides how it
-    /// asks, and all that follows can be read and changed on the way.
+    /// The host to which a password would go over a network in plain text. SCRAM does not send the password itself, but
+    /// the server chooses the method, and everything after the login can be read and changed on the way.
     pub fn tells_a_password_in_the_clear(&self) -> Option<String> {
         let host = self.target.in_the_clear()?;
         let config = self.passwords.fill(&self.target.config).ok()?;
         config.get_password().is_some().then_some(host)
     }
 
-    /// Connects, and sets what the statements to come depend on before there is any. Notifications come through the inbox, which
-    /// closes when the connection does.
+    /// Connects, and first sets what later statements depend on. Notifications go to the inbox, which closes with the
+    /// connection.
     pub async fn connect(&self, metrics: Arc<Metrics>) -> Result<(Client, Inbox), DatabaseError> {
         let config = self.passwords.fill(&self.target.config)?;
         let tls = self.tls.read().clone();
@@ -176,12 +176,12 @@ impl Database {
         Ok((client, notifications))
     }
 
-    /// The role that the URL names, if it names one.
+    /// The role in the connection string, if it names one.
     pub fn login(&self) -> Option<&str> {
         self.target.config.get_user()
     }
 
-    /// Asks the server to end what it is doing for a client.
+    /// Asks the server to cancel what it is doing for a client.
     pub async fn cancel(&self, client: &Client) -> Result<(), DatabaseError> {
         let (token, tls) = (client.cancel_token(), self.tls.read().clone());
         match tls {

@@ -9,27 +9,27 @@ use std::time::Duration;
 use bytes::Bytes;
 use tidings_wire::Position;
 
-/// Room ahead of a body for the head of its chunk: nine digits, which is more than any payload has, and the line's end.
+/// Room before a body for the head of its chunk: nine digits, more than any payload needs, and the end of the line.
 const HEAD_ROOM: &str = "000000000\r\n";
 
-/// What ends a chunk.
+/// The end of a chunk.
 const TAIL: &str = "\r\n";
 
-/// Bytes that are written to a stream as they are. Over HTTP/1.1 a stream is chunked, so a frame is one chunk; what is
-/// in it goes out without the chunk's head and tail where the protocol has its own framing.
+/// Bytes that are written to a stream unchanged. Over HTTP/1.1 a stream is chunked, so a frame is one chunk. Where the
+/// protocol has its own framing, the content is sent without the chunk's head and tail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
     bytes: Bytes,
-    /// The length of the chunk's head; 0 for bytes that are no chunk.
+    /// The length of the chunk's head; 0 for bytes that are not a chunk.
     head: u8,
 }
 
 /// Why a client has to read its data again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reset {
-    /// Events behind its position can't be had any more.
+    /// Events after its position are no longer available.
     Expired,
-    /// The database has lost what the client may have seen: in a failover or a restore.
+    /// A failover or a restore lost changes that the client may have seen.
     Lost,
 }
 
@@ -87,9 +87,9 @@ impl Frame {
         Self::event(at, "reset", reason)
     }
 
-    /// Moves a client's last event id forward, so that it resumes from memory however quiet its topics are. An event, since
-    /// browsers and libraries forget an id that comes without data, whatever the standard says; nobody's handler fires
-    /// unless it asks for that name.
+    /// Moves a client's last event id forward, so that it resumes from memory however quiet its topics are. It is an
+    /// event because browsers and libraries forget an id without data, whatever the standard says. A handler fires only
+    /// if it asks for that name.
     pub fn position(at: Position) -> Self {
         Self::chunked(64, |text| push_position(text, at))
     }
@@ -99,7 +99,7 @@ impl Frame {
         Self { bytes: Bytes::from_static(b"3\r\n:\n\n\r\n"), head: 3 }
     }
 
-    /// Says that nothing follows: the last chunk, which holds nothing.
+    /// Says that nothing follows: the last chunk, which is empty.
     pub fn end() -> Self {
         Self { bytes: Bytes::from_static(b"0\r\n\r\n"), head: 3 }
     }
@@ -109,7 +109,7 @@ impl Frame {
         Self { bytes: bytes.into(), head: 0 }
     }
 
-    /// A frame of what `write` writes, some `capacity` bytes.
+    /// A frame of what `write` writes, about `capacity` bytes.
     fn chunked(capacity: usize, write: impl FnOnce(&mut String)) -> Self {
         let mut text = String::with_capacity(HEAD_ROOM.len() + capacity + TAIL.len());
         text.push_str(HEAD_ROOM);
@@ -122,18 +122,18 @@ impl Frame {
         Self { bytes: Bytes::from(text).slice(start..), head: (digits.len() + TAIL.len()) as u8 }
     }
 
-    /// The length in bytes, head and tail of the chunk included: what it counts for where frames wait or are kept. Never 0.
+    /// The length in bytes, with the chunk's head and tail: its size in queues and in history. Never 0.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
         self.bytes.len()
     }
 
-    /// The frame as it is written: as a chunk, or without a chunk's head and tail.
+    /// The frame as written: as a chunk, or without the chunk's head and tail.
     pub fn bytes(&self, chunked: bool) -> &[u8] {
         if chunked { &self.bytes } else { &self.bytes[self.body()] }
     }
 
-    /// What is in the chunk, without another reference to it. It is empty at the end of a stream.
+    /// The content of the chunk, without another reference to it. Empty at the end of a stream.
     pub fn into_body(self) -> Bytes {
         self.bytes.slice(self.body())
     }
@@ -146,7 +146,7 @@ impl Frame {
     }
 }
 
-/// An event that is for the client's last event id alone.
+/// An event that only updates the client's last event id.
 fn push_position(text: &mut String, at: Position) {
     let _ = write!(text, "id: {at}\nevent: position\ndata: {{}}\n\n");
 }

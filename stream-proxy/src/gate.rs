@@ -1,6 +1,6 @@
-//! The gate: asks the database who may subscribe to what. New requests and open streams that are looked at again have
-//! lines and workers of their own, so nobody keeps a stream by keeping the proxy busy. The lines are in `line`, the
-//! workers in `worker`.
+//! The gate: asks the database who may subscribe to what. New requests and checks of open streams have separate queues
+//! and workers, so nobody can keep a stream by keeping the proxy busy. The queues are in `line`, the workers in
+//! `worker`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -15,12 +15,12 @@ use crate::line::{Asker, Line, Pace, Question};
 use crate::metrics::{Gauge, Metrics};
 use crate::worker::Worker;
 
-/// The longest to wait for an answer. 10,000 clients who come at once wait a few seconds; beyond this, coming back is
-/// better.
+/// The longest wait for an answer. 10,000 clients that come at once wait a few seconds; beyond this, it is better to
+/// come back later.
 const WAIT: Duration = Duration::from_secs(20);
 
-/// Connections of new requests that ask many questions together, and those that ask slow ones alone. A slow rule holds
-/// up one of them.
+/// Connections for new requests: those that ask many questions together, and those that ask slow ones alone. A slow
+/// rule blocks one of the latter.
 const REQUEST_WORKERS: [(Pace, usize); 2] = [(Pace::Together, 2), (Pace::Alone, 2)];
 
 /// The same for open streams.
@@ -41,13 +41,13 @@ pub type Verdict = Result<Vec<Refusal>, Unanswered>;
 /// Why there is no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unanswered {
-    /// Too many wait already.
+    /// Too many are already waiting.
     #[error("access can't be checked: too many requests are waiting")]
     Full,
-    /// Others came first for too long.
+    /// Others were ahead for too long.
     #[error("access can't be checked: no answer in time")]
     Late,
-    /// The question has to be asked alone, for its rules are slow, and had no answer in time.
+    /// The question has to be asked alone, because its rules are slow, and got no answer in time.
     #[error("access can't be checked: its rules are slow, and there was no answer in time")]
     Slow,
     /// The database can't be asked.
@@ -77,7 +77,7 @@ impl Drop for Workers {
 }
 
 impl Gate {
-    /// Starts the workers; they end when the gate is dropped. `logins` are the proxy's roles beside that of `database`.
+    /// Starts the workers; they end when the gate is dropped. `logins` are the proxy's other roles.
     pub fn new(database: &Database, logins: &Arc<[String]>, metrics: &Arc<Metrics>) -> Self {
         let mut workers = Workers::default();
         let mut line = |sizes: [(Pace, usize); 2]| {
@@ -95,12 +95,12 @@ impl Gate {
         Self { requests, reviews, metrics: metrics.clone(), _workers: Arc::new(workers) }
     }
 
-    /// Which of the topics the claims may not subscribe to. Dropped, the question is not asked.
+    /// The topics to which the claims may not subscribe. Dropping the future withdraws the question.
     pub async fn check(&self, claims: Arc<str>, topics: &[Arc<str>]) -> Verdict {
         self.ask(&self.requests, claims, topics, None).await
     }
 
-    /// The same for a stream that is open. `place` is given back when it is answered, or is found to be slow.
+    /// The same for an open stream. `place` is released when the question is answered, or is found to be slow.
     pub async fn check_again(&self, claims: Arc<str>, topics: &[Arc<str>], place: OwnedSemaphorePermit) -> Verdict {
         self.ask(&self.reviews, claims, topics, Some(place)).await
     }
@@ -131,7 +131,7 @@ impl Gate {
     }
 }
 
-/// Counts somebody who waits, until dropped.
+/// Counts an asker that waits, until dropped.
 struct Waiting<'g>(&'g Gauge);
 
 impl<'g> Waiting<'g> {
@@ -147,7 +147,7 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// Whether a text of JSON has an escaped NUL in it.
+/// Whether a JSON text contains an escaped NUL.
 fn has_nul(json: &str) -> bool {
     json.match_indices("\\u0000")
         .any(|(at, _)| json[..at].bytes().rev().take_while(|byte| *byte == b'\\').count() % 2 == 0)

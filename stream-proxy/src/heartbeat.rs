@@ -22,7 +22,7 @@ pub struct Wheel {
     /// Age at which a stream is ended, if at all.
     max_age: Option<Duration>,
     start: Instant,
-    /// Streams that are to be ended, once the proxy is on its way out: who comes later is one of them.
+    /// Streams to end, once the proxy shuts down; later streams are added here.
     leaving: Mutex<Option<Vec<Arc<Subscriber>>>>,
 }
 
@@ -55,7 +55,7 @@ impl Wheel {
             None => u32::MAX,
         };
         self.slots[fastrand::usize(..SLOTS)].lock().riders.push(Rider { stream: stream.clone(), until });
-        // Behind the other one, so that no stream is in neither: the slots are looked through under this lock.
+        // After the other one, so that no stream is in neither: the slots are searched under this lock.
         if let Some(leaving) = &mut *self.leaving.lock() {
             leaving.push(stream);
         }
@@ -71,8 +71,8 @@ impl Wheel {
         }
     }
 
-    /// Ends all streams, spread evenly over `time`; each is told to come back after `retry()`. Until its turn comes, a stream
-    /// stays on the wheel.
+    /// Ends all streams, spread evenly over `time`; each gets the wait `retry()`. Until its turn comes, a stream stays
+    /// on the wheel.
     pub async fn finish(&self, time: Duration, retry: impl Fn() -> Duration) {
         let end = Instant::now() + time;
         {
@@ -84,7 +84,7 @@ impl Wheel {
         }
         while let Some((stream, left)) = self.next_to_leave() {
             finish(&stream, retry());
-            // Those who are left have the rest of the time.
+            // The remaining streams have the remaining time.
             if left > 1 {
                 let now = Instant::now();
                 sleep_until(now + end.saturating_duration_since(now) / left).await;
@@ -92,7 +92,7 @@ impl Wheel {
         }
     }
 
-    /// Any one of the streams that are to be ended and have not ended yet, and how many there are.
+    /// Any one of the streams that still have to end, and how many there are.
     fn next_to_leave(&self) -> Option<(Arc<Subscriber>, u32)> {
         let mut leaving = self.leaving.lock();
         let leaving = leaving.as_mut()?;
@@ -109,7 +109,7 @@ impl Wheel {
 
 /// Ends a stream in good order.
 fn finish(stream: &Subscriber, retry: Duration) {
-    // However much waits: this must not be what is too much.
+    // However much is waiting: this frame must not be the one that exceeds the limit.
     stream.feed(Frame::retry(retry));
     stream.close(End::Finished);
 }
@@ -226,7 +226,7 @@ mod tests {
         let finish = wheel.finish(Duration::from_secs(100), || Duration::ZERO);
         let both = async { tokio::join!(run, finish) };
         assert!(tokio::time::timeout(Duration::from_secs(30), both).await.is_err());
-        // Neither took anything, and it was noticed also of the one whose turn had not come.
+        // Neither took anything, and this was also noticed for the one whose turn had not come.
         assert!(streams.iter().all(|stream| stream.ended() == Some(End::Stalled)));
     }
 

@@ -76,7 +76,7 @@ pub enum Joined {
     Live,
     /// More was missed than fits at once: the subscriber has been queued what lies up to here, and is not yet live.
     Behind(Place),
-    /// Memory does not have all that lies behind the place, or has never heard of its tick.
+    /// Memory does not have everything after the position, or never had its tick.
     TooOld,
     /// The hub has not come as far as the place yet.
     Ahead,
@@ -236,7 +236,7 @@ impl Hub {
         self.metrics.ticks.add(1);
     }
 
-    /// Begins at the end of `tick`, without history. Who came before the place was known learns it now.
+    /// Begins at the end of `tick`, without history. Subscribers that came before now learn the position.
     pub fn restart(&self, tick: u64) {
         let mut inner = self.inner.lock();
         if inner.place.is_none() {
@@ -249,8 +249,8 @@ impl Hub {
         self.tick.send_replace(Some(tick));
     }
 
-    /// Goes on from the end of `tick`, forgetting history, where events were missed or lost: every subscriber is told to read
-    /// its data again.
+    /// Continues from the end of `tick` and drops history, because events were missed or lost: every subscriber gets
+    /// `event: reset`.
     pub fn reset(&self, tick: u64, why: Reset) {
         let mut tally = Tally::default();
         let mut inner = self.inner.lock();
@@ -269,7 +269,8 @@ impl Hub {
         self.tick.send_replace(Some(tick));
     }
 
-    /// Queues a frame to every subscriber, once however many topics it has; gives how many have it waiting.
+    /// Queues a frame to every subscriber, once for each subscriber however many topics it has; returns how many have
+    /// it waiting.
     fn push_to_all(&self, inner: &Inner, frame: &Frame) -> u64 {
         let mut seen = HashSet::new();
         let mut waiting = 0;
@@ -296,15 +297,15 @@ impl Hub {
         self.metrics.topics.set(inner.topics.len() as u64);
     }
 
-    /// Queues what lies behind `after` and makes the subscriber live, in one step, if memory reaches back that far and if
-    /// it is no more than is comfortable for the subscriber. It then learns the place too: its own may be old although it
-    /// missed nothing, and would fall out of retention.
+    /// Queues the events after `after` and makes the subscriber live, in one step, if memory reaches back that far and
+    /// the amount suits the subscriber. The subscriber then gets the current position too: its own may be old although
+    /// it missed nothing, and would fall out of retention.
     pub fn resume(&self, subscriber: &Arc<Subscriber>, topics: &[Arc<str>], after: Place) -> Joined {
         let mut inner = self.inner.lock();
         if inner.place.is_none_or(|place| after > place) {
             return Joined::Ahead;
         }
-        // A tick that lies between others of which none is its own was lost in a failover, and others were cut since.
+        // If a tick is not among the known ones but lies between them, a failover lost it, and others were cut since.
         if !inner.topics.reaches(after) {
             return Joined::TooOld;
         }

@@ -1,8 +1,9 @@
 //! Carries the events of a Tidings database to browsers over Server-Sent Events.
 //!
-//! The way of an event: [`upstream`] hears of it, [`frame`] encodes it once, [`hub`] queues it to each [`subscriber`] of its
-//! topic's [`audience`], whose [`stream`] writes it to the socket. The way of a request: [`server`] accepts, [`routes`] answers, [`query`] takes the
-//! request apart, [`auth`] decides ([`token`] and [`keys`] say who asks, [`gate`] asks the database), [`proxy`] opens the stream, [`replay`] brings it from its position to the present.
+//! The path of an event: [`upstream`] receives it, [`frame`] encodes it once, [`hub`] queues it to each [`subscriber`]
+//! of its topic's [`audience`], whose [`stream`] writes it to the socket. The path of a request: [`server`] accepts,
+//! [`routes`] answers, [`query`] parses, [`auth`] decides ([`token`] and [`keys`] identify the subscriber, [`gate`]
+//! asks the database), [`proxy`] opens the stream, [`replay`] brings it from its position to the present.
 
 #![forbid(unsafe_code)]
 
@@ -81,7 +82,7 @@ pub struct Start {
     pub keys: Option<Arc<Keys>>,
     /// Where the database is.
     pub database: Database,
-    /// The same with another login, with which access is checked.
+    /// The same with another login, which checks access.
     pub gate: Option<Database>,
     /// Certificate and key, to serve TLS.
     pub tls: Option<Arc<Tls>>,
@@ -89,7 +90,7 @@ pub struct Start {
     pub listener: TcpListener,
 }
 
-/// Runs the proxy until `shutdown` is ready and all streams have been ended; not at all with a role that may not be.
+/// Runs the proxy until `shutdown` is ready and all streams have ended. Fails with a role that is too powerful.
 pub async fn run(start: Start, shutdown: impl Future<Output = ()>) -> Result<(), TooPowerful> {
     let Start { cli, keys, database, gate, tls, listener } = start;
     let metrics = Arc::new(Metrics::default());
@@ -100,7 +101,7 @@ pub async fn run(start: Start, shutdown: impl Future<Output = ()>) -> Result<(),
     let access = match keys {
         None => Access::Open,
         Some(keys) => {
-            // The names of roles that are not those of the connections which ask.
+            // The roles of the other connections.
             let logins = gate.iter().filter_map(|_| database.login()).map(str::to_owned).collect();
             let gate = Gate::new(gate.as_ref().unwrap_or(&database), &logins, &metrics);
             Access::Guarded(Guard::new(keys, cli.token_cookie.clone(), cli.anon_role.clone(), gate, metrics.clone()))
@@ -135,7 +136,7 @@ pub async fn run(start: Start, shutdown: impl Future<Output = ()>) -> Result<(),
         async move { hub.fan_out().await }
     });
     {
-        // It goes on until the last stream has ended: a drain keeps all that was promised.
+        // It continues until the last stream has ended, because a drain keeps all promises.
         let mut looking_after = pin!(async {
             tokio::select! {
                 () = wheel.run(hub, metrics, cli.heartbeat, || cli.next_retry()) => {}
@@ -166,15 +167,15 @@ pub async fn run(start: Start, shutdown: impl Future<Output = ()>) -> Result<(),
     Ok(())
 }
 
-/// Ends all streams, and waits a moment for the last bytes to leave.
+/// Ends all streams, and waits a moment for the last bytes to be sent.
 async fn drain(proxy: &Proxy) {
     let Proxy { cli, metrics, wheel, .. } = proxy;
     wheel.finish(cli.drain, || cli.next_retry()).await;
     let deadline = Instant::now() + LAST_BYTES;
-    // A stream over HTTP/2 is over before its connection has written the end of it.
+    // An HTTP/2 stream ends before its connection has written the end of it.
     while metrics.clients.get() + metrics.connections.get() > 0 && Instant::now() < deadline {
         sleep(Duration::from_millis(10)).await;
-        // For whoever was let in at the very moment.
+        // For streams that were admitted at this very moment.
         wheel.finish(Duration::ZERO, || cli.next_retry()).await;
     }
 }

@@ -53,10 +53,10 @@ pub struct Proxy {
 /// Why there is no stream now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotNow {
-    /// There are as many streams as there may be.
+    /// The limit of streams is reached.
     #[error("the limit of streams is reached")]
     OverLimit,
-    /// The proxy is on its way out.
+    /// The proxy is shutting down.
     #[error("shutting down")]
     Draining,
 }
@@ -68,14 +68,14 @@ pub struct Subscription {
     subscriber: Arc<Subscriber>,
     /// Whether it is of a channel, not of topics.
     channel: bool,
-    /// Its place of the address it counts for, if streams are limited by address.
+    /// Its place of its address, if streams are limited by address.
     address: Option<Entry>,
     /// Its entry at the guard, if there is one.
     pass: Option<Pass>,
 }
 
 impl Proxy {
-    /// Whether the proxy is on its way out.
+    /// Whether the proxy is shutting down.
     pub fn is_draining(&self) -> bool {
         *self.draining.borrow()
     }

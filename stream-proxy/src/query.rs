@@ -11,7 +11,7 @@ use tidings_wire::{Position, Topic};
 
 use crate::problem::Problem;
 
-/// The parameters that are as good as the header: libraries that can't set one have names of their own for it.
+/// Parameters with the meaning of the header. Libraries that can't set headers use different names.
 const LAST_EVENT_IDS: [&str; 3] = ["last_event_id", "lastEventId", "lastEventID"];
 
 /// The header with which an EventSource resumes.
@@ -45,7 +45,7 @@ impl Wanted {
         let mut add = |topic: &Topic| {
             let topic: Arc<str> = topic.as_str().into();
             if known.insert(topic.clone()) {
-                // At the first one too many: nobody has asked yet who this is.
+                // Stops at the first topic too many, because nobody has checked yet who sends this.
                 if topics.len() == max_topics {
                     return Err(bad(format!("too many topics: at most {max_topics} are allowed")));
                 }
@@ -64,7 +64,7 @@ impl Wanted {
                     continue;
                 }
                 "since" => since = start(&name, &decode(value)?)?,
-                // A library adds its own behind what the page has put into the URL, and knows better.
+                // A library appends its own parameter to the page's URL, and its position is newer.
                 id if LAST_EVENT_IDS.contains(&id) => match start(id, &decode(value)?)? {
                     Start::Live => {}
                     start => last_event_id = start,
@@ -90,7 +90,7 @@ impl Wanted {
     }
 }
 
-/// The parameters that have been given so far, of those that may be given once.
+/// The parameters given so far, of those that may be given only once.
 #[derive(Default)]
 struct Once(Vec<String>);
 
@@ -134,7 +134,7 @@ pub fn token(query: &str) -> Option<Cow<'_, str>> {
     Some(decode(value).unwrap_or_default())
 }
 
-/// Refuses every parameter but one token.
+/// Refuses every parameter except one token.
 pub fn only_token(query: &str) -> Result<(), Problem> {
     let mut once = Once::default();
     pairs(query).try_for_each(|(name, _)| match decode(name)? {
@@ -145,7 +145,7 @@ pub fn only_token(query: &str) -> Result<(), Problem> {
 
 /// Whether the client takes an event stream; one that says nothing takes anything.
 pub fn accepts_stream(headers: &HeaderMap) -> bool {
-    // The most specific range that there is decides, whatever the others say.
+    // The most specific range decides, whatever the others say.
     let ranges = ["text/event-stream", "text/*", "*/*"].into_iter().find_map(|kind| accepts(headers, kind));
     ranges.unwrap_or(!headers.contains_key(ACCEPT))
 }
@@ -155,7 +155,7 @@ pub fn names_stream(headers: &HeaderMap) -> bool {
     accepts(headers, "text/event-stream") == Some(true)
 }
 
-/// Whether the client takes this range of media types; `None` if it does not name it.
+/// Whether the client accepts this range of media types; `None` if it does not name it.
 fn accepts(headers: &HeaderMap, kind: &str) -> Option<bool> {
     let ranges = headers.get_all(ACCEPT).iter().flat_map(|value| value.to_str().unwrap_or("").split(','));
     let qualities = ranges.filter_map(|range| {
@@ -200,7 +200,7 @@ mod tests {
         assert_eq!(parse("topic=a&since=5%3A9%3A10%3A20%3A10,15", None).unwrap().start, after("5:9:10:20:10,15"));
         assert_eq!(parse("topic=a&since=earliest", None).unwrap().start, Start::Earliest);
         assert_eq!(parse("topic=a&lastEventId=2-2&since=1-1", None).unwrap().start, after("2-2"));
-        // What a library adds comes behind what the page has in its URL.
+        // A library appends its parameter to the page's URL.
         for library in ["lastEventId", "lastEventID"] {
             let query = format!("topic=a&last_event_id=1-1&{library}=2-2");
             assert_eq!(parse(&query, None).unwrap().start, after("2-2"));
@@ -267,7 +267,7 @@ mod tests {
 
     #[test]
     fn parsing_stops_at_the_first_topic_too_many() {
-        // What comes behind it is not looked at.
+        // What follows it is not parsed.
         let problem = parse("topic=a&topic=b&topic=a&topic=c&topic=d&topic=%FF&x=1", None).unwrap_err();
         assert_eq!(problem.to_string(), "too many topics: 3 are allowed");
         assert_eq!(parse(&"topic=a&".repeat(1000), None).unwrap().topics.len(), 1);

@@ -1,5 +1,5 @@
-//! What is read for single clients, over connections of its own: the upstream's own reads go over the upstream's, so no
-//! client's replay stands in the way of live events.
+//! Reads for single clients, over separate connections. The upstream's own reads use the upstream's connection, so no
+//! client's replay delays live events.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::metrics::Metrics;
 /// How long a failed attempt to connect answers for those who ask meanwhile.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 
-/// What one page covers of the log at most, in bytes: some 20 ms of reading in the server.
+/// The most bytes of the log that one page covers: about 20 ms of reading in the server.
 const SCAN_BYTES: i32 = 8 * 1024 * 1024;
 
 /// An event read from the log.
@@ -29,19 +29,19 @@ pub struct Change {
     pub frame: Frame,
 }
 
-/// A stretch of the log.
+/// A part of the log.
 #[derive(Debug)]
 pub struct Page {
-    /// The events that were asked for.
+    /// The requested events.
     pub changes: Vec<Change>,
-    /// The end of the stretch.
+    /// The end of this part.
     pub reached: Position,
-    /// Whether there is more of the log.
+    /// Whether the log has more.
     pub more: bool,
 }
 
-/// What reads for clients. Pages of the log have a connection of their own: whatever one of them takes, short questions are
-/// answered meanwhile.
+/// Reads for clients. Pages of the log use one connection and short queries another, so a slow page does not delay a
+/// short query.
 #[derive(Debug)]
 pub struct Reads {
     short: Link,
@@ -50,7 +50,7 @@ pub struct Reads {
     permits: Semaphore,
 }
 
-/// A connection, made when it is needed.
+/// A connection that is made when it is needed.
 #[derive(Debug)]
 struct Link {
     database: Database,
@@ -109,7 +109,7 @@ impl Link {
 }
 
 impl Reads {
-    /// Reads from `database`, at most `parallel` pages of the log at the same time.
+    /// Reads from `database`, with at most `parallel` pages of the log at the same time.
     pub fn new(database: Database, parallel: usize, metrics: Arc<Metrics>) -> Self {
         let link = || Link::new(database.clone(), metrics.clone());
         Self { short: link(), pages: link(), permits: Semaphore::new(parallel) }
@@ -121,16 +121,17 @@ impl Reads {
         let rows = self.short.query("SELECT tidings.locate($1::pg_catalog.text)", &[(&after, Type::TEXT)]).await?;
         let row = rows.first().ok_or(DatabaseError::Contract("no row from locate"))?;
         let located = row.try_get::<_, Option<&str>>(0)?.map(parse).transpose()?;
-        // Asked afterwards: in one statement the position would be of a snapshot from before the ticks that `locate` has seen.
+        // A separate query: in one statement, the position's snapshot would be older than the ticks that `locate` has
+        // seen.
         let rows = self.short.query("SELECT tidings.position()", &[]).await?;
         let row = rows.first().ok_or(DatabaseError::Contract("no row from position"))?;
         Ok((located, parse(row.try_get(0)?)?.tick))
     }
 
-    /// The events of `topics` in the next stretch of the log behind `after`, at most `max_rows`.
+    /// The events of `topics` in the next part of the log after `after`, at most `max_rows`.
     pub async fn page(&self, after: &Position, topics: &[Arc<str>], max_rows: i32) -> Result<Page, DatabaseError> {
         let (after, topics) = (after.to_string(), topics.iter().map(|topic| &**topic).collect::<Vec<_>>());
-        // The semaphore is never closed. Those who wait for more than one page take turns.
+        // The semaphore is never closed. Clients that need more than one page take turns.
         let permit = self.permits.acquire().await.map_err(|_| DatabaseError::Closed)?;
         let sql = "SELECT position, topic IS NULL, event, payload, more FROM tidings.scan(
             $1::pg_catalog.text, $2::pg_catalog.text[], $3::pg_catalog.int4, $4::pg_catalog.int4, false)";
@@ -149,7 +150,7 @@ impl Reads {
                     });
                 }
                 (true, Some(id), _) => return Ok(Page { changes, reached: parse(id)?, more: row.try_get(4)? }),
-                // As many as were wanted: it reaches no further than the last of them.
+                // The page has `max_rows` events, so it ends at the last of them.
                 (true, None, Some(Change { position, .. })) => {
                     return Ok(Page { reached: position.clone(), changes, more: row.try_get(4)? });
                 }

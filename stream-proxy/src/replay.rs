@@ -123,7 +123,7 @@ impl Replay {
             None => {
                 next(ticks).await;
             }
-            // The log answers with an earlier place, or without the snapshot: the client may have seen what was lost.
+            // The log returns an earlier position, or one without the snapshot: the client may have seen lost changes.
             Some(position) if cursor.after.as_ref().is_some_and(|after| *after != position) => {
                 return Err(DatabaseError::Lost);
             }
@@ -136,10 +136,10 @@ impl Replay {
         Ok(())
     }
 
-    /// Reads one page of the log. Whatever becomes of the next one, the client has come as far as this one reaches.
+    /// Reads one page of the log. Even if the next one fails, the client has advanced to the end of this one.
     async fn page(&self, cursor: &mut Cursor) -> Result<(), DatabaseError> {
         let Some(after) = cursor.after.clone() else { return Ok(()) };
-        // Taken before the page is read: the last page then holds everything up to here.
+        // Taken before the page is read, so the last page has everything up to here.
         let known = *self.hub.ticks().borrow();
         let page = self.reads.page(&after, &self.topics, cursor.rows).await?;
         cursor.from_log = true;
@@ -153,7 +153,7 @@ impl Replay {
         }
         if page.more {
             if rows == 0 {
-                // A client that is cut off in a long stretch without its events begins here, not at the beginning again.
+                // A client that is cut off in a long part without its events resumes here, not at the beginning.
                 self.subscriber.feed(Frame::position(page.reached.clone()));
             }
             cursor.after = Some(page.reached);

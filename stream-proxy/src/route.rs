@@ -118,7 +118,7 @@ mod tests {
         for path in ["/b/%0A", "/b/%FF", &format!("/b/{}", "x".repeat(300))] {
             assert!(matches!(boards.topic(path), Some(Err(Problem::BadRequest(_)))), "{path}");
         }
-        // Nor one that other values make, too.
+        // Nor one that other values could make, too.
         let chat = route("/chat/{tenant}/{room}=chat_{tenant}_{room}");
         assert!(matches!(chat.topic("/chat/acme_corp/board"), Some(Err(Problem::BadRequest(_)))));
         assert_eq!(chat.topic("/chat/acme/corp_board").unwrap().unwrap().as_str(), "chat_acme_corp_board");

@@ -44,7 +44,7 @@ enum Target<'a> {
     Channel(&'a str),
 }
 
-/// Answers a request that comes from `peer`; over a connection that is `reserved`, only how the proxy is.
+/// Answers a request from `peer`. Over a `reserved` connection, it answers only health checks.
 pub async fn answer(proxy: &Arc<Proxy>, request: &Parts, peer: IpAddr, reserved: bool) -> Answer {
     // Not the query: there may be a token in it.
     tracing::debug!(method = %request.method, path = request.uri.path(), %peer, "request");
@@ -78,18 +78,18 @@ pub async fn answer(proxy: &Arc<Proxy>, request: &Parts, peer: IpAddr, reserved:
     }
 }
 
-/// The length of a request's head, as HTTP/1.1 writes it. hyper reads in strides and HTTP/2 counts otherwise, so that neither holds
-/// a limit exactly.
+/// The length of a request's head, as HTTP/1.1 writes it. hyper reads in larger steps and HTTP/2 counts differently, so
+/// neither enforces a limit exactly.
 fn head_bytes(request: &Parts) -> usize {
     let target = request.uri.path_and_query().map_or(0, |target| target.as_str().len());
     let line = request.method.as_str().len() + target + " / HTTP/1.1\r\n".len() - 1;
-    // HTTP/2 has the host in a place of its own.
+    // HTTP/2 has the host in a separate field.
     let host = request.uri.authority().map_or(0, |host| "host: \r\n".len() + host.as_str().len());
     let headers = request.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len());
     line + host + headers.sum::<usize>() + "\r\n".len()
 }
 
-/// What a HEAD request gets of a response: nothing but the head, with the length that a text has. A stream has none.
+/// The response to a HEAD request: only the head, with the length that a text would have. A stream has no length.
 fn without_body(mut response: Response<Body>) -> Response<Body> {
     if let Some(length) = response.body().size_hint().exact().filter(|length| *length > 0) {
         response.headers_mut().insert(CONTENT_LENGTH, length.into());
@@ -133,7 +133,7 @@ async fn stream(proxy: &Arc<Proxy>, request: &Parts, peer: IpAddr, topic: Option
         return Ok(answer);
     }
     if proxy.is_draining() {
-        // The database need not be asked first.
+        // This is denied without asking the database.
         return start_stream(request, proxy, || Err(NotNow::Draining));
     }
     let query = request.uri.query().unwrap_or("");
@@ -190,8 +190,8 @@ fn start_stream(
     }
 }
 
-/// The answer where there is no stream now. An EventSource gives up for good on any other status than 200; so it is told when to
-/// come back: much later, or soon, for then another proxy takes it.
+/// The answer when no stream is possible now. An EventSource gives up permanently on any status but 200, so it gets a
+/// stream that says when to reconnect: much later, or soon if another proxy can take it.
 fn not_now(request: &Parts, proxy: &Proxy, reason: NotNow) -> Result<Answer, Problem> {
     if request.method != Method::GET || !names_stream(&request.headers) {
         return Err(Problem::Unavailable(reason.to_string()));
@@ -203,7 +203,7 @@ fn not_now(request: &Parts, proxy: &Proxy, reason: NotNow) -> Result<Answer, Pro
     Ok(Answer::Whole(ended_stream(Frame::retry(retry).into_body())))
 }
 
-/// A stream that ends with this text.
+/// A stream of this text, which then ends.
 fn ended_stream(text: impl Into<bytes::Bytes>) -> Response<Body> {
     let mut response = Response::new(Body::whole(text));
     *response.headers_mut() = stream_headers();
@@ -213,9 +213,9 @@ fn ended_stream(text: impl Into<bytes::Bytes>) -> Response<Body> {
 fn stream_headers() -> HeaderMap {
     HeaderMap::from_iter([
         (CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
-        // Transforming, as compressing, would hold the stream back.
+        // A transformation, such as compression, would delay the stream.
         (CACHE_CONTROL, HeaderValue::from_static("no-store, no-transform")),
-        // nginx passes a stream on at once when told so.
+        // With this header nginx forwards a stream at once.
         (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
     ])
 }

@@ -39,7 +39,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How many headers a request may have.
 const MAX_HEADERS: usize = 64;
 
-/// What HTTP/2 counts for each header beyond its text, in bytes.
+/// The bytes that HTTP/2 counts for each header beyond its text.
 const HTTP2_OVERHEAD: usize = 32;
 
 /// Streams of one HTTP/2 connection at the same time.
@@ -93,13 +93,13 @@ async fn connection(stream: TcpStream, peer: IpAddr, admitted: &Admitted, proxy:
     }
 }
 
-/// Who has connected.
+/// A connected client.
 #[derive(Clone, Copy)]
 struct Caller {
     peer: IpAddr,
-    /// How long it may take to ask.
+    /// How long it may take for its request.
     time: Duration,
-    /// Whether it may only ask how the proxy is.
+    /// Whether it may only request health checks.
     reserved: bool,
 }
 
@@ -124,7 +124,7 @@ where
         }
     });
     let (streams, mut count) = watch::channel(0);
-    // The exact limit is `answer`'s business.
+    // `answer` enforces the exact limit.
     let head = proxy.cli.max_header_bytes.saturating_add(MAX_HEADERS * HTTP2_OVERHEAD);
     let mut connection = pin!(
         http2::Builder::new(Streams(streams))
@@ -133,12 +133,13 @@ where
             .max_header_list_size(u32::try_from(head).unwrap_or(u32::MAX))
             .max_send_buf_size(64 * 1024)
             .keep_alive_interval(proxy.cli.heartbeat)
-            // An answer may be long in coming over a slow connection: it stands behind all that is on its way.
+            // Over a slow connection a response may take long, because it waits behind everything that was sent before.
             .keep_alive_timeout(patience(proxy.cli.heartbeat))
             .serve_connection(TokioIo::new(io), service)
     );
-    // A connection without a stream is told to go, and may take as long again. When the proxy goes, every one is told: its
-    // streams go on until their turn comes; new ones find another connection, to another proxy.
+    // A connection without a stream gets a GOAWAY, and may take as long again. When the proxy shuts down, every
+    // connection gets one: its streams continue until their turn comes, and new streams use another connection, to
+    // another proxy.
     let (mut draining, mut told, mut idled) = (proxy.draining.subscribe(), false, 0);
     while idled < 2 {
         tokio::select! {
@@ -175,7 +176,7 @@ tokio::task_local! {
 #[derive(Clone, Debug)]
 struct Streams(watch::Sender<usize>);
 
-/// A stream of a connection, as long as it counts.
+/// A stream of a connection, counted until dropped.
 struct Counted(watch::Sender<usize>);
 
 impl Drop for Counted {
@@ -248,8 +249,8 @@ where
     Ok(())
 }
 
-/// The head of a stream's response. A body that ends with its connection is all that HTTP/1.0 knows; caches and libraries
-/// hold one back that they pass on chunk by chunk.
+/// The head of a stream's response. HTTP/1.0 knows only a body that ends with its connection. Caches and libraries
+/// delay such a body, but forward a chunked one at once.
 fn head(headers: &HeaderMap, chunked: bool) -> Frame {
     let date = httpdate::fmt_http_date(SystemTime::now());
     let mut text = format!("HTTP/1.1 200 OK\r\ndate: {date}\r\nconnection: close\r\n");

@@ -49,8 +49,8 @@ impl<IO, G> Stream<IO, G> {
         Self { io, subscriber, guard, batch: VecDeque::new(), offset: 0, noise: 0, chunked, closing: false }
     }
 
-    /// Takes `written` bytes off the batch, and frames of which there is nothing to write. Gives how many bytes of the queue
-    /// that makes, where a frame counts with its chunk's head and tail.
+    /// Removes `written` bytes from the batch, and frames without bytes to write. Returns the size of these bytes in
+    /// the queue, where a frame counts with its chunk's head and tail.
     fn advance(&mut self, written: usize) -> usize {
         let (mut done, mut counted) = (self.offset + written, written);
         while let Some(first) = self.batch.front() {
@@ -167,7 +167,7 @@ mod tests {
         Frame::raw(text.to_string())
     }
 
-    /// All that a client gets of a stream that is finished, and whether nothing was left waiting.
+    /// Everything that a client gets of a finished stream, and whether nothing was left waiting.
     async fn written(chunked: bool) -> String {
         let (mut client, server) = tokio::io::duplex(7);
         let subscriber = Subscriber::new(1000);

@@ -165,7 +165,7 @@ impl Subscriber {
         self.state.lock().end
     }
 
-    /// Bytes that wait here or in the writer's hands.
+    /// Bytes that wait here or in the writer.
     #[cfg(test)]
     pub fn waiting(&self) -> usize {
         self.state.lock().bytes

@@ -81,8 +81,8 @@ impl std::fmt::Debug for Tls {
     }
 }
 
-/// How to speak TLS with a server that the authorities in the file `roots` vouch for, or else those of the system. The certificate and
-/// the key of `identity` are shown to it if it asks.
+/// The TLS configuration for a server. It trusts the authorities in the file `roots`, or else the system's. The
+/// certificate and the key of `identity` are presented to a server that asks for them.
 pub fn client(
     roots: Option<&Path>,
     check_name: bool,
@@ -120,7 +120,7 @@ pub fn client(
     }
 }
 
-/// Wants a certificate that an authority vouches for, for whatever name: `sslmode=verify-ca`.
+/// Requires a certificate from a trusted authority, for any name: `sslmode=verify-ca`.
 #[derive(Debug)]
 struct AnyName(Arc<WebPkiServerVerifier>);
 
@@ -134,7 +134,7 @@ impl ServerCertVerifier for AnyName {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         match self.0.verify_server_cert(certificate, between, name, ocsp, now) {
-            // The name is what is looked at last: everything else is right.
+            // The name is checked last, so everything else is right.
             Err(rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) => Ok(ServerCertVerified::assertion()),

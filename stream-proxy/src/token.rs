@@ -27,11 +27,11 @@ pub struct Keys {
     last: Mutex<Reading>,
 }
 
-/// What came of reading the keys the last time.
+/// The result of the last reading of the keys.
 #[derive(Default)]
 struct Reading {
-    /// What the file held, if it could be read: the time of its change alone says too little, for a file may be replaced by one of
-    /// the same time.
+    /// The file's content, if it could be read. Its modification time is not enough, because a file may be replaced by
+    /// one with the same time.
     bytes: Option<Vec<u8>>,
     /// Why its keys could not be used.
     error: Option<String>,
@@ -55,7 +55,7 @@ pub enum TokenError {
     /// It is no token, or one with an algorithm that is not served.
     #[error("not a token")]
     Malformed,
-    /// Its header asks for something that is not known here (RFC 7515, section 4.1.11; RFC 7797).
+    /// Its header requires an extension that is not supported (RFC 7515, section 4.1.11; RFC 7797).
     #[error("its header contains {0}, which is not supported")]
     Critical(&'static str),
     /// No key has its algorithm and its key id.
@@ -95,8 +95,8 @@ impl Keys {
         }
     }
 
-    /// Reads the keys again if the file holds something else than the last time. The log tells of an error once, until there is
-    /// another one.
+    /// Reads the keys again if the content of the file has changed. An error is logged once, until there is another
+    /// one.
     pub fn refresh(&self) {
         let told = {
             let last = self.last.lock();
@@ -151,7 +151,7 @@ impl Keys {
     }
 }
 
-/// A token may name what must be understood before it is trusted. Nothing that can be named there is understood here.
+/// A token may name extensions that must be understood before it is trusted. None is supported here.
 fn understand(header: &Header) -> Result<(), TokenError> {
     if header.crit.is_some() {
         return Err(TokenError::Critical("crit"));
@@ -162,7 +162,7 @@ fn understand(header: &Header) -> Result<(), TokenError> {
     Ok(())
 }
 
-/// What is wrong with a token, without anything of it: errors of a parser repeat what they found.
+/// What is wrong with a token, without any part of it, because a parser's errors quote their input.
 fn describe(error: &ErrorKind) -> String {
     match error {
         ErrorKind::Json(_) => "its claims are not a JSON object".into(),
@@ -172,7 +172,7 @@ fn describe(error: &ErrorKind) -> String {
         ErrorKind::ImmatureSignature => "not valid yet".into(),
         ErrorKind::InvalidAudience => "for another audience".into(),
         ErrorKind::InvalidIssuer => "by another issuer".into(),
-        // The names are those that this program asks for.
+        // The names are those that this program requires.
         ErrorKind::MissingRequiredClaim(name) => format!("without {name}"),
         ErrorKind::InvalidClaimFormat(name) => format!("{name} is of the wrong type"),
         _ => "not acceptable".into(),
@@ -320,7 +320,7 @@ mod tests {
         assert!(keys.reload().is_ok() && keys.verify(&token).is_err());
     }
 
-    /// A token whose three parts are these, signed with the secret.
+    /// A token of these three parts, signed with the secret.
     fn token(header: &str, payload: &str) -> String {
         let message = format!("{}.{}", base64url(header.as_bytes()), base64url(payload.as_bytes()));
         let key = EncodingKey::from_secret(SECRET.as_bytes());

@@ -24,7 +24,7 @@ const QUIET: Duration = Duration::from_secs(15);
 /// A notification of another process than the known relay makes the proxy ask who the relay is, but not more often than this.
 const RELAY_CHECK: Duration = Duration::from_millis(100);
 
-/// While no relay runs, the proxy asks this often whether one has come.
+/// While no relay runs, the proxy checks this often for one.
 const RELAY_WAIT: Duration = Duration::from_millis(250);
 
 /// What one read of the log brings, in bytes.
@@ -67,7 +67,7 @@ struct Session<'a> {
     listening: BTreeSet<Arc<str>>,
     /// The relay's channel; `None` in a database without the extension.
     channel: Option<String>,
-    /// The channel is another one since the log was last read.
+    /// The channel has changed since the log was last read.
     moved: bool,
     relay: Option<i32>,
     asked: Instant,
@@ -122,7 +122,7 @@ impl Upstream {
         session.follow(&mut notifications).await
     }
 
-    /// Says that the connection is there and caught up. Without a relay nothing new would come over it.
+    /// Reports that the upstream is connected and caught up. Without a relay, nothing new would arrive.
     fn connected(&mut self, relay: bool) {
         self.attempts = 0;
         self.metrics.upstream_connected.set(1);
@@ -156,12 +156,12 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Whether somebody makes ticks, in a database where somebody should.
+    /// Whether a relay makes ticks, in a database where one should.
     fn has_relay(&self) -> bool {
         self.channel.is_none() || self.relay.is_some()
     }
 
-    /// How long to wait for news before asking for them.
+    /// How long to wait for news before asking for it.
     fn quiet(&self) -> Duration {
         if self.has_relay() { QUIET } else { RELAY_WAIT }
     }
@@ -196,7 +196,7 @@ impl Session<'_> {
                 self.upstream.connected(had_relay);
             }
             if std::mem::take(&mut self.moved) {
-                // What was sent there before this session listened is in the log.
+                // The log has everything that was sent there before this session listened.
                 self.catch_up().await?;
             }
         }
@@ -418,8 +418,8 @@ impl<'a> Chunk<'a> {
     }
 }
 
-/// Listens to the relay's channel, whose name stands in no statement: whoever sees that could listen, too. Answers the channel, the
-/// relay's process and the present position.
+/// Listens on the relay's channel, without its name in a statement, because anyone who saw the name could listen too.
+/// Returns the channel, the relay's process and the current position.
 async fn introduce(client: &Client) -> Result<(String, Option<i32>, Position), DatabaseError> {
     let sql = "SELECT tidings.listen(), tidings.relay_pid(), tidings.position()";
     let row = answer(client.query_one(sql, &[])).await?;

@@ -13,7 +13,7 @@ use crate::topic::check_name;
 /// The longest payload Postgres takes in a notification, in bytes.
 pub const MAX_PART: usize = 7999;
 
-/// The whole text of the last notification on a channel whose successor is another one.
+/// The whole text of the last notification on a channel that was replaced.
 pub const MOVED: &str = "moved";
 
 /// Room set aside for the header line of a part.

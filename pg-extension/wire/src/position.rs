@@ -6,9 +6,9 @@
 //! | `<tick>` | the whole of that tick has been seen |
 //! | either, then `:<stamp>:<xmin>:<xmax>:<xid>,<xid>…` | the same, and of later events those that this snapshot sees |
 //!
-//! The last form is what `tidings.position()` answers: a snapshot falls between two ticks as a rule, so the events
-//! of the ticks behind it divide into those that the reader of that snapshot knows and those it doesn't. The division ends with
-//! the first tick that begins with everything the snapshot saw, and where a life of the server ended after `stamp`.
+//! The last form is the result of `tidings.position()`. A snapshot is usually taken between two ticks, so its reader
+//! knows some of the events in later ticks and not others. This ends with the first tick that begins with everything
+//! the snapshot saw, or with a restart of the server after `stamp`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -33,7 +33,8 @@ pub struct Position {
 /// What a snapshot saw.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// A time of the ticks' clock in the life of the server that the snapshot is of: it is later than all ticks of earlier ones.
+    /// A time of the ticks' clock, after the last start of the server before the snapshot. It is later than all ticks
+    /// from before that start.
     pub stamp: u64,
     /// Transactions below this are finished.
     pub xmin: u64,

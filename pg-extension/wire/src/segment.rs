@@ -142,7 +142,7 @@ pub struct Events<'a> {
     length: usize,
     /// How much was made of those of them that have been read.
     told: usize,
-    /// How many bytes the rows had that filled outlines, whether anything was made of them or not.
+    /// The bytes of the rows that filled outlines, whether or not the events were made.
     unpacked: usize,
     failed: Option<SegmentError>,
     /// The outlines so far, by number.
@@ -242,7 +242,7 @@ impl<'a> Events<'a> {
         let outline = self.outlines.get_mut(number).and_then(Option::as_mut).ok_or(SegmentError::Outline)?;
         self.spare.read_after(&outline.previous, outline.values, &mut self.rest).ok_or(SegmentError::Value)?;
         let most = TOO_MUCH_GROWTH * (self.length - self.rest.len());
-        // A row that is the one before takes a byte for each value, and to be copied.
+        // A row that equals the one before takes a byte for each value, and must be copied.
         self.unpacked += self.spare.size();
         if self.unpacked > SPARSEST * most {
             return Err(SegmentError::Value);

@@ -1,7 +1,8 @@
 //! How a topic is made of named values: `boards_{board_id}`. `{{` and `}}` stand for literal braces.
 //!
-//! A topic has one reading: whoever may read the topic of one row must not get the events of another row whose values happen to make
-//! the same text. So text separates any two holes, and no value contains the text that separates it from the next.
+//! A topic can be read in one way only: a subscriber of one row's topic must not get the events of another row whose
+//! values happen to make the same text. So text separates any two holes, and no value contains the text that separates
+//! it from the next.
 
 /// A parsed template.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,12 +39,13 @@ pub enum TemplateError {
     Adjacent,
 }
 
-/// A value contains the text that separates it from the next one, or makes it begin earlier: there would be another reading.
+/// A value contains the text that separates it from the next one, or makes that text begin earlier, so the topic could
+/// be read in another way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a value contains the text that separates it from the next value")]
 pub struct Ambiguous;
 
-/// Checks a value, given with the text behind it that separates it from the next one.
+/// Checks a value, given with the text after it that separates it from the next one.
 pub fn check_separated(value_and_separator: &[u8], separator: &str) -> Result<(), Ambiguous> {
     let mut windows = value_and_separator.windows(separator.len().max(1));
     match windows.position(|window| window == separator.as_bytes()) {
@@ -59,7 +61,7 @@ impl Template {
         if template.has_adjacent_holes() { Err(TemplateError::Adjacent) } else { Ok(template) }
     }
 
-    /// As [`Self::parse`], but holes may stand side by side: older versions took such templates. They match nothing.
+    /// As [`Self::parse`], but allows adjacent holes, which older versions accepted. Such templates match nothing.
     pub fn parse_any(text: &str) -> Result<Self, TemplateError> {
         let mut pieces = Vec::new();
         let mut literal = String::new();
@@ -129,8 +131,8 @@ impl Template {
         Ok(text)
     }
 
-    /// Takes `text` apart: the values of the holes, in order, or None if no values make it. A hole holds at least one character and
-    /// ends where the text behind it occurs first; the last hole takes what is left.
+    /// Parses `text` into the values of the holes, in order; `None` if no values make it. A hole has at least one
+    /// character and ends at the first occurrence of the text that follows it. The last hole takes the rest.
     pub fn matches<'t>(&self, text: &'t str) -> Option<Vec<&'t str>> {
         let (pieces, mut rest) = match self.pieces.split_last() {
             Some((Piece::Text(suffix), before)) if !before.is_empty() => (before, text.strip_suffix(suffix.as_str())?),
@@ -235,7 +237,7 @@ mod tests {
     }
 
     proptest! {
-        /// All templates of a few pieces, all values of a few letters that occur in the templates too.
+        /// All templates of a few pieces, with all values of a few letters that also occur in the templates.
         #[test]
         fn a_topic_has_one_reading(
             first in "[ab]{0,2}", separators in prop::collection::vec("[ab]{1,3}", 0..3), last in "[ab]{0,2}",
@@ -256,7 +258,7 @@ mod tests {
                     prop_assert_eq!(&values[..count], &others[..count]);
                 }
             }
-            // And the other way round: what matches is what these values make.
+            // And in the other direction: what matches is what these values make.
             let topic = values.concat();
             if let Some(read) = template.matches(&topic) {
                 let read: Vec<_> = read.into_iter().map(str::to_owned).collect();

@@ -26,7 +26,8 @@ pub enum TopicError {
     Reserved,
 }
 
-/// Names that no event of a user's may have: an EventSource dispatches `error` and `open` itself, the proxy the others.
+/// Names that a user's event must not have: an EventSource dispatches `error` and `open` itself, the proxy sends the
+/// others.
 pub const RESERVED_EVENTS: [&str; 6] = ["error", "open", "reset", "ready", "position", "unauthorized"];
 
 /// Checks a topic or an event name without keeping it.
@@ -41,7 +42,7 @@ pub fn check_name(text: &str) -> Result<(), TopicError> {
     }
 }
 
-/// Checks the name of an event that a user wants to have.
+/// Checks the name of a user's event.
 pub fn check_event(text: &str) -> Result<(), TopicError> {
     if RESERVED_EVENTS.contains(&text) {
         return Err(TopicError::Reserved);

@@ -30,7 +30,7 @@ fn take(subscriber: &Subscriber) -> Vec<String> {
             let bytes = frames.iter().map(Frame::len).sum();
             let _ = subscriber.poll_blocked(&Context::from_waker(Waker::noop()), bytes);
             let texts = frames.iter().map(|frame| String::from_utf8_lossy(frame.bytes(false)).into_owned());
-            // What this leaves out has a test of its own.
+            // Another test covers what this leaves out.
             texts.filter(|text| !text.contains("event: position\n")).collect()
         }
         _ => Vec::new(),
@@ -41,7 +41,7 @@ fn at(tick: u64, n: u32) -> Place {
     Place { tick, n }
 }
 
-/// The events that wait for a subscriber and do no more than tell a place.
+/// The waiting events of a subscriber that only send a position.
 fn places(subscriber: &Subscriber) -> Vec<Frame> {
     match subscriber.poll_frames(&Context::from_waker(Waker::noop()), 0) {
         Poll::Ready(Some(frames)) => {

@@ -11,12 +11,13 @@ use crate::subscriber::{Seat, Subscriber};
 
 use super::Place;
 
-/// What an event in history takes beside the bytes of its frame: what the allocator and the frame's shared owner add, and its entries
-/// in the queue of its topic, in the order of all and in the list of ticks, in vectors that may be half empty.
+/// What an event in history takes beside the bytes of its frame: the overhead of the allocator and of the frame's
+/// shared owner, and its entries in its topic's queue, in the order of all and in the list of ticks, in vectors that
+/// may be half empty.
 pub const EVENT_OVERHEAD: usize = 200;
 
-/// What a topic in history takes beside its name and its events: its entry in the map, which may be a bit over half empty, and what the
-/// allocator adds to the name.
+/// What a topic in history takes beside its name and its events: its entry in the map, which may be slightly more than
+/// half empty, and the allocator's overhead for the name.
 pub const TOPIC_OVERHEAD: usize = 200;
 
 /// The topics that have subscribers or history.
@@ -29,13 +30,15 @@ pub struct Topics {
     bytes: usize,
     /// All events behind this place are in history.
     floor: Option<Place>,
-    /// The ticks from the floor's on, rising. Nearly all of them have events, so there are no more of them than of events in history.
+    /// The ticks from the floor on, in rising order. Nearly all of them have events, so there are about as many as
+    /// events in history.
     ticks: VecDeque<u64>,
     /// Topics whose subscribers have come or gone since this was last asked.
     changed: HashSet<Arc<str>>,
 }
 
-/// There may be very many with one event and no subscriber, so it is small: an audience is made when somebody comes.
+/// There may be very many topics with one event and no subscriber, so this is small: an audience is made for the first
+/// subscriber.
 #[derive(Debug, Default)]
 struct Entry {
     audience: Option<Box<Audience>>,
@@ -55,7 +58,7 @@ impl Entry {
 /// An event in history.
 type Kept = (Place, Frame);
 
-/// The events of a topic, oldest first. Many a topic has only one, which needs no queue.
+/// The events of a topic, oldest first. Many topics have only one, which needs no queue.
 #[derive(Debug, Default)]
 enum History {
     #[default]
@@ -96,7 +99,7 @@ impl History {
         }
     }
 
-    /// The events behind a place.
+    /// The events after a position.
     fn after(&self, place: Place) -> Chain<slice::Iter<'_, Kept>, slice::Iter<'_, Kept>> {
         let (older, newer) = match self {
             Self::None => (&[][..], &[][..]),
@@ -119,7 +122,7 @@ impl Topics {
         self.bytes
     }
 
-    /// Whether all events behind `place`, which is one of this log, are in history.
+    /// Whether history has all events after `place`, a position of this log.
     pub fn reaches(&self, place: Place) -> bool {
         self.floor.is_some_and(|floor| floor <= place) && self.ticks.binary_search(&place.tick).is_ok()
     }
