@@ -13,8 +13,8 @@ fn match_topic(template: &str, topic: &str) -> Option<Vec<String>> {
     Some(values)
 }
 
-/// `tidings.bind_holes(template, query)`: the query with `{hole}` replaced by the element of the array `$1` that holds its
-/// value. No text of a topic ever becomes part of a query.
+/// `tidings.bind_holes(template, query)`: the query with `{hole}` replaced by the element of the array `$1` that holds
+/// its value. No text of a topic ever becomes part of a query.
 #[pg_extern]
 fn bind_holes(template: &str, query: &str) -> String {
     preload::require();

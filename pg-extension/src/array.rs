@@ -1,5 +1,5 @@
-//! An array, packed element by element: `to_json` would look up anew, for each array, how they are written. The layout is that of
-//! utils/array.h.
+//! An array, packed element by element: `to_json` would look up anew, for each array, how they are written. The layout
+//! is that of utils/array.h.
 
 use pgrx::pg_sys;
 use tidings_wire::value::{self, Stop};
@@ -62,8 +62,8 @@ impl Elements {
     }
 
     fn pack_elements(&self, out: &mut Vec<u8>, bytes: &[u8], most: usize) -> Result<(), Stop> {
-        // Dimensions, where the values begin if there is a bitmap of NULLs, and the type; then the length of each dimension, and
-        // its lower bound.
+        // Dimensions, where the values begin if there is a bitmap of NULLs, and the type; then the length of each
+        // dimension, and its lower bound.
         let (dimensions, values_at) = (word(bytes, 0)?, word(bytes, 4)? as usize);
         if dimensions > 1 {
             return Err(Stop::Unknown);

@@ -1,8 +1,8 @@
 //! The events of the running transaction, from the trigger to just before commit.
 //!
-//! The events lie encoded in one vector, in runs: a run belongs to one subtransaction and has no gap in it. A rolled-back
-//! savepoint takes its runs off the end; a released one hands them to its parent. Before commit the runs become
-//! segments; an early flush writes those of the current subtransaction only, for a row it writes goes when that
+//! The events lie encoded in one vector, in runs: a run belongs to one subtransaction and has no gap in it. A
+//! rolled-back savepoint takes its runs off the end; a released one hands them to its parent. Before commit the runs
+//! become segments; an early flush writes those of the current subtransaction only, for a row it writes goes when that
 //! subtransaction is rolled back.
 //!
 //! Runs are written by rank ([`crate::command`]): where a trigger writes, an event may be captured before another one
@@ -94,7 +94,8 @@ thread_local! {
 
 /// Registers the callbacks; called from `_PG_init`, inherited by every backend.
 pub fn init() {
-    // SAFETY: both functions have the right signature, live as long as the process, and never unwind where they may not.
+    // SAFETY: both functions have the right signature, live as long as the process, and never unwind where they may
+    // not.
     unsafe {
         pg_sys::RegisterXactCallback(Some(at_transaction), std::ptr::null_mut());
         pg_sys::RegisterSubXactCallback(Some(at_subtransaction), std::ptr::null_mut());
@@ -190,7 +191,6 @@ impl Buffer {
     }
 
     /// Makes sure that the last run can take an event of another rank: it continues if no future event can come between
-    /// the two.
     /// the two.
     fn turn_to(&mut self, subxid: pg_sys::SubTransactionId, rank: Rank, by_trigger: bool) {
         let is_next = self.current(subxid).is_some_and(|run| run.last == self.highest && rank > run.last);
@@ -368,11 +368,12 @@ fn write_released(subxid: pg_sys::SubTransactionId) {
     }
 }
 
-/// Runs `body` with a snapshot: maybe none is active any more, and Postgres asserts one for every row of a table that may move
-/// values out of line. What is allocated meanwhile goes at once: a subtransaction that keeps any memory keeps it until the commit.
+/// Runs `body` with a snapshot: maybe none is active any more, and Postgres asserts one for every row of a table that
+/// may move values out of line. What is allocated meanwhile goes at once: a subtransaction that keeps any memory keeps
+/// it until the commit.
 fn with_snapshot(body: impl FnOnce()) {
-    // SAFETY: inside a transaction that is still in progress. The context lives as long as the process; an error leaves what is in
-    // it to the next one.
+    // SAFETY: inside a transaction that is still in progress. The context lives as long as the process; an error leaves
+    // what is in it to the next one.
     unsafe {
         let context = CONTEXT.get().unwrap_or_else(|| {
             pg_sys::AllocSetContextCreateInternal(

@@ -134,8 +134,9 @@ unsafe fn deform(into: &mut Tuple, tuple: pg_sys::HeapTuple, relation: pg_sys::R
     unsafe { heap_deform_tuple(tuple, (*relation).rd_att, into.values.as_mut_ptr(), into.nulls.as_mut_ptr()) };
 }
 
-/// Asks for the memory before a row. A page is filled from its end, so the next row of a bulk change lies there, and no cache has it any
-/// more: all rows were written before the first trigger runs. An UPDATE of wide rows waited for it a tenth of its time.
+/// Asks for the memory before a row. A page is filled from its end, so the next row of a bulk change lies there, and no
+/// cache has it any more: all rows were written before the first trigger runs. An UPDATE of wide rows waited for it a
+/// tenth of its time.
 #[cfg(target_arch = "x86_64")]
 fn prefetch_before(start: *const u8, length: usize) {
     const LINE: usize = 64;
@@ -180,8 +181,8 @@ fn emit(
     buffer::append_captured(Captured { topic: &topic, event: &watch.event, rank, outline, row });
 }
 
-/// What was written, as the text that it is in a UTF-8 database unless a type's output function is broken. Looked at as a whole
-/// first: `from_utf8_lossy` alone goes byte by byte.
+/// What was written, as the text that it is in a UTF-8 database unless a type's output function is broken. Looked at as
+/// a whole first: `from_utf8_lossy` alone goes byte by byte.
 fn text(bytes: &[u8]) -> Cow<'_, str> {
     std::str::from_utf8(bytes).map_or_else(|_| String::from_utf8_lossy(bytes), Cow::Borrowed)
 }

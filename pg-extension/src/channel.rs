@@ -26,8 +26,8 @@ pub fn name() -> CString {
 
 /// The first column, a text, of the first row that the active snapshot sees.
 fn first(table: &Table) -> Option<CString> {
-    // SAFETY: the table is open, and a snapshot is active; the arrays have a place for each column. What is read is copied before
-    // the scan ends.
+    // SAFETY: the table is open, and a snapshot is active; the arrays have a place for each column. What is read is
+    // copied before the scan ends.
     unsafe {
         let (relation, snapshot) = (table.relation(), pg_sys::GetActiveSnapshot());
         let scan = pg_sys::systable_beginscan(relation, pg_sys::InvalidOid, false, snapshot, 0, std::ptr::null_mut());

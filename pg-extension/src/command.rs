@@ -235,7 +235,8 @@ unsafe fn rank_inside(
                 if own.kind == Kind::Copy && own.phase == Phase::Running {
                     // COPY has no hook for the moment when its triggers begin to fire; its first row is that moment. A
                     // trigger before it may have written.
-                    // SAFETY: the relation is open; a trigger of it is running, so it has a description of its triggers.
+                    // SAFETY: the relation is open; a trigger of it is running, so it has a description of its
+                    // triggers.
                     let may_write_before = unsafe { (*(*relation).trigdesc).trig_insert_before_row };
                     own.touched.is_full |= !may_write_before;
                     own.settle(Rank::now());

@@ -19,8 +19,8 @@ pub fn warn(message: &'static str, detail: &str) {
         .report(PgLogLevel::WARNING);
 }
 
-/// Runs `body` in a subtransaction of its own. None if that ended with an error of this code, which nobody gets to see; any other error
-/// passes.
+/// Runs `body` in a subtransaction of its own. None if that ended with an error of this code, which nobody gets to see;
+/// any other error passes.
 pub fn attempt<R>(code: PgSqlErrorCode, body: impl FnOnce() -> R) -> Option<R> {
     attempt_unless(|other| other != code, body).ok()
 }
@@ -51,9 +51,9 @@ pub fn attempt_all<R>(body: impl FnOnce() -> R) -> Result<R, String> {
 /// Runs `body` in a subtransaction, which is rolled back if it fails. Called inside a transaction.
 fn in_subtransaction<R>(body: impl FnOnce() -> R) -> Result<R, Box<CaughtError>> {
     let body = std::panic::AssertUnwindSafe(body);
-    // SAFETY: inside a transaction. Memory context and resource owner are put back, as Postgres asks of whoever begins a
-    // subtransaction; `body` allocates in the caller's context. The subtransaction ends here in any case: one that an error leaves
-    // open would look to Postgres like a savepoint, and the session would wait for a ROLLBACK.
+    // SAFETY: inside a transaction. Memory context and resource owner are put back, as Postgres asks of whoever begins
+    // a subtransaction; `body` allocates in the caller's context. The subtransaction ends here in any case: one that an
+    // error leaves open would look to Postgres like a savepoint, and the session would wait for a ROLLBACK.
     unsafe {
         let (context, owner) = (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner);
         pg_sys::BeginInternalSubTransaction(std::ptr::null());

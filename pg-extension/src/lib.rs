@@ -1,27 +1,31 @@
 //! Tidings: captures the committed changes of watched tables and announces them.
 //!
-//! The rooms, along the way of a change:
+//! The modules, along the path of a change:
 //!
-//! - [`watch`]: what a trigger's arguments ask for, compiled against its table, [`watches`]: those that a backend keeps, [`columns`]: which columns.
-//! - [`value`]: a column's value, packed or as text, by [`user_code`] if its type has any ([`mod@array`], [`float`], [`time`], [`varlena`]: of those types), and [`payload`]: a whole
-//!   event's payload.
+//! - [`watch`]: a trigger's arguments, compiled against its table; [`watches`]: the compiled ones that a backend keeps;
+//!   [`columns`]: which columns are captured.
+//! - [`value`]: a column's value, packed or as text; [`user_code`]: code of users that this may run; [`mod@array`],
+//!   [`float`], [`time`] and [`varlena`]: values of these types; [`payload`]: a whole event's payload.
 //! - [`capture`]: the trigger function and `publish`.
-//! - [`command`]: in which order the rows were changed.
-//! - [`buffer`]: the events of the running transaction, savepoints included, up to its commit; [`run`]: how one behind the other is encoded.
-//! - [`mod@log`]: one segment into `tidings.log`.
+//! - [`command`]: the order in which the rows were changed.
+//! - [`buffer`]: the events of the running transaction, savepoints included, until its commit; [`run`]: how consecutive
+//!   events are encoded.
+//! - [`mod@log`]: writes a segment into `tidings.log`.
 //! - [`shared`]: the clock and the flags that the processes share.
-//! - [`relay`]: the background worker that cuts ticks and notifies, [`tick`]: one cut, [`backlog`]: where a backlog is cut, [`pace`]: how often,
-//!   [`retention`]: what it throws away.
-//! - [`launcher`]: keeps one relay running in every database that has the extension. [`own_settings`]: what the two depend on.
-//! - [`utility`]: the statements that concern us: COMMIT PREPARED, those that want a database for themselves, what drops the
-//!   extension, renames its schema or takes a column away from a watch. [`removal`]: how the extension goes without making writers fail.
-//! - [`attach`]: partitions that have a watch of their own already.
+//! - [`relay`]: the background worker that cuts ticks and notifies; [`tick`]: one cut; [`backlog`]: where a backlog is
+//!   cut; [`pace`]: how often; [`retention`]: what is removed, and when.
+//! - [`launcher`]: keeps one relay running in every database that has the extension; [`own_settings`]: the settings
+//!   that both depend on.
+//! - [`utility`]: the statements that concern the extension: COMMIT PREPARED, those that need a database for
+//!   themselves, those that drop the extension, rename its schema or remove a column from a watch; [`removal`]: removes
+//!   the extension without making writers fail.
+//! - [`attach`]: partitions that already have their own watch.
 //! - [`read`]: the functions that decode the log and positions for SQL.
-//! - [`channel`]: the name of the channel, and who listens to it.
-//! - [`access`]: topic templates as subscription rules use them, [`rules`]: a rule's query, run as the subscriber.
-//! - [`preload`]: what is done where the library was not preloaded.
-//! - [`settings`]: the settings, [`lock`]: locks and how long to wait for them, [`errors`]: how an error leaves, [`foreign`]: what pgrx
-//!   does not declare.
+//! - [`channel`]: the name of the channel, and LISTEN on it.
+//! - [`access`]: topic templates as subscription rules use them; [`rules`]: a rule's query, run as the subscriber.
+//! - [`preload`]: what happens if the library was not preloaded.
+//! - [`settings`]: the settings; [`lock`]: locks and how long to wait for them; [`errors`]: how errors are raised;
+//!   [`foreign`]: what pgrx does not declare.
 
 // The library exports symbols to Postgres and no items to anyone: its documentation is for those who work on it.
 #![allow(rustdoc::private_intra_doc_links)]

@@ -18,8 +18,8 @@ pub struct Segment<'a> {
     pub ordinal: i64,
     /// How many events it holds.
     pub events: i32,
-    /// The events, encoded, without the version byte. It and the length that Postgres wants are put in front here, in place:
-    /// memory for a copy of a large segment would be new to the process each time.
+    /// The events, encoded, without the version byte. It and the length that Postgres wants are put in front here, in
+    /// place: memory for a copy of a large segment would be new to the process each time.
     pub bytes: &'a mut Vec<u8>,
 }
 
@@ -50,8 +50,8 @@ pub const PARTITIONS: [&CStr; SLOTS] = [c"log_0", c"log_1", c"log_2", c"log_3"];
 /// Does nothing if the extension was dropped in this transaction: with it went the watches.
 pub fn write(segment: Segment<'_>) {
     let slot = shared::my_database().map_or(0, |db| db.slot.load(Relaxed)) as usize % SLOTS;
-    // The only lock in the way is the relay's, for the moment in which it empties an old partition, and that is no reason to
-    // fail a user's transaction.
+    // The only lock in the way is the relay's, for the moment in which it empties an old partition, and that is no
+    // reason to fail a user's transaction.
     let _no_timeout = lock::Timeout::set(0);
     let Some(partition) = Table::open(PARTITIONS[slot], pg_sys::RowExclusiveLock) else { return };
     let data = bytea(segment.bytes);
@@ -90,8 +90,8 @@ fn compress(partition: &Table, data: pg_sys::Datum) -> Option<pg_sys::Datum> {
 fn bytea(bytes: &mut Vec<u8>) -> pg_sys::Datum {
     let head = [0, 0, 0, 0, segment::VERSION];
     bytes.splice(0..0, head);
-    // SAFETY: the length's four bytes are there. A `Vec<u8>` promises no alignment, but Rust's allocator here is malloc (nobody
-    // sets another), which aligns every block for any type.
+    // SAFETY: the length's four bytes are there. A `Vec<u8>` promises no alignment, but Rust's allocator here is malloc
+    // (nobody sets another), which aligns every block for any type.
     unsafe { pgrx::set_varsize_4b(bytes.as_mut_ptr().cast::<pg_sys::varlena>(), bytes.len() as i32) };
     pg_sys::Datum::from(bytes.as_ptr())
 }

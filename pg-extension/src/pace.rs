@@ -1,8 +1,8 @@
 //! How much of the machine the relay may use: each tick costs processor time that the writers could use.
 //!
-//! The relay has a budget that time fills and ticks empty (a token bucket). While there is some left, a tick follows its
-//! commit at once; without, the relay rests until there is, so ticks become fewer and larger as load grows. Waiting for the
-//! disk costs nobody anything and is not counted.
+//! The relay has a budget that time fills and ticks empty (a token bucket). While there is some left, a tick follows
+//! its commit at once; without, the relay rests until there is, so ticks become fewer and larger as load grows. Waiting
+//! for the disk costs nobody anything and is not counted.
 
 use std::time::{Duration, Instant};
 

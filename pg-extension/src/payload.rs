@@ -1,4 +1,5 @@
-//! A whole event's payload: the default record form, or the shape that the watch gives, as one outline for each operation.
+//! A whole event's payload: the default record form, or the shape that the watch gives, as one outline for each
+//! operation.
 
 use std::cell::Cell;
 
@@ -83,8 +84,9 @@ pub struct Outline {
     is_too_long: bool,
 }
 
-/// Who asks for more values in a payload gets none of them, as if it were too long: each takes memory in every backend that writes, and
-/// a few kilobytes of `"$record"` would ask for all that there is. Ten times all columns of the widest table.
+/// Who asks for more values in a payload gets none of them, as if it were too long: each takes memory in every backend
+/// that writes, and a few kilobytes of `"$record"` would ask for all that there is. Ten times all columns of the widest
+/// table.
 const MOST_VALUES: usize = 16_000;
 
 /// Where a value comes from.

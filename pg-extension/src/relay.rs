@@ -13,8 +13,8 @@ use crate::retention::Retention;
 use crate::shared::{self, Database, State};
 use crate::tick::Ticker;
 
-/// How often the relay looks at the notification queue and the partitions, and for commits that nobody told it of (those
-/// that a prepared transaction makes during recovery, for example).
+/// How often the relay looks at the notification queue and the partitions, and for commits that nobody told it of
+/// (those that a prepared transaction makes during recovery, for example).
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
 /// The relay's process. The argument is the database.
@@ -30,7 +30,8 @@ pub extern "C-unwind" fn tidings_relay_main(database: pg_sys::Datum) {
     if !db.register_relay() {
         return;
     }
-    // SAFETY: the function has the right signature; the argument is a place in shared memory, which outlives the process.
+    // SAFETY: the function has the right signature; the argument is a place in shared memory, which outlives the
+    // process.
     unsafe { pg_sys::before_shmem_exit(Some(leave), pg_sys::Datum::from(std::ptr::from_ref(db) as usize)) };
 
     let extension = BackgroundWorker::transaction(installed);

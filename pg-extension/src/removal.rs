@@ -46,7 +46,8 @@ pub unsafe fn make_way(node: *mut pg_sys::Node) {
 /// # Safety
 /// `node` is a statement.
 unsafe fn removes(node: *mut pg_sys::Node, extension: pg_sys::Oid) -> bool {
-    // SAFETY: a node's tag says which struct it is. The objects of these two kinds have plain names, the roles are RoleSpecs.
+    // SAFETY: a node's tag says which struct it is. The objects of these two kinds have plain names, the roles are
+    // RoleSpecs.
     unsafe {
         match (*node).type_ {
             pg_sys::NodeTag::T_DropStmt => {
@@ -176,7 +177,8 @@ fn try_all(tables: &[pg_sys::Oid], first: Duration, others: Duration) -> Result<
             }
             let left = end.saturating_duration_since(Instant::now()).as_millis().max(1);
             let _timeout = lock::Timeout::set(i32::try_from(left).unwrap_or(i32::MAX));
-            // SAFETY: inside a subtransaction, which gives the lock back if it fails and leaves it to its parent if it does not.
+            // SAFETY: inside a subtransaction, which gives the lock back if it fails and leaves it to its parent if it
+            // does not.
             unsafe { pg_sys::LockRelationOid(*table, MODE) };
         }
         if others.is_zero() {

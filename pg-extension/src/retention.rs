@@ -22,8 +22,8 @@ use crate::shared::{self, Database, NEVER, SLOTS};
 use crate::tick::{TICKS, Ticker};
 use crate::{lock, settings};
 
-/// How many milliseconds the relay stands in line behind the readers of an old partition. More than an ordinary reader takes;
-/// longer than that neither those behind nor the events that are not announced meanwhile should have to wait.
+/// How many milliseconds the relay stands in line behind the readers of an old partition. More than an ordinary reader
+/// takes; longer than that neither those behind nor the events that are not announced meanwhile should have to wait.
 const PATIENCE: i32 = 500;
 
 /// A clock that was adjusted by so many microseconds between two checks has jumped.
@@ -127,9 +127,10 @@ impl Retention {
 
     /// Takes the locks that TRUNCATE needs.
     ///
-    /// Short readers may follow each other so closely that the locks are never to be had at once. So once nobody is in the way who
-    /// was so the last time, it is worth standing in line: all of them end soon. Only for the ticks, and while nothing else
-    /// is held, so that nobody can wait in a circle: every reader of the log has come by there and is gone once the lock is had.
+    /// Short readers may follow each other so closely that the locks are never to be had at once. So once nobody is in
+    /// the way who was so the last time, it is worth standing in line: all of them end soon. Only for the ticks, and
+    /// while nothing else is held, so that nobody can wait in a circle: every reader of the log has come by there and
+    /// is gone once the lock is had.
     fn lock(&mut self, client: &SpiClient<'_>, slot: usize) -> spi::Result<bool> {
         let (Some(ticks), Some(log)) = (lock::table(TICKS[slot]), lock::table(PARTITIONS[slot])) else {
             return Ok(false);

@@ -1,4 +1,5 @@
-//! A run of events, and how an event of it is encoded: an outline once, and then of each event what is new in its values.
+//! A run of events, and how an event of it is encoded: an outline once, and then of each event what is new in its
+//! values.
 
 use pgrx::pg_sys;
 use tidings_wire::Row;
@@ -43,7 +44,8 @@ pub struct Captured<'a> {
     pub row: &'a mut Row,
 }
 
-/// What the events to come can refer to, in the run that they are added to. The numbers of the outlines are their places.
+/// What the events to come can refer to, in the run that they are added to. The numbers of the outlines are their
+/// places.
 pub struct Encoder {
     /// Those in use, and behind them others for their memory.
     outlines: Vec<Written>,
@@ -111,8 +113,8 @@ impl Run {
         if is_written {
             segment::append_filled(bytes, number, topic, row, previous);
         }
-        // The first event, or one that would make the run grow too much when it is read, stands for itself. Then its values grow at most
-        // sixfold, and its outline, by the phrases that there are, about elevenfold.
+        // The first event, or one that would make the run grow too much when it is read, stands for itself. Then its
+        // values grow at most sixfold, and its outline, by the phrases that there are, about elevenfold.
         if !is_written || self.told / segment::MAX_GROWTH > bytes.len() - self.start {
             bytes.truncate(before);
             previous.clear();

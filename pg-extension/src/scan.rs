@@ -64,8 +64,8 @@ impl<'a> Rows<'a> {
 
     /// The values of the next row.
     pub fn next(&mut self) -> Option<&[pg_sys::Datum]> {
-        // SAFETY: the scan is of this table and this index, and the slot of the table's form; a row has a value for each column once all
-        // are taken apart.
+        // SAFETY: the scan is of this table and this index, and the slot of the table's form; a row has a value for
+        // each column once all are taken apart.
         unsafe {
             while !pg_sys::index_getnext_slot(self.scan, pg_sys::ScanDirection::ForwardScanDirection, self.slot) {
                 let key = self.next.take()?;
@@ -100,8 +100,8 @@ impl Drop for Rows<'_> {
 /// Opens the B-tree on only this column. A DBA may have created another index on it, but that may find other or fewer
 /// rows.
 fn index_on(partition: &Table, column: usize) -> pg_sys::Relation {
-    // SAFETY: the relation is open and locked, so its indexes are there; the list has `length` of them, and an index has
-    // at least one column.
+    // SAFETY: the relation is open and locked, so its indexes are there; the list has `length` of them, and an index
+    // has at least one column.
     unsafe {
         let indexes = pg_sys::RelationGetIndexList(partition.relation());
         let length = indexes.as_ref().map_or(0, |list| list.length);
@@ -159,8 +159,8 @@ fn one_of(xids: &[pg_sys::Datum]) -> pg_sys::ScanKeyData {
 }
 
 /// # Safety
-/// The function is the one of this strategy in the index's operator class, for values of its own type; the argument is one, or an array
-/// of them if the flags say so.
+/// The function is the one of this strategy in the index's operator class, for values of its own type; the argument is
+/// one, or an array of them if the flags say so.
 unsafe fn key(flags: u32, strategy: u32, function: u32, argument: pg_sys::Datum) -> pg_sys::ScanKeyData {
     let mut key = pg_sys::ScanKeyData::default();
     // SAFETY: as the caller promises.

@@ -8,7 +8,8 @@ use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, pg_sys};
 static RETENTION: GucSetting<i32> = GucSetting::<i32>::new(3600);
 /// Capture is what the trigger is there for; a bulk load that nobody watches switches it off in its session.
 static CAPTURE: GucSetting<bool> = GucSetting::<bool>::new(true);
-/// No browser wants an event above 8 MiB, in KiB, and a backend holds one event whole, packed and sometimes rendered, too.
+/// No browser wants an event above 8 MiB, in KiB, and a backend holds one event whole, packed and sometimes rendered,
+/// too.
 static MAX_PAYLOAD: GucSetting<i32> = GucSetting::<i32>::new(8 * 1024);
 /// Up to 64 KiB a tick, in KiB, the notification saves every proxy a query; beyond, the query is the cheaper way.
 static NOTIFY_INLINE_LIMIT: GucSetting<i32> = GucSetting::<i32>::new(64);

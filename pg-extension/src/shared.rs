@@ -78,8 +78,8 @@ pub struct Database {
     pub current_since: AtomicI64,
     /// What was committed before the server started is cut off from what came later.
     pub divided: AtomicBool,
-    /// Counters since the server started: ticks, events that travelled inside of their notifications, ticks announced by a hint,
-    /// changes that made no valid topic.
+    /// Counters since the server started: ticks, events that travelled inside of their notifications, ticks announced
+    /// by a hint, changes that made no valid topic.
     pub ticks: AtomicU64,
     /// See `ticks`.
     pub events: AtomicU64,
@@ -162,8 +162,9 @@ pub fn raise_clock(stored: u64) {
     SHARED.get().clock.fetch_max(stored, SeqCst);
 }
 
-/// A segment is about to be written. All transactions that have written any since the server started are no older than the
-/// oldest that runs while the first one writes: `oldest` gives that. A prepared one from before does not count, it writes no more.
+/// A segment is about to be written. All transactions that have written any since the server started are no older than
+/// the oldest that runs while the first one writes: `oldest` gives that. A prepared one from before does not count, it
+/// writes no more.
 pub fn note_writer(oldest: impl FnOnce() -> u64) {
     let first = &SHARED.get().first_xid;
     if first.load(SeqCst) == 0 {
@@ -172,8 +173,8 @@ pub fn note_writer(oldest: impl FnOnce() -> u64) {
     }
 }
 
-/// Transactions from this on may have written segments since the server started (or was promoted), those below have not; None
-/// while nobody has.
+/// Transactions from this on may have written segments since the server started (or was promoted), those below have
+/// not; None while nobody has.
 pub fn first_xid() -> Option<u64> {
     Some(SHARED.get().first_xid.load(SeqCst)).filter(|xid| *xid != 0)
 }
@@ -340,7 +341,8 @@ impl Database {
         wake_launcher();
     }
 
-    /// Tells the relay that something was committed. It is woken by the first of many only: until it has looked, the flag stays up.
+    /// Tells the relay that something was committed. It is woken by the first of many only: until it has looked, the
+    /// flag stays up.
     pub fn announce(&self) {
         if !self.pending.swap(true, SeqCst) {
             self.wake_relay();

@@ -66,7 +66,8 @@ impl Snapshot {
         datum.unwrap_or_else(|| error!("not a snapshot: {self}"))
     }
 
-    /// The oldest transaction that may still write, or has ended since: a prepared one has no process and writes no more.
+    /// The oldest transaction that may still write, or has ended since: a prepared one has no process and writes no
+    /// more.
     pub fn oldest_process(&self) -> u64 {
         // SAFETY: looks through the list of processes.
         let has_process = |xid: &&u64| unsafe { pg_sys::BackendXidGetPid((**xid as u32).into()) } != 0;

@@ -1,5 +1,5 @@
-//! The extension's own tables, written and read by the calls that Postgres makes for its catalogs: no plan, no executor, no
-//! look at the caller's rights or at `default_transaction_read_only`.
+//! The extension's own tables, written and read by the calls that Postgres makes for its catalogs: no plan, no
+//! executor, no look at the caller's rights or at `default_transaction_read_only`.
 
 use std::cell::RefCell;
 use std::ffi::CStr;
@@ -72,11 +72,12 @@ impl Table {
         unsafe { pgrx::PgTupleDesc::from_pg_unchecked((*self.0).rd_att) }
     }
 
-    /// Inserts a row and its index entries. A column that somebody has added stays empty, also after it was dropped again.
+    /// Inserts a row and its index entries. A column that somebody has added stays empty, also after it was dropped
+    /// again.
     ///
     /// # Safety
-    /// The table was opened for it, in a transaction that may write; the values are of the types of the first columns, and there are no
-    /// fewer columns.
+    /// The table was opened for it, in a transaction that may write; the values are of the types of the first columns,
+    /// and there are no fewer columns.
     pub unsafe fn insert<const N: usize>(&self, values: [pg_sys::Datum; N]) {
         // SAFETY: as the caller promises; the arrays have an element for each column.
         unsafe {
@@ -98,8 +99,8 @@ impl Table {
     /// # Safety
     /// As for `insert`; the tuple is one of the table's form.
     unsafe fn insert_tuple(&self, tuple: pg_sys::HeapTuple) {
-        // SAFETY: the arrays of the index state have `ri_NumIndices` elements, and the two are kept in step. All of them are
-        // there again when it is closed.
+        // SAFETY: the arrays of the index state have `ri_NumIndices` elements, and the two are kept in step. All of
+        // them are there again when it is closed.
         unsafe {
             let indexes = pg_sys::CatalogOpenIndexes(self.0);
             let all = (*indexes).ri_NumIndices;

@@ -129,7 +129,8 @@ impl Ticker {
     /// position that saw the lost ones must not hide these. It is ignored from that empty tick on, which comes after
     /// all that it can have seen, and before all that it cannot.
     pub fn end_former_life(&mut self) {
-        // Never back behind what is told: in a copy of a database others' first writer may be older than the log it came with.
+        // Never back behind what is told: in a copy of a database others' first writer may be older than the log it
+        // came with.
         let told = self.seen.xmax;
         self.cut_below(|| shared::first_xid().map_or(u64::MAX, |first| first.max(told)));
         while self.is_behind {
@@ -143,8 +144,8 @@ impl Ticker {
         // The number comes before the snapshot: a tick numbered above some time sees all that was committed by then.
         let tick = shared::next_stamp();
         transaction(|| {
-            // The locks come before the snapshot: an ALTER TABLE that rewrites a partition makes its rows its own, and a snapshot
-            // from before its commit would see none of them.
+            // The locks come before the snapshot: an ALTER TABLE that rewrites a partition makes its rows its own, and
+            // a snapshot from before its commit would see none of them.
             let log = open_log();
             with_latest_snapshot(|| self.cut_of(&log, tick, limit))
         })
@@ -228,7 +229,8 @@ impl Ticker {
         });
     }
 
-    /// Whether a partition holds segments that are in no tick yet. Sees what is committed now; called with the partition locked.
+    /// Whether a partition holds segments that are in no tick yet. Sees what is committed now; called with the
+    /// partition locked.
     pub fn has_unticked(&self, slot: usize) -> bool {
         let mut found = false;
         if let Some(partition) = open_partition(slot) {
@@ -254,8 +256,8 @@ impl Ticker {
             }
             last_used[slot] = tick;
             batch.push(slot, xid, row, most);
-            // What does not fit is not read, but for one row of each partition that has any; and so many are counted, be they ever so
-            // large, that a batch is known as one.
+            // What does not fit is not read, but for one row of each partition that has any; and so many are counted,
+            // be they ever so large, that a batch is known as one.
             let is_enough = batch.large && batch.segments.len() >= pace::BATCH;
             if is_enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
@@ -425,7 +427,8 @@ fn open_partition(slot: usize) -> Option<Table> {
     Table::open(PARTITIONS[slot], pg_sys::AccessShareLock)
 }
 
-/// Goes through the segments that `seen` does not see, until told to stop with one partition: then come those of the next.
+/// Goes through the segments that `seen` does not see, until told to stop with one partition: then come those of the
+/// next.
 fn unseen(log: &Log, seen: &Snapshot, mut each: impl FnMut(usize, &[pg_sys::Datum]) -> ControlFlow<()>) {
     for (slot, partition) in log.iter().enumerate() {
         if let Some(partition) = partition {

@@ -1,4 +1,5 @@
-//! Dates and times, packed: what Postgres stores, and of an instant how far the session's clocks were ahead of Greenwich then.
+//! Dates and times, packed: what Postgres stores, and of an instant how far the session's clocks were ahead of
+//! Greenwich then.
 
 use std::cell::Cell;
 use std::ffi::{CStr, c_char};
@@ -81,7 +82,8 @@ fn next_change(time: i64, zone: *mut pg_sys::pg_tz) -> Option<i64> {
     };
     match ask(time) {
         (1, until) => Some(until),
-        // At the very second of the last change in its table, Postgres knows of none to come; a second later it reckons on.
+        // At the very second of the last change in its table, Postgres knows of none to come; a second later it reckons
+        // on.
         (0, _) if ask(time.checked_add(1)?).0 != 0 => Some(time + 1),
         (0, _) => Some(i64::MAX),
         _ => None,

@@ -51,7 +51,8 @@ pub fn has_cast_to_json(base: pg_sys::Oid) -> bool {
 /// Whether Postgres itself writes the values of a type, as it does for `citext`.
 fn has_internal_output(type_oid: pg_sys::Oid) -> bool {
     let (mut output, mut is_varlena) = (pg_sys::InvalidOid, false);
-    // SAFETY: look-ups in the system caches, inside a transaction; a tuple of `pg_proc` has its form, and is released behind it.
+    // SAFETY: look-ups in the system caches, inside a transaction; a tuple of `pg_proc` has its form, and is released
+    // behind it.
     unsafe {
         pg_sys::getTypeOutputInfo(type_oid, &mut output, &mut is_varlena);
         let tuple = pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::PROCOID as i32, output.into());

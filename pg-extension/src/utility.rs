@@ -31,9 +31,9 @@ pub fn init() {
     }
 }
 
-/// Postgres tells of each object that it alters or drops, whatever statement led to it: a column also goes with its type, its
-/// schema or its owner, or with an attribute of the type that its table is of. Like the hook below it has no guard: all it does
-/// is to set a flag or remember a number.
+/// Postgres tells of each object that it alters or drops, whatever statement led to it: a column also goes with its
+/// type, its schema or its owner, or with an attribute of the type that its table is of. Like the hook below it has no
+/// guard: all it does is to set a flag or remember a number.
 unsafe extern "C-unwind" fn object_access(
     access: pg_sys::ObjectAccessType::Type,
     class: pg_sys::Oid,
@@ -55,8 +55,8 @@ unsafe extern "C-unwind" fn object_access(
     }
 }
 
-/// The hook. It has no guard and nothing to drop: an error of the statement passes it as if it weren't there, with all its
-/// fields, which it would lose on its way through a Rust panic.
+/// The hook. It has no guard and nothing to drop: an error of the statement passes it as if it weren't there, with all
+/// its fields, which it would lose on its way through a Rust panic.
 #[allow(clippy::too_many_arguments)] // Postgres gives the hook this signature.
 unsafe extern "C-unwind" fn process_utility(
     statement: *mut pg_sys::PlannedStmt,
@@ -187,7 +187,8 @@ unsafe fn renames_our_schema(node: *mut pg_sys::Node) -> bool {
 /// # Safety
 /// `node` is a statement.
 unsafe fn indexes_our_table_by_more_than_columns(node: *mut pg_sys::Node) -> bool {
-    // SAFETY: a node's tag says which struct it is; a parsed index has a table and columns. Look-ups inside a transaction.
+    // SAFETY: a node's tag says which struct it is; a parsed index has a table and columns. Look-ups inside a
+    // transaction.
     unsafe {
         if (*node).type_ != pg_sys::NodeTag::T_IndexStmt {
             return false;

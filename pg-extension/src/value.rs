@@ -1,9 +1,10 @@
-//! A column's value, packed for the log ([`tidings_wire::value`]): what its reader makes of it is what `to_jsonb` gives. And as text for a topic.
+//! A column's value, packed for the log ([`tidings_wire::value`]): what its reader makes of it is what `to_jsonb`
+//! gives. And as text for a topic.
 //!
-//! The type is looked at once, when the watch is compiled; packing a value is then a match and a copy: of most types go the
-//! bytes that Postgres stores, without a call into it. What is rare (composites, arrays of several dimensions, types with a cast
-//! to `json`) goes through `to_json`, which says the same as `to_jsonb` but never fails: a `json` may hold what a `jsonb` cannot,
-//! such as `\u0000`.
+//! The type is looked at once, when the watch is compiled; packing a value is then a match and a copy: of most types go
+//! the bytes that Postgres stores, without a call into it. What is rare (composites, arrays of several dimensions,
+//! types with a cast to `json`) goes through `to_json`, which says the same as `to_jsonb` but never fails: a `json` may
+//! hold what a `jsonb` cannot, such as `\u0000`.
 
 use std::cell::OnceCell;
 use std::ffi::{CStr, c_int};
@@ -76,19 +77,20 @@ pub fn check_packed(size: usize, most: usize) -> Result<(), TooLong> {
     if size > most.saturating_mul(value::SPARSEST).min(LARGEST) { Err(TooLong) } else { Ok(()) }
 }
 
-/// No stored value is more than this many times its JSON: a `jsonb` that is 0 has 14 bytes, and a point in a polygon has 16 bytes and at
-/// least five characters.
+/// No stored value is more than this many times its JSON: a `jsonb` that is 0 has 14 bytes, and a point in a polygon
+/// has 16 bytes and at least five characters.
 const SHRINK: usize = 16;
 
-/// No values of more bytes are packed, however short their JSON: they must fit into a value of Postgres together with others.
+/// No values of more bytes are packed, however short their JSON: they must fit into a value of Postgres together with
+/// others.
 const LARGEST: usize = 512 * 1024 * 1024;
 
-/// No text of Postgres is longer than 1 GiB, and JSON may need six bytes for one: from here on not even Postgres can be asked
-/// for it.
+/// No text of Postgres is longer than 1 GiB, and JSON may need six bytes for one: from here on not even Postgres can be
+/// asked for it.
 const UNWRITABLE: usize = 160 * 1024 * 1024;
 
-/// Postgres cannot write all that it can store: `1e131071` takes ten bytes, and some thousands of it in one value are longer than any
-/// text. A value up to this size it can write, whatever is in it.
+/// Postgres cannot write all that it can store: `1e131071` takes ten bytes, and some thousands of it in one value are
+/// longer than any text. A value up to this size it can write, whatever is in it.
 const WRITABLE: usize = 16 * 1024;
 
 /// No value of more bytes has a text so short that a topic could hold it.
@@ -114,7 +116,8 @@ impl Function {
     fn info(&self) -> *mut pg_sys::FmgrInfo {
         *self.info.get_or_init(|| {
             let Self { argument, context, .. } = *self;
-            // SAFETY: called inside a transaction; everything is allocated in `context`, which becomes current meanwhile.
+            // SAFETY: called inside a transaction; everything is allocated in `context`, which becomes current
+            // meanwhile.
             unsafe {
                 let function = self.function.unwrap_or_else(|| output_function(argument));
                 let info =
@@ -181,7 +184,8 @@ impl Writer {
         self.by_value || matches!(self.kind, Kind::Numeric | Kind::Text | Kind::Uuid | Kind::Json)
     }
 
-    /// Packs a value. Gives up where its size alone says that its JSON is longer than `most` bytes: then nothing is even fetched.
+    /// Packs a value. Gives up where its size alone says that its JSON is longer than `most` bytes: then nothing is
+    /// even fetched.
     pub fn pack(&self, out: &mut Vec<u8>, value: pg_sys::Datum, most: usize) -> Result<(), TooLong> {
         let before = out.len();
         let packed = match self.kind {
@@ -202,8 +206,8 @@ impl Writer {
         }
     }
 
-    /// As [`Self::pack`], for an element of an array. One that is an array itself, by a domain, becomes JSON: no reader is to be led
-    /// into any depth.
+    /// As [`Self::pack`], for an element of an array. One that is an array itself, by a domain, becomes JSON: no reader
+    /// is to be led into any depth.
     pub fn pack_element(&self, out: &mut Vec<u8>, value: pg_sys::Datum, most: usize) -> Result<(), TooLong> {
         if self.elements.is_none() {
             return self.pack(out, value, most);
@@ -329,8 +333,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes a value as text, as the type's output function does; dates and times as in JSON, so that the name of a topic
-    /// does not depend on the session's `DateStyle`. Nothing is even fetched of a value that makes no topic.
+    /// Writes a value as text, as the type's output function does; dates and times as in JSON, so that the name of a
+    /// topic does not depend on the session's `DateStyle`. Nothing is even fetched of a value that makes no topic.
     pub fn text(&self, out: &mut Vec<u8>, value: pg_sys::Datum) -> Result<(), NoText> {
         // SAFETY: a value of a type of variable length.
         if self.length == -1 && unsafe { size(value) } > NO_TOPIC {

@@ -3,8 +3,8 @@
 use pgrx::pg_sys;
 use tidings_wire::varlena::extent;
 
-/// The bytes of a value, unless it is compressed or lies elsewhere. Most don't, and then no function of Postgres needs to be called,
-/// each of which costs a `sigsetjmp`.
+/// The bytes of a value, unless it is compressed or lies elsewhere. Most don't, and then no function of Postgres needs
+/// to be called, each of which costs a `sigsetjmp`.
 ///
 /// # Safety
 /// The value is one of a type of variable length and stays as it is for as long as the result is used.
@@ -26,7 +26,8 @@ pub unsafe fn size(value: pg_sys::Datum) -> usize {
     unsafe { plain(value).map_or_else(|| pg_sys::toast_raw_datum_size(value) - pg_sys::VARHDRSZ, <[u8]>::len) }
 }
 
-/// The bytes of a value, fetched and decompressed if need be. Such a copy lies in the current memory context, which is the trigger's.
+/// The bytes of a value, fetched and decompressed if need be. Such a copy lies in the current memory context, which is
+/// the trigger's.
 ///
 /// # Safety
 /// As for [`plain`]; and the context is not emptied meanwhile.

@@ -104,8 +104,8 @@ pub fn forget_altered() {
     ALTERED.take();
 }
 
-/// Compiles the watches of the tables that a statement has altered, and raises an error if one can no longer do its work: it is
-/// better that the ALTER fails than every write after it.
+/// Compiles the watches of the tables that a statement has altered, and raises an error if one can no longer do its
+/// work: it is better that the ALTER fails than every write after it.
 pub fn check_altered() {
     for relation in ALTERED.take() {
         // SAFETY: inside a transaction; what the statement did becomes visible to this one.
@@ -114,8 +114,8 @@ pub fn check_altered() {
     }
 }
 
-/// Whether a trigger calls `tidings.capture()`. Asks the caches and no SQL: whoever alters a table may have no rights in the
-/// schema, and whatever search path.
+/// Whether a trigger calls `tidings.capture()`. Asks the caches and no SQL: whoever alters a table may have no rights
+/// in the schema, and whatever search path.
 fn is_watch(trigger: &pg_sys::Trigger) -> bool {
     // SAFETY: look-ups in the system caches, inside a transaction; a name that is there is a C string.
     unsafe {
@@ -159,8 +159,9 @@ fn with_triggers(relation: pg_sys::Oid, mut body: impl FnMut(&pg_sys::Trigger, p
     if relation.is_null() {
         return;
     }
-    // SAFETY: the relation is open; its descriptor of triggers is null, or holds `numtriggers` of them. It is copied, into the
-    // statement's memory: an invalidation that comes in while a trigger is compiled frees the original, whatever the lock.
+    // SAFETY: the relation is open; its descriptor of triggers is null, or holds `numtriggers` of them. It is copied,
+    // into the statement's memory: an invalidation that comes in while a trigger is compiled frees the original,
+    // whatever the lock.
     let triggers = unsafe {
         pg_sys::CopyTriggerDesc((*relation).trigdesc).as_ref().map_or(&[][..], |descriptor| {
             std::slice::from_raw_parts(descriptor.triggers.cast_const(), descriptor.numtriggers.unsigned_abs() as usize)
@@ -218,7 +219,8 @@ impl Source {
         if kind & (pg_sys::TRIGGER_TYPE_BEFORE | pg_sys::TRIGGER_TYPE_INSTEAD) != 0 || row == truncate {
             return Err(WatchError::Trigger);
         }
-        // SAFETY: tgargs holds tgnargs C strings in the server's encoding, which the install script requires to be UTF-8.
+        // SAFETY: tgargs holds tgnargs C strings in the server's encoding, which the install script requires to be
+        // UTF-8.
         let arguments = (0..trigger.tgnargs as usize).map(|i| unsafe { CStr::from_ptr(*trigger.tgargs.add(i)) });
         let arguments = arguments.map(|argument| argument.to_string_lossy().into_owned()).collect();
         // SAFETY: as the caller promises.

@@ -8,9 +8,9 @@ use crate::frame::Frame;
 use crate::metrics::Metrics;
 use crate::subscriber::{Pushed, Subscriber};
 
-/// How many subscribers are served in one go. Each of them wakes a task that writes, some 10 µs each, and whoever comes next
-/// waits behind those. tokio looks for news of sockets after 61 tasks, or sooner when none is left: with fewer than that in
-/// one go, it has looked before the next.
+/// How many subscribers are served in one go. Each of them wakes a task that writes, some 10 µs each, and whoever comes
+/// next waits behind those. tokio looks for news of sockets after 61 tasks, or sooner when none is left: with fewer
+/// than that in one go, it has looked before the next.
 pub const CHUNK: usize = 32;
 
 /// The subscribers of one topic.
@@ -71,7 +71,8 @@ impl Audience {
         self.seats.iter().map(|(_, listener)| &listener.subscriber)
     }
 
-    /// Queues events, each with its number, to those from seat `first` on, at most a chunk of them; gives the seat to go on with.
+    /// Queues events, each with its number, to those from seat `first` on, at most a chunk of them; gives the seat to
+    /// go on with.
     pub fn send(&self, events: &[(u64, Frame)], first: usize, tally: &mut Tally) -> Option<usize> {
         let all = self.seats.capacity();
         let end = all.min(first + CHUNK);

@@ -1,5 +1,5 @@
-//! Who may subscribe to what. A request first becomes an identity, then its topics are checked for it; both before a byte
-//! of a stream is sent. Open streams are checked again from time to time, and end with their token.
+//! Who may subscribe to what. A request first becomes an identity, then its topics are checked for it; both before a
+//! byte of a stream is sent. Open streams are checked again from time to time, and end with their token.
 
 use std::borrow::Cow;
 use std::convert::Infallible;
@@ -286,7 +286,8 @@ impl Guard {
     }
 }
 
-/// The token of a request: from its `Authorization`, else the cookie, else the query. Only the first that is there counts.
+/// The token of a request: from its `Authorization`, else the cookie, else the query. Only the first that is there
+/// counts.
 pub fn find_token<'a>(headers: &'a HeaderMap, query: &'a str, cookie: Option<&str>) -> Option<Cow<'a, str>> {
     if let Some(value) = headers.get(AUTHORIZATION) {
         // One of another scheme, or none of text, is a token too: a bad one.

@@ -1,4 +1,5 @@
-//! Response bodies: a text that is there, or a stream over HTTP/2. (Over HTTP/1.1 a stream takes the socket, see `server`.)
+//! Response bodies: a text that is there, or a stream over HTTP/2. (Over HTTP/1.1 a stream takes the socket, see
+//! `server`.)
 
 use std::collections::VecDeque;
 use std::convert::Infallible;

@@ -1,5 +1,6 @@
-//! Heartbeats for all streams from one task: the streams sit in slots, one slot is visited at a time, so that an interval's
-//! work is spread over the interval and no stream needs a timer. A stream's greatest age is looked at in passing.
+//! Heartbeats for all streams from one task: the streams sit in slots, one slot is visited at a time, so that an
+//! interval's work is spread over the interval and no stream needs a timer. A stream's greatest age is looked at in
+//! passing.
 
 use std::sync::Arc;
 use std::time::Duration;

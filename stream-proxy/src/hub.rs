@@ -5,9 +5,9 @@
 //! exact to subscribe and to take the missed events from memory in one step. An event costs what its own topic's
 //! subscribers cost.
 //!
-//! A topic of thousands is served a chunk at a time, and others go on in between. Its event counts as published at once:
-//! who comes meanwhile finds it in history and is passed over. Events of other topics may overtake it, but not on the way
-//! to a subscriber that has several topics: those wait in line.
+//! A topic of thousands is served a chunk at a time, and others go on in between. Its event counts as published at
+//! once: who comes meanwhile finds it in history and is passed over. Events of other topics may overtake it, but not on
+//! the way to a subscriber that has several topics: those wait in line.
 
 mod topics;
 
@@ -110,7 +110,8 @@ struct Inner {
     fullest: Option<(usize, Arc<Subscriber>)>,
 }
 
-/// Events of one topic on their way round, with their numbers: a subscriber is queued all of them at once, and writes them at once.
+/// Events of one topic on their way round, with their numbers: a subscriber is queued all of them at once, and writes
+/// them at once.
 #[derive(Debug)]
 struct Fill {
     topic: Arc<str>,
@@ -337,7 +338,8 @@ impl Hub {
         self.inner.lock().topics.watched(all)
     }
 
-    /// Runs `visit` while nothing is published, with the hub's place if every live subscriber has been queued all up to it.
+    /// Runs `visit` while nothing is published, with the hub's place if every live subscriber has been queued all up to
+    /// it.
     pub fn hold<T>(&self, visit: impl FnOnce(Option<Place>) -> T) -> T {
         let inner = self.inner.lock();
         visit(inner.place.filter(|_| inner.filling.is_empty()))
@@ -351,8 +353,8 @@ impl Inner {
         self.topics.forget(place);
     }
 
-    /// Queues the event that was published last to its topic's subscribers, or puts it in line. Those of a large topic are
-    /// for later, all of them: small topics of the same tick come first.
+    /// Queues the event that was published last to its topic's subscribers, or puts it in line. Those of a large topic
+    /// are for later, all of them: small topics of the same tick come first.
     fn send(&mut self, topic: Arc<str>, frame: Frame, tally: &mut Tally) {
         let Some(audience) = self.topics.audience(&topic) else { return };
         let behind_others =
@@ -367,8 +369,8 @@ impl Inner {
         }
     }
 
-    /// Goes on with the first events that are on their way round, by a chunk of their subscribers. Answers, when that was the last
-    /// chunk, with the ticks that are complete now.
+    /// Goes on with the first events that are on their way round, by a chunk of their subscribers. Answers, when that
+    /// was the last chunk, with the ticks that are complete now.
     fn fill(&mut self, tally: &mut Tally) -> Option<Vec<u64>> {
         let fill = self.filling.front_mut()?;
         let audience = self.topics.audience(&fill.topic);

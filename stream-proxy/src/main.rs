@@ -118,8 +118,8 @@ async fn serve(
     Ok(())
 }
 
-/// Listens for connections, with room for many that come at once: one that finds none is tried again by its kernel only a
-/// second later, then three, then seven.
+/// Listens for connections, with room for many that come at once: one that finds none is tried again by its kernel only
+/// a second later, then three, then seven.
 fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_reuseaddr(true)?;

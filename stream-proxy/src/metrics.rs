@@ -92,7 +92,8 @@ macro_rules! metrics {
                 #[doc = $help]
                 pub $field: $kind,
             )+)+
-            /// From the cut of a tick, which its number tells, to the last of its events being queued to all its subscribers.
+            /// From the cut of a tick, which its number tells, to the last of its events being queued to all its
+            /// subscribers.
             pub fanout: Histogram,
         }
 

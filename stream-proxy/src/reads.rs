@@ -115,8 +115,8 @@ impl Reads {
         Self { short: link(), pages: link(), permits: Semaphore::new(parallel) }
     }
 
-    /// The position to read on from for a client that comes with `after`, `None` if it is too early to say; and the last
-    /// tick that the log had then.
+    /// The position to read on from for a client that comes with `after`, `None` if it is too early to say; and the
+    /// last tick that the log had then.
     pub async fn locate(&self, after: &str) -> Result<(Option<Position>, u64), DatabaseError> {
         let rows = self.short.query("SELECT tidings.locate($1::pg_catalog.text)", &[(&after, Type::TEXT)]).await?;
         let row = rows.first().ok_or(DatabaseError::Contract("no row from locate"))?;

@@ -1,5 +1,5 @@
-//! Tells the database which topics are being watched, for `tidings.open_topics`: at most once a second, only what changed,
-//! with a lease that ends by itself if this proxy dies.
+//! Tells the database which topics are being watched, for `tidings.open_topics`: at most once a second, only what
+//! changed, with a lease that ends by itself if this proxy dies.
 
 use std::convert::Infallible;
 use std::sync::Arc;

@@ -133,7 +133,7 @@ async fn stream(proxy: &Arc<Proxy>, request: &Parts, peer: IpAddr, topic: Option
         return Ok(answer);
     }
     if proxy.is_draining() {
-        // This is denied without asking the database.
+        // Before the database is asked, which is not needed for this answer.
         return start_stream(request, proxy, || Err(NotNow::Draining));
     }
     let query = request.uri.query().unwrap_or("");

@@ -1,5 +1,5 @@
-//! Sockets: accepting them, finding out what they speak, and the end of all of them. Over HTTP/1.1 hyper parses the request
-//! and is then left behind: a stream's socket is taken back, so an idle client costs a queue and a small task.
+//! Sockets: accepting them, finding out what they speak, and the end of all of them. Over HTTP/1.1 hyper parses the
+//! request and is then left behind: a stream's socket is taken back, so an idle client costs a queue and a small task.
 
 use std::convert::Infallible;
 use std::fmt::Write;
@@ -171,8 +171,9 @@ tokio::task_local! {
     static CURRENT: Current;
 }
 
-/// Runs the streams of HTTP/2 connections, each as a task. Where hyper waits for a client to take more, for ever if need be,
-/// the task also looks whether its stream has been ended: then it stops, which resets the stream and gives everything back.
+/// Runs the streams of HTTP/2 connections, each as a task. Where hyper waits for a client to take more, for ever if
+/// need be, the task also looks whether its stream has been ended: then it stops, which resets the stream and gives
+/// everything back.
 #[derive(Clone, Debug)]
 struct Streams(watch::Sender<usize>);
 

@@ -1,5 +1,5 @@
-//! The task of one client: it writes the frames that wait for a subscriber to its socket, and knows nothing of where they
-//! come from.
+//! The task of one client: it writes the frames that wait for a subscriber to its socket, and knows nothing of where
+//! they come from.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -20,8 +20,8 @@ const WRITE_BATCH: usize = 256;
 /// What a client may send after its request, which nobody reads, in bytes.
 const MAX_NOISE: u32 = 64 * 1024;
 
-/// The task of one client: writes what waits for it and notices when it goes. It owns the socket and a `guard` that gives
-/// back what the client held when the task ends.
+/// The task of one client: writes what waits for it and notices when it goes. It owns the socket and a `guard` that
+/// gives back what the client held when the task ends.
 #[derive(Debug)]
 pub struct Stream<IO, G> {
     io: IO,

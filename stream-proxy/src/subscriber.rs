@@ -138,7 +138,8 @@ impl Subscriber {
         Pushed::Waiting(state.bytes)
     }
 
-    /// Queues a frame however much waits: for a feeder, which waits for [`Self::room`] by itself. False if the stream has ended.
+    /// Queues a frame however much waits: for a feeder, which waits for [`Self::room`] by itself. False if the stream
+    /// has ended.
     pub fn feed(&self, frame: Frame) -> bool {
         let mut state = self.state.lock();
         let open = state.end.is_none();
@@ -171,8 +172,8 @@ impl Subscriber {
         self.state.lock().bytes
     }
 
-    /// Notes the seats that the subscriber has been given; gives them back if the stream has ended meanwhile. From now on it
-    /// is `live` if it has every event up to the hub's place.
+    /// Notes the seats that the subscriber has been given; gives them back if the stream has ended meanwhile. From now
+    /// on it is `live` if it has every event up to the hub's place.
     pub fn sit(&self, seats: Box<[Seat]>, live: bool) -> Result<(), Box<[Seat]>> {
         let mut state = self.state.lock();
         if state.end.is_some() {
@@ -215,7 +216,8 @@ impl Subscriber {
         self.limit / 4
     }
 
-    /// Waits until the subscriber has no more waiting than is comfortable; false if its stream has ended. One waits at a time.
+    /// Waits until the subscriber has no more waiting than is comfortable; false if its stream has ended. One waits at
+    /// a time.
     pub async fn room(&self) -> bool {
         poll_fn(|cx| {
             let mut state = self.state.lock();
@@ -231,7 +233,8 @@ impl Subscriber {
         .await
     }
 
-    /// Gives the writer, who has written `written` bytes since the last call, all that waits; `None` when the stream is over.
+    /// Gives the writer, who has written `written` bytes since the last call, all that waits; `None` when the stream is
+    /// over.
     pub fn poll_frames(&self, cx: &Context<'_>, written: usize) -> Poll<Option<VecDeque<Frame>>> {
         let mut state = self.state.lock();
         self.account(&mut state, written);

@@ -1,5 +1,5 @@
-//! TLS: for clients, a certificate and a key from files, read again on demand while streams go on; towards Postgres, whom
-//! to trust.
+//! TLS: for clients, a certificate and a key from files, read again on demand while streams go on; towards Postgres,
+//! whom to trust.
 
 use std::io;
 use std::path::{Path, PathBuf};

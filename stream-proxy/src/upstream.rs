@@ -1,5 +1,5 @@
-//! The upstream: one connection that listens to the relay, for all clients. It follows the chain of ticks, reads from the
-//! log what notifications leave out or what was missed, and hands everything to the hub in order.
+//! The upstream: one connection that listens to the relay, for all clients. It follows the chain of ticks, reads from
+//! the log what notifications leave out or what was missed, and hands everything to the hub in order.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -21,7 +21,8 @@ use crate::metrics::Metrics;
 /// After this long without a notification the proxy asks whether it missed one.
 const QUIET: Duration = Duration::from_secs(15);
 
-/// A notification of another process than the known relay makes the proxy ask who the relay is, but not more often than this.
+/// A notification of another process than the known relay makes the proxy ask who the relay is, but not more often than
+/// this.
 const RELAY_CHECK: Duration = Duration::from_millis(100);
 
 /// While no relay runs, the proxy checks this often for one.
@@ -76,8 +77,8 @@ struct Session<'a> {
 }
 
 impl Upstream {
-    /// An upstream that feeds `hub` and `channels`, and the receiver that tells how it is. A subscriber may have `queue`
-    /// bytes waiting.
+    /// An upstream that feeds `hub` and `channels`, and the receiver that tells how it is. A subscriber may have
+    /// `queue` bytes waiting.
     pub fn new(
         database: Database,
         hub: Arc<Hub>,
@@ -235,7 +236,8 @@ impl Session<'_> {
         }
     }
 
-    /// Asks how things are: the relay may have changed, a notification may have been missed. Answers the log's last tick.
+    /// Asks how things are: the relay may have changed, a notification may have been missed. Answers the log's last
+    /// tick.
     async fn ask(&mut self) -> Result<u64, DatabaseError> {
         let (channel, relay, position) = introduce(&self.client).await?;
         if self.channel.as_ref().is_some_and(|known| *known != channel) {
@@ -389,8 +391,8 @@ impl Session<'_> {
         Ok(!rows.is_empty())
     }
 
-    /// Publishes a chunk of a tick. Subscribers that keep up are given the time for it: a large tick is read faster than
-    /// any client takes it, and a full queue ends a stream.
+    /// Publishes a chunk of a tick. Subscribers that keep up are given the time for it: a large tick is read faster
+    /// than any client takes it, and a full queue ends a stream.
     async fn publish_chunk(&mut self, chunk: &mut Chunk<'_>) {
         let Chunk { tick, events, .. } = std::mem::take(chunk);
         self.upstream.hub.publish(tick, events);

@@ -208,7 +208,8 @@ impl Cluster {
         server.wait();
     }
 
-    /// Ends the postmaster and then every other process of the server by SIGKILL, so nobody gets to write anything more.
+    /// Ends the postmaster and then every other process of the server by SIGKILL, so nobody gets to write anything
+    /// more.
     pub fn kill(&self) {
         let mut server = self.postmaster().take().expect("the cluster is stopped");
         // Stopped first, it can't start anybody between the look at its children and its end.
@@ -347,8 +348,8 @@ pub fn shared() -> &'static Cluster {
     SHARED.get_or_init(|| Cluster::start(&[]))
 }
 
-/// Where the ports of clusters and proxies come from: below the range that Linux takes for outgoing connections, so that
-/// none of those gets in between.
+/// Where the ports of clusters and proxies come from: below the range that Linux takes for outgoing connections, so
+/// that none of those gets in between.
 const PORTS: std::ops::Range<u32> = 16_384..32_768;
 
 /// A port that nobody listens on, and that this process has not given away before.

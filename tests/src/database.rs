@@ -55,7 +55,8 @@ impl<'c> Database<'c> {
         self.cluster.session(&self.name, role)
     }
 
-    /// Creates a role that may log in and nothing else. Roles belong to the cluster, so the name carries the database's.
+    /// Creates a role that may log in and nothing else. Roles belong to the cluster, so the name carries the
+    /// database's.
     pub fn role(&self, word: &str) -> String {
         let role = format!("{}_{word}", self.name);
         self.session().run(&format!("CREATE ROLE {role} LOGIN"));

@@ -43,7 +43,8 @@ impl Habits {
 impl Follower {
     /// Follows what `request` asks for, until an event that `is_end` accepts.
     ///
-    /// Without `since` the first connection is made here, and has told where it begins: what comes after this call is not missed.
+    /// Without `since` the first connection is made here, and has told where it begins: what comes after this call is
+    /// not missed.
     #[track_caller]
     pub fn start(habits: Habits, request: Request, is_end: impl Fn(&Frame) -> bool + Send + 'static) -> Self {
         let seen = Arc::new(AtomicUsize::new(0));

@@ -1,4 +1,5 @@
-//! Teamboard, the demonstration: its schema and people in a database, its backend, and a teammate who is always at work.
+//! Teamboard, the demonstration: its schema and people in a database, its backend, and a teammate who is always at
+//! work.
 
 use std::fs::File;
 use std::net::SocketAddr;

@@ -1,4 +1,5 @@
-//! Waiting for a condition. Who sleeps elsewhere in this crate sets a pace, or tries again; nobody hopes that something has happened.
+//! Waiting for a condition. Who sleeps elsewhere in this crate sets a pace, or tries again; nobody hopes that something
+//! has happened.
 
 use std::time::{Duration, Instant};
 

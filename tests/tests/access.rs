@@ -1,5 +1,5 @@
-//! Who may subscribe: tokens, rules, and streams that end with the right to them. The login role is in `login_role`, attacks are in
-//! `attacks` and `attacks_on_rules`.
+//! Who may subscribe: tokens, rules, and streams that end with the right to them. The login role is in `login_role`,
+//! attacks are in `attacks` and `attacks_on_rules`.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -20,8 +20,8 @@ pub const SECRET: &str = "a secret for tests that has more than 32 bytes";
 /// What stands in each good token and must be in no log.
 pub const MARK: &str = "mark-0f3a9c";
 
-/// A database with boards and their members, in which row-level security says who sees a board: person 1 boards 5 and 7,
-/// person 2 boards 6 and 7. Board 8 is for everybody.
+/// A database with boards and their members, in which row-level security says who sees a board: person 1 boards 5 and
+/// 7, person 2 boards 6 and 7. Board 8 is for everybody.
 pub struct Team<'c> {
     pub db: Database<'c>,
     /// The role of those who have signed in.
@@ -74,7 +74,8 @@ impl<'c> Team<'c> {
         self.db.cluster().url(self.db.name(), &self.db.proxy_role())
     }
 
-    /// The role that a proxy checks access with if it is not the one it listens with: that one can't take the subscribers' roles then.
+    /// The role that a proxy checks access with if it is not the one it listens with: that one can't take the
+    /// subscribers' roles then.
     pub fn gate_role(&self) -> String {
         let (gate, proxy) = (self.db.role("gate"), self.db.proxy_role());
         self.db.session().run(&format!(

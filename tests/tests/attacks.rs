@@ -1,5 +1,5 @@
-//! What somebody tries with a token who wants a stream that is not theirs. Each attempt is refused, and spoils nothing for the
-//! others. Attempts with topics, roles and rules are in `attacks_on_rules`.
+//! What somebody tries with a token who wants a stream that is not theirs. Each attempt is refused, and spoils nothing
+//! for the others. Attempts with topics, roles and rules are in `attacks_on_rules`.
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Value, json};

@@ -1,4 +1,5 @@
-//! Two proxies behind a load balancer, with the configurations that `docs/` gives: nobody notices that one is restarted.
+//! Two proxies behind a load balancer, with the configurations that `docs/` gives: nobody notices that one is
+//! restarted.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;

@@ -1,5 +1,5 @@
-//! Teamboard in a real browser. Here is what the tests need of us, a cluster with Teamboard in it; they themselves, and the proxy
-//! and the backend that they start and stop, are in `tests/browser`, driven by node.
+//! Teamboard in a real browser. Here is what the tests need of us, a cluster with Teamboard in it; they themselves, and
+//! the proxy and the backend that they start and stop, are in `tests/browser`, driven by node.
 
 use std::path::Path;
 use std::process::Command;

@@ -120,8 +120,8 @@ fn reference(proxy: &Proxy) -> Follower {
     Follower::start(Habits::faithful(proxy.address()), Request::live(&TOPICS), is_end)
 }
 
-/// Lets events come before, during and after a restart of the proxy, and compares what `command`'s client got with what it
-/// should have got.
+/// Lets events come before, during and after a restart of the proxy, and compares what `command`'s client got with what
+/// it should have got.
 fn goes_on_where_it_was(db: &Database<'_>, proxy: &mut Proxy, command: Command) {
     let reference = reference(proxy);
     let client = Client::start(command);

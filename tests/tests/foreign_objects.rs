@@ -1,4 +1,5 @@
-//! What others have made is never called: no function, operator or type, wherever it lies and whatever the session's `search_path` says.
+//! What others have made is never called: no function, operator or type, wherever it lies and whatever the session's
+//! `search_path` says.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -186,8 +187,8 @@ fn no_statement_of_ours_looks_up_a_name_in_the_sessions_path() {
     }
 }
 
-/// Makes, in a schema, what a name or an operator of ours would mean if it were looked up there: all that takes what it may be given,
-/// and writes into the server's log that it was called. `$1` are the words of our SQL.
+/// Makes, in a schema, what a name or an operator of ours would mean if it were looked up there: all that takes what it
+/// may be given, and writes into the server's log that it was called. `$1` are the words of our SQL.
 const TRAPS: &str = include_str!("traps.sql");
 
 /// All words of our SQL.

@@ -62,7 +62,8 @@ fn be_hostile(session: &mut Session, alter: &str, role: &str) {
     }
 }
 
-/// A team in a cluster of its own, whose database, relay and proxy role have hostile settings, and a session from before.
+/// A team in a cluster of its own, whose database, relay and proxy role have hostile settings, and a session from
+/// before.
 struct Hostile<'c> {
     team: Team<'c>,
     writer: Session,
@@ -176,8 +177,8 @@ fn a_serializable_database_s_writers_do_not_fail_because_of_a_proxy() {
     let position: String = session.one("SELECT tidings.position()");
     session.run("INSERT INTO board_items VALUES (1, 5, 'before')");
     let proxy = team.proxy(&[]);
-    // One transaction reads what another one then writes; that is all right by itself. Whoever, in between, reads serializably what
-    // the first one is going to write (the log, say) makes it fail.
+    // One transaction reads what another one then writes; that is all right by itself. Whoever, in between, reads
+    // serializably what the first one is going to write (the log, say) makes it fail.
     let mut writer = db.session();
     writer.run("BEGIN; SELECT n FROM account; INSERT INTO board_items VALUES (2, 5, 'during')");
     session.run("UPDATE account SET n = 2");

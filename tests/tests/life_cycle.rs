@@ -124,7 +124,8 @@ fn update_from(version: &str) {
     let (updated, new) = (description(&mut session), description(&mut fresh.session()));
     let differ: Vec<_> = updated.symmetric_difference(&new).collect();
     assert!(differ.is_empty(), "not in both: {differ:#?}");
-    // Who comes back with a position from before misses nothing. The proxy is one of the new version, as its role has the rights for it.
+    // Who comes back with a position from before misses nothing. The proxy is one of the new version, as its role has
+    // the rights for it.
     let proxy = db.proxy(&[]);
     let mut sse = proxy.open(&Request::since(&["b5"], &position));
     assert_eq!([2, 3].map(|_| sse.frame().json()["record"]["id"].as_i64()), [Some(2), Some(3)]);

@@ -1,4 +1,5 @@
-//! Failovers and restores that lose what clients have seen: who may have seen it is told to start over, and nobody else is.
+//! Failovers and restores that lose what clients have seen: who may have seen it is told to start over, and nobody else
+//! is.
 
 use tidings_tests::follower::Habits;
 use tidings_tests::sse::Request;

@@ -86,7 +86,8 @@ fn titles(frames: &[Frame]) -> Vec<String> {
     frames.iter().map(|frame| title(frame).unwrap_or_else(|| panic!("no title: {frame:?}"))).collect()
 }
 
-/// Says what a test leaves out because this Postgres cannot do it: aloud, for what a test prints is kept back unless it fails.
+/// Says what a test leaves out because this Postgres cannot do it: aloud, for what a test prints is kept back unless it
+/// fails.
 fn passed_over(what: &str) {
     // libtest names a test's thread after the test.
     let test = std::thread::current().name().unwrap_or("a test").to_owned();

@@ -1,4 +1,5 @@
-//! The order of one transaction's events: that in which its rows were changed, whatever the order in which triggers fire.
+//! The order of one transaction's events: that in which its rows were changed, whatever the order in which triggers
+//! fire.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -167,7 +168,8 @@ fn rows_written_early_stand_in_order_too() {
     assert!(events.iter().all(|event| tick(event) == tick(&events[0])), "one transaction, one tick");
 }
 
-/// Tables whose triggers do anything, at random, three deep. What runs before a row is changed writes no key that it may have freed.
+/// Tables whose triggers do anything, at random, three deep. What runs before a row is changed writes no key that it
+/// may have freed.
 const ANYTHING: &str = "
 CREATE TABLE nodes (id int PRIMARY KEY, n int NOT NULL, pad text);
 CREATE TABLE kids (id int PRIMARY KEY, node int REFERENCES nodes ON DELETE CASCADE ON UPDATE CASCADE, n int NOT NULL, pad text);

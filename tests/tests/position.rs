@@ -103,7 +103,8 @@ fn ids_behind_a_snapshot_name_only_transactions_that_still_matter() {
     let proxy = db.proxy(&[]);
     let relay = db.wait_relay();
     tidings_tests::process::send(relay, tidings_tests::process::Signal::SIGSTOP);
-    // Of twelve that run when the snapshot is taken, one commits before it is ticked, one later, the others never wrote.
+    // Of twelve that run when the snapshot is taken, one commits before it is ticked, one later, the others never
+    // wrote.
     let mut running: Vec<_> = (0..12).map(|_| db.session()).collect();
     let xids: Vec<u64> = running
         .iter_mut()

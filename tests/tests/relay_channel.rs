@@ -1,5 +1,5 @@
-//! The channel that the relay notifies: whoever knows its name hears everything, so its name is told to nobody who was not granted it,
-//! and can be changed while all goes on.
+//! The channel that the relay notifies: whoever knows its name hears everything, so its name is told to nobody who was
+//! not granted it, and can be changed while all goes on.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +13,8 @@ fn channel(db: &Database<'_>) -> String {
     db.session().one("SELECT tidings.channel()")
 }
 
-/// Rotates the channel and waits until the proxies have gone over to it: a word of the relay's last one is in their log.
+/// Rotates the channel and waits until the proxies have gone over to it: a word of the relay's last one is in their
+/// log.
 fn rotate(db: &Database<'_>, proxies: &[&Proxy]) {
     let moves = |proxy: &Proxy| proxy.log().matches("the relay's channel has a new name").count();
     let before: Vec<_> = proxies.iter().map(|proxy| moves(proxy)).collect();

@@ -1,5 +1,5 @@
-//! docs/security.md as a reader follows it: each block of SQL and of shell is run as it stands, and what comes of it is what
-//! the document shows. Only the address of the database and the port of the proxy are others.
+//! docs/security.md as a reader follows it: each block of SQL and of shell is run as it stands, and what comes of it is
+//! what the document shows. Only the address of the database and the port of the proxy are others.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

@@ -12,8 +12,8 @@ use crate::{all_until_now, create_boards, passed_over, titles};
 /// How far the standby's clock is beside the primary's, in seconds.
 const OFFSET: i32 = 3600;
 
-/// The titles that a snapshot of this server sees, and its position. The data comes first: the position must be that of the snapshot,
-/// not that of the call.
+/// The titles that a snapshot of this server sees, and its position. The data comes first: the position must be that of
+/// the snapshot, not that of the call.
 fn read(session: &mut Session) -> (Vec<String>, String) {
     session.run("BEGIN ISOLATION LEVEL REPEATABLE READ");
     let rows = session.all("SELECT title FROM board_items", &[]);
@@ -40,8 +40,8 @@ fn continue_relay(db: &Database<'_>) {
     send(db.relay().expect("a relay"), Signal::SIGCONT);
 }
 
-/// Reads on a standby whose clock is so far beside the primary's, while transactions are open there: some that end afterwards, some
-/// with savepoints, one that is prepared; and some are committed but in no tick yet.
+/// Reads on a standby whose clock is so far beside the primary's, while transactions are open there: some that end
+/// afterwards, some with savepoints, one that is prepared; and some are committed but in no tick yet.
 fn read_beside_open_transactions(offset: i32) {
     let primary = Cluster::start(&[]);
     let db = primary.database();

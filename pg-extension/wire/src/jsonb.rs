@@ -1,5 +1,5 @@
-//! A `jsonb` as JSON, from the bytes that Postgres stores (utils/jsonb.h): containers of entries, which say what their values are and
-//! how long, and behind the entries the values.
+//! A `jsonb` as JSON, from the bytes that Postgres stores (utils/jsonb.h): containers of entries, which say what their
+//! values are and how long, and behind the entries the values.
 
 use crate::value::{self, Stop};
 use crate::varlena::{self, word};

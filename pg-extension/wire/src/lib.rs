@@ -2,8 +2,10 @@
 //!
 //! - [`position`]: a place in the total order of events, as text.
 //! - [`segment`]: the events of one transaction as the bytes of one log row.
-//! - [`outline`]: what the payloads of a watch have in common, [`row`]: the values of an event, each packed as [`value`] says.
-//! - [`numeric`], [`jsonb`], [`varlena`], [`time`], [`interval`], [`string`]: what Postgres stores, and how `to_jsonb` tells it.
+//! - [`outline`]: what the payloads of a watch have in common, [`row`]: the values of an event, each packed as
+//!   [`value`] says.
+//! - [`numeric`], [`jsonb`], [`varlena`], [`time`], [`interval`], [`string`]: what Postgres stores, and how `to_jsonb`
+//!   tells it.
 //! - [`batch`]: one tick as the text of a few notifications.
 //! - [`topic`]: the name a client subscribes to.
 //! - [`template`]: how a topic is made of a row's columns, or taken apart again.

@@ -1,4 +1,5 @@
-//! What the payloads of a watch have in common: their text, with a NUL wherever a value goes. Neither JSON nor a text of Postgres has one.
+//! What the payloads of a watch have in common: their text, with a NUL wherever a value goes. Neither JSON nor a text
+//! of Postgres has one.
 
 use crate::row::Row;
 use crate::value::{self, Stop};
@@ -6,8 +7,8 @@ use crate::value::{self, Stop};
 /// The longest outline, in bytes, spelled out. Who reads a segment makes this much of an event of a few bytes.
 pub const MAX_OUTLINE: usize = 8 * 1024;
 
-/// Frequent pieces of outlines, stored as one byte each, their place from 1 on: JSON has no control characters. Neither order nor
-/// text changes once it is released: logs refer to them.
+/// Frequent pieces of outlines, stored as one byte each, their place from 1 on: JSON has no control characters. Neither
+/// order nor text changes once it is released: logs refer to them.
 const PHRASES: [&str; 8] = [
     "{\"schema\":\"",
     "\",\"table\":\"",
@@ -38,8 +39,8 @@ pub fn lengthen(short: &str) -> Option<String> {
     (text.len() <= MAX_OUTLINE).then_some(text)
 }
 
-/// An outline with its values put in, if it asks for as many and all of them can be read. Gives up behind the value that makes it longer
-/// than `most` bytes.
+/// An outline with its values put in, if it asks for as many and all of them can be read. Gives up behind the value
+/// that makes it longer than `most` bytes.
 pub fn fill(outline: &str, row: &Row, most: usize) -> Result<String, Stop> {
     let mut filled = Vec::with_capacity((outline.len() + row.size() + row.size() / 2).min(most));
     let mut texts = outline.split('\0').map(str::as_bytes);

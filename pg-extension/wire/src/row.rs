@@ -1,9 +1,10 @@
 //! The values of one event, packed, and how they are written behind those of the event before: as what is new in each.
 //!
-//! Rows that one statement changes are alike column by column: the same date, the next number, an address that begins the same. So of a
-//! value only that is written which follows what it has in common with the one before it (front coding, as dictionaries and
-//! index pages do it). In front of it stands a byte: how many bytes are in common in its upper half, how many follow in
-//! its lower one; 15 says that the rest of the number comes behind, as a length (see [`crate::value`]).
+//! Rows that one statement changes are alike column by column: the same date, the next number, an address that begins
+//! the same. So of a value only that is written which follows what it has in common with the one before it (front
+//! coding, as dictionaries and index pages do it). In front of it stands a byte: how many bytes are in common in its
+//! upper half, how many follow in its lower one; 15 says that the rest of the number comes behind, as a length (see
+//! [`crate::value`]).
 
 use crate::value::{read_length, write_length};
 

@@ -36,11 +36,12 @@ const FILLED: u8 = 2;
 /// Outlines have numbers below this one.
 pub const OUTLINES: usize = 128;
 
-/// The most bytes of packed values that the next event's are written behind: what a writer, and a reader, keeps of each outline. Both
-/// must agree on it.
+/// The most bytes of packed values that the next event's are written behind: what a writer, and a reader, keeps of each
+/// outline. Both must agree on it.
 pub const MAX_PREVIOUS: usize = 64 * 1024;
 
-/// Whoever reads a segment makes at most so many times its bytes of it: a writer sees to that, however much its events have in common.
+/// Whoever reads a segment makes at most so many times its bytes of it: a writer sees to that, however much its events
+/// have in common.
 pub const MAX_GROWTH: usize = 16;
 
 /// A reader gives up at this much, so that it trusts nobody and yet reads all that a writer may ever have written.
@@ -95,8 +96,8 @@ pub fn append(segment: &mut Vec<u8>, event: &Event<'_>) {
     }
 }
 
-/// Appends an outline, shortened, under a number below [`OUTLINES`], for the events after it, which have this name. An older one of that
-/// number is forgotten.
+/// Appends an outline, shortened, under a number below [`OUTLINES`], for the events after it, which have this name. An
+/// older one of that number is forgotten.
 pub fn append_outline(segment: &mut Vec<u8>, number: u8, event: &str, outline: &str) {
     debug_assert!(event.len() <= MAX_NAME && usize::from(number) < OUTLINES && u16::try_from(outline.len()).is_ok());
     let [o0, o1] = (outline.len() as u16).to_le_bytes();
@@ -105,8 +106,8 @@ pub fn append_outline(segment: &mut Vec<u8>, number: u8, event: &str, outline: &
     segment.extend_from_slice(outline.as_bytes());
 }
 
-/// As [`append`], for an event whose payload fills the outline of this number with the values of a row, written behind those of the
-/// event before it. `previous` is empty if the outline has just been appended.
+/// As [`append`], for an event whose payload fills the outline of this number with the values of a row, written behind
+/// those of the event before it. `previous` is empty if the outline has just been appended.
 pub fn append_filled(segment: &mut Vec<u8>, number: u8, topic: &str, row: &Row, previous: &Row) {
     debug_assert!(topic.len() <= MAX_NAME && previous.size() <= MAX_PREVIOUS);
     segment.extend_from_slice(&[number, FILLED, topic.len() as u8]);
@@ -187,7 +188,8 @@ impl<'a> Events<'a> {
         std::str::from_utf8(self.take(len)?).map_err(|_| SegmentError::Utf8)
     }
 
-    /// As [`Iterator::next`], but an event whose topic is not wanted is passed over: it is there, and nothing is made of it.
+    /// As [`Iterator::next`], but an event whose topic is not wanted is passed over: it is there, and nothing is made
+    /// of it.
     pub fn next_wanted(&mut self, wanted: impl Fn(&str) -> bool) -> Option<Result<Option<Event<'a>>, SegmentError>> {
         if let Some(error) = self.failed.take() {
             return Some(Err(error));

@@ -9,7 +9,8 @@ pub fn write(out: &mut Vec<u8>, text: &[u8]) {
     out.push(b'"');
     let mut rest = text;
     while !rest.is_empty() {
-        // Sixteen at a time as long as all are plain: without a way out of the loop, the compiler looks at all of them at once.
+        // Sixteen at a time as long as all are plain: without a way out of the loop, the compiler looks at all of them
+        // at once.
         let blocks =
             rest.chunks_exact(16).take_while(|block| block.iter().fold(true, |all, byte| all & is_plain(*byte)));
         let plain = 16 * blocks.count();

@@ -1,5 +1,5 @@
-//! Dates and times as `to_jsonb` writes them: in ISO 8601, whatever `DateStyle` says. Only of years with four digits: neither the
-//! infinities have those, nor what is before Christ.
+//! Dates and times as `to_jsonb` writes them: in ISO 8601, whatever `DateStyle` says. Only of years with four digits:
+//! neither the infinities have those, nor what is before Christ.
 
 use std::cell::Cell;
 use std::ops::RangeInclusive;
@@ -10,7 +10,8 @@ const DAY: i64 = 86_400 * SECOND;
 /// The days from 1970-01-01 to 2000-01-01, from where Postgres counts.
 const EPOCH: i64 = 10_957;
 
-/// The days from 0000-03-01 to 1970-01-01, and the first and the last day whose year has four digits, counted from there too.
+/// The days from 0000-03-01 to 1970-01-01, and the first and the last day whose year has four digits, counted from
+/// there too.
 const ORIGIN: i64 = 719_468;
 const FOUR_DIGITS: RangeInclusive<i64> = 306..=3_652_364;
 
@@ -54,8 +55,8 @@ pub fn write_date(out: &mut Vec<u8>, days: i64) -> Option<()> {
 
 /// The text of a day, given as the days since 0000-03-01.
 fn date(days: u32) -> [u8; 10] {
-    // The calendar repeats after 400 years, or 146,097 days. Years are counted from March on, so that the odd day is the last one of a
-    // year (after Howard Hinnant's "chrono-Compatible Low-Level Date Algorithms").
+    // The calendar repeats after 400 years, or 146,097 days. Years are counted from March on, so that the odd day is
+    // the last one of a year (after Howard Hinnant's "chrono-Compatible Low-Level Date Algorithms").
     let (era, day) = (days / 146_097, days % 146_097);
     let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
     let day = day - (365 * year + year / 4 - year / 100);

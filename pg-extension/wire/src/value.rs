@@ -129,7 +129,8 @@ pub fn pack_timestamp(out: &mut Vec<u8>, micros: i64) -> Result<(), Stop> {
     Ok(())
 }
 
-/// Packs an instant, in microseconds since 2000-01-01 in Greenwich, to be told as the time where clocks are so many seconds ahead.
+/// Packs an instant, in microseconds since 2000-01-01 in Greenwich, to be told as the time where clocks are so many
+/// seconds ahead.
 pub fn pack_timestamptz(out: &mut Vec<u8>, micros: i64, offset: i32) -> Result<(), Stop> {
     known(time::is_offset(offset) && time::local(micros, offset).is_some_and(time::is_timestamp))?;
     let [_, a, b, c] = offset.to_be_bytes();
@@ -146,7 +147,8 @@ pub fn pack_interval(out: &mut Vec<u8>, interval: Interval) {
     out.extend_from_slice(&interval.micros.to_be_bytes());
 }
 
-/// Packs a `jsonb`, from its stored bytes, unless only Postgres can write it, or its text is far longer than they are, or far shorter.
+/// Packs a `jsonb`, from its stored bytes, unless only Postgres can write it, or its text is far longer than they are,
+/// or far shorter.
 pub fn pack_jsonb(out: &mut Vec<u8>, bytes: &[u8]) -> Result<(), Stop> {
     jsonb::check_packable(bytes)?;
     tagged(out, JSONB, bytes);
@@ -158,7 +160,8 @@ pub fn pack_list(out: &mut Vec<u8>) {
     out.push(LIST);
 }
 
-/// Begins an object, to which [`pack_part`] adds the keys, as they stand in JSON with their colons, and the values, in turn.
+/// Begins an object, to which [`pack_part`] adds the keys, as they stand in JSON with their colons, and the values, in
+/// turn.
 pub fn pack_members(out: &mut Vec<u8>) {
     out.push(MEMBERS);
 }
@@ -229,7 +232,8 @@ fn part<'a>(bytes: &mut &'a [u8]) -> Result<&'a [u8], Stop> {
     Ok(part)
 }
 
-/// Writes a packed value as JSON, which is at most [`WIDEST`] times as long. Fails on bytes that no function here has packed.
+/// Writes a packed value as JSON, which is at most [`WIDEST`] times as long. Fails on bytes that no function here has
+/// packed.
 pub fn write(out: &mut Vec<u8>, value: &[u8]) -> Result<(), Stop> {
     write_nested(out, value, 0)
 }

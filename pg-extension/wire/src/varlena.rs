@@ -1,9 +1,10 @@
-//! The bytes of a value of variable length, as Postgres stores it on a little-endian machine (varatt.h). It need not be aligned.
+//! The bytes of a value of variable length, as Postgres stores it on a little-endian machine (varatt.h). It need not be
+//! aligned.
 
 use crate::value::Stop;
 
-/// From where to where the bytes of a value lie, by its first byte and, if it is not a short one, its first four. None if it is
-/// compressed or lies elsewhere.
+/// From where to where the bytes of a value lie, by its first byte and, if it is not a short one, its first four. None
+/// if it is compressed or lies elsewhere.
 pub fn extent(first: u8, word: impl FnOnce() -> u32) -> Option<(usize, usize)> {
     if first & 1 != 0 {
         let end = usize::from(first >> 1);

@@ -1,4 +1,5 @@
-//! All topics: each one's audience and recent history. History of all together is bounded in bytes; the oldest events go first.
+//! All topics: each one's audience and recent history. History of all together is bounded in bytes; the oldest events
+//! go first.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::iter::{Chain, Peekable};

@@ -1,4 +1,5 @@
-//! `make run`: a throw-away cluster with Teamboard in it, a proxy, and Teamboard's backend. Ctrl-C ends all and leaves nothing behind.
+//! `make run`: a throw-away cluster with Teamboard in it, a proxy, and Teamboard's backend. Ctrl-C ends all and leaves
+//! nothing behind.
 
 use std::net::TcpListener;
 

@@ -201,8 +201,8 @@ fn arrays_are_told_whatever_their_bounds_and_elements() {
 fn instants_are_told_in_every_zone_at_before_and_after_each_change() {
     let db = shared().database();
     let (mut session, mut log) = (db.session(), Log::from_here(&db));
-    // Looked for in steps of two months, then to the second by halving. Postgres keeps a table of the changes up to the years from 2700
-    // to 3000, by the zone, and reckons from there on.
+    // Looked for in steps of two months, then to the second by halving. Postgres keeps a table of the changes up to the
+    // years from 2700 to 3000, by the zone, and reckons from there on.
     session.run(
         "CREATE FUNCTION changes(zone text) RETURNS SETOF timestamptz LANGUAGE plpgsql AS $$
          DECLARE low bigint; high bigint; middle bigint; t bigint;

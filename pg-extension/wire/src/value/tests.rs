@@ -141,7 +141,8 @@ fn nobody_is_led_into_any_depth() {
 
 #[test]
 fn a_container_that_is_told_again_and_again_ends() {
-    // Each level is an array whose entries lead to the same array again: an entry with an end jumps back to where another began.
+    // Each level is an array whose entries lead to the same array again: an entry with an end jumps back to where
+    // another began.
     let mut level = b"\x00\0\0\x40".to_vec();
     for _ in 0..60 {
         let length = level.len() as u32;

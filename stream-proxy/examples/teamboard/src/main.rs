@@ -1,6 +1,6 @@
-//! Teamboard: a whiteboard that a team shares. It serves one page, signs people in and runs plain SQL as the person who asks, so
-//! the database's row-level security decides. It knows nothing of Tidings: the page reads its streams from the address in
-//! `--events-url`, and `sql/examples/teamboard.sql` is all that makes them.
+//! Teamboard: a whiteboard that a team shares. It serves one page, signs people in and runs plain SQL as the person who
+//! asks, so the database's row-level security decides. It knows nothing of Tidings: the page reads its streams from the
+//! address in `--events-url`, and `sql/examples/teamboard.sql` is all that makes them.
 
 #![forbid(unsafe_code)]
 

@@ -1,5 +1,5 @@
-//! Who is signed in: a token in a cookie, signed with the secret that the proxy knows too. The sign-in itself is for development:
-//! one picks a person, and is that person.
+//! Who is signed in: a token in a cookie, signed with the secret that the proxy knows too. The sign-in itself is for
+//! development: one picks a person, and is that person.
 
 use std::io;
 use std::path::Path;

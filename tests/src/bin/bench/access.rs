@@ -1,5 +1,5 @@
-//! How many clients a second get in, when all come at once, each with a token of its own, and row-level security decides; and
-//! whether those who read the log meanwhile are held up.
+//! How many clients a second get in, when all come at once, each with a token of its own, and row-level security
+//! decides; and whether those who read the log meanwhile are held up.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -97,8 +97,8 @@ fn token(role: &str, person: usize) -> String {
     encode(&Header::default(), &claims, &EncodingKey::from_secret(SECRET.as_bytes())).expect("sign")
 }
 
-/// All clients ask at once, and each waits for its answer; gives the answers per second, and the events per second that one
-/// more client has read from the log from the beginning to the end of it.
+/// All clients ask at once, and each waits for its answer; gives the answers per second, and the events per second that
+/// one more client has read from the log from the beginning to the end of it.
 fn storm(proxy: &Proxy, asks: &[(String, String)], reader: &str) -> (f64, f64) {
     let address = proxy.address();
     // In before the others, and replaying while they ask.
@@ -134,7 +134,8 @@ fn replay_rate(proxy: &Proxy, reader: &str) -> f64 {
     EVENTS as f64 / start.elapsed().as_secs_f64()
 }
 
-/// Connects for each, asks for all when everybody is connected, and only then reads the answers: all of them must be streams.
+/// Connects for each, asks for all when everybody is connected, and only then reads the answers: all of them must be
+/// streams.
 fn enter(address: SocketAddr, asks: &[(String, String)], connected: &Barrier) -> Vec<TcpStream> {
     let mut sockets: Vec<TcpStream> =
         asks.iter().map(|_| TcpStream::connect(address).expect("connect to the proxy")).collect();

@@ -1,6 +1,7 @@
 //! What logical decoding costs the writers: wal2json in the server, `pg_recvlogical` as its consumer, no trigger.
 //!
-//! It needs `wal_level = logical`, which all writers pay for, so it has a cluster of its own; the others write to the usual one.
+//! It needs `wal_level = logical`, which all writers pay for, so it has a cluster of its own; the others write to the
+//! usual one.
 
 use std::process::Stdio;
 use std::time::Instant;
@@ -17,7 +18,8 @@ use crate::{Effort, SETTINGS, bulk};
 const SLOT: &str = "bench";
 const NAME: &str = "wal2json, pg_recvlogical";
 
-/// Measures one-row inserts without a trigger, with a watch, and with a consumer of the log; then statements of many rows.
+/// Measures one-row inserts without a trigger, with a watch, and with a consumer of the log; then statements of many
+/// rows.
 pub fn measure(database: &Database<'_>, effort: Effort, report: &mut Report) {
     let cluster = Cluster::start(&[SETTINGS, &[("wal_level", "logical")]].concat());
     let logical = cluster.database();

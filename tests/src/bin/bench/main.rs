@@ -1,12 +1,12 @@
 //! `make bench`: what Tidings costs and how fast it is, each figure beside its target.
 //!
-//! All rounds of one comparison run in one cluster and alternate, so that a machine that is busy for a while is busy for
-//! all of them; the figure is the median. Unlike the tests, the cluster writes to the disk (`fsync = on`).
-//! The figures go to `docs/benchmarks.md`.
+//! All rounds of one comparison run in one cluster and alternate, so that a machine that is busy for a while is busy
+//! for all of them; the figure is the median. Unlike the tests, the cluster writes to the disk (`fsync = on`). The
+//! figures go to `docs/benchmarks.md`.
 //!
-//! `--long` takes more and longer rounds; `--small` a hundredth of the clients and few rounds, to try the program: its figures
-//! go to `target/bench`. Naming parts (`overhead`, `decoding`, `latency`, `bulk`, `rendering`, `access`, and those of `load`)
-//! leaves the others out.
+//! `--long` takes more and longer rounds; `--small` a hundredth of the clients and few rounds, to try the program: its
+//! figures go to `target/bench`. Naming parts (`overhead`, `decoding`, `latency`, `bulk`, `rendering`, `access`, and
+//! those of `load`) leaves the others out.
 
 mod access;
 mod bulk;
@@ -49,9 +49,9 @@ struct Effort {
 }
 
 impl Effort {
-    /// More rounds: where the machine's own changes are larger than what is measured, the compared must take turns often. They are no
-    /// shorter, for the first second of a new session is its own cost: it meets each page of the shared buffers for the first time, and
-    /// whoever writes twice as many pages pays twice for that.
+    /// More rounds: where the machine's own changes are larger than what is measured, the compared must take turns
+    /// often. They are no shorter, for the first second of a new session is its own cost: it meets each page of the
+    /// shared buffers for the first time, and whoever writes twice as many pages pays twice for that.
     fn more_rounds(self) -> usize {
         self.rounds * 3
     }

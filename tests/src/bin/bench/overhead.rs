@@ -10,8 +10,8 @@ use crate::report::{Report, Target};
 use crate::schema::{self, Rows, Way};
 use crate::{Effort, slow_commit};
 
-/// What is measured, and how many write at once. Wide rows only with the disk's own commits: what a slow commit hides, it hides of
-/// them too.
+/// What is measured, and how many write at once. Wide rows only with the disk's own commits: what a slow commit hides,
+/// it hides of them too.
 const SERIES: [(Rows, bool, &[u32]); 3] =
     [(Rows::Narrow, false, &[1, 8, 32, 64]), (Rows::Narrow, true, &[1, 8, 32]), (Rows::Wide, false, &[1, 8, 32])];
 

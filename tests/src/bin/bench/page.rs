@@ -1,7 +1,8 @@
 //! `docs/benchmarks.md`: its words are written by hand, its figures and plots from the latest run of each part.
 //!
-//! A part's figures are kept in `benchmarks/<part>.json`, so a part that is measured alone leaves those of the others as they
-//! are. On the page they stand between two comments, see [`begin`]; a part that has no place there gets one at the end.
+//! A part's figures are kept in `benchmarks/<part>.json`, so a part that is measured alone leaves those of the others
+//! as they are. On the page they stand between two comments, see [`begin`]; a part that has no place there gets one at
+//! the end.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -25,7 +26,8 @@ pub struct Page {
 }
 
 impl Page {
-    /// The page of the documentation; with `trial` a copy of it in `target/bench`, so no figure of a trial gets among the others.
+    /// The page of the documentation; with `trial` a copy of it in `target/bench`, so no figure of a trial gets among
+    /// the others.
     pub fn new(parts: Vec<&'static str>, trial: bool) -> Self {
         let dir = repository().join(if trial { "target/bench" } else { "docs" });
         fs::create_dir_all(dir.join("benchmarks")).expect("create the folder of the figures");

@@ -1,10 +1,11 @@
 //! What it takes to turn a row into JSON: the record of an event beside `to_jsonb(row)::text`.
 //!
-//! Rows are inserted in transactions that are rolled back and too small for an early flush, so nothing of an event is ever
-//! written. Each figure is the difference of two tables that differ in the rendering alone, spread over the rows:
+//! Rows are inserted in transactions that are rolled back and too small for an early flush, so nothing of an event is
+//! ever written. Each figure is the difference of two tables that differ in the rendering alone, spread over the rows:
 //! - Tidings, the writer's part: a watch whose payload is the record, less a watch whose payload is a constant;
 //! - Tidings, the reader's part: `tidings.decode` of a segment of the one, less that of a segment of the other;
-//! - in a trigger: a plpgsql trigger that evaluates `to_jsonb(NEW)::text` and does nothing with it, less one that does nothing;
+//! - in a trigger: a plpgsql trigger that evaluates `to_jsonb(NEW)::text` and does nothing with it, less one that does
+//!   nothing;
 //! - in a query: `octet_length(to_jsonb(row)::text)` of rows in a table, less `count(row)`.
 
 use std::time::Instant;

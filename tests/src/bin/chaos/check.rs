@@ -1,9 +1,9 @@
 //! What a client got, against what it should have got.
 //!
-//! Events of ticks that the log has must come exactly: each once, in the log's order, none left out. A tick that the log
-//! doesn't have is one that a failover lost, and may be shown only if there was such a failover at its time. Its
-//! events may come again in a later tick, which the log has, or were lost with their transactions: so before anything else comes,
-//! the client must be told by a reset.
+//! Events of ticks that the log has must come exactly: each once, in the log's order, none left out. A tick that the
+//! log doesn't have is one that a failover lost, and may be shown only if there was such a failover at its time. Its
+//! events may come again in a later tick, which the log has, or were lost with their transactions: so before anything
+//! else comes, the client must be told by a reset.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -66,8 +66,8 @@ impl Law {
             match *got {
                 Got::Connected => {
                     verdict.connections += 1;
-                    // Ids rise within a stream. A proxy that has not heard of a failover yet may show lost ticks again to a
-                    // client that comes from another one; what is in the log is held to its order below.
+                    // Ids rise within a stream. A proxy that has not heard of a failover yet may show lost ticks again
+                    // to a client that comes from another one; what is in the log is held to its order below.
                     last = None;
                 }
                 Got::Id(place) => {
@@ -156,8 +156,8 @@ impl Law {
         }
     }
 
-    /// Whether the event tells of a write that the client's snapshot had, and a failover may have taken its commit away: the standby had
-    /// only its PREPARE, and somebody committed it again.
+    /// Whether the event tells of a write that the client's snapshot had, and a failover may have taken its commit
+    /// away: the standby had only its PREPARE, and somebody committed it again.
     fn was_lost_from_snapshot(&self, life: &Life, place: Place, print: u64) -> bool {
         let at = self.known.binary_search_by_key(&place, |known| known.place);
         let is_seen =

@@ -1,5 +1,5 @@
-//! `make chaos`: writers whose commits are on record, clients that come and go, and faults drawn from a seed; in the end
-//! every client must have got exactly what was committed.
+//! `make chaos`: writers whose commits are on record, clients that come and go, and faults drawn from a seed; in the
+//! end every client must have got exactly what was committed.
 //!
 //! `--seed N` repeats a run, `--seeds K` takes K seeds from there on, `--minutes M` is how long faults strike in each.
 
@@ -34,12 +34,12 @@ use server::{DATABASE, PROXY_ROLE, Server};
 use strike::Stage;
 use writers::Writers;
 
-/// Commits answered so shortly before the loss of an asynchronous primary may be gone with it: the longest lag that a plan
-/// draws, and the time that a busy machine takes for the rest.
+/// Commits answered so shortly before the loss of an asynchronous primary may be gone with it: the longest lag that a
+/// plan draws, and the time that a busy machine takes for the rest.
 const LAG: Duration = Duration::from_secs(5);
 
-/// Commits with `synchronous_commit = off` that were answered so shortly before a crash may be gone with it: Postgres promises three
-/// times `wal_writer_delay`.
+/// Commits with `synchronous_commit = off` that were answered so shortly before a crash may be gone with it: Postgres
+/// promises three times `wal_writer_delay`.
 const UNFLUSHED: Duration = Duration::from_millis(600);
 
 /// Faults that are listed for each client.

@@ -1,8 +1,8 @@
 //! The way between the proxies and the database, and how it breaks.
 //!
-//! The whole run lives in a network namespace of its own. There a packet filter drops or refuses what goes to or comes from
-//! the database's ports, so that nothing else is touched, and a traffic class makes the way narrow. A kernel may have no
-//! `netem`, and the filter can't delay: for that there is a relay of our own.
+//! The whole run lives in a network namespace of its own. There a packet filter drops or refuses what goes to or comes
+//! from the database's ports, so that nothing else is touched, and a traffic class makes the way narrow. A kernel may
+//! have no `netem`, and the filter can't delay: for that there is a relay of our own.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};

@@ -201,8 +201,8 @@ fn database_faults(random: &mut Rng, world: &World) -> Vec<Fault> {
         faults.push(Fault::CrowdQueue(12));
     }
     if world.clock {
-        // Postgres's timeouts go by that clock: one that is set back by N seconds delays the end of a deadlock among the
-        // writers by as many, and nobody waits for them that long.
+        // Postgres's timeouts go by that clock: one that is set back by N seconds delays the end of a deadlock among
+        // the writers by as many, and nobody waits for them that long.
         faults.extend((0..3).map(|_| Fault::JumpClock(random.i32(-30..=30))));
     }
     if world.standby.is_some() {

@@ -96,8 +96,8 @@ struct Reader {
     server: Arc<Server>,
     known: Vec<Known>,
     era: u64,
-    /// All before this has been read. It moves with the log also where that has no events: a position that stands still is
-    /// older than the retention one day.
+    /// All before this has been read. It moves with the log also where that has no events: a position that stands still
+    /// is older than the retention one day.
     after: String,
     /// When the end of the log was last reached.
     read: Instant,

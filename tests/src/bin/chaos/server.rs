@@ -187,8 +187,8 @@ impl Server {
         });
     }
 
-    /// Kills the primary, promotes the standby, and gives that one a new standby. An asynchronous one gets nothing of what the
-    /// primary does during `lag`.
+    /// Kills the primary, promotes the standby, and gives that one a new standby. An asynchronous one gets nothing of
+    /// what the primary does during `lag`.
     pub fn fail_over(&self, lag: Duration, report: &Report) {
         self.wait_standby();
         let standby = self.standby.lock().unwrap_or_else(PoisonError::into_inner).take().expect("a standby");
@@ -199,7 +199,8 @@ impl Server {
             send(receiver, Signal::SIGSTOP);
             std::thread::sleep(lag);
             old.kill();
-            // What lies in its socket is lost with it. Killed, it takes the standby's other processes along, which come back.
+            // What lies in its socket is lost with it. Killed, it takes the standby's other processes along, which come
+            // back.
             send(receiver, Signal::SIGKILL);
             until("the receiver has gone", || !is_running(receiver));
         } else {

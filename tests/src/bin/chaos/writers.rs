@@ -4,8 +4,9 @@
 //! Each write leaves a row in the table `truth` within its transaction, as with the ledger of the tests. So the table
 //! tells what became of the unknown ones, and the notes tell whether the table itself is right.
 //!
-//! A few transactions are prepared and ended some seconds later, over whatever strikes meanwhile. The name of each says how it is
-//! to end, so whoever comes after a crash, or on another primary, finds in the database alone what is left to do.
+//! A few transactions are prepared and ended some seconds later, over whatever strikes meanwhile. The name of each says
+//! how it is to end, so whoever comes after a crash, or on another primary, finds in the database alone what is left to
+//! do.
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
@@ -46,7 +47,8 @@ const MOST_PREPARED: u32 = 8;
 /// What became of a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The COMMIT was answered, or the PREPARE of one that is to be committed: nothing but its primary's loss can undo it.
+    /// The COMMIT was answered, or the PREPARE of one that is to be committed: nothing but its primary's loss can undo
+    /// it.
     Committed,
     /// It failed before, or was rolled back, or is to be once prepared.
     GivenUp,

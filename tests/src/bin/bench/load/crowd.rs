@@ -1,6 +1,7 @@
 //! Very many streams, read by one thread: it takes little of the machine, so that what is measured is the server.
 //!
-//! An event whose data begins with `t=` and a time (see [`stamp`]) is an arrival; how long it took goes into a histogram.
+//! An event whose data begins with `t=` and a time (see [`stamp`]) is an arrival; how long it took goes into a
+//! histogram.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};

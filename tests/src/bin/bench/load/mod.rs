@@ -186,7 +186,8 @@ impl Pace {
     }
 }
 
-/// Publishes to `topics` in turn, and waits until each event has reached the `listeners` that every topic has in `crowd`.
+/// Publishes to `topics` in turn, and waits until each event has reached the `listeners` that every topic has in
+/// `crowd`.
 fn series(server: &dyn Server, crowd: &Crowd, topics: &[String], listeners: usize, pace: Pace) -> Series {
     let mut publish = server.publisher();
     crowd.forget();

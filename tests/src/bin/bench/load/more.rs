@@ -38,8 +38,8 @@ pub fn watches(database: &Database<'_>, scale: Scale, report: &mut Report) {
     session.run("DROP SCHEMA watched CASCADE");
 }
 
-/// A client that stays, and one that comes back, when more and more rows are retained. The log only grows: all rounds at one size
-/// come before the next size.
+/// A client that stays, and one that comes back, when more and more rows are retained. The log only grows: all rounds
+/// at one size come before the next size.
 pub fn retained(database: &Database<'_>, scale: Scale, report: &mut Report) {
     // A database of its own begins with an empty log.
     let fresh = database.cluster().database();
@@ -77,7 +77,8 @@ fn with_retained(database: &Database<'_>, who: &str, scale: Scale, report: &mut 
     series(&server, &crowd, &one, 1, Pace::new(200.0, scale)).report(report, "write → client, 200 events/s", who);
 }
 
-/// Adds rows to the log as writers do, each by a transaction of its own, but without waiting for the disk; then waits for the relay.
+/// Adds rows to the log as writers do, each by a transaction of its own, but without waiting for the disk; then waits
+/// for the relay.
 fn fill(database: &Database<'_>, rows: usize) {
     std::thread::scope(|scope| {
         for writer in 0..FILLERS {

@@ -65,7 +65,8 @@ impl Server for Node<'_> {
 
     fn publisher(&self) -> Publish<'_> {
         let mut session = self.database.session();
-        // All of one call are one transaction. Postgres sends equal notifications of a transaction once: a number tells them apart.
+        // All of one call are one transaction. Postgres sends equal notifications of a transaction once: a number tells
+        // them apart.
         let sql = "SELECT pg_notify('events', json_build_object('topic', topic, 'data', $2::text, 'n', n)::text)
                      FROM unnest($1::text[]) WITH ORDINALITY AS topics (topic, n)";
         let statement = session.client().prepare(sql).expect("prepare");

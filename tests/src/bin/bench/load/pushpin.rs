@@ -1,5 +1,5 @@
-//! Pushpin as it comes with Debian, for comparison: an origin answers that the stream is to be held for a channel, and publishing
-//! is by POST.
+//! Pushpin as it comes with Debian, for comparison: an origin answers that the stream is to be held for a channel, and
+//! publishing is by POST.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -114,7 +114,8 @@ fn launch(program: &str, dir: &Path, configuration: &str) -> Result<Process, Str
     Process::spawn(&mut command, Signal::SIGTERM).map_err(|error| format!("{program}: {error}"))
 }
 
-/// Starts what answers every request by `Grip-Hold`, for the channel that its path names; it lives as long as the program.
+/// Starts what answers every request by `Grip-Hold`, for the channel that its path names; it lives as long as the
+/// program.
 fn origin() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("listen");
     let address = listener.local_addr().expect("an address");
@@ -164,9 +165,9 @@ impl Server for Pushpin {
         format!("/{topic}")
     }
 
-    /// With 200 at once, about a hundred of 10,000 streams are answered by 502 although Zurl has got a 200 for every one, and
-    /// some by 500 with "received message out of sequence" in the handler's log. Larger marks for Zurl's queues change
-    /// nothing. With 50 or 20 no stream fails.
+    /// With 200 at once, about a hundred of 10,000 streams are answered by 502 although Zurl has got a 200 for every
+    /// one, and some by 500 with "received message out of sequence" in the handler's log. Larger marks for Zurl's
+    /// queues change nothing. With 50 or 20 no stream fails.
     fn at_once(&self) -> usize {
         20
     }

@@ -71,7 +71,8 @@ impl<'a> Turns<'a> {
         Self { rivals: rivals.to_vec(), database, clients, args: args.to_vec() }
     }
 
-    /// Every rival measured alone, in an order that turns from round to round; then `compare` with what each gave in this round.
+    /// Every rival measured alone, in an order that turns from round to round; then `compare` with what each gave in
+    /// this round.
     ///
     /// A rival that can't be started, or fails, is left out from then on, and the report says so.
     pub fn run<T>(

@@ -82,8 +82,8 @@ pub fn storm(database: &Database<'_>, scale: Scale, report: &mut Report) {
 pub fn growth(database: &Database<'_>, scale: Scale, report: &mut Report) {
     /// As many names as fit into a request of 64 KiB.
     const TOPICS_OF_A_STREAM: usize = 4000;
-    /// Events per second: enough that the relay gathers them into ticks in every round. Near 1,000 it does in some, in others it
-    /// cuts one for each, which costs twice as much and has nothing to do with topics.
+    /// Events per second: enough that the relay gathers them into ticks in every round. Near 1,000 it does in some, in
+    /// others it cuts one for each, which costs twice as much and has nothing to do with topics.
     const RATE: u32 = 2000;
     const SERIES: usize = 5;
     let mut costs = Vec::new();
