@@ -1,7 +1,7 @@
 //! `/channels/NAME`: plain `LISTEN NAME` for many clients over the one connection. No history, no positions; who was
 //! connected while the upstream was away is told so.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -10,10 +10,13 @@ use tokio::sync::Notify;
 
 use crate::frame::Frame;
 use crate::metrics::Metrics;
-use crate::subscriber::{Pushed, Subscriber};
+use crate::subscriber::{End, Pushed, Subscriber};
 
 /// Postgres cuts longer names, and two names would become one.
 const MAX_NAME: usize = 63;
+
+/// Names that are remembered as not to be had. When there are more, they are forgotten, and each is found out again.
+const MAX_REFUSED: usize = 1024;
 
 /// A pattern of channel names: `*` stands for any text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +51,8 @@ pub enum Refused {
     Outside,
     /// It is no name of a channel.
     BadName,
+    /// The database can't listen to it.
+    NotInDatabase,
 }
 
 /// Channels and their subscribers.
@@ -56,6 +61,8 @@ pub struct Channels {
     patterns: Vec<Pattern>,
     metrics: Arc<Metrics>,
     inner: Mutex<HashMap<Arc<str>, Channel>>,
+    /// What the database that the upstream is connected to can't listen to.
+    refused: Mutex<HashSet<Arc<str>>>,
     /// Wakes the upstream when a channel is wanted for the first time or no more.
     changed: Notify,
 }
@@ -70,7 +77,7 @@ struct Channel {
 impl Channels {
     /// Channels of these patterns.
     pub fn new(patterns: Vec<Pattern>, metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self { patterns, metrics, inner: Mutex::default(), changed: Notify::new() })
+        Arc::new(Self { patterns, metrics, inner: Mutex::default(), refused: Mutex::default(), changed: Notify::new() })
     }
 
     /// Whether there can be any.
@@ -83,7 +90,10 @@ impl Channels {
         if name.is_empty() || name.len() > MAX_NAME || name.chars().any(char::is_control) {
             return Err(Refused::BadName);
         }
-        if self.patterns.iter().any(|pattern| pattern.matches(name)) { Ok(()) } else { Err(Refused::Outside) }
+        if !self.patterns.iter().any(|pattern| pattern.matches(name)) {
+            return Err(Refused::Outside);
+        }
+        if self.refused.lock().contains(name) { Err(Refused::NotInDatabase) } else { Ok(()) }
     }
 
     /// Takes a subscriber in. It is greeted as soon as the upstream listens: what is notified from then on arrives.
@@ -105,8 +115,11 @@ impl Channels {
     pub fn leave(&self, subscriber: &Subscriber) {
         let mut inner = self.inner.lock();
         for (name, seat) in subscriber.leave() {
-            if let Some(channel) = inner.get_mut(&name) {
-                channel.subscribers.try_remove(seat);
+            // After a refusal, the channel may be another one, and the seat somebody else's.
+            if let Some(channel) = inner.get_mut(&name)
+                && channel.subscribers.get(seat).is_some_and(|there| std::ptr::eq(&**there, subscriber))
+            {
+                channel.subscribers.remove(seat);
                 if channel.subscribers.is_empty() {
                     inner.remove(&name);
                     self.changed.notify_one();
@@ -134,8 +147,25 @@ impl Channels {
         }
     }
 
+    /// Says that the database can't listen to a channel: the streams of those who wait for it end, and who comes later is told.
+    pub fn refuse(&self, name: &Arc<str>) {
+        let mut refused = self.refused.lock();
+        if refused.len() >= MAX_REFUSED {
+            refused.clear();
+        }
+        refused.insert(name.clone());
+        drop(refused);
+        if let Some(channel) = self.inner.lock().remove(name) {
+            for (_, subscriber) in &channel.subscribers {
+                subscriber.close(End::Finished);
+            }
+        }
+    }
+
     /// Says that the upstream is gone: what is notified now is lost, so everyone is told to read their data again.
     pub fn closed(&self) {
+        // The next one may lead to another database.
+        self.refused.lock().clear();
         for channel in self.inner.lock().values_mut() {
             if std::mem::take(&mut channel.open) {
                 self.send(channel, &Frame::message(Some("reset"), r#"{"reason":"upstream"}"#));
@@ -208,6 +238,24 @@ mod tests {
         for bad in ["", "boards_\n", &format!("boards_{}", "x".repeat(60))] {
             assert_eq!(channels.check(bad), Err(Refused::BadName));
         }
+    }
+
+    #[test]
+    fn a_refused_channel_ends_its_streams_and_no_others() {
+        let channels = Channels::new(vec!["*".to_string().into()], Arc::default());
+        let name: Arc<str> = "a".into();
+        let (first, second) = (Subscriber::new(1000), Subscriber::new(1000));
+        channels.join(&name, &first);
+        channels.refuse(&name);
+        assert_eq!((first.ended(), channels.check("a")), (Some(End::Finished), Err(Refused::NotInDatabase)));
+        // Somebody came in before that was known, and the first one leaves only then.
+        channels.join(&name, &second);
+        channels.leave(&first);
+        assert!(channels.wanted().contains(&name));
+        channels.refuse(&name);
+        assert_eq!(second.ended(), Some(End::Finished));
+        channels.closed();
+        assert_eq!(channels.check("a"), Ok(()));
     }
 
     #[test]

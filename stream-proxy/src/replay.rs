@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use tidings_wire::Position;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::database::DatabaseError;
 use crate::frame::{Frame, Reset};
 use crate::hub::{Hub, Joined, Place};
 use crate::metrics::Metrics;
 use crate::reads::Reads;
-use crate::subscriber::Subscriber;
+use crate::subscriber::{End, Subscriber};
 
 /// Rows of the first page: events may be large, so it starts small.
 const FIRST_PAGE: i32 = 64;
@@ -26,6 +26,10 @@ const PAGE_BYTES: usize = 512 * 1024;
 
 /// The longest to wait for a sign of the hub before looking around again.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The longest to wait until a server has come as far as a position: a relay that was away is back by then. A position that no
+/// server has come to, or ever will, must not be asked for for ever: its stream ends, and the client may try another proxy.
+const TOO_EARLY: Duration = Duration::from_secs(20);
 
 /// One client on its way.
 #[derive(Debug)]
@@ -50,6 +54,13 @@ struct Cursor {
     located: bool,
     rows: i32,
     from_log: bool,
+    /// Since when the server has not come as far as the position.
+    early: Option<Instant>,
+}
+
+/// Whether it is of no use to ask again.
+fn is_final(error: &DatabaseError) -> bool {
+    matches!(error, DatabaseError::Expired | DatabaseError::Lost) || error.blames_the_input()
 }
 
 type Ticks = watch::Receiver<Option<u64>>;
@@ -63,12 +74,12 @@ impl Replay {
     /// Serves the client from `after`, or all that is retained, until it is live or gone.
     pub async fn run(self, after: Option<Position>) {
         self.metrics.replaying.rise();
-        let mut cursor = Cursor { after, located: false, rows: FIRST_PAGE, from_log: false };
+        let mut cursor = Cursor { after, located: false, rows: FIRST_PAGE, from_log: false, early: None };
         while self.subscriber.room().await {
             match self.step(&mut cursor).await {
                 Ok(false) => {}
                 Ok(true) => break,
-                Err(error @ (DatabaseError::Expired | DatabaseError::Lost)) => {
+                Err(error) if is_final(&error) => {
                     let why = if matches!(error, DatabaseError::Lost) { Reset::Lost } else { Reset::Expired };
                     if self.reset(why).await {
                         break;
@@ -77,7 +88,7 @@ impl Replay {
                 Err(error) => {
                     tracing::debug!(%error, "replay waits for the database");
                     cursor.located = false;
-                    tokio::time::sleep(PATIENCE.mul_f64(0.2 + 0.8 * fastrand::f64())).await;
+                    sleep(PATIENCE.mul_f64(0.2 + 0.8 * fastrand::f64())).await;
                 }
             }
         }
@@ -120,9 +131,7 @@ impl Replay {
         let text = cursor.after.as_ref().map_or("earliest".to_string(), Position::to_string);
         let (located, last) = self.reads.locate(&text).await?;
         match located {
-            None => {
-                next(ticks).await;
-            }
+            None => self.wait_for_server(cursor, ticks).await,
             // The log returns an earlier position, or one without the snapshot: the client may have seen lost changes.
             Some(position) if cursor.after.as_ref().is_some_and(|after| *after != position) => {
                 return Err(DatabaseError::Lost);
@@ -134,6 +143,18 @@ impl Replay {
             }
         }
         Ok(())
+    }
+
+    /// Waits where it is too early to say where to read on: usually for the next tick.
+    async fn wait_for_server(&self, cursor: &mut Cursor, ticks: Ticks) {
+        let waited = cursor.early.get_or_insert_with(Instant::now).elapsed();
+        if waited < PATIENCE {
+            next(ticks).await;
+        } else if waited < TOO_EARLY {
+            sleep(PATIENCE).await;
+        } else {
+            self.subscriber.close(End::Finished);
+        }
     }
 
     /// Reads one page of the log. Even if the next one fails, the client has advanced to the end of this one.

@@ -153,6 +153,7 @@ fn channel(proxy: &Arc<Proxy>, request: &Parts, peer: IpAddr, name: &str) -> Res
     proxy.channels.check(&name).map_err(|refused| match refused {
         Refused::Outside => Problem::Forbidden(format!("channel {name:?} is not served")),
         Refused::BadName => bad("a channel's name has 1 to 63 bytes and no control characters"),
+        Refused::NotInDatabase => bad("the channel's name has characters that the database's encoding lacks"),
     })?;
     // A channel has no rule: whoever shows a good token, or comes as the anonymous role, may listen to those that the
     // patterns name.

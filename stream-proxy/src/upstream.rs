@@ -149,6 +149,7 @@ impl Session<'_> {
                 tracing::info!(tick = self.place()?.tick, "upstream ready");
             }
             Err(error) if error.no_extension() && self.upstream.channels.enabled() => {
+                self.look_at_encoding().await?;
                 tracing::info!("upstream ready, without the extension: only channels are served");
             }
             Err(error) => return Err(error),
@@ -205,12 +206,20 @@ impl Session<'_> {
 
     /// Listens to the plain channels that are wanted, and to no others.
     async fn tune(&mut self) -> Result<(), DatabaseError> {
-        let wanted = self.upstream.channels.wanted();
-        for name in &wanted {
-            if !self.listening.contains(name) && self.channel.as_deref() != Some(name) {
-                self.listen("LISTEN", name).await?;
+        let mut wanted = self.upstream.channels.wanted();
+        for name in wanted.clone() {
+            if !self.listening.contains(&name) && self.channel.as_deref() != Some(&name) {
+                match self.listen("LISTEN", &name).await {
+                    Err(error) if error.blames_the_input() => {
+                        tracing::warn!(channel = ?name, %error, "a channel that the database does not take");
+                        self.upstream.channels.refuse(&name);
+                        wanted.remove(&name);
+                        continue;
+                    }
+                    listens => listens?,
+                }
             }
-            self.upstream.channels.opened(name);
+            self.upstream.channels.opened(&name);
         }
         let listening = std::mem::replace(&mut self.listening, wanted);
         for name in listening.difference(&self.listening) {
@@ -223,6 +232,21 @@ impl Session<'_> {
 
     async fn listen(&self, verb: &str, channel: &str) -> Result<(), DatabaseError> {
         answer(self.client.batch_execute(&format!("{verb} \"{}\"", channel.replace('"', "\"\"")))).await
+    }
+
+    /// Says what is to be expected of the database's encoding. (The extension is in none but UTF8.)
+    async fn look_at_encoding(&self) -> Result<(), DatabaseError> {
+        let sql = "SELECT pg_catalog.current_setting('server_encoding')";
+        let row = answer(self.client.query_one(sql, &[])).await?;
+        match row.try_get(0)? {
+            "UTF8" => {}
+            "SQL_ASCII" => tracing::warn!(
+                "the database's encoding is SQL_ASCII, so nobody knows what its texts are: a notification that is not UTF-8 costs \
+                 the connection, and clients get a reset"
+            ),
+            encoding => tracing::info!(encoding, "names of channels are limited to the database's encoding"),
+        }
+        Ok(())
     }
 
     /// Looks, when it has been quiet, whether something was missed.

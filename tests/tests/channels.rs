@@ -1,8 +1,10 @@
 //! `/channels/NAME`: plain LISTEN for many clients over one connection, also in a database without the extension.
 
+use std::time::Instant;
+
 use tidings_tests::http::{self, Response};
 use tidings_tests::sse::Parser;
-use tidings_tests::{Database, Frame, Item, Proxy, shared, until};
+use tidings_tests::{DEADLINE, Database, Frame, Item, Proxy, shared, until};
 
 /// A stream of a channel.
 struct Channel {
@@ -150,4 +152,28 @@ fn a_burst_of_notifications_in_one_transaction_arrives_whole() {
         assert_eq!(channel.frame().data, n.to_string());
     }
     assert_eq!(proxy.metrics()["tidings_notifications_total{result=\"dropped\"}"], 0.0);
+}
+
+#[test]
+fn a_name_that_the_databases_encoding_lacks_disturbs_nobody() {
+    for encoding in ["LATIN1", "EUC_JP"] {
+        let db = shared().database_of(&format!("ENCODING '{encoding}' LOCALE 'C'"));
+        let proxy = proxy(&db, &["--channel", "*"]);
+        let (name, lacking) =
+            if encoding == "LATIN1" { ("caf\u{e9}", "\u{20ac}") } else { ("\u{6771}\u{4eac}", "\u{1f600}") };
+        let mut channel = Channel::open(&proxy, name);
+        let path = format!("/channels/{}", http::escape(lacking));
+        let mut response = http::open(proxy.address(), &path, &[]).expect("an answer");
+        // The first one waits for the database, and its stream ends; who comes later is told at once.
+        let start = Instant::now();
+        while response.read(&mut Vec::new()).expect("the end") {
+            assert!(start.elapsed() < DEADLINE, "the stream goes on");
+        }
+        let (head, problem) = http::get(proxy.address(), &path).expect("an answer");
+        assert_eq!(head.status, 400, "{problem}");
+        assert!(problem.contains("encoding"), "{problem}");
+        notify(&db, name, "still here");
+        assert_eq!(channel.frame().data, "still here");
+        assert_eq!(proxy.metric("tidings_upstream_reconnects_total"), 0.0, "{}", proxy.log_tail());
+    }
 }

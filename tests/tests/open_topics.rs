@@ -24,6 +24,20 @@ fn wait_open(db: &Database<'_>, expected: &[(&str, (i64, i64))]) {
 }
 
 #[test]
+fn no_topic_keeps_others_from_being_told() {
+    let db = shared().database();
+    let proxy = db.proxy(&[]);
+    let long = "\u{10FFFF}".repeat(63);
+    let odd = ["\u{FFFF}", "\u{E000}\u{200B}", "e\u{301}", "\u{e9}", "'; --", "{\"a\",NULL}", "\\", "NULL", &long];
+    let streams = odd.map(|topic| proxy.live(&[topic, "boards_5"]));
+    let all: Vec<_> = odd.map(|topic| (topic, (1, 1))).into_iter().chain([("boards_5", (9, 1))]).collect();
+    wait_open(&db, &all);
+    drop(streams);
+    wait_open(&db, &[]);
+    assert_eq!(proxy.metric("tidings_report_errors_total"), 0.0);
+}
+
+#[test]
 fn a_topic_is_open_from_the_first_subscriber_at_any_proxy_to_the_last() {
     let db = shared().database();
     let proxies = [db.proxy(&[]), db.proxy(&[])];

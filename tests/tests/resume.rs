@@ -4,7 +4,7 @@ use tidings_tests::follower::Habits;
 use tidings_tests::http;
 use tidings_tests::ledger::{self, Ledger, TOPICS};
 use tidings_tests::sse::Request;
-use tidings_tests::{Database, Follower, Frame, Proxy, shared};
+use tidings_tests::{Database, Follower, Frame, Proxy, Sse, shared, until};
 
 use crate::{all_until_now, boards, titles};
 
@@ -84,6 +84,55 @@ fn what_is_no_position_is_refused() {
         assert_eq!(head.status, 400, "{since:?}: {body}");
         assert_eq!(head.header("content-type"), Some("application/problem+json"), "{since:?}");
     }
+}
+
+/// Positions that no proxy gave: each gets an answer that is final, and nobody is in a loop because of it.
+#[test]
+fn a_made_up_position_holds_up_nobody() {
+    let db = boards();
+    let proxy = db.proxy(&["--max-replays", "1"]);
+    let mut stays = proxy.live(&["boards_5"]);
+    stays.wait_id();
+    let now = stays.last_id().expect("an id").to_owned();
+    db.session().run("INSERT INTO board_items VALUES (1, 5, 'after the positions')");
+    assert_eq!(titles(&[stays.frame()]), ["after the positions"]);
+    let most = i64::MAX;
+    let many: Vec<String> = (1000..5000).map(|xid| xid.to_string()).collect();
+    let many = many.join(",");
+    let mut streams = Vec::new();
+    for since in [
+        "99999999999999999999-1".to_owned(),
+        format!("{most}-4294967295"),
+        format!("{most}:{most}:{most}:{most}:"),
+        "0:0:0:0:".to_owned(),
+        format!("{now}:{most}:0:0:"),
+        format!("{now}:{most}:0:{most}:1,2,3"),
+        format!("{now}:{most}:1:4294967296:"),
+        format!("{now}:{most}:4294967296:4294967297:"),
+        format!("{now}:{most}:1:{most}:"),
+        format!("{now}:1:{most}:{most}:"),
+        format!("{now}:{most}:9:3:"),
+        format!("{now}:{most}:3:9:5,5"),
+        format!("{now}:{most}:1000:5000:{many}"),
+        format!("{}:{most}:1000:5000:{many}", "0".repeat(40)),
+        format!("{now}:{most}:1000:5000:\u{0}"),
+    ] {
+        match Sse::connect(proxy.address(), &Request::since(&["boards_5"], &since)) {
+            Ok(stream) => streams.push(stream),
+            Err(error) => assert!(error.to_string().contains("status: 400"), "{since}: {error}"),
+        }
+    }
+    assert!(streams.len() >= 5, "{}", streams.len());
+    until("nobody is on the way any more", || proxy.metric("tidings_replays") == 0.0);
+    db.session().publish("boards_5", "\"for all who are there\"");
+    for stream in [&mut stays].into_iter().chain(&mut streams) {
+        // One whose position no server will ever come to has ended.
+        let frames = std::iter::from_fn(|| stream.frame_or_end());
+        for frame in frames.take_while(|frame| !frame.data.contains("for all")) {
+            assert!(["changed", "reset"].contains(&&*frame.event), "{frame:?}");
+        }
+    }
+    assert_eq!(proxy.metric("tidings_upstream_reconnects_total"), 0.0);
 }
 
 #[test]

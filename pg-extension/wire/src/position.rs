@@ -13,8 +13,12 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// The longest text taken for a position, in bytes: room for a snapshot with some 2,500 running transactions.
+/// The longest text taken for what a snapshot saw, in bytes: room for some 2,500 running transactions.
 pub const MAX_TEXT: usize = 32 * 1024;
+
+/// The longest text taken for a tick and a number: all their digits. It has a bound of its own, so that with any snapshot that is
+/// taken, every place can be taken.
+const MAX_PLACE: usize = 30;
 
 /// The `n` of a position that stands behind the last event of its tick.
 pub const END: u32 = u32::MAX;
@@ -85,11 +89,11 @@ impl FromStr for Position {
     type Err = PositionError;
 
     fn from_str(text: &str) -> Result<Self, PositionError> {
-        if text.len() > MAX_TEXT {
-            return Err(PositionError);
-        }
         let mut fields = text.split(':');
         let place = fields.next().ok_or(PositionError)?;
+        if place.len() > MAX_PLACE || text.len() - place.len() > MAX_TEXT {
+            return Err(PositionError);
+        }
         let (tick, n) = match place.split_once('-') {
             Some((tick, n)) => (number(tick)?, u32::try_from(number(n)?).map_err(|_| PositionError)?),
             None => (number(place)?, END),
@@ -117,7 +121,9 @@ impl Seen {
         let seen = Self { stamp: number(stamp)?, xmin: number(xmin)?, xmax: number(xmax)?, running };
         let rising = seen.running.windows(2).all(|pair| pair[0] < pair[1]);
         let inside = seen.running.iter().all(|xid| (seen.xmin..seen.xmax).contains(xid));
-        (rising && inside && seen.xmin <= seen.xmax).then_some(seen).ok_or(PositionError)
+        // Postgres takes no snapshot that begins or ends with the transaction 0 of an epoch, for there is none.
+        let real = [seen.xmin, seen.xmax].iter().all(|xid| xid % (1 << 32) != 0);
+        (rising && inside && real && seen.xmin <= seen.xmax).then_some(seen).ok_or(PositionError)
     }
 }
 
@@ -160,13 +166,32 @@ mod tests {
             "5-1:1:2:3:2,2",
             "5-1:1:3:2:",
             "5-1:1:2:3:2:4",
+            "5:1:0:0:",
+            "5:1:0:3:",
+            "5:1:2:4294967296:",
+            "5:1:4294967296:4294967297:",
             "٥-1",
             "5-1\n",
             "earliest",
         ] {
             assert_eq!(text.parse::<Position>(), Err(PositionError), "{text:?}");
         }
-        assert!("1".repeat(MAX_TEXT + 1).parse::<Position>().is_err());
+        assert!(format!("{}5-1", "0".repeat(MAX_PLACE)).parse::<Position>().is_err());
+        assert!(format!("5:1:2:99999999:{}", "2,".repeat(MAX_TEXT / 2)).parse::<Position>().is_err());
+    }
+
+    #[test]
+    fn what_the_longest_snapshot_divides_has_positions_too() {
+        let mut text = "5:1:100000:999999:100000".to_owned();
+        let mut xid = 100_000;
+        while text.len() + 7 <= MAX_TEXT {
+            xid += 1;
+            text.push_str(&format!(",{xid}"));
+        }
+        let position: Position = text.parse().unwrap();
+        for place in [Position { tick: i64::MAX as u64, n: END - 1, ..position.clone() }, position] {
+            assert_eq!(place.to_string().parse::<Position>().unwrap(), place);
+        }
     }
 
     proptest! {
