@@ -164,7 +164,7 @@ SELECT w.tgrelid::regclass AS relation,
        coalesce((SELECT substr(a, 12) FROM unnest(w.list) a WHERE a LIKE 'old_record=%'), 'changed') AS old_record,
        bool_and(w.tgenabled <> 'D') AS enabled
 FROM (
-    -- The arguments are stored one after the other, each with a zero byte behind it.
+    -- The arguments are stored one after the other, each with a zero byte at its end.
     SELECT t.oid, t.tgrelid, t.tgtype, t.tgenabled,
            coalesce(substring(t.tgname FROM CASE WHEN t.tgtype & 32 <> 0 THEN '^tidings_(.*)_truncate$' ELSE '^tidings_(.*)$' END), t.tgname) AS name,
            (SELECT array_agg(convert_from(decode(raw[1], 'hex'), 'UTF8'))
@@ -185,5 +185,5 @@ COMMENT ON COLUMN tidings.watches.columns IS 'The columns that are captured, NUL
 COMMENT ON COLUMN tidings.watches.exclude IS 'The columns that are left out, NULL for none';
 COMMENT ON COLUMN tidings.watches.operations IS 'INSERT, UPDATE, DELETE, TRUNCATE: those that are captured';
 COMMENT ON COLUMN tidings.watches.condition IS 'The condition on OLD and NEW, NULL for none';
-COMMENT ON COLUMN tidings.watches.old_record IS 'What an UPDATE tells of the old row: changed, full or none';
+COMMENT ON COLUMN tidings.watches.old_record IS 'The part of the old row that an UPDATE includes: changed, full or none';
 COMMENT ON COLUMN tidings.watches.enabled IS 'Whether its triggers are enabled';

@@ -107,7 +107,7 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION tidings.position() IS
-    'The position of the current snapshot: what a query of the same snapshot has not seen is behind it';
+    'The position of the current snapshot: everything that a query with the same snapshot has not seen comes after it';
 
 CREATE OR REPLACE FUNCTION tidings.tick_segments(
     since pg_snapshot, until pg_snapshot,
@@ -155,7 +155,7 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION tidings.check_retained(bigint, bigint) IS 'Raises TI001 unless all events behind a position are retained';
+COMMENT ON FUNCTION tidings.check_retained(bigint, bigint) IS 'Raises TI001 unless all events after a position are retained';
 
 CREATE OR REPLACE FUNCTION tidings.known_tick(tick bigint) RETURNS bigint
 LANGUAGE sql STABLE
@@ -269,7 +269,7 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION tidings.segments(text, integer) IS 'The log behind a position, in order, in whole segments, for the proxy';
+COMMENT ON FUNCTION tidings.segments(text, integer) IS 'The log after a position, in order, in whole segments, for the proxy';
 
 CREATE OR REPLACE FUNCTION tidings.remaining_snapshot(snapshot pg_snapshot, since pg_snapshot) RETURNS text
 LANGUAGE sql VOLATILE
@@ -437,7 +437,7 @@ END
 $$;
 
 COMMENT ON FUNCTION tidings.changes(text, text[], integer) IS
-    'The events behind a position, in order, of the given topics or all; fewer than max_rows means that there are no more';
+    'The events after a position, in order, of the given topics or all; fewer than max_rows means that there are no more';
 
 CREATE OR REPLACE VIEW tidings.events AS
 SELECT t.tick || '-' || (s.first + d.n) AS position, d.topic, d.event, d.payload, to_timestamp(s.stamp / 1000000.0) AS created_at

@@ -56,7 +56,7 @@ END
 $$;
 
 COMMENT ON FUNCTION tidings.report(text, text[], integer[], interval) IS
-    'A proxy tells how many subscribers its topics have (0 closes one), and renews the lease on all it has told';
+    'A proxy reports how many subscribers its topics have (0 closes one), and renews the lease on all its reports';
 
 CREATE OR REPLACE VIEW tidings.open_topics AS
 SELECT o.topic, sum(o.subscribers)::integer AS subscribers, array_agg(o.proxy ORDER BY o.proxy) AS proxies, min(o.since) AS since
@@ -67,5 +67,5 @@ GROUP BY o.topic;
 COMMENT ON VIEW tidings.open_topics IS 'The topics that someone is subscribed to right now';
 COMMENT ON COLUMN tidings.open_topics.topic IS 'The topic';
 COMMENT ON COLUMN tidings.open_topics.subscribers IS 'How many subscribers it has at all proxies';
-COMMENT ON COLUMN tidings.open_topics.proxies IS 'The proxies that have told of them';
+COMMENT ON COLUMN tidings.open_topics.proxies IS 'The proxies that have reported them';
 COMMENT ON COLUMN tidings.open_topics.since IS 'Since when it has had any';

@@ -109,7 +109,7 @@ END
 $$;
 
 COMMENT ON FUNCTION tidings.allow(text, text) IS
-    'Allows the subscription to topics of this form to those for whom the query finds a row; replaces the rule of the same form';
+    'Lets subscribers for whom the query finds a row subscribe to topics that match the template; replaces the rule of the same template';
 
 CREATE OR REPLACE FUNCTION tidings.disallow(topic text) RETURNS boolean
 LANGUAGE plpgsql STRICT
@@ -122,7 +122,7 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION tidings.disallow(text) IS 'Takes a rule back; false if there was none for this template';
+COMMENT ON FUNCTION tidings.disallow(text) IS 'Removes a rule; false if there was none for this template';
 
 CREATE OR REPLACE FUNCTION tidings.ask_rule(role oid, claims text, query text, holes text[], search_path text) RETURNS text
 LANGUAGE c STRICT VOLATILE AS 'MODULE_PATHNAME', 'ask_rule_wrapper';
