@@ -1,10 +1,10 @@
-//! The network between a client and a server: a relay of bytes that can be cut and joined again.
+//! The network between a client and a server: forwards bytes, and can be cut and joined again.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// A cable to a server. Dropped, it is gone and so is everything that went through it.
+/// A cable to a server. Dropping it closes the cable and all its connections.
 #[derive(Debug)]
 pub struct Cable {
     address: SocketAddr,
@@ -13,7 +13,7 @@ pub struct Cable {
 
 #[derive(Debug)]
 struct State {
-    /// Where it leads; `None` while it is cut.
+    /// The server; `None` while the cable is cut.
     to: Option<SocketAddr>,
     /// The two ends of each connection.
     ends: Vec<TcpStream>,
@@ -34,7 +34,7 @@ impl Cable {
                     return;
                 }
                 if let (Ok(near), Some(to)) = (near, state.to) {
-                    // Where nobody listens, the client sees what it would see without a cable: no connection.
+                    // If nobody listens, the client sees the same as without a cable: no connection.
                     let _ = state.connect(near, to);
                 }
             }
@@ -47,14 +47,14 @@ impl Cable {
         self.address
     }
 
-    /// Everything breaks off, and nothing comes through until the cable is joined.
+    /// Breaks all connections and lets nothing through until the cable is joined.
     pub fn cut(&self) {
         let mut state = lock(&self.state);
         state.to = None;
         state.break_off();
     }
 
-    /// The cable leads to `server` again.
+    /// Joins the cable to `server` again.
     pub fn join(&self, server: SocketAddr) {
         lock(&self.state).to = Some(server);
     }
@@ -90,7 +90,7 @@ impl State {
     }
 }
 
-/// Carries bytes one way, until either side has ended.
+/// Forwards bytes in one direction until either side ends.
 fn carry(mut from: TcpStream, mut to: TcpStream) {
     std::thread::spawn(move || {
         let mut space = vec![0; 64 * 1024];

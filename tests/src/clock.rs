@@ -1,4 +1,4 @@
-//! A clock that goes wrong: libfaketime shows the server another time than the real one.
+//! A clock that is wrong: libfaketime shows the server a time other than the real one.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,19 +15,19 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// Whether a clock can be changed on this machine.
+    /// Whether clocks can be changed on this machine.
     pub fn can_jump() -> bool {
         Path::new(FAKETIME).exists()
     }
 
-    /// One that is so many seconds beside the real one.
+    /// A clock that differs from the real one by so many seconds.
     pub fn at(offset: i32) -> Self {
         let clock = Self { file: fresh_path("clock") };
         clock.set(offset);
         clock
     }
 
-    /// The environment of a server that goes by this clock. What elapses, elapses as it does.
+    /// The environment of a server that uses this clock. Elapsed time stays real.
     pub fn environment(&self) -> Vec<(String, String)> {
         let file = self.file.display().to_string();
         [
@@ -40,9 +40,9 @@ impl Clock {
         .to_vec()
     }
 
-    /// Puts the clock to that many seconds beside the real one.
+    /// Sets the clock to differ from the real one by so many seconds.
     pub fn set(&self, offset: i32) {
-        // Replaced in one step: a process that reads half of it would have another time.
+        // Replaced in one step, because a process that reads half of the file would see another time.
         let new = self.file.with_extension("new");
         fs::write(&new, format!("{offset:+}")).expect("write the clock's file");
         fs::rename(new, &self.file).expect("put the clock");

@@ -1,6 +1,6 @@
-//! What the code behind a rule tries: the function of a policy, an operator in a schema that others may write to.
-//! Whoever wrote it owns a table that a rule asks, and nothing else. What somebody tries from outside is in `attacks`
-//! and `attacks_on_rules`.
+//! Attacks by the code behind a rule: the function of a policy, an operator in a schema where others may write. The
+//! attacker owns a table that a rule queries, and nothing else. Attacks from outside are in `attacks` and
+//! `attacks_on_rules`.
 
 use std::sync::{Arc, Mutex};
 
@@ -11,8 +11,8 @@ use tidings_tests::{Session, until};
 use crate::access::{Team, status};
 use crate::attacks::still_serves;
 
-/// Creates the role `mallory` and a table of hers, whose policy lets in whomever her function `spy()` lets in; a rule
-/// asks the table.
+/// Creates the role `mallory` and a table of hers with a policy that calls her function `spy()`. A rule queries the
+/// table.
 fn spied_on(team: &Team<'_>) -> String {
     let mallory = team.db.role("mallory");
     team.db.session().run(&format!(
@@ -28,7 +28,7 @@ fn spied_on(team: &Team<'_>) -> String {
     mallory
 }
 
-/// What `spy()` does from now on, in PL/pgSQL; it says yes if it gets to its end.
+/// Sets what `spy()` does from now on, in PL/pgSQL. It allows access if it reaches its end.
 fn spy(team: &Team<'_>, mallory: &str, body: &str, options: &str) {
     team.db.session_as(mallory).run(&format!(
         "CREATE OR REPLACE FUNCTION art.spy() RETURNS boolean LANGUAGE plpgsql {options} AS $spy$
@@ -60,7 +60,7 @@ fn a_rules_code_does_not_become_the_proxys_role() {
     ] {
         spy(&team, &mallory, &format!("{change} {read}"), "");
         assert_eq!(status(&proxy, DRAWINGS, &team.token(1)), 403, "{change}");
-        // Nor where the failure is caught.
+        // Nor if the error is caught.
         spy(&team, &mallory, &format!("BEGIN {change} EXCEPTION WHEN OTHERS THEN NULL; END; {read}"), "");
         assert_eq!(status(&proxy, DRAWINGS, &team.token(1)), 403, "{change}");
     }
@@ -72,7 +72,7 @@ fn a_rules_code_does_not_become_the_proxys_role() {
     still_serves(&team, &proxy);
 }
 
-/// What a rule does to the session, and the query that finds a row if it is seen.
+/// What a rule does to the session, and the query that finds a row if that is still visible.
 const TRACES: &[(&str, &str)] = &[
     ("SELECT pg_advisory_lock(4711)", "SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"),
     (
@@ -197,7 +197,7 @@ fn a_rule_whose_names_others_can_shadow_is_told_when_it_is_made() {
     assert!(notices[0].message().contains("open") && !notices[0].message().contains("closed"), "{notices:?}");
     assert!(notices[0].hint().is_some_and(|hint| hint.contains("schema")), "{notices:?}");
     assert_eq!(path(&team), "open, closed, pg_temp");
-    // Where nobody else may create there is nothing to tell; rights of everybody count.
+    // If nobody else may create objects, there is no warning. Rights of PUBLIC count.
     assert_eq!(told("closed", "rooms").len(), 0);
     team.db.session().run("GRANT CREATE ON SCHEMA closed TO PUBLIC");
     assert_eq!(told("closed", "rooms").len(), 1);

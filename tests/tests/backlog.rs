@@ -1,4 +1,5 @@
-//! What was committed while the relay was away: ticks of bounded size, in the right order, and none of it missing.
+//! Everything that was committed while the relay was down becomes ticks of bounded size, in the right order, with
+//! nothing missing.
 
 use tidings_tests::process::{Signal, send};
 use tidings_tests::sse::Request;
@@ -10,13 +11,13 @@ use crate::{create_boards, passed_over, titles};
 /// The most segments of a tick, and what its last transaction may add.
 const BOUND: i64 = 10_000;
 
-/// Writers that all wait for one another's row, each with its transaction's number from before it waits.
+/// Writers that all wait for each other's row; each gets its transaction's number before it waits.
 const WRITERS: usize = 4;
 
-/// Transactions of each.
+/// The transactions of each writer.
 const EACH: usize = 6_000;
 
-/// How many segments the largest tick has.
+/// The number of segments of the largest tick.
 fn largest_tick(session: &mut Session) -> i64 {
     session.one(
         "SELECT max(n) FROM (SELECT count(*) AS n FROM tidings.tick t CROSS JOIN LATERAL tidings.tick_segments(t.since, t.until)
@@ -24,7 +25,7 @@ fn largest_tick(session: &mut Session) -> i64 {
     )
 }
 
-/// What is committed while the relay is stopped: counts of one row.
+/// Commits while the relay is stopped: counts of one row.
 fn write_backlog(db: &Database<'_>, each: usize) {
     std::thread::scope(|scope| {
         for _ in 0..WRITERS {
@@ -53,7 +54,7 @@ fn create_counter(db: &Database<'_>) {
 
 #[test]
 fn a_backlog_is_told_in_order_in_ticks_of_bounded_size() {
-    // Few processes make the margin small that a cut has to look at.
+    // With few processes, the margin that a cut has to look at is small.
     let cluster = Cluster::start(&[("max_connections", "40"), ("max_worker_processes", "8")]);
     let db = cluster.database();
     create_counter(&db);
@@ -61,7 +62,8 @@ fn a_backlog_is_told_in_order_in_ticks_of_bounded_size() {
     let mut log = Log::from_here(&db);
     let proxy = db.proxy(&[]);
     let mut session = db.session();
-    // One runs all the time with an old number and waits for the row at last; one is prepared and stays for long.
+    // One transaction runs the whole time with an old number and waits for the row at the end; one is prepared and
+    // stays for long.
     let (mut old, mut prepared) = (db.session(), db.session());
     old.run("BEGIN; INSERT INTO board_items VALUES (1, 5, 'old')");
     prepared.run("BEGIN; INSERT INTO board_items VALUES (2, 5, 'prepared'); PREPARE TRANSACTION 'p'");
@@ -123,12 +125,12 @@ fn a_page_of_a_backlog_reads_what_it_holds_and_not_the_backlog() {
     }
 }
 
-/// Makes the newest segment one that does not decode.
+/// Makes the newest segment undecodable.
 fn spoil(session: &mut Session) {
     session.run("UPDATE tidings.log SET data = '\\x03ffffff' WHERE xid = (SELECT max(xid) FROM tidings.log)");
 }
 
-/// Takes away what the newest segment has out of line.
+/// Removes the out-of-line data of the newest segment.
 fn tear_off(session: &mut Session) {
     let toast: String = session.one(
         "SELECT reltoastrelid::regclass::text FROM pg_class WHERE oid = 'tidings.log_0'::regclass AND relkind = 'r'",
@@ -165,7 +167,7 @@ fn a_segment_that_cannot_be_read_stops_nothing_but_itself() {
         assert_eq!(sse.frame().event, "reset", "the client is told that something is missing");
         session.run(&format!("INSERT INTO board_items VALUES ({}, 5, 'after it')", id + 10));
         assert_eq!(titles(&[sse.frame()]), ["after it"]);
-        // Whoever asks in SQL gets an error that says how to find the row.
+        // A reader in SQL gets an error that says how to find the row.
         let refused = session.refused("SELECT FROM tidings.changes('earliest')");
         assert_eq!(refused.code().code(), "XX001", "{refused}");
         let found: i64 = session.one(&format!(

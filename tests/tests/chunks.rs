@@ -1,4 +1,4 @@
-//! How a stream is framed on its way, and what that does to those that stand between the proxy and a client.
+//! How a stream is framed in transit, and the effect on intermediaries between the proxy and a client.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -10,7 +10,7 @@ use tidings_tests::{DEADLINE, Item, http};
 use crate::boards;
 use crate::clients::{Client, folder};
 
-/// Head and body of a stream over this version of HTTP that has got an event and heartbeats, and ended in good order.
+/// Head and body of a stream over this version of HTTP that got an event and heartbeats, and ended properly.
 fn life(version: &str) -> (String, Vec<u8>) {
     let db = boards();
     let mut proxy = db.proxy(&["--heartbeat", "100ms", "--drain", "100ms"]);
@@ -35,7 +35,7 @@ fn life(version: &str) -> (String, Vec<u8>) {
     (String::from_utf8(all).expect("a head").to_ascii_lowercase(), body)
 }
 
-/// What is in the chunks of a body, which must consist of chunks, with the last one at its end.
+/// The content of the chunks of a body, which must consist of chunks, ending with the last one.
 fn chunks(mut body: &[u8]) -> Vec<Vec<u8>> {
     let mut chunks = Vec::new();
     loop {
@@ -60,7 +60,7 @@ fn items(body: &[u8]) -> Vec<Item> {
     items
 }
 
-/// Whether it is all that `life` lets come.
+/// Whether the stream has everything that `life` sends.
 fn assert_whole(items: &[Item]) {
     assert!(matches!(items, [Item::Retry(_), Item::Comment(_), Item::Position(_), .., Item::Retry(_)]), "{items:?}");
     let events = items.iter().filter(|item| matches!(item, Item::Frame(frame) if frame.data.len() > 60_000));
@@ -75,7 +75,7 @@ fn a_stream_over_http_1_1_is_chunked_to_its_end() {
     let chunks = chunks(&body);
     assert_whole(&items(&chunks.concat()));
     for chunk in chunks {
-        // Who looks at chunks one by one sees whole blocks.
+        // A reader that looks at chunks one by one sees whole blocks.
         assert!(chunk.ends_with(b"\n\n"), "{:?}", String::from_utf8_lossy(&chunk));
     }
 }
@@ -121,7 +121,7 @@ fn python_s_requests_hands_out_each_event_as_it_comes() {
         command.arg(folder().join("requests_client.py")).args([way, &url]);
         let client = Client::start(command);
         assert_eq!(client.line(), "{}", "the place");
-        // The next one is written only when the one before has come.
+        // The next event is written only after the one before has arrived.
         for n in first..first + 5 {
             db.session().run(&format!("INSERT INTO board_items VALUES ({n}, 5, 'event {n}')"));
             assert!(client.line().to_string().contains(&format!("event {n}")));

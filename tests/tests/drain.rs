@@ -1,4 +1,4 @@
-//! The end of a proxy: streams are ended one after another, and until its turn comes each has all that was promised.
+//! The shutdown of a proxy: streams end one after another, and until its turn comes each keeps every promise.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -12,20 +12,20 @@ use tidings_tests::{DEADLINE, Item, Proxy, Sse, until};
 use crate::access::{Team, sign};
 use crate::boards;
 
-/// Sends SIGTERM and waits until the proxy accepts nobody any more.
+/// Sends SIGTERM and waits until the proxy accepts no new connection.
 #[track_caller]
 fn begin(proxy: &Proxy) {
     proxy.signal(Signal::SIGTERM);
     until("the proxy accepts nobody", || TcpStream::connect(proxy.address()).is_err());
 }
 
-/// All that is left of a stream.
+/// The rest of a stream.
 #[track_caller]
 fn rest(mut stream: Sse) -> Vec<Item> {
     std::iter::from_fn(|| stream.item()).collect()
 }
 
-/// Whether the proxy told the client when to come back before it ended the stream.
+/// Whether the proxy sent the client a wait before it ended the stream.
 fn said_goodbye(items: &[Item]) -> bool {
     matches!(items.last(), Some(Item::Retry(_)))
 }
@@ -48,7 +48,7 @@ fn heartbeats_go_on_until_a_streams_turn_comes() {
     assert!(counts.iter().any(|count| *count >= 5), "{counts:?}");
 }
 
-/// Opens streams of somebody who then may not have them any more; counts those that end without a goodbye.
+/// Opens streams that then lose their access; counts those that end without a goodbye.
 fn taken_away(args: &[&str], token: impl Fn(&Team<'_>) -> String, take_away: impl Fn(&Team<'_>)) -> usize {
     let team = Team::new();
     let proxy = team.proxy(&[&["--drain", "200s"], args].concat());
@@ -99,7 +99,7 @@ fn a_request_that_is_on_its_way_at_sigterm_is_sent_elsewhere() {
         socket.read_to_string(&mut answer).expect("an answer");
         answer
     });
-    // An EventSource would give up for good on an error.
+    // An error would make an EventSource give up permanently.
     assert!(
         stream.starts_with("HTTP/1.1 200 ") && stream.ends_with("\n\n") && stream.contains("\nretry: "),
         "{stream}"
@@ -107,7 +107,7 @@ fn a_request_that_is_on_its_way_at_sigterm_is_sent_elsewhere() {
     assert!(other.starts_with("HTTP/1.1 503 ") && other.contains("\r\nretry-after: "), "{other}");
 }
 
-/// A client of HTTP/2 that does nothing by itself: it answers no ping and heeds no farewell.
+/// A client of HTTP/2 that does nothing by itself: it answers no ping and ignores GOAWAY.
 struct Raw {
     socket: TcpStream,
     streams: u32,
@@ -181,7 +181,7 @@ fn an_http2_connection_is_told_to_go_away_and_its_streams_end_with_a_goodbye() {
     proxy.wait_clients(3);
     begin(&proxy);
     while client.frame().0 != GOAWAY {}
-    // Who asks all the same is sent elsewhere: to an EventSource, an error would be for ever.
+    // A client that still sends a request is sent elsewhere: an error would stop an EventSource permanently.
     let late = client.ask("text/event-stream");
     let body = client.body(late);
     assert!(body.starts_with("retry: ") && !body.contains("tidings"), "{body:?}");

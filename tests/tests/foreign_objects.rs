@@ -1,5 +1,5 @@
-//! What others have made is never called: no function, operator or type, wherever it lies and whatever the session's
-//! `search_path` says.
+//! Tidings never calls objects of others: no function, operator or type, in whatever schema and whatever the session's
+//! `search_path`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,7 +10,7 @@ use tidings_tests::{Cluster, Session, shared, until};
 
 use crate::access::{SECRET, sign};
 
-/// What stands in front of a parenthesis and is no function, and types that are words of the grammar.
+/// Words before a parenthesis that are not functions, and types that are words of the grammar.
 const GRAMMAR: &[&str] = &[
     "all", "and", "any", "array", "as", "by", "coalesce", "exists", "from", "greatest", "join", "lateral", "least",
     "not", "nullif", "on", "operator", "or", "r", "row", "select", "then", "values", "when", "where",
@@ -20,7 +20,7 @@ const GRAMMAR: &[&str] = &[
 const TYPES: &[&str] =
     &["bytea", "int2", "int4", "int8", "jsonb", "pg_snapshot", "regclass", "text", "timestamptz", "xid8"];
 
-/// Words that stand for an operator, which is looked up in the path, too.
+/// Words that stand for an operator, which is also looked up in the path.
 const OPERATORS: &[&str] = &["between", "ilike", "in", "like", "natural", "using", "similar"];
 
 /// The files of a folder and those below with this ending.
@@ -45,7 +45,7 @@ fn files(folder: &str, ending: &str) -> Vec<String> {
 fn literals(source: &str) -> Vec<String> {
     let source = source.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
     let code: Vec<&str> = source.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
-    // A quote as a character is no string's.
+    // A quote as a character does not begin a string.
     let code = code.join("\n").replace("'\"'", "").replace("'\\\"'", "");
     let mut literals = Vec::new();
     let mut rest = code.as_str();
@@ -78,13 +78,13 @@ fn literals(source: &str) -> Vec<String> {
     literals
 }
 
-/// Whether a text is a statement of SQL and no word of a sentence.
+/// Whether a text is an SQL statement, and not a word of a sentence.
 fn is_statement(text: &str) -> bool {
     let words = ["SELECT ", "WITH ", "INSERT ", "UPDATE ", "DELETE ", "TRUNCATE ", "SET ", "CALL ", "DO "];
     words.iter().any(|word| text.trim_start().starts_with(word))
 }
 
-/// What of a statement, or of the body of a function, is looked up in the session's path.
+/// The names in a statement, or in the body of a function, that are looked up in the session's path.
 fn looked_up(statement: &str) -> Vec<String> {
     let lines: Vec<&str> = statement.lines().map(|line| line.split("--").next().unwrap_or_default()).collect();
     // Strings are every other piece between quotes. Neither := nor FOREACH … IN ARRAY are SQL.
@@ -237,7 +237,7 @@ fn nothing_that_others_have_made_is_called() {
         theirs.run(&format!("ALTER DATABASE {} SET search_path = evil, public, pg_catalog", db.name()));
         let log = || fs::read_to_string(cluster.log_file()).expect("the server's log");
         let trapped = || log().matches("TRAPPED").count();
-        // The traps are good.
+        // The traps work.
         let before = trapped();
         db.session().run("SELECT unnest(ARRAY['a']), 1 = 1, 'a' || 1");
         assert!(trapped() >= before + 3);

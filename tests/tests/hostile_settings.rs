@@ -1,4 +1,4 @@
-//! Whatever a DBA sets for the database or for a role, the proxy and the relay go by settings of their own.
+//! Whatever a DBA sets for the database or for a role, the proxy and the relay use their own settings.
 
 use tidings_tests::http::{self, Response};
 use tidings_tests::sse::Request;
@@ -50,7 +50,7 @@ const HOSTILE: &[(&str, &str)] = &[
     ("synchronous_commit", "off"),
 ];
 
-/// Sets all of that for what the statement says, and what only newer versions know.
+/// Makes all of these settings in the way that the statement says, and those that only newer versions know.
 fn be_hostile(session: &mut Session, alter: &str, role: &str) {
     let version: i32 = session.one("SELECT current_setting('server_version_num')::int / 10000");
     let newer = [(17, ("transaction_timeout", "1s")), (16, ("debug_parallel_query", "on"))];
@@ -62,8 +62,7 @@ fn be_hostile(session: &mut Session, alter: &str, role: &str) {
     }
 }
 
-/// A team in a cluster of its own, whose database, relay and proxy role have hostile settings, and a session from
-/// before.
+/// A team in a separate cluster whose database, relay and proxy role have hostile settings, and a session from before.
 struct Hostile<'c> {
     team: Team<'c>,
     writer: Session,
@@ -93,7 +92,7 @@ impl<'c> Hostile<'c> {
     }
 }
 
-/// Reads the stream until this is in it.
+/// Reads the stream until it contains this.
 #[track_caller]
 fn read_until(stream: &mut Response, bytes: &mut Vec<u8>, text: &str) {
     while !String::from_utf8_lossy(bytes).contains(text) {
@@ -109,7 +108,7 @@ fn a_proxy_serves_everything_whatever_the_database_and_its_role_are_set_to() {
     hostile.write(1, "before");
     let proxy = hostile.team.proxy(&["--channel", "boards_*", "--reauthorize", "1s"]);
     let token = hostile.team.token(1);
-    // By a rule; from the log, by a position from before; live; by plain NOTIFY; and told to the registry.
+    // Through a rule; from the log, by an earlier position; live; by plain NOTIFY; and in the registry of open topics.
     assert_eq!(status(&proxy, "/events?topic=boards_6", &token), 403);
     let mut old = proxy.open(&Request::resume(&["boards_5"], &position).by(&token));
     assert_eq!(titles(&[old.frame()]), ["before"]);

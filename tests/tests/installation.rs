@@ -1,4 +1,4 @@
-//! What the extension is does not depend on where, by whom and after what it is installed.
+//! The extension is the same wherever, by whom and after what it is installed.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use crate::life_cycle::description;
 use crate::passed_over;
 use crate::rights::open_to;
 
-/// The releases that an update starts from, and none: a new installation.
+/// The releases that an update starts from; `None` is a new installation.
 const BEFORE: [Option<&str>; 3] = [None, Some("0.1.0"), Some("0.1.1")];
 
 /// Installs the extension in a session, by an update if there is a release to start from.
@@ -49,10 +49,10 @@ fn a_schema_that_others_have_made_or_filled_is_refused_and_nothing_of_it_is_call
         let error = dba.refused(&create);
         assert_eq!(error.code().code(), "55000", "{error:?}");
         assert!(error.message().contains(&evil) && error.hint().is_some(), "{error:?}");
-        // An empty one is theirs all the same: they could fill it later.
+        // An empty schema is refused too, because its owner could fill it later.
         owner.run("DROP FUNCTION tidings.format");
         assert!(dba.refused(&create).message().contains(&evil));
-        // The right owner, and something of others in it.
+        // The right owner, but with objects of others.
         owner.run(&trap("tidings"));
         dba.run("ALTER SCHEMA tidings OWNER TO CURRENT_USER");
         let error = dba.refused(&create);
@@ -185,7 +185,7 @@ fn an_update_gives_proxies_and_makers_of_watches_and_rules_what_is_new_and_a_dum
     assert_eq!(granted(&proxy), rights(&db, &proxy).len(), "{dump}");
     assert_eq!(granted(&maker), rights(&db, &maker).len(), "{dump}");
     assert_eq!(granted(&app), 2, "{dump}");
-    // And who had it can go.
+    // And the roles that had the rights can be dropped.
     dba.run(&format!("DROP OWNED BY {proxy}, {maker}, {app}; DROP ROLE {proxy}, {maker}, {app}"));
 }
 

@@ -1,5 +1,4 @@
-//! Failovers and restores that lose what clients have seen: who may have seen it is told to start over, and nobody else
-//! is.
+//! Failovers and restores that lose what clients have seen: clients that may have seen it get a reset, and no others.
 
 use tidings_tests::follower::Habits;
 use tidings_tests::sse::Request;
@@ -7,7 +6,7 @@ use tidings_tests::{Cluster, Database, Follower, Frame, Proxy, Session, until};
 
 use crate::{all_until_now, boards, create_boards, titles};
 
-/// A proxy that goes to whichever of two servers takes writes.
+/// A proxy that uses whichever of two servers accepts writes.
 fn proxy_of(primary: &Cluster, standby: &Cluster, db: &Database<'_>) -> Proxy {
     let (here, there) = (primary.port(), standby.port());
     let (role, name) = (db.proxy_role(), db.name());
@@ -15,14 +14,14 @@ fn proxy_of(primary: &Cluster, standby: &Cluster, db: &Database<'_>) -> Proxy {
     Proxy::start(&url, &["--retry", "100ms"])
 }
 
-/// Waits until a standby has replayed all that its primary has written.
+/// Waits until a standby has replayed everything that its primary has written.
 fn catch_up(db: &Database<'_>, standby: &Cluster) {
     let written: String = db.session().one("SELECT pg_current_wal_lsn()::text");
     let mut session = standby.session(db.name(), "postgres");
     until("the standby has caught up", || session.one(&format!("SELECT pg_last_wal_replay_lsn() >= '{written}'")));
 }
 
-/// From now on the standby gets nothing of what the primary does.
+/// From now on the standby receives nothing from the primary.
 fn cut_off(standby: &Cluster) {
     let mut session = standby.session("postgres", "postgres");
     session.run("ALTER SYSTEM SET primary_conninfo = ''");
@@ -30,7 +29,7 @@ fn cut_off(standby: &Cluster) {
     until("nothing is replicated any more", || session.all("SELECT FROM pg_stat_wal_receiver", &[]).is_empty());
 }
 
-/// Kills the primary and makes the standby one; gives a session there.
+/// Kills the primary and promotes the standby; returns a session there.
 fn fail_over(primary: &Cluster, standby: &Cluster, db: &Database<'_>) -> Session {
     primary.kill();
     let mut session = standby.session(db.name(), "postgres");
@@ -68,16 +67,16 @@ fn who_may_have_seen_what_a_failover_lost_is_told() {
     is_reset(&live.frame());
     insert(&mut there, 3, "new");
     assert_eq!(titles(&[live.frame()]), ["new"]);
-    // Its place lies now between ticks of the new primary, in what the proxy remembers.
+    // Its position is now between ticks of the new primary, in the proxy's memory.
     let mut back = proxy.open(&Request::resume(&["boards_5"], lost.id()));
     is_reset(&back.frame());
     insert(&mut there, 4, "newer");
     assert_eq!(titles(&[back.frame(), live.frame()]), ["newer", "newer"]);
-    // One that knows nothing of before asks the log.
+    // A proxy without that memory asks the log.
     let url = standby.url(db.name(), &db_role(&db));
     let elsewhere = Proxy::start(&url, &[]);
     is_reset(&elsewhere.open(&Request::resume(&["boards_5"], lost.id())).frame());
-    // Who has seen nothing of it misses nothing and is told nothing.
+    // A client that has seen nothing of it misses nothing and gets no reset.
     let mut faithful = proxy.open(&Request::resume(&["boards_5"], kept.id()));
     assert_eq!(titles(&[faithful.frame(), faithful.frame()]), ["new", "newer"]);
     let metrics = proxy.metrics();
@@ -92,7 +91,8 @@ fn db_role(db: &Database<'_>) -> String {
     format!("{}_proxy", db.name())
 }
 
-/// What a client gets that stays, and one that comes back after each event, while `fault` strikes between two writes.
+/// The events of a client that stays, and of one that reconnects after each event, while `fault` strikes between two
+/// writes.
 fn nobody_is_told(primary: &Cluster, proxy: &Proxy, db: &Database<'_>, fault: impl FnOnce() -> Session) {
     let stays = Habits::faithful(proxy.address());
     let hops = Habits { leave_after: Some(1), ..stays.clone() };
@@ -174,10 +174,10 @@ fn a_tick_that_the_log_does_not_have_is_one_that_was_lost() {
             assert_eq!(all_until_now(&db, "boards_5", &mut sse), []);
         }
     }
-    // A proxy that knows of none of them asks the log.
+    // A proxy that knows none of them asks the log.
     let late = db.proxy(&[]);
     is_reset(&late.open(&Request::resume(&["boards_5"], &format!("{}-1", first + 1))).frame());
-    // SQL goes on from the tick before.
+    // SQL continues from the tick before.
     let rows =
         db.session().all("SELECT position FROM tidings.changes($1, '{boards_5}', 2)", &[&format!("{}-7", first + 1)]);
     let positions: Vec<String> = rows.iter().map(|row| row.get(0)).collect();

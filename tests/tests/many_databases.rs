@@ -43,7 +43,7 @@ fn databases_without_the_extension_take_nothing_from_those_that_have_it() {
     }
     until("nobody looks into the others any more", || workers(&mut session, "trial") == 0);
     assert_eq!(workers(&mut session, "relay"), 2);
-    // A server that starts finds them among all others.
+    // A starting server finds them among all others.
     cluster.stop();
     cluster.boot();
     for db in &served {
@@ -83,7 +83,7 @@ fn an_invalid_database_is_left_alone() {
     let cluster = Cluster::start(&[]);
     let mut session = cluster.session("postgres", "postgres");
     session.run("CREATE DATABASE broken");
-    // What a DROP DATABASE leaves that was interrupted.
+    // The state that an interrupted DROP DATABASE leaves.
     session.run("UPDATE pg_database SET datconnlimit = -2 WHERE datname = 'broken'");
     cluster.stop();
     // Up to here somebody may have been on the way to it while it was a whole one.
@@ -108,7 +108,7 @@ fn a_database_can_be_moved_to_another_tablespace() {
     let db = cluster.database();
     let mut admin = cluster.session("postgres", "postgres");
     admin.run("CREATE TABLESPACE elsewhere LOCATION ''");
-    // Nobody but the relay is connected: it makes way.
+    // Only the relay is connected, and it disconnects.
     admin.run(&format!("ALTER DATABASE {} SET TABLESPACE elsewhere", db.name()));
     db.wait_relay();
     works(&db);
@@ -116,7 +116,7 @@ fn a_database_can_be_moved_to_another_tablespace() {
 
 #[test]
 fn a_proxy_whose_database_has_no_relay_is_not_ready_and_says_why() {
-    // The launcher and Postgres's own take them all.
+    // The launcher and Postgres's own workers use all of them.
     let cluster = Cluster::start(&[("max_worker_processes", "2")]);
     let db = cluster.empty_database();
     db.session().run("CREATE EXTENSION tidings");

@@ -1,5 +1,5 @@
-//! The order of one transaction's events: that in which its rows were changed, whatever the order in which triggers
-//! fire.
+//! The order of one transaction's events: the order in which its rows were changed, whatever the order in which
+//! triggers fire.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -38,7 +38,7 @@ fn segments(session: &mut Session) -> i64 {
 
 #[test]
 fn what_a_trigger_changes_comes_after_what_it_was_fired_for() {
-    // In front of the watch's trigger by its name, or behind it.
+    // Its name sorts before the watch's trigger, or after it.
     for name in ["a_bump", "z_bump"] {
         let (db, mut log) =
             nest(&format!("CREATE TRIGGER {name} AFTER INSERT ON nest FOR EACH ROW EXECUTE FUNCTION bump()"));
@@ -255,7 +255,7 @@ CREATE TRIGGER z_statement AFTER INSERT OR UPDATE ON nodes FOR EACH STATEMENT EX
 CREATE CONSTRAINT TRIGGER deferred AFTER INSERT OR DELETE ON kids DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION act();
 ";
 
-/// The rows as a client has them that applies events one by one, and looks at each whether it can be so.
+/// The rows of a client that applies events one by one and checks that each is possible.
 #[derive(Default)]
 struct Client {
     rows: BTreeMap<String, Value>,

@@ -1,4 +1,4 @@
-//! Partitions and the watches of the tables that they are parts of.
+//! Partitions, and the watches of their partitioned tables.
 
 use tidings_tests::Session;
 
@@ -8,7 +8,7 @@ const PARTS: &str = "CREATE TABLE whole (id int, half int) PARTITION BY LIST (ha
                      CREATE TABLE part PARTITION OF whole FOR VALUES IN (0);
                      CREATE TABLE other (id int, half int);";
 
-/// Runs a statement that must be refused as one that makes a second watch of the same name.
+/// Runs a statement that must be refused because it would make a second watch of the same name.
 #[track_caller]
 fn refused_as_second(session: &mut Session, sql: &str, names: &[&str]) {
     let error = session.refused(sql);
@@ -30,7 +30,7 @@ fn a_second_watch_of_one_name_is_refused_in_words_of_watches() {
     session.run(&format!(
         "SELECT tidings.unwatch('other'); {attach}; SELECT tidings.watch('other', topic => 'other', name => 'own')"
     ));
-    // The watch of the whole may be replaced; nothing of the parts is in its way.
+    // The watch of the partitioned table can be replaced; the partitions do not prevent that.
     session.run("SELECT tidings.watch('whole', topic => 'all')");
     log.skip_to_now();
     session.run("INSERT INTO whole VALUES (1, 0), (2, 1)");
@@ -42,7 +42,7 @@ fn a_second_watch_of_one_name_is_refused_in_words_of_watches() {
     session.run("SELECT tidings.watch('part', topic => 'truncated', operations => '{TRUNCATE}', name => 'whole')");
 }
 
-/// How many compiled watches a session keeps.
+/// The number of compiled watches that a session keeps.
 fn kept(session: &mut Session) -> i64 {
     session.one("SELECT count(*) FROM pg_backend_memory_contexts WHERE name = 'tidings watch'")
 }
@@ -67,7 +67,7 @@ fn partitions_share_a_compiled_watch_and_different_ones_are_bounded() {
         assert_eq!(event.topic, format!("w{}", event.json()["record"]["id"]));
         assert_eq!(event.json()["table"], "whole");
     }
-    // What changes is not shared any longer.
+    // A partition that changes is no longer shared.
     session
         .run("ALTER TABLE whole ADD title text; INSERT INTO whole SELECT i, i, 'new' FROM generate_series(1, 301) i");
     assert!(log.news().iter().all(|event| event.json()["record"]["title"] == "new"));

@@ -1,4 +1,4 @@
-//! A client's place: what it comes back with, also if it has had no event yet, or none for long.
+//! A client's position: what it resumes from, even if it has had no event yet, or none for long.
 
 use tidings_tests::sse::Request;
 use tidings_tests::{Cable, Cluster, Database, Frame, Item, Proxy, Sse, until};
@@ -6,13 +6,13 @@ use tidings_tests::{Cable, Cluster, Database, Frame, Item, Proxy, Sse, until};
 use crate::boards;
 use crate::clients::{Client, npm};
 
-/// Packages of npm that open a stream, lose it and reconnect in ways of their own.
+/// Packages of npm that open a stream, lose it, and reconnect, each in its own way.
 const PACKAGES: [&str; 4] = ["eventsource", "eventsource-2", "event-source-polyfill", "reconnecting-eventsource"];
 
 /// What the clients listen to.
 const NAMES: [&str; 3] = ["position", "message", "reset"];
 
-/// A client behind a cable that has its stream and knows its place.
+/// A client behind a cable that has its stream and knows its position.
 fn client(package: &str, proxy: &Proxy) -> (Client, Cable) {
     let cable = Cable::to(proxy.address());
     let url = format!("http://{}/events?topic=quiet", cable.address());
@@ -22,7 +22,7 @@ fn client(package: &str, proxy: &Proxy) -> (Client, Cable) {
     (client, cable)
 }
 
-/// The next event that is more than a place.
+/// The next event that is more than a position.
 fn event(client: &Client) -> Frame {
     loop {
         let frame = client.frame();
@@ -32,7 +32,7 @@ fn event(client: &Client) -> Frame {
     }
 }
 
-/// Publishes while the client can't be reached; it gets that once, and then what comes live.
+/// Publishes while the client can't be reached; the client gets that once, and then live events.
 fn misses_nothing(client: &Client, cable: &Cable, proxy: &Proxy, db: &Database<'_>) {
     cable.cut();
     db.session().publish("quiet", r#""missed""#);
@@ -69,7 +69,7 @@ fn a_client_of_a_quiet_topic_does_not_fall_out_of_retention() {
         until("a heartbeat has moved the client", || {
             client.frame().id().parse::<tidings_wire::Position>().expect("one").tick >= now.tick
         });
-        // What the proxy remembers must not help.
+        // The proxy's memory must not help.
         cable.cut();
         proxy.kill();
         proxy.restart();
@@ -77,7 +77,7 @@ fn a_client_of_a_quiet_topic_does_not_fall_out_of_retention() {
     }
 }
 
-/// Reads on until the stream tells a place; no event comes before.
+/// Reads until the stream sends a position; no event comes before.
 fn place(sse: &mut Sse) -> String {
     loop {
         match sse.item().expect("the stream goes on") {

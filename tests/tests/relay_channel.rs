@@ -1,5 +1,5 @@
-//! The channel that the relay notifies: whoever knows its name hears everything, so its name is told to nobody who was
-//! not granted it, and can be changed while all goes on.
+//! The channel that the relay notifies. Anyone who knows its name can read every event, so only granted roles get the
+//! name, and it can be changed while events flow.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,8 +13,7 @@ fn channel(db: &Database<'_>) -> String {
     db.session().one("SELECT tidings.channel()")
 }
 
-/// Rotates the channel and waits until the proxies have gone over to it: a word of the relay's last one is in their
-/// log.
+/// Rotates the channel and waits until the proxies have switched to it, which their logs show.
 fn rotate(db: &Database<'_>, proxies: &[&Proxy]) {
     let moves = |proxy: &Proxy| proxy.log().matches("the relay's channel has a new name").count();
     let before: Vec<_> = proxies.iter().map(|proxy| moves(proxy)).collect();
@@ -79,7 +78,7 @@ fn a_channel_that_is_rotated_under_load_loses_and_doubles_nothing() {
     const WRITERS: i64 = 2;
     let db = boards();
     let former = channel(&db);
-    // Nobody reads before all is written.
+    // Nobody reads before everything is written.
     let proxies = [(); 2].map(|()| db.proxy(&["--client-queue-bytes", "256MiB"]));
     let mut streams: Vec<_> = proxies.iter().map(|proxy| proxy.live(&["boards_5"])).collect();
     let done = AtomicBool::new(false);
@@ -100,7 +99,7 @@ fn a_channel_that_is_rotated_under_load_loses_and_doubles_nothing() {
         for _ in 0..ROTATIONS {
             rotate(&db, &[&proxies[0], &proxies[1]]);
         }
-        // Nobody waits for these: the next one comes before the relay or the proxies have taken up the last.
+        // Nobody waits for these: the next rotation comes before the relay or the proxies have finished the last.
         let mut dba = db.session();
         for _ in 0..ROTATIONS {
             dba.run("SELECT tidings.rotate_channel()");
@@ -115,7 +114,7 @@ fn a_channel_that_is_rotated_under_load_loses_and_doubles_nothing() {
         assert_eq!(proxy.metric("tidings_upstream_reconnects_total"), 0.0);
         assert_eq!(proxy.metric("tidings_resets_total"), 0.0);
     }
-    // Whoever knew the former name hears nothing more, and events still come at once.
+    // A session that knows the old name receives nothing more, and events still arrive at once.
     let mut spy: Session = db.session();
     spy.run(&format!("LISTEN probe; LISTEN \"{former}\""));
     db.session().run("INSERT INTO board_items VALUES (-1, 5, 'secret')");
@@ -130,7 +129,7 @@ fn a_rotation_that_is_rolled_back_changes_nothing() {
     let mut session = db.session();
     session.run("BEGIN; SELECT tidings.rotate_channel(); ROLLBACK");
     assert_eq!(channel(&db), before);
-    // One that is prepared is noticed without being told of.
+    // A prepared rotation is noticed without a notification.
     let proxy = db.proxy(&[]);
     session.run("BEGIN; SELECT tidings.rotate_channel(); PREPARE TRANSACTION 'rotation'");
     session.run("COMMIT PREPARED 'rotation'");
@@ -149,7 +148,7 @@ fn who_is_granted_it_listens_by_name_or_by_function() {
     by_name.run(&format!("LISTEN probe; LISTEN \"{name}\""));
     by_function.run("LISTEN probe");
     assert_eq!(by_function.one::<String>("SELECT tidings.listen()"), name);
-    // Once more is once only.
+    // A second call has no further effect.
     by_function.run("SELECT tidings.listen()");
     db.session().run("INSERT INTO board_items VALUES (1, 5, 'heard')");
     db.session().publish("x", "1");
@@ -157,7 +156,7 @@ fn who_is_granted_it_listens_by_name_or_by_function() {
     all_until_now(&db, "x", &mut proxy.live(&["x"]));
     let told = |session: &mut Session| heard(session, &db).iter().filter(|(_, text)| text.contains("heard")).count();
     assert_eq!((told(&mut by_name), told(&mut by_function)), (1, 1));
-    // The function leaves the former channel when the name is another one.
+    // The function leaves the old channel when the name has changed.
     db.session().run("SELECT tidings.rotate_channel()");
     let name: String = by_function.one("SELECT tidings.listen()");
     assert_eq!(

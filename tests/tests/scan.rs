@@ -1,4 +1,4 @@
-//! Catching up from the log, a stretch at a time, and what a hostile log can do to its readers.
+//! Catching up from the log, one page at a time, and what a hostile log can do to its readers.
 
 use tidings_tests::process::MemoryWatch;
 use tidings_tests::sse::Request;
@@ -7,7 +7,7 @@ use tidings_wire::Position;
 
 const MIB: i32 = 1024 * 1024;
 
-/// Forty transactions of about a megabyte on one topic, and few events of another among them.
+/// Forty transactions of about a megabyte on one topic, with a few events of another topic between them.
 fn rare_among_many(db: &Database<'_>) {
     let mut session = db.session();
     for i in 0..40 {
@@ -23,7 +23,7 @@ fn rare_among_many(db: &Database<'_>) {
     until("all of it is in ticks", || session.all("SELECT FROM tidings.changes('earliest', '{rare}')", &[]).len() == 5);
 }
 
-/// The events of a topic with their positions, all pages one behind the other, and the ends of the pages.
+/// The events of a topic with their positions, from all pages in sequence, and the ends of the pages.
 fn walk(session: &mut Session, topic: &str, max_rows: i32, max_bytes: i32) -> (Vec<(String, String)>, Vec<String>) {
     let (mut events, mut ends) = (Vec::new(), Vec::new());
     let mut at: String = session.one("SELECT tidings.locate('earliest')");
@@ -34,7 +34,7 @@ fn walk(session: &mut Session, topic: &str, max_rows: i32, max_bytes: i32) -> (V
         assert!(end.get::<_, bool>(2) && rows.iter().all(|row| !row.get::<_, bool>(2)), "the end comes last");
         assert!(rows.len() <= max_rows as usize);
         events.extend(rows.iter().map(|row| (row.get(0), row.get(1))));
-        // As many as were wanted: on from the last of them.
+        // The page has `max_rows` events, so the next one starts after the last of them.
         at = end.get::<_, Option<String>>(0).unwrap_or_else(|| rows.last().expect("rows").get(0));
         ends.push(at.clone());
         if !end.get::<_, bool>(3) {
@@ -62,7 +62,7 @@ fn a_rare_topic_in_a_large_log_is_read_a_stretch_at_a_time() {
             assert!(places.is_sorted(), "{places:?}");
         }
     }
-    // No call decodes much more than it may: none comes further than what it may and the segment that it began.
+    // No call decodes much more than its limit: none gets further than the limit and the segment that it began.
     let (_, ends) = walk(&mut session, "rare", 1000, 4 * MIB);
     let mut before = String::from("earliest");
     for end in ends {
@@ -103,7 +103,7 @@ fn a_segment_that_makes_far_more_than_it_takes_is_not_held_in_memory() {
     let db = cluster.database();
     let mut session = db.session();
     let watch = MemoryWatch::start(&[session.backend()]);
-    // Four bytes for each event, whose name has the longest that there are: two million of them.
+    // Four bytes for each event, with the longest possible name: two million of them.
     let name = "65".repeat(255);
     let count: i64 = session.one(&format!(
         "SELECT count(*) FROM tidings.decode(pg_catalog.decode('03' || '0001ff0200' || '{name}' || '7b7d' || repeat('00020161', 2000000), 'hex'), NULL)"

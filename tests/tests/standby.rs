@@ -1,4 +1,4 @@
-//! Positions on a hot standby: what is read there goes on as a stream of the primary, each change once.
+//! Positions on a hot standby: a stream of the primary continues from what was read there, each change once.
 
 use tidings_tests::clock::Clock;
 use tidings_tests::cluster::Site;
@@ -9,7 +9,7 @@ use tidings_tests::{Cluster, Database, Session, until};
 use crate::life_cycle::catch_up;
 use crate::{all_until_now, create_boards, passed_over, titles};
 
-/// How far the standby's clock is beside the primary's, in seconds.
+/// How far the standby's clock differs from the primary's, in seconds.
 const OFFSET: i32 = 3600;
 
 /// The titles that a snapshot of this server sees, and its position. The data comes first: the position must be that of
@@ -22,7 +22,7 @@ fn read(session: &mut Session) -> (Vec<String>, String) {
     (rows.iter().map(|row| row.get(0)).collect(), position)
 }
 
-/// What was read and what came of it is each of these titles once.
+/// What was read, together with what the stream sent, is each of these titles once.
 #[track_caller]
 fn each_once(read: &[String], told: &[String], all: &[&str]) {
     let mut got: Vec<&str> = read.iter().chain(told).map(String::as_str).collect();
@@ -87,7 +87,7 @@ fn read_beside_open_transactions(offset: i32) {
     ];
     let mut sse = proxy.open(&Request::since(&["boards_5"], &position));
     each_once(&seen, &titles(&all_until_now(&db, "boards_5", &mut sse)), &all);
-    // The same for who asks in SQL, here and there.
+    // The same for a reader in SQL, on both servers.
     catch_up(&db, &standby);
     for session in [&mut session, &mut there] {
         let told =

@@ -1,4 +1,4 @@
-//! Rules that are slow, and many who ask for them: what that costs the others. What a rule's code tries is in
+//! Slow rules, and many clients that ask for them: what that costs the others. Attacks by a rule's code are in
 //! `attacks_by_rules`.
 
 use std::io::Write;
@@ -12,7 +12,7 @@ use tidings_tests::{Proxy, Session, http, until};
 use crate::access::{Team, open, sign, status};
 use crate::attacks::BOARD;
 
-/// How many ask for what is slow at the same time.
+/// How many clients ask for slow topics at the same time.
 const STORM: usize = 60;
 
 /// A team with rules for topics `slow_…` that take longer than a rule may.
@@ -30,7 +30,7 @@ fn sleepers(session: &mut Session, team: &Team<'_>) -> i64 {
     ))
 }
 
-/// Sends a request and gives the connection, without waiting for an answer.
+/// Sends a request and returns the connection, without waiting for an answer.
 fn send(proxy: &Proxy, path: &str, token: &str) -> TcpStream {
     let mut socket = TcpStream::connect(proxy.address()).expect("connect");
     let request = format!("GET {path} HTTP/1.1\r\nHost: tidings\r\nAuthorization: Bearer {token}\r\n\r\n");
@@ -63,7 +63,7 @@ fn who_hangs_up_is_not_asked_for() {
         proxy.metrics()["tidings_auth_checks_ended_total{cause=\"gone\"}"] > STORM as f64 / 2.0
             && proxy.metric("tidings_auth_waiting") == 0.0
     });
-    // What already runs is cancelled.
+    // Checks that already run are cancelled.
     let held = send(&proxy, "/events?topic=slow_last", &team.token(2));
     until("the rule runs", || sleepers(&mut session, &team) > 0);
     let gone = || proxy.metrics()["tidings_auth_checks_ended_total{cause=\"gone\"}"];
@@ -181,7 +181,7 @@ fn a_rule_that_does_not_let_itself_be_cancelled_is_ended() {
     assert_eq!(status(&proxy, "/events?topic=stays", &team.token(1)), 503);
     assert_eq!(status(&proxy, BOARD, &team.token(1)), 200);
     until("nobody sleeps", || sleepers(&mut session, &team) == 0);
-    // Nor where nobody waits for it any more.
+    // Nor if nobody waits for it any more.
     let held = send(&proxy, "/events?topic=stays", &team.token(2));
     until("the rule runs", || sleepers(&mut session, &team) > 0);
     drop(held);

@@ -1,4 +1,4 @@
-//! The way to Postgres: whom the proxy believes, and how it says who it is.
+//! The connection to Postgres: which servers the proxy trusts, and how it authenticates.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -11,7 +11,7 @@ use tidings_tests::{Cluster, Proxy, shared, until};
 
 use crate::passed_over;
 
-/// An authority, and what it vouches for.
+/// An authority and its certificates.
 struct Authority {
     certificate: PathBuf,
     key: PathBuf,
@@ -58,7 +58,7 @@ fn speaks_tls() -> bool {
     !library.is_empty()
 }
 
-/// A cluster that speaks TLS as `localhost`, and over TCP wants to know from everybody who they are, in this way.
+/// A cluster that speaks TLS as `localhost`, and that authenticates TCP connections in this way.
 fn start(authority: &Authority, method: &str) -> Cluster {
     let (certificate, key) = authority.vouch("localhost");
     let (rules, trusted) = (fresh_path("pg_hba.conf"), fresh_path("trusted.pem"));
@@ -78,7 +78,7 @@ fn start(authority: &Authority, method: &str) -> Cluster {
     ])
 }
 
-/// A proxy with this connection string says that it gets nowhere, and why.
+/// Checks that a proxy with this connection string reports that it can't connect, and why.
 #[track_caller]
 fn gets_nowhere(place: &str, args: &[&str], why: &str) {
     let proxy = Proxy::start_at(free_port(), place, args);
@@ -185,7 +185,7 @@ fn a_password_is_read_from_its_file_at_each_connection() {
     proxy.wait_ready();
     db.session().publish("t", "2");
     assert_eq!(stream.frame().data, "2");
-    // A file that is gone is told, and needed only for the next connection.
+    // A missing file is logged, and is needed only for the next connection.
     fs::remove_file(&file).expect("remove the password");
     proxy.signal(Signal::SIGHUP);
     until("it says so", || proxy.log().contains("the new certificates for Postgres are not usable"));

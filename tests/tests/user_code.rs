@@ -1,4 +1,4 @@
-//! Casts and output functions that users wrote, in a writer: they may cost a value, never a write.
+//! Casts and output functions of users, in a writer: they may cost a value, never a write.
 
 use serde_json::{Value, json};
 use tidings_tests::Session;
@@ -10,7 +10,7 @@ fn records(events: &[Event]) -> Vec<Value> {
     events.iter().map(|event| event.json()["record"].clone()).collect()
 }
 
-/// Runs a write that must succeed, and gives its only event.
+/// Runs a write that must succeed, and returns its only event.
 #[track_caller]
 fn written(session: &mut Session, log: &mut Log, sql: &str) -> Event {
     session.run(sql);
@@ -54,12 +54,12 @@ fn a_cast_that_fails_or_gives_null_costs_the_value_and_not_the_write() {
             json!({"id": 4, "mood": null, "many": null, "grid": null, "pair": null}),
         ]
     );
-    // What it writes is written, and is announced.
+    // What it writes is stored and captured.
     session.run("INSERT INTO t VALUES (5, 'writes')");
     let topics: Vec<String> = log.news().iter().map(|event| event.topic.clone()).collect();
     assert_eq!(topics.iter().filter(|topic| *topic == "noted").count(), 1, "{topics:?}");
     assert_eq!(topics.len(), 2, "{topics:?}");
-    // Updates and deletions too, in a transaction with savepoints.
+    // Updates and deletes too, in a transaction with savepoints.
     session.run("BEGIN; SAVEPOINT a; UPDATE t SET mood = 'bad' WHERE id = 1; SAVEPOINT b; DELETE FROM t WHERE id = 3; ROLLBACK TO b; DELETE FROM t WHERE id = 2; COMMIT");
     assert_eq!(log.news().iter().map(Event::kind).collect::<Vec<_>>(), ["UPDATE", "DELETE"]);
 }
