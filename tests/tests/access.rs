@@ -12,7 +12,7 @@ use tidings_tests::process::{Signal, fresh_path};
 use tidings_tests::sse::Request;
 use tidings_tests::{Cluster, Database, Proxy, Sse, shared, until};
 
-use crate::{all_until_now, titles};
+use crate::{all_until_now, has_psql, titles};
 
 /// The secret of tokens, without the newline that its file ends with.
 pub const SECRET: &str = "a secret for tests that has more than 32 bytes";
@@ -322,6 +322,9 @@ fn a_database_that_cannot_be_asked_is_no_answer() {
 
 #[test]
 fn rules_survive_dump_and_restore() {
+    if !has_psql() {
+        return;
+    }
     let team = Team::new();
     let cluster = team.db.cluster();
     team.db.session().run("SELECT tidings.allow('b_{x}', 'SELECT WHERE {x} = $q$it''s \\ {{}}$q$')");

@@ -55,6 +55,7 @@ mod writers_never_fail;
 
 use std::io::Write;
 
+use tidings_tests::cluster::Installation;
 use tidings_tests::{Database, Frame, Session, Sse, shared};
 
 /// A database of its own with the table `board_items`, watched on `boards_{board_id}`.
@@ -101,6 +102,16 @@ fn has_xml(session: &mut Session) -> bool {
         passed_over("values of type xml, which this Postgres was built without");
     }
     has_xml
+}
+
+/// Whether the programs of this Postgres run. The psql of one wheel crashes at its start, and pg_upgrade calls it.
+fn has_psql() -> bool {
+    let psql = Installation::get().bin.join("psql");
+    let runs = std::process::Command::new(psql).arg("--version").output().is_ok_and(|output| output.status.success());
+    if !runs {
+        passed_over("what needs psql, which does not run in this installation");
+    }
+    runs
 }
 
 /// The seed of a random test: `TIDINGS_SEED` to repeat one, else a fresh one. The writers print it.
