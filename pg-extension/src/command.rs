@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use pgrx::pg_sys;
 
 use crate::foreign::executor::{standard_ExecutorFinish, standard_ExecutorRun};
+use crate::foreign::get_partition_ancestors;
 use crate::foreign::infallible::{
     GetCurrentCommandId, GetCurrentSubTransactionId, HeapTupleHeaderGetCmax, HeapTupleHeaderGetCmin, IsLogicalWorker,
     TransactionIdIsCurrentTransactionId,
@@ -110,6 +111,14 @@ impl Rank {
 
     /// The rank of a call of `publish`, or of a change that does not say which command made it.
     pub fn now() -> Self {
+        let changes_rows = |command: &Command| command.phase == Phase::Running && command.kind != Kind::Truncate;
+        // As what commands inside change, it comes before the rows of those outside that are still changing them.
+        let is_inside = COMMANDS.with_borrow(|commands| commands.iter().any(changes_rows));
+        if is_inside { Self::next().before() } else { Self::next() }
+    }
+
+    /// Of the next command.
+    fn next() -> Self {
         // SAFETY: a plain variable of this backend.
         Self::of(unsafe { GetCurrentCommandId(false) })
     }
@@ -150,7 +159,7 @@ impl Rank {
 
     /// The rank between the command before and this one.
     fn before(self) -> Self {
-        Self(self.0.saturating_sub(1))
+        if self.0 == MAX_RANK { self } else { Self(self.0.saturating_sub(1)) }
     }
 
     /// The number that segments are sorted by; `count` events were captured before.
@@ -196,12 +205,14 @@ impl Command {
         self.touched.by_rank.first().map_or(self.rank, |(rank, _)| rank.before())
     }
 
-    /// Its rows have been changed.
-    fn settle(&mut self, rank: Rank) {
+    /// Its rows have been changed. If there were commands inside, they come behind those, and before the next one: that may be one of its
+    /// triggers'.
+    fn settle(&mut self) {
+        let next = Rank::next();
         if self.touched.is_full {
             self.touched = Touched::default();
-        } else {
-            self.rank = rank;
+        } else if next > self.rank {
+            self.rank = next.before();
         }
     }
 }
@@ -235,11 +246,9 @@ unsafe fn rank_inside(
                 if own.kind == Kind::Copy && own.phase == Phase::Running {
                     // COPY has no hook for the moment when its triggers begin to fire; its first row is that moment. A
                     // trigger before it may have written.
-                    // SAFETY: the relation is open; a trigger of it is running, so it has a description of its
-                    // triggers.
-                    let may_write_before = unsafe { (*(*relation).trigdesc).trig_insert_before_row };
-                    own.touched.is_full |= !may_write_before;
-                    own.settle(Rank::now());
+                    // SAFETY: the relation is open.
+                    own.touched.is_full |= !unsafe { has_triggers_before(relation) };
+                    own.settle();
                     own.phase = Phase::Firing;
                 }
                 // SAFETY: as the caller promises.
@@ -260,6 +269,34 @@ unsafe fn rank_inside(
         }
     }
     rank
+}
+
+/// Whether triggers fire before rows are copied into a table, or before those of the whole that it is a part of.
+///
+/// # Safety
+/// The relation is open, and its transaction holds locks on all that it is a part of, as COPY does.
+unsafe fn has_triggers_before(relation: pg_sys::Relation) -> bool {
+    // SAFETY: as the caller promises; a table without triggers has no description of them. The list has as many OIDs as it says.
+    unsafe {
+        let has = |relation: pg_sys::Relation| {
+            let triggers = (*relation).trigdesc.as_ref();
+            triggers.is_some_and(|triggers| triggers.trig_insert_before_row || triggers.trig_insert_before_statement)
+        };
+        if has(relation) || !(*(*relation).rd_rel).relispartition {
+            return has(relation);
+        }
+        let wholes = get_partition_ancestors((*relation).rd_id);
+        let count = wholes.as_ref().map_or(0, |wholes| wholes.length as usize);
+        (0..count).any(|i| {
+            let whole = pg_sys::RelationIdGetRelation((*(*wholes).elements.add(i)).oid_value);
+            if whole.is_null() {
+                return false;
+            }
+            let found = has(whole);
+            pg_sys::RelationClose(whole);
+            found
+        })
+    }
 }
 
 /// Whether the current transaction made a row version.
@@ -341,7 +378,7 @@ unsafe fn run_as(query: *mut pg_sys::QueryDesc, run: impl FnOnce()) {
     COMMANDS.with_borrow_mut(|commands| {
         commands.truncate(place + 1);
         if let Some(command) = commands.last_mut() {
-            command.settle(Rank::now());
+            command.settle();
             command.phase = Phase::Waiting;
             if command.is_plain() {
                 commands.pop();

@@ -25,6 +25,9 @@ unsafe extern "C-unwind" {
     /// The compressed copy of a value, or null if it would not be shorter; method 0 is the session's default
     /// (access/toast_internals.h).
     pub fn toast_compress_datum(value: pg_sys::Datum, method: c_char) -> pg_sys::Datum;
+
+    /// The tables that a partition is a part of, the nearest one first (catalog/partition.h).
+    pub fn get_partition_ancestors(relation: pg_sys::Oid) -> *mut pg_sys::List;
 }
 
 /// What cannot raise an error and so needs no guard.

@@ -118,6 +118,50 @@ fn positions_that_a_before_trigger_shifts_end_as_they_are() {
 }
 
 #[test]
+fn what_triggers_before_and_after_a_row_change_stands_on_both_sides_of_it() {
+    let (db, mut log) = nest(
+        "CREATE FUNCTION add_one() RETURNS trigger LANGUAGE plpgsql AS
+         $$ BEGIN INSERT INTO nest VALUES (NEW.id + 100, 0); PERFORM tidings.publish('nest', '0'); RETURN NEW; END $$;
+         CREATE TRIGGER a_bump AFTER INSERT ON nest FOR EACH ROW WHEN (pg_trigger_depth() = 0) EXECUTE FUNCTION bump();
+         CREATE TRIGGER add_one BEFORE INSERT ON nest FOR EACH ROW WHEN (pg_trigger_depth() = 0) EXECUTE FUNCTION add_one();",
+    );
+    let mut session = db.session();
+    session.run("INSERT INTO nest VALUES (1, 10), (2, 20)");
+    let expected =
+        "INSERT 101 0, published 0, INSERT 102 0, published 0, INSERT 1 10, INSERT 2 20, UPDATE 1 11, UPDATE 2 21";
+    assert_eq!(told(&log.news()).join(", "), expected);
+    // Where the rows of a COPY end and its triggers begin is not known: each row has its place nevertheless.
+    copy(&mut session, "3\t30\n4\t40\n");
+    let expected =
+        "INSERT 103 0, published 0, INSERT 104 0, published 0, INSERT 3 30, UPDATE 3 31, INSERT 4 40, UPDATE 4 41";
+    assert_eq!(told(&log.news()).join(", "), expected);
+}
+
+#[test]
+fn what_a_trigger_before_a_statement_changes_comes_before_the_rows_of_a_copy() {
+    let (db, mut log) = nest(
+        "CREATE TABLE whole (id int, n int, PRIMARY KEY (id)) PARTITION BY RANGE (id);
+         CREATE TABLE part PARTITION OF whole FOR VALUES FROM (0) TO (100);
+         SELECT tidings.watch('whole', topic => 'whole');
+         CREATE FUNCTION empty() RETURNS trigger LANGUAGE plpgsql AS
+         $$ BEGIN EXECUTE format('DELETE FROM %I', TG_TABLE_NAME); RETURN NULL; END $$;
+         CREATE TRIGGER a_bump AFTER INSERT ON nest FOR EACH ROW EXECUTE FUNCTION bump();
+         INSERT INTO nest VALUES (1, 10);
+         INSERT INTO whole VALUES (1, 10);
+         CREATE TRIGGER empty BEFORE INSERT ON nest FOR EACH STATEMENT EXECUTE FUNCTION empty();
+         CREATE TRIGGER empty BEFORE INSERT ON whole FOR EACH STATEMENT EXECUTE FUNCTION empty();",
+    );
+    log.skip_to_now();
+    let mut session = db.session();
+    copy(&mut session, "1\t20\n2\t30\n");
+    assert_eq!(told(&log.news()), ["DELETE 1 11", "INSERT 1 20", "UPDATE 1 21", "INSERT 2 30", "UPDATE 2 31"]);
+    let mut partitions = session.client().copy_in("COPY whole FROM STDIN").expect("COPY begins");
+    partitions.write_all(b"1\t20\n").expect("rows are taken");
+    partitions.finish().expect("COPY ends");
+    assert_eq!(told(&log.news()), ["DELETE 1 10", "INSERT 1 20"]);
+}
+
+#[test]
 fn cascades_publications_and_truncations_have_their_places() {
     let (db, mut log) = nest(
         "CREATE TABLE kid (id int PRIMARY KEY, n int REFERENCES nest ON DELETE CASCADE);
