@@ -25,8 +25,13 @@ const PATIENT: u32 = 8;
 /// # Safety
 /// `node` is a statement, about to be run.
 pub unsafe fn make_way(node: *mut pg_sys::Node) {
-    // SAFETY: as the caller promises; look-ups inside a transaction.
+    // SAFETY: as the caller promises. Only statements that end a failed transaction run inside one, so the look-ups are inside one that
+    // has not failed.
     unsafe {
+        // First, for the catalogs can't be read where it is a ROLLBACK, and need not be for a BEGIN.
+        if !matches!((*node).type_, pg_sys::NodeTag::T_DropStmt | pg_sys::NodeTag::T_DropOwnedStmt) {
+            return;
+        }
         let extension = pg_sys::get_extension_oid(c"tidings".as_ptr(), true);
         if extension == pg_sys::InvalidOid || !removes(node, extension) || !owns(pg_sys::GetUserId(), extension) {
             return;
