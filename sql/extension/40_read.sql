@@ -4,7 +4,8 @@
 -- SQLSTATE TI001 when the position is older than what is retained: never a silent gap.
 --
 -- The tables are never analyzed, and plans made while they were empty must do for full ones: so sequential scans are off, and
--- so is the just-in-time compiler, which the costs of what is off would call in for each query.
+-- so is the just-in-time compiler, which the costs of what is off would call in for each query. And a condition on ticks has its bound
+-- outside of any OR: else the index would be read from its beginning.
 
 CREATE OR REPLACE FUNCTION tidings.stamp() RETURNS bigint
 LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'stamp_wrapper';
@@ -119,11 +120,13 @@ SET enable_seqscan = off
 SET enable_bitmapscan = off
 SET jit = off
 AS $$
-    -- New are the transactions that had not started when the last tick was cut, and the stragglers that were running then.
+    -- New are the transactions that had not started when the last tick was cut, and the stragglers that were running then and are not any
+    -- more: a large one must not be read for each tick that it outlasts.
     WITH segment AS (
         SELECT l.* FROM tidings.log l WHERE l.xid >= pg_snapshot_xmax(since) AND l.xid < pg_snapshot_xmax(until)
         UNION ALL
-        SELECT l.* FROM tidings.log l WHERE l.xid = ANY (ARRAY(SELECT pg_snapshot_xip(since)))
+        SELECT l.* FROM tidings.log l
+        WHERE l.xid = ANY (ARRAY(SELECT x FROM pg_snapshot_xip(since) AS x WHERE pg_visible_in_snapshot(x, until)))
     ), dated AS (
         SELECT s.*, max(s.stamp) OVER (PARTITION BY s.xid) AS last_stamp
         FROM segment s WHERE pg_visible_in_snapshot(s.xid, until)
@@ -209,7 +212,8 @@ BEGIN
                 SELECT FROM (
                     SELECT l.xid FROM tidings.log l WHERE l.xid >= pg_snapshot_xmax(newest.until) AND l.xid < pg_snapshot_xmax(seen)
                     UNION ALL
-                    SELECT l.xid FROM tidings.log l WHERE l.xid = ANY (ARRAY(SELECT pg_snapshot_xip(newest.until)))
+                    SELECT l.xid FROM tidings.log l
+                    WHERE l.xid = ANY (ARRAY(SELECT x FROM pg_snapshot_xip(newest.until) AS x WHERE pg_visible_in_snapshot(x, seen)))
                 ) unticked
                 WHERE pg_visible_in_snapshot(unticked.xid, seen)))
            -- The snapshot is ignored if the server has restarted since (end_former_life in tick.rs).
@@ -247,7 +251,7 @@ BEGIN
     <<ticks>>
     FOR t IN
         SELECT k.tick, k.previous, k.since, k.until FROM tidings.tick k
-        WHERE k.tick > place.tick OR (k.tick = place.tick AND place.n < 4294967295)
+        WHERE k.tick >= place.tick AND (k.tick > place.tick OR place.n < 4294967295)
         ORDER BY k.tick
     LOOP
         tick := t.tick; previous := t.previous; last := true; data := NULL;
@@ -338,7 +342,7 @@ BEGIN
     IF place.snapshot IS NOT NULL THEN
         SELECT tidings.remaining_snapshot(place.snapshot::pg_snapshot, k.since) INTO seen
         FROM tidings.tick k
-        WHERE k.tick > place.tick OR (k.tick = place.tick AND place.n < 4294967295)
+        WHERE k.tick >= place.tick AND (k.tick > place.tick OR place.n < 4294967295)
         ORDER BY k.tick LIMIT 1;
         seen := coalesce(seen, place.snapshot::pg_snapshot);
         suffix := ':' || place.stamp || ':' || seen;
@@ -347,7 +351,7 @@ BEGIN
     <<ticks>>
     FOR t IN
         SELECT k.tick, k.since, k.until, k.used FROM tidings.tick k
-        WHERE k.tick > place.tick OR (k.tick = place.tick AND place.n < 4294967295)
+        WHERE k.tick >= place.tick AND (k.tick > place.tick OR place.n < 4294967295)
         ORDER BY k.tick
     LOOP
         more := room <= 0;
@@ -363,7 +367,8 @@ BEGIN
             FROM (
                 SELECT l.data FROM tidings.log l WHERE l.xid >= pg_snapshot_xmax(t.since) AND l.xid < pg_snapshot_xmax(t.until)
                 UNION ALL
-                SELECT l.data FROM tidings.log l WHERE l.xid = ANY (ARRAY(SELECT pg_snapshot_xip(t.since)))
+                SELECT l.data FROM tidings.log l
+                WHERE l.xid = ANY (ARRAY(SELECT x FROM pg_snapshot_xip(t.since) AS x WHERE pg_visible_in_snapshot(x, t.until)))
             ) s;
             IF bytes > room THEN
                 -- Reads as far as there is room, but at least one segment; NULL, so no limit, if that is the whole tick.

@@ -44,6 +44,75 @@ fn walk(session: &mut Session, topic: &str, max_rows: i32, max_bytes: i32) -> (V
 }
 
 #[test]
+fn a_place_behind_many_ticks_costs_none_of_them() {
+    const TICKS: i64 = 5000;
+    let db = tidings_tests::shared().database();
+    let mut session = db.session();
+    session.publish("t", "1");
+    until("it is in a tick", || session.all("SELECT FROM tidings.changes('earliest')", &[]).len() == 1);
+    let last: i64 = session.one("SELECT max(tick) FROM tidings.tick");
+    // As the relay makes them, for this transaction only.
+    session.run(&format!(
+        "BEGIN ISOLATION LEVEL REPEATABLE READ;
+         INSERT INTO tidings.tick SELECT t.slot, t.tick + i, t.tick + i - 1, t.until, t.until, 0
+         FROM (SELECT * FROM tidings.tick WHERE tick = {last}) t, generate_series(1, {TICKS}) i"
+    ));
+    let after = format!("{}-1", last + TICKS);
+    let snapshot: String = session.one("SELECT pg_current_snapshot()::text");
+    let read: String = "SELECT sum(idx_tup_fetch)::bigint FROM pg_stat_xact_all_tables
+                        WHERE schemaname = 'tidings' AND relname LIKE 'tick%'"
+        .into();
+    for sql in [
+        format!("SELECT FROM tidings.scan('{after}', NULL, 100, 1000, false)"),
+        format!("SELECT FROM tidings.scan('{after}:{last}:{snapshot}', NULL, 100, 1000, false)"),
+        format!("SELECT FROM tidings.changes('{after}')"),
+        format!("SELECT FROM tidings.segments('{after}')"),
+        format!("SELECT tidings.locate('{after}')"),
+        "SELECT tidings.position()".to_owned(),
+    ] {
+        let before: i64 = session.one(&read);
+        session.run(&sql);
+        let after: i64 = session.one(&read);
+        assert!(after - before < 50, "{sql} reads {} ticks", after - before);
+    }
+}
+
+#[test]
+fn a_large_transaction_is_not_read_for_each_tick_that_it_outlasts() {
+    const TICKS: usize = 20;
+    let db = tidings_tests::shared().database();
+    let (mut session, mut long) = (db.session(), db.session());
+    long.run(
+        "BEGIN; SELECT tidings.publish_text('bulk', (SELECT string_agg(md5((random() * i * n)::text), '')
+           FROM generate_series(1, 10000) n)) FROM generate_series(1, 50) i",
+    );
+    for i in 1..=TICKS {
+        session.publish("small", &i.to_string());
+        until("a tick of its own", || {
+            session.all("SELECT FROM tidings.changes('earliest', '{small}')", &[]).len() == i
+        });
+    }
+    long.run("COMMIT");
+    until("all is told", || session.all("SELECT FROM tidings.changes('earliest')", &[]).len() == 50 + TICKS);
+    let segments: i64 = session.one("SELECT count(*) FROM tidings.log");
+    assert!(segments >= 40 + TICKS as i64, "written early, or this test proves nothing");
+    for sql in [
+        "SELECT FROM tidings.changes('earliest')",
+        "SELECT FROM tidings.scan('earliest', NULL, 1000, 100000000, false)",
+    ] {
+        session.run("BEGIN");
+        let read = "SELECT sum(idx_tup_fetch)::bigint FROM pg_stat_xact_all_tables
+                    WHERE schemaname = 'tidings' AND relname LIKE 'log%'";
+        let before: i64 = session.one(read);
+        session.run(sql);
+        let read = session.one::<i64>(read) - before;
+        session.run("COMMIT");
+        // The scan looks at the sizes, too, and those that began in a tick are looked at there.
+        assert!(read <= 4 * segments, "{sql} reads {read} of {segments} segments");
+    }
+}
+
+#[test]
 fn a_rare_topic_in_a_large_log_is_read_a_stretch_at_a_time() {
     let cluster = Cluster::start(&[("track_functions", "all")]);
     let db = cluster.database();
