@@ -15,7 +15,7 @@ use crate::subscriber::{End, Pushed, Subscriber};
 /// Postgres cuts longer names, and two names would become one.
 const MAX_NAME: usize = 63;
 
-/// Names that are remembered as not to be had. When there are more, they are forgotten, and each is found out again.
+/// The most refused names that are remembered. When there are more, all are dropped, and each is found out again.
 const MAX_REFUSED: usize = 1024;
 
 /// A pattern of channel names: `*` stands for any text.
@@ -61,7 +61,7 @@ pub struct Channels {
     patterns: Vec<Pattern>,
     metrics: Arc<Metrics>,
     inner: Mutex<HashMap<Arc<str>, Channel>>,
-    /// What the database that the upstream is connected to can't listen to.
+    /// Names that the upstream's current database can't listen on.
     refused: Mutex<HashSet<Arc<str>>>,
     /// Wakes the upstream when a channel is wanted for the first time or no more.
     changed: Notify,
@@ -147,7 +147,8 @@ impl Channels {
         }
     }
 
-    /// Says that the database can't listen to a channel: the streams of those who wait for it end, and who comes later is told.
+    /// Reports that the database can't listen on a channel: streams that wait for it end, and later requests are
+    /// refused.
     pub fn refuse(&self, name: &Arc<str>) {
         let mut refused = self.refused.lock();
         if refused.len() >= MAX_REFUSED {
@@ -164,7 +165,7 @@ impl Channels {
 
     /// Says that the upstream is gone: what is notified now is lost, so everyone is told to read their data again.
     pub fn closed(&self) {
-        // The next one may lead to another database.
+        // The next connection may lead to another database.
         self.refused.lock().clear();
         for channel in self.inner.lock().values_mut() {
             if std::mem::take(&mut channel.open) {

@@ -73,8 +73,8 @@ impl From<tokio_postgres::Error> for DatabaseError {
 }
 
 impl DatabaseError {
-    /// Whether the database can't take what it was given, however often it is asked: a value out of range, too long, or of
-    /// characters that its encoding lacks. It costs the one whose value it is, and nobody else.
+    /// Whether the database will never accept the input: a value out of range, too long, or with characters that its
+    /// encoding lacks. Only the client that sent the value is affected.
     pub fn blames_the_input(&self) -> bool {
         let class = |code: &SqlState| ["22", "54"].iter().any(|class| code.code().starts_with(class));
         matches!(self, Self::Postgres(error) if error.code().is_some_and(class))

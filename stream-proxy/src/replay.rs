@@ -27,8 +27,8 @@ const PAGE_BYTES: usize = 512 * 1024;
 /// The longest to wait for a sign of the hub before looking around again.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The longest to wait until a server has come as far as a position: a relay that was away is back by then. A position that no
-/// server has come to, or ever will, must not be asked for for ever: its stream ends, and the client may try another proxy.
+/// The longest wait until a server has reached a position; a relay that was down runs again by then. A position that no
+/// server ever reaches must not be asked for forever: its stream ends, and the client may try another proxy.
 const TOO_EARLY: Duration = Duration::from_secs(20);
 
 /// One client on its way.
@@ -54,11 +54,11 @@ struct Cursor {
     located: bool,
     rows: i32,
     from_log: bool,
-    /// Since when the server has not come as far as the position.
+    /// Since when the server has not reached the position.
     early: Option<Instant>,
 }
 
-/// Whether it is of no use to ask again.
+/// Whether it is useless to ask again.
 fn is_final(error: &DatabaseError) -> bool {
     matches!(error, DatabaseError::Expired | DatabaseError::Lost) || error.blames_the_input()
 }
@@ -145,7 +145,7 @@ impl Replay {
         Ok(())
     }
 
-    /// Waits where it is too early to say where to read on: usually for the next tick.
+    /// Waits while it is too early to say where to continue: usually for the next tick.
     async fn wait_for_server(&self, cursor: &mut Cursor, ticks: Ticks) {
         let waited = cursor.early.get_or_insert_with(Instant::now).elapsed();
         if waited < PATIENCE {

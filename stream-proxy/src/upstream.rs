@@ -211,7 +211,7 @@ impl Session<'_> {
             if !self.listening.contains(&name) && self.channel.as_deref() != Some(&name) {
                 match self.listen("LISTEN", &name).await {
                     Err(error) if error.blames_the_input() => {
-                        tracing::warn!(channel = ?name, %error, "a channel that the database does not take");
+                        tracing::warn!(channel = ?name, %error, "the database can't listen on this channel");
                         self.upstream.channels.refuse(&name);
                         wanted.remove(&name);
                         continue;
@@ -234,15 +234,15 @@ impl Session<'_> {
         answer(self.client.batch_execute(&format!("{verb} \"{}\"", channel.replace('"', "\"\"")))).await
     }
 
-    /// Says what is to be expected of the database's encoding. (The extension is in none but UTF8.)
+    /// Logs what the database's encoding means for channels. (The extension itself needs UTF8.)
     async fn look_at_encoding(&self) -> Result<(), DatabaseError> {
         let sql = "SELECT pg_catalog.current_setting('server_encoding')";
         let row = answer(self.client.query_one(sql, &[])).await?;
         match row.try_get(0)? {
             "UTF8" => {}
             "SQL_ASCII" => tracing::warn!(
-                "the database's encoding is SQL_ASCII, so nobody knows what its texts are: a notification that is not UTF-8 costs \
-                 the connection, and clients get a reset"
+                "the database's encoding is SQL_ASCII, so the encoding of its texts is unknown: a notification that is not \
+                 UTF-8 breaks the connection, and clients get event: reset"
             ),
             encoding => tracing::info!(encoding, "names of channels are limited to the database's encoding"),
         }

@@ -13,7 +13,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// The longest text taken for what a snapshot saw, in bytes: room for some 2,500 running transactions.
+/// The longest text for a snapshot, in bytes: room for about 2,500 running transactions.
 pub const MAX_TEXT: usize = 32 * 1024;
 
 /// The longest text taken for a tick and a number: all their digits. It has a bound of its own, so that with any snapshot that is
@@ -121,7 +121,7 @@ impl Seen {
         let seen = Self { stamp: number(stamp)?, xmin: number(xmin)?, xmax: number(xmax)?, running };
         let rising = seen.running.windows(2).all(|pair| pair[0] < pair[1]);
         let inside = seen.running.iter().all(|xid| (seen.xmin..seen.xmax).contains(xid));
-        // Postgres takes no snapshot that begins or ends with the transaction 0 of an epoch, for there is none.
+        // Postgres accepts no snapshot that begins or ends with transaction 0 of an epoch, because there is none.
         let real = [seen.xmin, seen.xmax].iter().all(|xid| xid % (1 << 32) != 0);
         (rising && inside && real && seen.xmin <= seen.xmax).then_some(seen).ok_or(PositionError)
     }
