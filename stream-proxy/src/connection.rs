@@ -434,7 +434,7 @@ mod tests {
             assert!(error(text).starts_with("unknown parameter \"schema\""), "{text}");
         }
         assert_eq!(error("postgres://h/db?sslcrl=/secret"), "the parameter \"sslcrl\" is not supported");
-        assert!(error("host=h channel_binding=secret").contains("\"channel_binding\" has a value"));
+        assert!(error("host=h channel_binding=secret").contains("\"channel_binding\" is not supported; supported are"));
         for ignored in ["client_encoding=LATIN1", "gssencmode=disable", "sslcompression=0", "sslrootcert=''"] {
             let _ = parse(&format!("host=h {ignored}"));
         }

@@ -263,7 +263,7 @@ mod tests {
         ]);
         assert!(good.is_empty(), "{good:?}");
         assert_eq!(passed_over.len(), 9);
-        assert!(passed_over[0].starts_with("key 1 \"post-quantum\": of a kind that is not known"), "{passed_over:?}");
+        assert!(passed_over[0].starts_with("key 1 \"post-quantum\": its kind is unknown"), "{passed_over:?}");
         assert!(!passed_over.iter().any(|line| line.contains(SECRET)), "{passed_over:?}");
     }
 

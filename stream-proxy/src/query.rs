@@ -269,7 +269,7 @@ mod tests {
     fn parsing_stops_at_the_first_topic_too_many() {
         // What follows it is not parsed.
         let problem = parse("topic=a&topic=b&topic=a&topic=c&topic=d&topic=%FF&x=1", None).unwrap_err();
-        assert_eq!(problem.to_string(), "too many topics: 3 are allowed");
+        assert_eq!(problem.to_string(), "too many topics: at most 3 are allowed");
         assert_eq!(parse(&"topic=a&".repeat(1000), None).unwrap().topics.len(), 1);
     }
 
