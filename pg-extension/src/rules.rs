@@ -9,7 +9,8 @@ use pgrx::prelude::*;
 use crate::{errors, preload};
 
 /// `tidings.ask_rule(role, claims, query, holes, search_path)`: why the rule denies access to the role, or NULL if it
-/// allows access. Only the extension's owner may call it, because it does not check the role.
+/// allows access. Only the extension's owner may call it, because it does not check the role. An argument that
+/// is NULL is an error.
 #[pg_extern]
 fn ask_rule(
     role: pg_sys::Oid,
@@ -20,7 +21,7 @@ fn ask_rule(
 ) -> Option<String> {
     preload::require();
     let [claims, query, search_path] = [claims, query, search_path].map(c_string);
-    let holes = holes.into_datum()?;
+    let holes = holes.into_datum().unwrap_or_else(|| error!("the values of a topic's holes are no array"));
     let settings =
         [(c"transaction_read_only", c"on"), (c"request.jwt.claims", &*claims), (c"search_path", &*search_path)];
     let result = undone(|| {

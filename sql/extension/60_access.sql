@@ -125,7 +125,8 @@ $$;
 COMMENT ON FUNCTION tidings.disallow(text) IS 'Removes a rule; false if there was none for this template';
 
 CREATE OR REPLACE FUNCTION tidings.ask_rule(role oid, claims text, query text, holes text[], search_path text) RETURNS text
-LANGUAGE c STRICT VOLATILE AS 'MODULE_PATHNAME', 'ask_rule_wrapper';
+-- Not STRICT: NULL is a yes, and must not come of an argument that is missing.
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'ask_rule_wrapper';
 
 COMMENT ON FUNCTION tidings.ask_rule(oid, text, text, text[], text) IS
     'Why a rule denies access to the role, NULL if it allows access. Its query runs as the role, read-only, in a subtransaction that is rolled back, and cannot leave the role';
@@ -156,12 +157,13 @@ AS $$
 #variable_conflict use_column
 DECLARE
     role_claim text := CASE WHEN jsonb_typeof(claims -> 'role') = 'string' THEN claims ->> 'role' END;
+    role       oid  := (SELECT r.oid FROM pg_roles r WHERE r.rolname = role_claim);
     refused    text := tidings.no_subscriber(role_claim);
-    role       oid;
     rule       record;
 BEGIN
-    IF refused IS NULL THEN
-        role := (SELECT r.oid FROM pg_roles r WHERE r.rolname = role_claim);
+    -- Roles may come, go and change their names meanwhile: the one that the rules run as is the one that was looked at.
+    IF refused IS NULL AND NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = role AND r.rolname = role_claim) THEN
+        refused := 'there is no such role for subscribers';
     END IF;
     FOREACH topic IN ARRAY topics LOOP
         allowed := false;

@@ -2,13 +2,14 @@
 //! attacker owns a table that a rule queries, and nothing else. Attacks from outside are in `attacks` and
 //! `attacks_on_rules`.
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use postgres::NoTls;
 use postgres::error::DbError;
 use tidings_tests::{Session, until};
 
-use crate::access::{Team, status};
+use crate::access::{Team, open, status};
 use crate::attacks::still_serves;
 
 /// Creates the role `mallory` and a table of hers with a policy that calls her function `spy()`. A rule queries the
@@ -140,6 +141,54 @@ fn a_rules_code_notifies_nobody() {
     assert_eq!(heard, ["probe"]);
 }
 
+/// What ends the session of a rule's code: an error that is fatal there, with a code that blames the server.
+const ENDS_THE_SESSION: &[&str] = &[
+    "PERFORM set_config('exit_on_error', 'on', true); RAISE 'x' USING ERRCODE = '57P01';",
+    "PERFORM set_config('exit_on_error', 'on', true); RAISE 'x' USING ERRCODE = 'XX000';",
+];
+
+#[test]
+fn a_rules_code_that_ends_its_session_keeps_nobodys_stream_from_being_looked_at() {
+    for end in ENDS_THE_SESSION {
+        let team = Team::new();
+        let mallory = spied_on(&team);
+        let proxy = team.proxy(&["--reauthorize", "200ms"]);
+        let mut hers: Vec<_> = (0..8).map(|n| open(&proxy, "drawings_1", &team.token(100 + n))).collect();
+        let mut his = open(&proxy, "boards_7", &team.token(2));
+        let mut adas = open(&proxy, "boards_7", &team.token(1));
+        spy(&team, &mallory, end, "");
+        team.db.session().run("DELETE FROM members WHERE person = 2");
+        assert_eq!(his.rest(), [], "{end}");
+        for stream in &mut hers {
+            assert_eq!(stream.rest(), [], "{end}");
+        }
+        team.db.session().run("INSERT INTO board_items VALUES (1, 7, 'still hers')");
+        assert_eq!(crate::titles(&[adas.frame()]), ["still hers"]);
+    }
+}
+
+#[test]
+fn a_rules_code_that_ends_its_session_costs_only_its_askers_their_answer() {
+    let team = Team::new();
+    let mallory = spied_on(&team);
+    let proxy = team.proxy(&[]);
+    for end in ENDS_THE_SESSION {
+        spy(&team, &mallory, end, "");
+        std::thread::scope(|scope| {
+            for n in 0..6 {
+                let (proxy, team) = (&proxy, &team);
+                scope.spawn(move || {
+                    let drawings = format!("{DRAWINGS}&topic=drawings_1{n}");
+                    assert!([403, 503].contains(&status(proxy, &drawings, &team.token(100 + n))));
+                });
+            }
+            for _ in 0..6 {
+                still_serves(&team, &proxy);
+            }
+        });
+    }
+}
+
 #[test]
 fn an_operator_of_somebody_elses_does_not_stand_in_for_one_of_a_rule() {
     let team = Team::new();
@@ -218,4 +267,71 @@ fn a_rule_may_ask_for_the_claims_without_a_second_thought() {
     let mut session = team.db.session();
     session.run("BEGIN; SET LOCAL request.jwt.claims = 'mine'; SELECT tidings.allow('x', 'SELECT')");
     assert_eq!(session.one::<String>("SELECT current_setting('request.jwt.claims')"), "mine");
+}
+
+#[test]
+fn a_role_that_goes_while_it_is_asked_about_lets_nobody_in() {
+    const ROUNDS: usize = 1500;
+    let team = Team::new();
+    let (gate, racer) = (team.db.role("gate"), format!("{}_racer", team.db.name()));
+    team.db
+        .session()
+        .run(&format!("SELECT tidings.grant_gate('{gate}'), tidings.allow('never', 'SELECT WHERE false')"));
+    let is_over = AtomicBool::new(false);
+    let let_in = std::thread::scope(|scope| {
+        let asking: Vec<_> = (0..2)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut session = team.db.session_as(&gate);
+                    let claims = format!(r#"{{"role": "{racer}"}}"#);
+                    let mut let_in = 0;
+                    while !is_over.load(Relaxed) {
+                        // That there is no such role any more may be an error.
+                        let asked =
+                            "SELECT count(*) FROM tidings.check_subscription($1::text::jsonb, '{never}') WHERE allowed";
+                        let answer = session.client().query_one(asked, &[&claims]);
+                        let_in += answer.map_or(0, |row| row.get::<_, i64>(0));
+                    }
+                    let_in
+                })
+            })
+            .collect();
+        let mut session = team.db.session();
+        for _ in 0..ROUNDS {
+            session.run(&format!("CREATE ROLE {racer}"));
+            session.run(&format!("GRANT {racer} TO {gate}"));
+            session.run(&format!("DROP ROLE {racer}"));
+        }
+        is_over.store(true, Relaxed);
+        asking.into_iter().map(|asking| asking.join().expect("one that asks")).sum::<i64>()
+    });
+    assert_eq!(let_in, 0);
+}
+
+#[test]
+fn a_broken_rule_that_was_written_by_hand_keeps_nobody_out() {
+    let team = Team::new();
+    let maker = team.db.role("maker");
+    team.db.session().run(&format!("SELECT tidings.grant_manager('{maker}')"));
+    let mut his = team.db.session_as(&maker);
+    for broken in ["'notes_{id', 'SELECT'", "'}', 'SELECT'", "'', 'SELECT'", "'boards_{id}{x}', 'SELECT {'"] {
+        his.run(&format!("INSERT INTO tidings.rule VALUES ({broken}, 'pg_catalog')"));
+    }
+    let proxy = team.proxy(&[]);
+    still_serves(&team, &proxy);
+}
+
+#[test]
+fn a_missing_argument_is_no_yes_to_a_rule() {
+    let team = Team::new();
+    let mut session = team.db.session();
+    let role = format!("'{}'::regrole", team.member);
+    let right = [&*role, "'{}'", "'SELECT'", "'{}'", "'pg_catalog'"];
+    assert_eq!(session.one::<Option<String>>(&format!("SELECT tidings.ask_rule({})", right.join(", "))), None);
+    for n in 0..right.len() {
+        let mut arguments = right;
+        arguments[n] = "NULL";
+        let asked = format!("SELECT tidings.ask_rule({})", arguments.join(", "));
+        assert!(session.client().query(&asked, &[]).is_err(), "{asked}");
+    }
 }
