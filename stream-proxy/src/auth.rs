@@ -267,8 +267,8 @@ impl Guard {
     async fn review_one(&self, stream: &Stream, place: OwnedSemaphorePermit) {
         let refused = match self.gate.check_again(stream.claims.clone(), &stream.topics, place).await {
             Ok(refused) => refused,
-            // Its own rules are too slow for the check. The client reconnects if it still has access.
-            Err(error @ Unanswered::Slow) => {
+            // Its own rules prevent the check. The client reconnects if it still has access.
+            Err(error @ (Unanswered::Slow | Unanswered::Broken)) => {
                 let refuse = |topic: &Arc<str>| Refusal { topic: topic.clone(), reason: error.to_string().into() };
                 stream.topics.iter().map(refuse).collect()
             }

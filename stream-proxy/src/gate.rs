@@ -50,6 +50,9 @@ pub enum Unanswered {
     /// The question has to be asked alone, because its rules are slow, and got no answer in time.
     #[error("access can't be checked: its rules are slow, and there was no answer in time")]
     Slow,
+    /// Connections keep breaking over the question.
+    #[error("access can't be checked: its rules end the connection")]
+    Broken,
     /// The database can't be asked.
     #[error("access can't be checked: {0}")]
     Database(Arc<str>),

@@ -51,8 +51,8 @@ pub struct Check {
     /// The question.
     pub question: Question,
     askers: Vec<Asker>,
-    /// Whether a connection already broke during this question.
-    pub is_retry: bool,
+    /// How many connections broke during this question.
+    pub breaks: u8,
 }
 
 impl Check {
@@ -62,6 +62,12 @@ impl Check {
             // An asker that has left meanwhile needs no answer.
             let _ = asker.reply.send(verdict.clone());
         }
+    }
+
+    /// Adds the askers of the same question.
+    fn join(&mut self, same: Self) {
+        self.breaks = self.breaks.max(same.breaks);
+        self.askers.extend(same.askers);
     }
 
     /// Removes askers that have left; false if nobody is left.
@@ -117,7 +123,7 @@ impl Line {
             return Err(Unanswered::Full);
         }
         let pace = if queues.is_suspect(&question) { Pace::Alone } else { Pace::Together };
-        queues.add(Check { question, askers: vec![asker], is_retry: false }, pace);
+        queues.add(Check { question, askers: vec![asker], breaks: 0 }, pace);
         drop(queues);
         self.wakes[pace as usize].notify_one();
         Ok(())
@@ -149,11 +155,11 @@ impl Line {
     }
 
     /// Ends the turn of these questions. Those that must be asked again go to the front; one may have to be asked
-    /// alone.
-    pub fn settle(&self, pace: Pace, taken: &[Question], again: Vec<Check>, slow: Option<Check>) {
+    /// alone, because it is slow or the connection broke during it.
+    pub fn settle(&self, pace: Pace, taken: &[Question], again: Vec<Check>, alone: Option<Check>) {
         let mut queues = self.queues.lock();
         queues.turns[pace as usize].settle(taken, again);
-        if let Some(check) = slow {
+        if let Some(check) = alone {
             queues.suspect(&check.question);
             queues.add(check, Pace::Alone);
         }
@@ -217,8 +223,9 @@ impl Queues {
 
     fn add(&mut self, mut check: Check, pace: Pace) {
         if pace == Pace::Alone {
+            let is_slow = check.breaks == 0;
             for asker in &mut check.askers {
-                asker.is_slow.store(true, Relaxed);
+                asker.is_slow.fetch_or(is_slow, Relaxed);
                 asker.place = None;
             }
         }
@@ -261,7 +268,7 @@ impl Turns {
     fn add(&mut self, check: Check) {
         self.askers += check.askers.len();
         if let Some(same) = self.checks.get_mut(&check.question) {
-            same.askers.extend(check.askers);
+            same.join(check);
             return;
         }
         let Question { claims, topics } = check.question.clone();
@@ -324,7 +331,7 @@ impl Turns {
             let Question { claims, topics } = check.question.clone();
             match self.checks.get_mut(&check.question) {
                 // Someone else has asked the same question meanwhile.
-                Some(same) => same.askers.extend(check.askers),
+                Some(same) => same.join(check),
                 None => {
                     self.identities.entry(claims).or_default().waiting.push_front(topics);
                     self.checks.insert(check.question.clone(), check);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures_util::TryStreamExt;
 use futures_util::future::{join, join_all};
 use tokio::time::{Instant, sleep, timeout};
-use tokio_postgres::error::SqlState;
+use tokio_postgres::error::{Severity, SqlState};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 
@@ -36,6 +36,9 @@ const GRACE: Duration = Duration::from_secs(1);
 
 /// How long to wait before the next attempt to connect while another worker can ask.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
+
+/// After so many connections that broke during one question, the code of its rules is taken for the cause.
+const BREAKS: u8 = 3;
 
 /// How often the server checks, in milliseconds, whether its client still waits for a statement.
 const LOOK_FOR_CLIENT: &str = "SET client_connection_check_interval = 1000";
@@ -147,17 +150,18 @@ impl Worker {
         if let Ended::Read(Err(DatabaseError::Timeout)) | Ended::Abandoned(Err(DatabaseError::Timeout)) = &ended {
             self.stuck = self.connection.take().map(|connection| connection.backend);
         }
-        let (again, slow) = match ended {
+        let (again, alone) = match ended {
             Ended::Abandoned(_) => {
                 self.metrics.checks_gone.add(checks.len() as u64);
                 (Vec::new(), None)
             }
             Ended::Read(result) => self.conclude(checks, answers, result.err()),
         };
-        if self.pace == Pace::Alone && again.is_empty() && start.elapsed() < TOGETHER_LIMIT.0 / 2 {
+        let is_quick = self.connection.is_some() && start.elapsed() < TOGETHER_LIMIT.0 / 2;
+        if self.pace == Pace::Alone && again.is_empty() && is_quick {
             asked.iter().for_each(|question| self.line.acquit(question));
         }
-        self.line.settle(self.pace, &asked, again, slow);
+        self.line.settle(self.pace, &asked, again, alone);
         if self.stuck.is_some() {
             // This ends the backend. If it fails, the next connection tries again.
             let _ = self.connect().await;
@@ -217,6 +221,10 @@ impl Worker {
             return (rest, None);
         }
         let error = error.unwrap_or(DatabaseError::Contract("a topic without an answer"));
+        let is_broken = has_broken(&error);
+        if is_broken {
+            self.connection = None;
+        }
         let is_over =
             matches!(&error, DatabaseError::Postgres(error) if error.code() == Some(&SqlState::QUERY_CANCELED));
         if is_over || matches!(error, DatabaseError::Timeout) {
@@ -236,16 +244,35 @@ impl Worker {
                 rest.remove(0).answer(&Ok(refused));
                 (rest, None)
             }
+            Err(_) if is_broken => self.broken_by(rest),
             Err(unanswered) => (self.try_again(rest, &unanswered), None),
         }
     }
 
-    /// The connection or the server failed: each question gets a second attempt, but not a third.
+    /// The connection broke. The cause may be the server, or the code of a rule: it can make its own error end the
+    /// session. So the question that was running is asked alone from now on, where it can't make others fail. A question
+    /// during which connections keep breaking has no answer.
+    fn broken_by(&self, mut rest: Vec<Check>) -> (Vec<Check>, Option<Check>) {
+        let mut first = rest.remove(0);
+        first.breaks += 1;
+        if self.pace == Pace::Together {
+            return (rest, Some(first));
+        }
+        if first.breaks < BREAKS {
+            return (vec![first], None);
+        }
+        self.metrics.checks_over.add(1);
+        first.answer(&Err(Unanswered::Broken));
+        (rest, None)
+    }
+
+    /// The server failed: each question gets a second attempt, but not a third.
     fn try_again(&mut self, checks: Vec<Check>, unanswered: &Unanswered) -> Vec<Check> {
         self.connection = None;
         let mut again = Vec::new();
         for mut check in checks {
-            if std::mem::replace(&mut check.is_retry, true) {
+            check.breaks += 1;
+            if check.breaks > 1 {
                 check.answer(&Err(unanswered.clone()));
             } else {
                 again.push(check);
@@ -342,6 +369,17 @@ fn failed(question: &Question, error: &DatabaseError) -> Verdict {
             Ok(question.topics.iter().map(refuse).collect())
         }
         _ => Err(Unanswered::Database(error.to_string().into())),
+    }
+}
+
+/// Whether an error ended the connection.
+fn has_broken(error: &DatabaseError) -> bool {
+    match error {
+        DatabaseError::Closed => true,
+        DatabaseError::Postgres(error) => error
+            .as_db_error()
+            .is_none_or(|error| matches!(error.parsed_severity(), Some(Severity::Fatal | Severity::Panic))),
+        _ => false,
     }
 }
 
