@@ -47,7 +47,6 @@ pub fn part(log: &Log, seen: &Snapshot, now: &Snapshot) -> Option<Snapshot> {
     // SAFETY: a plain variable, set before any process starts. A transaction has one process until its last stamp.
     let processes = unsafe { pg_sys::MaxBackends }.unsigned_abs() as usize;
     let mut window = Window::default();
-    let (mut max_segments, mut max_bytes) = (MAX_SEGMENTS, MAX_BYTES);
     let mut segments = Segments::new(log, seen);
     while let Some(segment) = segments.next().filter(|segment| segment.xid < now.xmax) {
         if window.is_new(segment.xid) {
@@ -56,11 +55,11 @@ pub fn part(log: &Log, seen: &Snapshot, now: &Snapshot) -> Option<Snapshot> {
                 if let Some(until) = window.cut(seen, now) {
                     return Some(until);
                 }
-                // All transactions of the window wait for the margin, so both go into one tick.
+                // All transactions of the window wait for the margin. Whoever waits may do so for many ticks: it fills none.
                 window.end = window.transactions.len();
-                (max_segments, max_bytes) = (max_segments * 2, max_bytes * 2);
+                (window.segments, window.bytes) = (0, 0);
             }
-            let is_full = window.segments >= max_segments || window.bytes >= max_bytes;
+            let is_full = window.segments >= MAX_SEGMENTS || window.bytes >= MAX_BYTES;
             window.begin(segment.xid, is_full);
         }
         window.add(&segment);

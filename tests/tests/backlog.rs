@@ -97,6 +97,28 @@ fn a_backlog_is_told_in_order_in_ticks_of_bounded_size() {
 }
 
 #[test]
+fn a_large_transaction_that_outlasts_a_backlog_makes_its_ticks_no_smaller() {
+    let cluster = Cluster::start(&[("max_connections", "40"), ("max_worker_processes", "8")]);
+    let db = cluster.database();
+    create_counter(&db);
+    let (mut session, mut long) = (db.session(), db.session());
+    send(db.wait_relay(), Signal::SIGSTOP);
+    // By itself it fills a tick.
+    long.run(
+        "BEGIN; SELECT tidings.publish_text('bulk', (SELECT string_agg(md5((random() * i * n)::text), '')
+           FROM generate_series(1, 10000) n)) FROM generate_series(1, 60) i",
+    );
+    write_backlog(&db, EACH / 2);
+    long.run("SELECT tidings.publish('bulk', '1'); COMMIT");
+    let before: i64 = session.one("SELECT ticks FROM tidings.status");
+    send(db.wait_relay(), Signal::SIGCONT);
+    until("it is in ticks", || session.one::<bool>("SELECT waiting_since IS NULL FROM tidings.status"));
+    let ticks = session.one::<i64>("SELECT ticks FROM tidings.status") - before;
+    let all = i64::try_from(WRITERS * EACH / 2).expect("a number");
+    assert!(ticks <= all / BOUND + 5, "{ticks} ticks of {all} transactions");
+}
+
+#[test]
 fn a_page_of_a_backlog_reads_what_it_holds_and_not_the_backlog() {
     let cluster = Cluster::start(&[("max_connections", "40"), ("max_worker_processes", "8")]);
     let db = cluster.database();
