@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tidings_tests::follower::Habits;
 use tidings_tests::ledger::{self, Ledger, TOPICS, Write};
 use tidings_tests::sse::Request;
-use tidings_tests::{Follower, shared, until};
+use tidings_tests::{Cluster, Follower, shared, until};
 
-use crate::{all_until_now, boards, titles};
+use crate::{all_until_now, boards, create_boards, titles};
 
 #[test]
 fn data_and_stream_together_are_the_table() {
@@ -99,7 +99,10 @@ fn a_position_divides_a_tick_by_what_its_snapshot_saw() {
 
 #[test]
 fn ids_behind_a_snapshot_name_only_transactions_that_still_matter() {
-    let db = boards();
+    // A cluster of its own: a snapshot lists the transactions of other databases, too.
+    let cluster = Cluster::start(&[]);
+    let db = cluster.database();
+    create_boards(&db);
     let proxy = db.proxy(&[]);
     let relay = db.wait_relay();
     tidings_tests::process::send(relay, tidings_tests::process::Signal::SIGSTOP);
