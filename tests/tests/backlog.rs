@@ -103,10 +103,10 @@ fn a_large_transaction_that_outlasts_a_backlog_makes_its_ticks_no_smaller() {
     create_counter(&db);
     let (mut session, mut long) = (db.session(), db.session());
     send(db.wait_relay(), Signal::SIGSTOP);
-    // By itself it fills a tick.
+    // By itself it would fill three ticks.
     long.run(
         "BEGIN; SELECT tidings.publish_text('bulk', (SELECT string_agg(md5((random() * i * n)::text), '')
-           FROM generate_series(1, 10000) n)) FROM generate_series(1, 60) i",
+           FROM generate_series(1, 10000) n)) FROM generate_series(1, 150) i",
     );
     write_backlog(&db, EACH / 2);
     long.run("SELECT tidings.publish('bulk', '1'); COMMIT");
