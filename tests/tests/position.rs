@@ -94,7 +94,9 @@ fn a_position_divides_a_tick_by_what_its_snapshot_saw() {
     assert_eq!(got, ["committed after", "running"]);
     // Behind the first of the two the id still knows what the snapshot saw.
     let mut resumed = proxy.open(&Request::resume(&["boards_5"], frames[0].id()));
-    assert_eq!(resumed.frame(), frames[1]);
+    // The ids may differ in transactions of other databases, which a snapshot lists and which end meanwhile.
+    let again = resumed.frame();
+    assert_eq!((again.place(), &again.data), (frames[1].place(), &frames[1].data));
 }
 
 #[test]
