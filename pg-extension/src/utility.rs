@@ -214,13 +214,20 @@ unsafe fn indexes_our_table_by_more_than_columns(node: *mut pg_sys::Node) -> boo
 /// # Safety
 /// `node` is a statement.
 unsafe fn bad_event_name(node: *mut pg_sys::Node) -> Option<WatchError> {
-    // SAFETY: a node's tag says which struct it is; a trigger's function and its arguments are lists of strings.
+    // SAFETY: a node's tag says which struct it is; a trigger's function and its arguments are lists of strings. Look-ups
+    // inside a transaction.
     unsafe {
         if (*node).type_ != pg_sys::NodeTag::T_CreateTrigStmt {
             return None;
         }
         let trigger = &*node.cast::<pg_sys::CreateTrigStmt>();
-        if !strings(trigger.funcname).eq([c"tidings", c"capture"]) {
+        if strings(trigger.funcname).last() != Some(c"capture") {
+            return None;
+        }
+        // Without its schema the name may mean our function, too: that depends on the session's search_path.
+        let function = pg_sys::LookupFuncName(trigger.funcname, 0, std::ptr::null(), true);
+        let schema = pg_sys::get_namespace_oid(c"tidings".as_ptr(), true);
+        if function == pg_sys::InvalidOid || pg_sys::get_func_namespace(function) != schema {
             return None;
         }
         let name = strings(trigger.args).find_map(|argument| argument.to_str().ok()?.strip_prefix("event="))?;

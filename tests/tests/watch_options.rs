@@ -499,6 +499,10 @@ fn an_event_has_no_name_that_streams_have_for_themselves() {
                 "CREATE TRIGGER by_hand AFTER INSERT ON items FOR EACH ROW
                  EXECUTE FUNCTION tidings.capture('topic=a', 'event={name}')"
             ),
+            format!(
+                "SET search_path = tidings, public; CREATE TRIGGER by_hand AFTER INSERT ON items FOR EACH ROW
+                 EXECUTE FUNCTION capture('topic=a', 'event={name}')"
+            ),
             format!("SELECT tidings.publish('a', '1', event => '{name}')"),
             format!("SELECT tidings.publish_text('a', 'x', event => '{name}')"),
         ] {
