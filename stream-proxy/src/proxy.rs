@@ -69,7 +69,7 @@ pub struct Subscription {
     /// Whether it is of a channel, not of topics.
     channel: bool,
     /// Its place of its address, if streams are limited by address.
-    address: Option<Entry>,
+    address: Option<Box<Entry>>,
     /// Its entry at the guard, if there is one.
     pass: Option<Pass>,
 }
@@ -139,7 +139,7 @@ impl Proxy {
             return Err(NotNow::OverLimit);
         }
         if self.cli.max_clients_per_address > 0 {
-            subscription.address = self.addresses.enter(peer, self.cli.max_clients_per_address);
+            subscription.address = self.addresses.enter(peer, self.cli.max_clients_per_address).map(Box::new);
             if subscription.address.is_none() {
                 self.metrics.over_address.add(1);
                 return Err(NotNow::OverLimit);

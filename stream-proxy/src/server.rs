@@ -266,3 +266,14 @@ fn head(headers: &HeaderMap, chunked: bool) -> Frame {
     text.push_str("\r\n");
     Frame::raw(text)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_task_of_an_idle_client_is_small() {
+        // tokio allocates tasks in steps of 128 bytes; with more than this, every client costs another step.
+        assert!(size_of::<Stream<Socket, Subscription>>() <= 152, "{}", size_of::<Stream<Socket, Subscription>>());
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::LazyLock;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -34,15 +35,21 @@ pub struct Socket {
     stream: TcpStream,
     /// The kernel's limit, in seconds.
     patience: u32,
-    /// When the socket was last full, while the limit is lifted.
-    full: Option<Instant>,
+    /// When the socket was last full, by [`now`], while the limit is lifted; else 0.
+    full: u32,
+}
+
+/// Seconds since the first call, and one: every client's socket holds such a time, so it should be small.
+fn now() -> u32 {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    u32::try_from(START.elapsed().as_secs()).unwrap_or(u32::MAX).saturating_add(1)
 }
 
 impl Socket {
     /// Takes over an accepted connection.
     pub fn new(stream: TcpStream, heartbeat: Duration) -> Self {
         let patience = u32::try_from(patience(heartbeat).as_secs()).unwrap_or(u32::MAX);
-        let socket = Self { stream, patience, full: None };
+        let socket = Self { stream, patience, full: 0 };
         let interval = heartbeat.max(Duration::from_secs(3));
         let keepalive = TcpKeepalive::new().with_time(interval).with_interval(interval / 3).with_retries(3);
         // Each option by itself: one that this system does not support must not prevent the others.
@@ -66,11 +73,11 @@ impl Socket {
     /// Notes whether a write found the socket full.
     fn wrote<T>(&mut self, result: Poll<T>) -> Poll<T> {
         if result.is_pending() {
-            if self.full.replace(Instant::now()).is_none() {
+            if std::mem::replace(&mut self.full, now()) == 0 {
                 self.limit(false);
             }
-        } else if self.full.is_some_and(|at| at.elapsed().as_secs() >= self.patience.into()) {
-            self.full = None;
+        } else if self.full > 0 && now() - self.full >= self.patience {
+            self.full = 0;
             self.limit(true);
         }
         result
