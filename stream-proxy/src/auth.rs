@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::convert::Infallible;
 use std::future::pending;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
@@ -17,7 +18,8 @@ use slab::Slab;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
-use crate::gate::{Gate, Refusal, Unanswered};
+use crate::crowd::network;
+use crate::gate::{Gate, Refusal, Unanswered, Who};
 use crate::metrics::Metrics;
 use crate::query;
 use crate::subscriber::{End, Subscriber};
@@ -45,8 +47,8 @@ pub enum Identity {
     Anyone,
     /// Whoever the claims name.
     Claims {
-        /// The claims, as JSON.
-        text: Arc<str>,
+        /// The claims.
+        who: Who,
         /// When they end.
         expires: Option<SystemTime>,
     },
@@ -71,17 +73,17 @@ pub enum Denied {
 
 impl Access {
     /// Who the request comes from.
-    pub fn identify(&self, request: &Parts) -> Result<Identity, Denied> {
+    pub fn identify(&self, request: &Parts, peer: IpAddr) -> Result<Identity, Denied> {
         match self {
             Self::Open => Ok(Identity::Anyone),
-            Self::Guarded(guard) => guard.identify(request),
+            Self::Guarded(guard) => guard.identify(request, peer),
         }
     }
 
     /// Whether `who` may subscribe to all of the topics.
     pub async fn authorize(&self, who: &Identity, topics: &[Arc<str>]) -> Result<(), Denied> {
         match (self, who) {
-            (Self::Guarded(guard), Identity::Claims { text, .. }) => guard.authorize(text, topics).await,
+            (Self::Guarded(guard), Identity::Claims { who, .. }) => guard.authorize(who, topics).await,
             (Self::Guarded(_), Identity::Anyone) => Err(Denied::NoToken),
             (Self::Open, _) => Ok(()),
         }
@@ -98,10 +100,10 @@ impl Access {
     /// Keeps an eye on a stream as long as the answer is held.
     pub fn admit(&self, who: Identity, subscriber: &Arc<Subscriber>, topics: &[Arc<str>]) -> Option<Pass> {
         match (self, who) {
-            (Self::Guarded(guard), Identity::Claims { text, expires }) => {
+            (Self::Guarded(guard), Identity::Claims { who, expires }) => {
                 let stream = Stream {
                     subscriber: subscriber.clone(),
-                    claims: text,
+                    who,
                     topics: topics.into(),
                     expires,
                     in_review: Arc::default(),
@@ -131,7 +133,7 @@ pub struct Guard {
 #[derive(Clone, Debug)]
 struct Stream {
     subscriber: Arc<Subscriber>,
-    claims: Arc<str>,
+    who: Who,
     topics: Arc<[Arc<str>]>,
     expires: Option<SystemTime>,
     /// Whether it is being checked again.
@@ -164,22 +166,25 @@ impl Guard {
     }
 
     /// A token that is there counts, good or bad; only who has none is anonymous.
-    fn identify(&self, request: &Parts) -> Result<Identity, Denied> {
+    fn identify(&self, request: &Parts, peer: IpAddr) -> Result<Identity, Denied> {
         let query = request.uri.query().unwrap_or("");
         let Some(token) = find_token(&request.headers, query, self.cookie.as_deref()) else {
             let Some(role) = &self.anonymous else {
                 self.metrics.auth_no_token.add(1);
                 return Err(Denied::NoToken);
             };
-            let text = serde_json::json!({ "role": role }).to_string().into();
-            return Ok(Identity::Claims { text, expires: None });
+            let claims = serde_json::json!({ "role": role }).to_string().into();
+            // All of them have these claims: by network, one of them does not make all others wait.
+            let identity = network(peer).to_string().into();
+            return Ok(Identity::Claims { who: Who { claims, identity }, expires: None });
         };
         match self.keys.verify(&token) {
             Ok(Token { mut claims, expires }) => {
                 if let (None, Some(role)) = (claims.get("role"), &self.anonymous) {
                     claims.insert("role".into(), Value::String(role.clone()));
                 }
-                Ok(Identity::Claims { text: Value::Object(claims).to_string().into(), expires })
+                let claims: Arc<str> = Value::Object(claims).to_string().into();
+                Ok(Identity::Claims { who: Who { identity: claims.clone(), claims }, expires })
             }
             Err(error) => {
                 self.metrics.auth_bad_token.add(1);
@@ -189,8 +194,8 @@ impl Guard {
         }
     }
 
-    async fn authorize(&self, claims: &Arc<str>, topics: &[Arc<str>]) -> Result<(), Denied> {
-        let refused = self.gate.check(claims.clone(), topics).await.inspect_err(|error| {
+    async fn authorize(&self, who: &Who, topics: &[Arc<str>]) -> Result<(), Denied> {
+        let refused = self.gate.check(who, topics).await.inspect_err(|error| {
             self.metrics.auth_unanswered.add(1);
             tracing::warn!(%error, "subscription not checked");
         })?;
@@ -265,7 +270,7 @@ impl Guard {
     }
 
     async fn review_one(&self, stream: &Stream, place: OwnedSemaphorePermit) {
-        let refused = match self.gate.check_again(stream.claims.clone(), &stream.topics, place).await {
+        let refused = match self.gate.check_again(&stream.who, &stream.topics, place).await {
             Ok(refused) => refused,
             // Its own rules prevent the check. The client reconnects if it still has access.
             Err(error @ (Unanswered::Slow | Unanswered::Broken)) => {

@@ -62,7 +62,7 @@ impl Drop for Entry {
 }
 
 /// The unit that counts as one address: over IPv6 a client has a whole /64.
-fn network(peer: IpAddr) -> IpAddr {
+pub fn network(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into(),
         address => address,

@@ -35,6 +35,15 @@ pub struct Refusal {
     pub reason: Arc<str>,
 }
 
+/// Who asks for topics.
+#[derive(Clone, Debug)]
+pub struct Who {
+    /// The claims, as JSON.
+    pub claims: Arc<str>,
+    /// Who waits in turn: the same as the claims, or for an anonymous visitor the network that the request comes from.
+    pub identity: Arc<str>,
+}
+
 /// The database's answer: what is refused, nothing if all is allowed.
 pub type Verdict = Result<Vec<Refusal>, Unanswered>;
 
@@ -98,31 +107,32 @@ impl Gate {
         Self { requests, reviews, metrics: metrics.clone(), _workers: Arc::new(workers) }
     }
 
-    /// The topics to which the claims may not subscribe. Dropping the future withdraws the question.
-    pub async fn check(&self, claims: Arc<str>, topics: &[Arc<str>]) -> Verdict {
-        self.ask(&self.requests, claims, topics, None).await
+    /// The topics to which `who` may not subscribe. Dropping the future withdraws the question.
+    pub async fn check(&self, who: &Who, topics: &[Arc<str>]) -> Verdict {
+        self.ask(&self.requests, who, topics, None).await
     }
 
     /// The same for an open stream. `place` is released when the question is answered, or is found to be slow.
-    pub async fn check_again(&self, claims: Arc<str>, topics: &[Arc<str>], place: OwnedSemaphorePermit) -> Verdict {
-        self.ask(&self.reviews, claims, topics, Some(place)).await
+    pub async fn check_again(&self, who: &Who, topics: &[Arc<str>], place: OwnedSemaphorePermit) -> Verdict {
+        self.ask(&self.reviews, who, topics, Some(place)).await
     }
 
     async fn ask(
         &self,
         line: &Line,
-        claims: Arc<str>,
+        Who { claims, identity }: &Who,
         topics: &[Arc<str>],
         place: Option<OwnedSemaphorePermit>,
     ) -> Verdict {
-        if has_nul(&claims) {
+        if has_nul(claims) {
             let reason: Arc<str> = "the claims contain a NUL, which the database does not accept".into();
             let refuse = |topic: &Arc<str>| Refusal { topic: topic.clone(), reason: reason.clone() };
             return Ok(topics.iter().map(refuse).collect());
         }
         let (reply, verdict) = oneshot::channel();
         let is_slow = Arc::new(AtomicBool::new(false));
-        line.join(Question { claims, topics: topics.into() }, Asker { reply, place, is_slow: is_slow.clone() })?;
+        let question = Question { claims: claims.clone(), topics: topics.into() };
+        line.join(question, identity.clone(), Asker { reply, place, is_slow: is_slow.clone() })?;
         let _waiting = Waiting::one(&self.metrics.checks_waiting);
         match timeout(WAIT, verdict).await {
             Ok(answered) => answered.unwrap_or(Err(Unanswered::ShuttingDown)),

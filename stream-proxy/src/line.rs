@@ -19,6 +19,9 @@ use crate::metrics::Metrics;
 /// Askers that may wait; further ones get 503.
 const WAITING: usize = 20_000;
 
+/// Identities in whose turns one question waits, at most. Further ones that ask it wait with these.
+const MAX_IDENTITIES: usize = 100;
+
 /// How long a question is asked alone after it delayed others.
 const SUSPICION: Duration = Duration::from_secs(60);
 
@@ -28,7 +31,7 @@ const SUSPECTS: usize = 1_000;
 /// Claims, as JSON, and topics.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Question {
-    /// The identity.
+    /// The claims.
     pub claims: Arc<str>,
     /// The topics to subscribe to.
     pub topics: Arc<[Arc<str>]>,
@@ -51,6 +54,8 @@ pub struct Check {
     /// The question.
     pub question: Question,
     askers: Vec<Asker>,
+    /// The identities in whose turns it is asked, whichever comes first. Once it has been taken, that one is the first.
+    identities: Vec<Arc<str>>,
     /// How many connections broke during this question.
     pub breaks: u8,
 }
@@ -64,10 +69,20 @@ impl Check {
         }
     }
 
-    /// Adds the askers of the same question.
-    fn join(&mut self, same: Self) {
+    /// The identity in whose turn it was taken.
+    pub fn identity(&self) -> Arc<str> {
+        self.identities[0].clone()
+    }
+
+    /// Adds the askers of the same question; returns the identities that did not ask it before.
+    fn join(&mut self, same: Self) -> Vec<Arc<str>> {
         self.breaks = self.breaks.max(same.breaks);
         self.askers.extend(same.askers);
+        let is_new = |identity: &Arc<str>| !self.identities.contains(identity);
+        let room = MAX_IDENTITIES.saturating_sub(self.identities.len());
+        let new: Vec<_> = same.identities.into_iter().filter(is_new).take(room).collect();
+        self.identities.extend(new.iter().cloned());
+        new
     }
 
     /// Removes askers that have left; false if nobody is left.
@@ -116,14 +131,15 @@ impl Line {
         Self { queues: Mutex::default(), wakes: Default::default(), connected: Default::default(), metrics }
     }
 
-    /// Adds an asker at the end, unless too many are waiting.
-    pub fn join(&self, question: Question, asker: Asker) -> Result<(), Unanswered> {
+    /// Adds an asker at the end of its identity's turn, unless too many are waiting. Others who ask the same share the
+    /// answer, and it comes in the first of their turns: nobody waits for longer because others ask, too.
+    pub fn join(&self, question: Question, identity: Arc<str>, asker: Asker) -> Result<(), Unanswered> {
         let mut queues = self.queues.lock();
         if !queues.has_room() {
             return Err(Unanswered::Full);
         }
         let pace = if queues.is_suspect(&question) { Pace::Alone } else { Pace::Together };
-        queues.add(Check { question, askers: vec![asker], breaks: 0 }, pace);
+        queues.add(Check { question, askers: vec![asker], identities: vec![identity], breaks: 0 }, pace);
         drop(queues);
         self.wakes[pace as usize].notify_one();
         Ok(())
@@ -154,9 +170,9 @@ impl Line {
         checks
     }
 
-    /// Ends the turn of these questions. Those that must be asked again go to the front; one may have to be asked
+    /// Ends the turn of these identities. Questions that must be asked again go to the front; one may have to be asked
     /// alone, because it is slow or the connection broke during it.
-    pub fn settle(&self, pace: Pace, taken: &[Question], again: Vec<Check>, alone: Option<Check>) {
+    pub fn settle(&self, pace: Pace, taken: &[Arc<str>], again: Vec<Check>, alone: Option<Check>) {
         let mut queues = self.queues.lock();
         queues.turns[pace as usize].settle(taken, again);
         if let Some(check) = alone {
@@ -258,8 +274,8 @@ struct Turns {
 /// The questions of one identity.
 #[derive(Debug, Default)]
 struct Turn {
-    /// In order. Questions that are no longer among the checks are skipped.
-    waiting: VecDeque<Arc<[Arc<str>]>>,
+    /// In order. Questions that are no longer among the checks are skipped: another identity had them asked.
+    waiting: VecDeque<Question>,
     /// Whether a statement with its questions is under way.
     is_asking: bool,
 }
@@ -267,17 +283,22 @@ struct Turn {
 impl Turns {
     fn add(&mut self, check: Check) {
         self.askers += check.askers.len();
-        if let Some(same) = self.checks.get_mut(&check.question) {
-            same.join(check);
-            return;
+        let question = check.question.clone();
+        let identities = match self.checks.get_mut(&question) {
+            Some(same) => same.join(check),
+            None => {
+                let identities = check.identities.clone();
+                self.checks.insert(question.clone(), check);
+                identities
+            }
+        };
+        for identity in identities {
+            let turn = self.identities.entry(identity.clone()).or_default();
+            if turn.waiting.is_empty() && !turn.is_asking {
+                self.order.push_back(identity);
+            }
+            turn.waiting.push_back(question.clone());
         }
-        let Question { claims, topics } = check.question.clone();
-        let turn = self.identities.entry(claims.clone()).or_default();
-        if turn.waiting.is_empty() && !turn.is_asking {
-            self.order.push_back(claims);
-        }
-        turn.waiting.push_back(topics);
-        self.checks.insert(check.question.clone(), check);
     }
 
     /// Takes up to `most` questions: one of each identity, then another of each. Also returns how many were skipped.
@@ -286,7 +307,7 @@ impl Turns {
         let mut again = VecDeque::new();
         let mut is_first_round = true;
         while taken.len() < most {
-            let Some(claims) = self.order.pop_front() else {
+            let Some(identity) = self.order.pop_front() else {
                 if again.is_empty() {
                     break;
                 }
@@ -294,18 +315,20 @@ impl Turns {
                 is_first_round = false;
                 continue;
             };
-            let Some(turn) = self.identities.get_mut(&claims) else { continue };
-            let Some(topics) = turn.waiting.pop_front() else {
+            let Some(turn) = self.identities.get_mut(&identity) else { continue };
+            let Some(question) = turn.waiting.pop_front() else {
                 if !turn.is_asking {
-                    self.identities.remove(&claims);
+                    self.identities.remove(&identity);
                 }
                 continue;
             };
-            again.push_back(claims.clone());
-            let Some(mut check) = self.checks.remove(&Question { claims, topics }) else { continue };
+            again.push_back(identity.clone());
+            let Some(mut check) = self.checks.remove(&question) else { continue };
             self.askers -= check.askers.len();
             if check.is_wanted() {
                 turn.is_asking = true;
+                check.identities.retain(|other| *other != identity);
+                check.identities.insert(0, identity);
                 taken.push(check);
             } else {
                 gone += 1;
@@ -313,45 +336,43 @@ impl Turns {
         }
         // An identity with a statement under way waits; one that was only skipped stays in the order.
         let rest = if is_first_round { Vec::new() } else { std::mem::take(&mut self.order).into() };
-        for claims in again.into_iter().chain(rest) {
-            match self.identities.get(&claims) {
+        for identity in again.into_iter().chain(rest) {
+            match self.identities.get(&identity) {
                 Some(turn) if turn.is_asking => {}
-                Some(turn) if turn.waiting.is_empty() => drop(self.identities.remove(&claims)),
-                Some(_) => self.order.push_back(claims),
+                Some(turn) if turn.waiting.is_empty() => drop(self.identities.remove(&identity)),
+                Some(_) => self.order.push_back(identity),
                 None => {}
             }
         }
         (taken, gone)
     }
 
-    fn settle(&mut self, taken: &[Question], again: Vec<Check>) {
-        let first: HashSet<Arc<str>> = again.iter().map(|check| check.question.claims.clone()).collect();
+    fn settle(&mut self, taken: &[Arc<str>], again: Vec<Check>) {
+        let first: HashSet<Arc<str>> = again.iter().map(Check::identity).collect();
         for check in again.into_iter().rev() {
             self.askers += check.askers.len();
-            let Question { claims, topics } = check.question.clone();
-            match self.checks.get_mut(&check.question) {
+            let (question, identity) = (check.question.clone(), check.identity());
+            match self.checks.get_mut(&question) {
                 // Someone else has asked the same question meanwhile.
-                Some(same) => same.join(check),
-                None => {
-                    self.identities.entry(claims).or_default().waiting.push_front(topics);
-                    self.checks.insert(check.question.clone(), check);
-                }
+                Some(same) => drop(same.join(check)),
+                None => drop(self.checks.insert(question.clone(), check)),
             }
+            self.identities.entry(identity).or_default().waiting.push_front(question);
         }
         let mut ahead = Vec::new();
-        for Question { claims, .. } in taken {
-            let Some(turn) = self.identities.get_mut(claims).filter(|turn| turn.is_asking) else { continue };
+        for identity in taken {
+            let Some(turn) = self.identities.get_mut(identity).filter(|turn| turn.is_asking) else { continue };
             turn.is_asking = false;
             if turn.waiting.is_empty() {
-                self.identities.remove(claims);
-            } else if first.contains(claims) {
-                ahead.push(claims.clone());
+                self.identities.remove(identity);
+            } else if first.contains(identity) {
+                ahead.push(identity.clone());
             } else {
-                self.order.push_back(claims.clone());
+                self.order.push_back(identity.clone());
             }
         }
-        for claims in ahead.into_iter().rev() {
-            self.order.push_front(claims);
+        for identity in ahead.into_iter().rev() {
+            self.order.push_front(identity);
         }
     }
 
@@ -359,14 +380,11 @@ impl Turns {
     fn sweep(&mut self) {
         self.checks.retain(|_, check| check.is_wanted());
         self.askers = self.checks.values().map(|check| check.askers.len()).sum();
-        for (claims, turn) in &mut self.identities {
-            let is_wanted = |topics: &Arc<[Arc<str>]>| {
-                self.checks.contains_key(&Question { claims: claims.clone(), topics: topics.clone() })
-            };
-            turn.waiting.retain(is_wanted);
+        for turn in self.identities.values_mut() {
+            turn.waiting.retain(|question| self.checks.contains_key(question));
         }
         self.identities.retain(|_, turn| turn.is_asking || !turn.waiting.is_empty());
-        self.order.retain(|claims| self.identities.contains_key(claims));
+        self.order.retain(|identity| self.identities.contains_key(identity));
     }
 }
 
@@ -382,8 +400,12 @@ mod tests {
     }
 
     fn join(line: &Line, text: &str) -> Reply {
+        join_as(line, text, text.split_once(':').unwrap().0)
+    }
+
+    fn join_as(line: &Line, text: &str, identity: &str) -> Reply {
         let (reply, answer) = oneshot::channel();
-        line.join(question(text), Asker { reply, place: None, is_slow: Arc::default() }).unwrap();
+        line.join(question(text), identity.into(), Asker { reply, place: None, is_slow: Arc::default() }).unwrap();
         answer
     }
 
@@ -392,8 +414,8 @@ mod tests {
         checks.iter().map(name).collect()
     }
 
-    fn questions(checks: &[Check]) -> Vec<Question> {
-        checks.iter().map(|check| check.question.clone()).collect()
+    fn identities(checks: &[Check]) -> Vec<Arc<str>> {
+        checks.iter().map(Check::identity).collect()
     }
 
     #[test]
@@ -405,9 +427,27 @@ mod tests {
         assert_eq!(first[0].askers.len(), 2, "the same question is asked once");
         let _more = ["b:2", "d:1"].map(|text| join(&line, text));
         assert_eq!(names(&line.take(Pace::Together, 4)), ["d:1"], "the others have one under way");
-        line.settle(Pace::Together, &questions(&first), Vec::new(), None);
+        line.settle(Pace::Together, &identities(&first), Vec::new(), None);
         assert_eq!(names(&line.take(Pace::Together, 4)), ["a:3", "b:2"]);
         assert_eq!(names(&line.take(Pace::Together, 4)), [""; 0]);
+    }
+
+    #[test]
+    fn who_has_the_same_claims_has_a_turn_of_its_own_and_shares_answers() {
+        let line = Line::new(Arc::default());
+        let mut replies: Vec<Reply> = (0..50).map(|n| join_as(&line, &format!("guest:{n}"), "here")).collect();
+        // Somebody elsewhere asks something of its own, and something that waits far back in the other's turn.
+        replies.extend(["guest:news", "guest:49"].map(|text| join_as(&line, text, "there")));
+        let taken = line.take(Pace::Together, 3);
+        assert_eq!(names(&taken), ["guest:0", "guest:news", "guest:1"]);
+        line.settle(Pace::Together, &identities(&taken), Vec::new(), None);
+        let taken = line.take(Pace::Together, 2);
+        assert_eq!(names(&taken), ["guest:2", "guest:49"]);
+        assert_eq!(taken[1].askers.len(), 2, "the same question is asked once");
+        line.settle(Pace::Together, &identities(&taken), Vec::new(), None);
+        assert_eq!(line.take(Pace::Together, 99).len(), 46);
+        let queues = line.queues.lock();
+        assert!(queues.turns[0].checks.is_empty() && !queues.turns[0].identities.contains_key("there"));
     }
 
     #[test]
@@ -421,7 +461,7 @@ mod tests {
         assert_eq!(names(&taken), ["b:1"]);
         assert_eq!(names(&line.take(Pace::Together, 9)), ["a:2"]);
         assert_eq!(line.metrics.checks_gone.get(), 2);
-        line.settle(Pace::Together, &questions(&taken), Vec::new(), None);
+        line.settle(Pace::Together, &identities(&taken), Vec::new(), None);
         let queues = line.queues.lock();
         assert_eq!((queues.turns[0].askers, queues.turns[0].checks.len()), (0, 0));
         assert!(!queues.turns[0].identities.contains_key("b") && !queues.turns[0].identities.contains_key("c"));
@@ -432,7 +472,7 @@ mod tests {
         let line = Line::new(Arc::default());
         let _replies = ["a:1", "b:1", "c:1", "d:1"].map(|text| join(&line, text));
         let mut taken = line.take(Pace::Together, 3);
-        let asked = questions(&taken);
+        let asked = identities(&taken);
         let (left, slow) = (taken.split_off(2), taken.pop());
         line.settle(Pace::Together, &asked, left, slow);
         assert_eq!(names(&line.take(Pace::Together, 9)), ["c:1", "d:1"]);
@@ -453,12 +493,13 @@ mod tests {
         let mut replies: Vec<Reply> = (0..WAITING).map(|n| join(&line, &format!("a:{n}"))).collect();
         let (reply, _answer) = oneshot::channel();
         let asker = Asker { reply, place: None, is_slow: Arc::default() };
-        assert_eq!(line.join(question("b:1"), asker), Err(Unanswered::Full));
+        assert_eq!(line.join(question("b:1"), "b".into(), asker), Err(Unanswered::Full));
         replies.clear();
         let came = (0..WAITING).filter(|n| {
             let (reply, answer) = oneshot::channel();
             replies.push(answer);
-            line.join(question(&format!("b:{n}")), Asker { reply, place: None, is_slow: Arc::default() }).is_ok()
+            line.join(question(&format!("b:{n}")), "b".into(), Asker { reply, place: None, is_slow: Arc::default() })
+                .is_ok()
         });
         assert!(came.count() >= WAITING - WAITING / 20);
         assert_eq!(line.take(Pace::Together, 3).len(), 3);

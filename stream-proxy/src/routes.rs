@@ -138,7 +138,7 @@ async fn stream(proxy: &Arc<Proxy>, request: &Parts, peer: IpAddr, topic: Option
     }
     let query = request.uri.query().unwrap_or("");
     let wanted = Wanted::parse(query, &request.headers, topic, proxy.cli.max_topics)?;
-    let who = proxy.access.identify(request)?;
+    let who = proxy.access.identify(request, peer)?;
     proxy.access.authorize(&who, &wanted.topics).await?;
     start_stream(request, proxy, || proxy.subscribe(wanted, who, peer))
 }
@@ -157,7 +157,7 @@ fn channel(proxy: &Arc<Proxy>, request: &Parts, peer: IpAddr, name: &str) -> Res
     })?;
     // A channel has no rule: whoever shows a good token, or comes as the anonymous role, may listen to those that the
     // patterns name.
-    let who = proxy.access.identify(request)?;
+    let who = proxy.access.identify(request, peer)?;
     start_stream(request, proxy, || proxy.listen(&name, who, peer))
 }
 

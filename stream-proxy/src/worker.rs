@@ -126,11 +126,11 @@ impl Worker {
             return sleep(RETRY_AFTER).await;
         }
         let checks = self.line.take(self.pace, usize::MAX);
-        let asked: Vec<Question> = checks.iter().map(|check| check.question.clone()).collect();
+        let identities: Vec<_> = checks.iter().map(Check::identity).collect();
         for check in checks {
             check.answer(&Err(Unanswered::Database(error.to_string().into())));
         }
-        self.line.settle(self.pace, &asked, Vec::new(), None);
+        self.line.settle(self.pace, &identities, Vec::new(), None);
     }
 
     /// How long a statement with so many questions may take.
@@ -144,6 +144,7 @@ impl Worker {
 
     async fn ask(&mut self, mut checks: Vec<Check>) {
         let asked: Vec<Question> = checks.iter().map(|check| check.question.clone()).collect();
+        let identities: Vec<_> = checks.iter().map(Check::identity).collect();
         let mut answers = Answers::to(&asked);
         let start = Instant::now();
         let ended = self.run_statement(&mut checks, &mut answers).await;
@@ -161,7 +162,7 @@ impl Worker {
         if self.pace == Pace::Alone && again.is_empty() && is_quick {
             asked.iter().for_each(|question| self.line.acquit(question));
         }
-        self.line.settle(self.pace, &asked, again, alone);
+        self.line.settle(self.pace, &identities, again, alone);
         if self.stuck.is_some() {
             // This ends the backend. If it fails, the next connection tries again.
             let _ = self.connect().await;

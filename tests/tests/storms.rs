@@ -2,10 +2,11 @@
 //! `attacks_by_rules`.
 
 use std::io::Write;
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 use serde_json::json;
+use socket2::{Domain, Socket, Type};
 use tidings_tests::process::Signal;
 use tidings_tests::{Proxy, Session, http, until};
 
@@ -122,6 +123,33 @@ fn another_user_is_answered_while_a_storm_of_slow_rules_rages() {
             assert!(before < STORM / 2, "the storm of {people} was answered first: {before} times");
         });
     }
+}
+
+#[test]
+fn an_anonymous_visitor_does_not_wait_for_those_of_another_network() {
+    let team = team();
+    team.db.session().run("SELECT tidings.allow('open_{x}', 'SELECT')");
+    let proxy = team.proxy(&["--anon-role", &team.guest]);
+    let mut session = team.db.session();
+    // All of them have the same claims. Each question is slow in its own statement first.
+    let storm: Vec<_> = (0..STORM).map(|n| send_from_elsewhere(&proxy, &format!("/events?topic=slow_{n}"))).collect();
+    until("a rule of the storm runs", || sleepers(&mut session, &team) > 0);
+    let before = proxy.metric("tidings_auth_questions_total");
+    assert_eq!(http::open(proxy.address(), "/events?topic=open_1", &[]).expect("an answer").head.status, 200);
+    let between = proxy.metric("tidings_auth_questions_total") - before;
+    assert!(between < STORM as f64 / 3.0, "{between} statements came before it");
+    drop(storm);
+}
+
+/// Sends a request without a token from another address than the other requests come from.
+fn send_from_elsewhere(proxy: &Proxy, path: &str) -> TcpStream {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    let elsewhere: SocketAddr = "127.0.0.2:0".parse().expect("an address");
+    socket.bind(&elsewhere.into()).expect("another address of this machine");
+    socket.connect(&proxy.address().into()).expect("connect");
+    let mut socket = TcpStream::from(socket);
+    socket.write_all(format!("GET {path} HTTP/1.1\r\nHost: tidings\r\n\r\n").as_bytes()).expect("send a request");
+    socket
 }
 
 #[test]
