@@ -164,11 +164,13 @@ SELECT w.tgrelid::regclass AS relation,
        coalesce((SELECT substr(a, 12) FROM unnest(w.list) a WHERE a LIKE 'old_record=%'), 'changed') AS old_record,
        bool_and(w.tgenabled <> 'D') AS enabled
 FROM (
-    -- The arguments are stored one after the other, each with a zero byte at its end.
+    -- The arguments are stored one after the other, each with a zero byte at its end. A pattern would need a time that grows with the
+    -- square of their length. In the escaped form a zero byte is \000, and nothing else is once no backslash stands for itself.
     SELECT t.oid, t.tgrelid, t.tgtype, t.tgenabled,
            coalesce(substring(t.tgname FROM CASE WHEN t.tgtype & 32 <> 0 THEN '^tidings_(.*)_truncate$' ELSE '^tidings_(.*)$' END), t.tgname) AS name,
-           (SELECT array_agg(convert_from(decode(raw[1], 'hex'), 'UTF8'))
-            FROM regexp_matches(encode(t.tgargs, 'hex'), '((?:..)*?)00', 'g') raw) AS list
+           (SELECT array_agg(convert_from(decode(a.escaped, 'escape'), 'UTF8') ORDER BY a.n)
+            FROM unnest(string_to_array(replace(encode(t.tgargs, 'escape'), E'\\\\', E'\\134'), E'\\000')) WITH ORDINALITY AS a (escaped, n)
+            WHERE a.n <= t.tgnargs) AS list
     FROM pg_catalog.pg_trigger t
     WHERE t.tgfoid = 'tidings.capture()'::regprocedure AND t.tgparentid = 0
 ) w

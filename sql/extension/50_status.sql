@@ -59,7 +59,7 @@ COMMENT ON FUNCTION tidings.report(text, text[], integer[], interval) IS
     'A proxy reports how many subscribers its topics have (0 closes one), and renews the lease on all its reports';
 
 CREATE OR REPLACE VIEW tidings.open_topics AS
-SELECT o.topic, sum(o.subscribers)::integer AS subscribers, array_agg(o.proxy ORDER BY o.proxy) AS proxies, min(o.since) AS since
+SELECT o.topic, least(sum(o.subscribers), 2147483647)::integer AS subscribers, array_agg(o.proxy ORDER BY o.proxy) AS proxies, min(o.since) AS since
 FROM tidings.open_topic o JOIN tidings.proxy p USING (proxy)
 WHERE p.until > now()
 GROUP BY o.topic;

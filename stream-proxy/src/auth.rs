@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 use slab::Slab;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use crate::crowd::network;
@@ -226,12 +227,20 @@ impl Guard {
             loop {
                 sweep.tick().await;
                 self.end_expired(SystemTime::now());
-                self.keys.refresh();
+            }
+        };
+        let refreshing = async {
+            loop {
+                sleep(SWEEP).await;
+                let keys = self.keys.clone();
+                // Not where streams are served: a file system may take its time to answer, or never do.
+                let _ = spawn_blocking(move || keys.refresh()).await;
             }
         };
         tokio::select! {
             never = reviewing => never,
             never = sweeping => never,
+            never = refreshing => never,
         }
     }
 

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use parking_lot::RwLock;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{AsyncMessage, Client, Connection, NoTls, Socket};
+use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_rustls::rustls::ClientConfig;
 
@@ -163,7 +164,7 @@ impl Database {
     /// Connects, and first sets what later statements depend on. Notifications go to the inbox, which closes with the
     /// connection.
     pub async fn connect(&self, metrics: Arc<Metrics>) -> Result<(Client, Inbox), DatabaseError> {
-        let config = self.passwords.fill(&self.target.config)?;
+        let config = timeout(CONNECT_TIMEOUT, self.filled()).await.unwrap_or(Err(DatabaseError::Timeout))?;
         let tls = self.tls.read().clone();
         let connecting = async {
             match tls {
@@ -181,6 +182,13 @@ impl Database {
             timeout(CONNECT_TIMEOUT, answer(connecting)).await.unwrap_or(Err(DatabaseError::Timeout))?;
         answer(client.batch_execute(&settings)).await?;
         Ok((client, notifications))
+    }
+
+    /// The configuration with the current password. Its file is read where no stream is served.
+    async fn filled(&self) -> Result<Config, DatabaseError> {
+        let (target, passwords) = (self.target.clone(), self.passwords.clone());
+        let filled = spawn_blocking(move || passwords.fill(&target.config)).await;
+        Ok(filled.map_err(|_| DatabaseError::Closed)??)
     }
 
     /// The role in the connection string, if it names one.

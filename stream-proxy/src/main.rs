@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::error::Error;
+use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,6 +18,7 @@ use tidings_proxy::tls::Tls;
 use tidings_proxy::token::Keys;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::spawn_blocking;
 use tracing_subscriber::EnvFilter;
 
 /// Connections that may wait to be accepted; the system's own limit (`net.core.somaxconn`) counts too.
@@ -60,7 +62,7 @@ fn main() -> ExitCode {
     if keys.is_none() {
         tracing::warn!("--open: EVERYONE MAY SUBSCRIBE TO EVERY TOPIC; this is for development");
     }
-    match serve(cli, database, gate, tls, keys) {
+    match run(serve(cli, database, gate, tls, keys)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "cannot start");
@@ -69,7 +71,14 @@ fn main() -> ExitCode {
     }
 }
 
-#[tokio::main]
+/// Runs the proxy. Does not wait for a file that is still being read at the end.
+fn run(serving: impl Future<Output = Result<(), Box<dyn Error>>>) -> Result<(), Box<dyn Error>> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let served = runtime.block_on(serving);
+    runtime.shutdown_background();
+    served
+}
+
 async fn serve(
     cli: Cli,
     database: Database,
@@ -91,31 +100,32 @@ async fn serve(
         let (tls, keys, databases) = (tls.clone(), keys.clone(), [Some(database.clone()), gate.clone()]);
         async move {
             while hangup.recv().await.is_some() {
-                match keys.as_ref().map(|keys| keys.reload()) {
-                    Some(Ok(())) => tracing::info!("keys of tokens read again"),
-                    Some(Err(error)) => {
-                        tracing::error!(%error, "the new keys are not usable: the old ones stay in use")
-                    }
-                    None => {}
-                }
-                match tls.as_ref().map(|tls| tls.reload()) {
-                    Some(Ok(())) => tracing::info!("certificate and key read again"),
-                    Some(Err(error)) => {
-                        tracing::error!(%error, "certificate and key are not usable: the old ones stay")
-                    }
-                    None => {}
-                }
-                for reloaded in databases.iter().flatten().filter_map(Database::reload) {
-                    match reloaded {
-                        Ok(()) => tracing::info!("the certificates for Postgres were read again"),
-                        Err(error) => tracing::error!(%error, "the new certificates for Postgres are not usable"),
-                    }
-                }
+                let (tls, keys, databases) = (tls.clone(), keys.clone(), databases.clone());
+                let _ = spawn_blocking(move || read_files_again(tls.as_deref(), keys.as_deref(), &databases)).await;
             }
         }
     });
     tidings_proxy::run(Start { cli, keys, database, gate, tls, listener }, shutdown).await?;
     Ok(())
+}
+
+fn read_files_again(tls: Option<&Tls>, keys: Option<&Keys>, databases: &[Option<Database>]) {
+    match keys.map(Keys::reload) {
+        Some(Ok(())) => tracing::info!("keys of tokens read again"),
+        Some(Err(error)) => tracing::error!(%error, "the new keys are not usable: the old ones stay in use"),
+        None => {}
+    }
+    match tls.map(Tls::reload) {
+        Some(Ok(())) => tracing::info!("certificate and key read again"),
+        Some(Err(error)) => tracing::error!(%error, "certificate and key are not usable: the old ones stay"),
+        None => {}
+    }
+    for reloaded in databases.iter().flatten().filter_map(Database::reload) {
+        match reloaded {
+            Ok(()) => tracing::info!("the certificates for Postgres were read again"),
+            Err(error) => tracing::error!(%error, "the new certificates for Postgres are not usable"),
+        }
+    }
 }
 
 /// Listens for connections, with room for many that come at once: one that finds none is tried again by its kernel only

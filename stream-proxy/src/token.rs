@@ -98,9 +98,10 @@ impl Keys {
     /// Reads the keys again if the content of the file has changed. An error is logged once, until there is another
     /// one.
     pub fn refresh(&self) {
+        let read = self.source.read();
         let told = {
             let last = self.last.lock();
-            match self.source.read() {
+            match read {
                 Ok(bytes) if last.bytes.as_ref() == Some(&bytes) => return,
                 Err(error) if last.error.as_ref() == Some(&error.to_string()) => return,
                 _ => last.error.clone(),

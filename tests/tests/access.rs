@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
@@ -264,6 +265,22 @@ fn a_stream_ends_when_its_token_expires() {
     assert_eq!(titles(&all_until_now(&team.db, "boards_5", &mut lasting)), ["before"]);
     assert_eq!(proxy.metric("tidings_auth_ended_total"), 1.0);
     proxy.wait_clients(1);
+}
+
+#[test]
+fn a_file_of_keys_that_cannot_be_read_to_its_end_stops_nothing_else() {
+    let team = Team::new();
+    let mut proxy = team.proxy(&[]);
+    let mut stream = open(&proxy, "boards_5", &team.token_until(1, now() - 5.0));
+    // Whoever opens it waits for a writer, as for a file server that is gone.
+    fs::remove_file(&team.secret).expect("remove the secret");
+    assert!(Command::new("mkfifo").arg(&team.secret).status().expect("run mkfifo").success());
+    proxy.signal(Signal::SIGHUP);
+    assert_eq!(titles(&stream.rest()), [""; 0]);
+    let mut lasting = open(&proxy, "boards_5", &team.token(1));
+    team.db.session().run("INSERT INTO board_items VALUES (1, 5, 'after')");
+    assert_eq!(titles(&all_until_now(&team.db, "boards_5", &mut lasting)), ["after"]);
+    assert!(proxy.terminate().success());
 }
 
 #[test]

@@ -67,6 +67,15 @@ fn a_drained_proxy_takes_its_topics_along_and_a_dead_one_s_lease_expires() {
 }
 
 #[test]
+fn no_number_that_is_reported_hides_the_topics_of_others() {
+    let db = shared().database();
+    let mut session = db.session();
+    session.run("SELECT tidings.report(proxy, '{boards_5}', '{2147483647}') FROM unnest(ARRAY['a', 'b']) proxy");
+    session.run("SELECT tidings.report('c', '{news}', '{1}')");
+    wait_open(&db, &[("boards_5", (2_147_483_647, 2)), ("news", (1, 1))]);
+}
+
+#[test]
 fn comings_and_goings_cost_a_bounded_number_of_reports() {
     let db = shared().database();
     let proxy = db.proxy(&[]);

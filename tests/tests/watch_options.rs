@@ -39,6 +39,21 @@ fn records(events: &[Event]) -> Vec<Value> {
 }
 
 #[test]
+fn no_watch_keeps_the_others_from_being_listed() {
+    let (db, _) = items();
+    let mut session = db.session();
+    session.run("SET statement_timeout = '30s'");
+    let odd = r"\000 \\000 \134 é中 \ {{x}}";
+    session.with("SELECT tidings.watch('items', topic => $1::text, payload => to_jsonb($1::text))", &[&odd]);
+    session.run(
+        "SELECT tidings.watch('items', topic => 'news', name => 'long', payload => to_jsonb(repeat('x', 300000)))",
+    );
+    let rows = session.all("SELECT topic, payload::jsonb #>> '{}' FROM tidings.watches ORDER BY name", &[]);
+    let listed: Vec<(String, String)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    assert_eq!(listed, [(odd.into(), odd.into()), ("news".into(), "x".repeat(300_000))]);
+}
+
+#[test]
 fn columns_are_what_is_told_and_what_makes_an_event() {
     let (db, mut log) = items();
     let mut session = db.session();
