@@ -5,8 +5,8 @@ use tidings_wire::template::{Piece, Template};
 
 use crate::{errors, preload};
 
-/// `tidings.match_topic(template, topic)`: the values of the holes, in order, or NULL. No topic has a template that is none: a rule with
-/// one, written into the table by hand, must not fail the others.
+/// `tidings.match_topic(template, topic)`: the values of the holes, in order, or NULL. An invalid
+/// template matches no topic and raises no error: a rule that was written into the table by hand must not fail the others.
 #[pg_extern]
 fn match_topic(template: &str, topic: &str) -> Option<Vec<String>> {
     preload::require();

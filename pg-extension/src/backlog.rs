@@ -55,7 +55,7 @@ pub fn part(log: &Log, seen: &Snapshot, now: &Snapshot) -> Option<Snapshot> {
                 if let Some(until) = window.cut(seen, now) {
                     return Some(until);
                 }
-                // All transactions of the window wait for the margin. Whoever waits may do so for many ticks: it fills none.
+                // All transactions of the window wait for the margin. They may wait for many ticks, so they fill none.
                 window.end = window.transactions.len();
                 (window.segments, window.bytes) = (0, 0);
             }

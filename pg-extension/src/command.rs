@@ -205,8 +205,8 @@ impl Command {
         self.touched.by_rank.first().map_or(self.rank, |(rank, _)| rank.before())
     }
 
-    /// Its rows have been changed. If there were commands inside, they come behind those, and before the next one: that may be one of its
-    /// triggers'.
+    /// Its rows have been changed. If commands ran inside it, its rows come after theirs, and before the next command,
+    /// which may be one of its own triggers'.
     fn settle(&mut self) {
         let next = Rank::next();
         if self.touched.is_full {

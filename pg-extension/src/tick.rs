@@ -129,8 +129,8 @@ impl Ticker {
     /// position that saw the lost ones must not hide these. It is ignored from that empty tick on, which comes after
     /// all that it can have seen, and before all that it cannot.
     pub fn end_former_life(&mut self) {
-        // Never back behind what is told: in a copy of a database others' first writer may be older than the log it
-        // came with.
+        // Never below what is already in a tick: in a copy of a database, the first writer may be older than the log that
+        // was copied.
         let told = self.seen.xmax;
         self.cut_below(|| shared::first_xid().map_or(u64::MAX, |first| first.max(told)));
         while self.is_behind {
