@@ -5,8 +5,10 @@ use std::sync::atomic::Ordering::SeqCst;
 use pgrx::prelude::*;
 use tidings_wire::{Position, position, segment};
 
-use crate::snapshot::{self, Snapshot};
-use crate::{buffer, errors, preload, shared, tick};
+use crate::capture::buffer;
+use crate::log::snapshot::{self, Snapshot};
+use crate::relay::tick;
+use crate::{errors, preload, shared};
 
 /// The bytes of a position beside its snapshot: two numbers and the separators.
 const ROOM_FOR_NUMBERS: usize = 64;

@@ -16,7 +16,7 @@ pub const MAX_DATABASES: usize = 1024;
 /// How many databases the launcher checks at the same time, because worker processes are few.
 pub const TRIALS: usize = 2;
 
-/// The partitions of the log, see [`crate::retention`].
+/// The partitions of the log, see [`crate::relay::retention`].
 pub const SLOTS: usize = 4;
 
 /// No process.
@@ -72,7 +72,7 @@ pub struct Database {
     /// The last tick.
     pub tick: AtomicU64,
     /// For each partition, when the last tick with segments in it was cut; for the current one, also when it became
-    /// current. In microseconds of elapsed time (see [`crate::retention`]), or [`NEVER`].
+    /// current. In microseconds of elapsed time (see [`crate::relay::retention`]), or [`NEVER`].
     pub used_at: [AtomicI64; SLOTS],
     /// See `used_at`.
     pub current_since: AtomicI64,

@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 use pgrx::prelude::*;
 use tidings_wire::topic::{TopicError, check_event};
 
+use crate::capture::{buffer, command, watch};
 use crate::errors::WatchError;
-use crate::relay::{installed, wait};
+use crate::relay::process::{installed, wait};
 use crate::shared::{self, State};
-use crate::{attach, buffer, command, errors, foreign, removal, watch};
+use crate::statements::{attach, removal};
+use crate::{errors, foreign};
 
 /// How long a statement that wants a database for itself waits for the relay to leave it.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -182,7 +184,7 @@ unsafe fn renames_our_schema(node: *mut pg_sys::Node) -> bool {
     }
 }
 
-/// Whether a statement makes an index that no writer of our tables could keep (see [`crate::table`]).
+/// Whether a statement makes an index that no writer of our tables could keep (see [`crate::log::table`]).
 ///
 /// # Safety
 /// `node` is a statement.

@@ -6,7 +6,8 @@ use std::ffi::CStr;
 
 use pgrx::prelude::*;
 
-use crate::{errors, lock};
+use crate::errors;
+use crate::log::lock;
 
 /// A table, or a partition, open and locked until the end of the transaction.
 pub struct Table(pg_sys::Relation);

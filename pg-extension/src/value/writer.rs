@@ -14,11 +14,12 @@ use tidings_wire::interval::Interval;
 use tidings_wire::value::{self, Stop};
 use tidings_wire::{jsonb, numeric};
 
-use crate::array::Elements;
+use crate::capture::buffer;
 use crate::errors::attempt;
 use crate::foreign::datum_image_eq;
-use crate::varlena::{fetched, plain, size};
-use crate::{buffer, float, time, user_code};
+use crate::value::array::Elements;
+use crate::value::varlena::{fetched, plain, size};
+use crate::value::{float, time, user_code};
 
 /// How to pack the values of one column.
 pub struct Writer {

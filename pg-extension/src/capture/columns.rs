@@ -3,9 +3,9 @@
 use pgrx::prelude::*;
 use tidings_wire::{string, value};
 
+use crate::capture::payload::{Change, Tuple};
 use crate::errors::WatchError;
-use crate::payload::{Change, Tuple};
-use crate::value::{TooLong, Writer, check_packed};
+use crate::value::writer::{TooLong, Writer, check_packed};
 
 /// The columns of a table, by attribute number less one.
 pub struct Columns {

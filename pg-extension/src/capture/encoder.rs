@@ -6,8 +6,8 @@ use tidings_wire::Row;
 use tidings_wire::outline::MAX_OUTLINE;
 use tidings_wire::segment::{self, Event};
 
-use crate::command::Rank;
-use crate::payload::Outline;
+use crate::capture::command::Rank;
+use crate::capture::payload::Outline;
 
 /// Events of one subtransaction, one behind the other.
 pub struct Run {

@@ -7,11 +7,11 @@ use pgrx::bgworkers::BackgroundWorker;
 use pgrx::prelude::*;
 
 use crate::foreign::signal::{SignalHandlerForConfigReload, die};
-use crate::own_settings;
-use crate::pace::Pace;
-use crate::retention::Retention;
+use crate::relay::own_settings;
+use crate::relay::pace::Pace;
+use crate::relay::retention::Retention;
+use crate::relay::tick::Ticker;
 use crate::shared::{self, Database, State};
-use crate::tick::Ticker;
 
 /// How often the relay looks at the notification queue and the partitions, and for commits that nobody told it of
 /// (those that a prepared transaction makes during recovery, for example).

@@ -7,9 +7,9 @@ use serde_json::Value;
 use tidings_wire::value::WIDEST;
 use tidings_wire::{Row, outline, string};
 
-use crate::columns::Columns;
+use crate::capture::columns::Columns;
 use crate::errors::WatchError;
-use crate::value::{TooLong, check_packed};
+use crate::value::writer::{TooLong, check_packed};
 
 /// What happened to a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

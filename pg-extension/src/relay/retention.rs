@@ -17,10 +17,11 @@ use pgrx::bgworkers::BackgroundWorker;
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 
-use crate::log::PARTITIONS;
+use crate::log::lock;
+use crate::log::write::PARTITIONS;
+use crate::relay::tick::{TICKS, Ticker};
+use crate::settings;
 use crate::shared::{self, Database, NEVER, SLOTS};
-use crate::tick::{TICKS, Ticker};
-use crate::{lock, settings};
 
 /// How many milliseconds the relay stands in line behind the readers of an old partition. More than an ordinary reader
 /// takes; longer than that neither those behind nor the events that are not announced meanwhile should have to wait.

@@ -7,10 +7,10 @@ use pgrx::prelude::*;
 use tidings_wire::segment;
 
 use crate::foreign::toast_compress_datum;
-use crate::lock;
+use crate::log::lock;
+use crate::log::snapshot::Snapshot;
+use crate::log::table::Table;
 use crate::shared::{self, SLOTS};
-use crate::snapshot::Snapshot;
-use crate::table::Table;
 
 /// A run of events that goes into one row.
 pub struct Segment<'a> {

@@ -10,12 +10,13 @@ use pgrx::prelude::*;
 use tidings_wire::{Announcement, MOVED, segment};
 
 use crate::foreign::Async_Notify;
-use crate::log::{DATA, ORDINAL, PARTITIONS, STAMP, XID};
-use crate::scan::{self, Rows};
+use crate::log::scan::{self, Rows};
+use crate::log::snapshot::Snapshot;
+use crate::log::table::Table;
+use crate::log::write::{DATA, ORDINAL, PARTITIONS, STAMP, XID};
+use crate::relay::{backlog, channel, pace, retention};
 use crate::shared::{self, Database, NEVER, SLOTS};
-use crate::snapshot::Snapshot;
-use crate::table::Table;
-use crate::{backlog, channel, errors, pace, retention, settings};
+use crate::{errors, settings};
 
 /// The names of the ticks' partitions.
 pub const TICKS: [&CStr; SLOTS] = [c"tick_0", c"tick_1", c"tick_2", c"tick_3"];

@@ -1,13 +1,13 @@
 //! Reads rows of the extension's own tables through an index, mainly what is new in the log: without a plan or an
-//! executor, as in [`crate::table`].
+//! executor, as in [`crate::log::table`].
 
 use std::ops::ControlFlow;
 
 use pgrx::prelude::*;
 
-use crate::log::{DATA, XID};
-use crate::snapshot::Snapshot;
-use crate::table::Table;
+use crate::log::snapshot::Snapshot;
+use crate::log::table::Table;
+use crate::log::write::{DATA, XID};
 
 /// Visits the rows of a partition of `tidings.log` that the active snapshot sees and `seen` does not, in the order of
 /// their transactions, until it is stopped. The values are those of the columns; none of the first ones, up to the

@@ -6,11 +6,12 @@ use std::ffi::CString;
 
 use pgrx::prelude::*;
 
+use crate::capture::buffer;
 use crate::foreign::infallible::heap_deform_tuple;
 use crate::foreign::{Async_Listen, Async_Unlisten, PreventCommandDuringRecovery};
-use crate::table::Table;
-use crate::tick::with_latest_snapshot;
-use crate::{buffer, errors, preload};
+use crate::log::table::Table;
+use crate::relay::tick::with_latest_snapshot;
+use crate::{errors, preload};
 
 thread_local! {
     /// The channel that this session listens on through [`listen`].

@@ -13,10 +13,10 @@ use std::ops::Range;
 
 use pgrx::prelude::*;
 
-use crate::log::{DATA, STAMP, XID};
-use crate::scan::Rows;
-use crate::snapshot::Snapshot;
-use crate::tick::Log;
+use crate::log::scan::Rows;
+use crate::log::snapshot::Snapshot;
+use crate::log::write::{DATA, STAMP, XID};
+use crate::relay::tick::Log;
 
 /// The most segments of a tick, except those of its last transaction. A reader sorts a whole tick for each page, which
 /// takes about ten milliseconds at this size.

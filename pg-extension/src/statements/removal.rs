@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use pgrx::prelude::*;
 
 use crate::errors::{self, attempt};
-use crate::lock;
+use crate::log::lock;
 
 /// The mode in which DROP locks tables.
 const MODE: pg_sys::LOCKMODE = pg_sys::AccessExclusiveLock as pg_sys::LOCKMODE;

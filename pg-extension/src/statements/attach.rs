@@ -5,7 +5,8 @@ use std::ffi::{CStr, CString};
 
 use pgrx::prelude::*;
 
-use crate::{errors, watch};
+use crate::capture::watch;
+use crate::errors;
 
 /// Refuses a statement that attaches a table with its own watch if the partitioned table has a watch of the same name.
 ///

@@ -5,7 +5,7 @@ use pgrx::pg_sys;
 use tidings_wire::value::{self, Stop};
 use tidings_wire::varlena::{self, word};
 
-use crate::value::{TooLong, Writer, check_packed};
+use crate::value::writer::{TooLong, Writer, check_packed};
 
 /// How the elements of an array are stored and packed.
 pub struct Elements {

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, DynamicBackgroundWorker};
 use pgrx::prelude::*;
 
-use crate::own_settings;
-use crate::relay::{attach_signal_handlers, installed, reload_settings, wait};
+use crate::relay::own_settings;
+use crate::relay::process::{attach_signal_handlers, installed, reload_settings, wait};
 use crate::shared::{self, Database, State, TRIALS};
 
 /// How often the launcher looks for new databases.

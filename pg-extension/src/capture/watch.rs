@@ -7,11 +7,11 @@ use pgrx::prelude::*;
 use tidings_wire::template::{Ambiguous, Piece, Template, TemplateError, check_separated};
 use tidings_wire::topic::check_name;
 
-use crate::columns::Columns;
+use crate::capture::columns::Columns;
+use crate::capture::payload::{self, OldRecord, Operation, Outline, Table, Tuple};
 use crate::errors::WatchError;
-use crate::payload::{self, OldRecord, Operation, Outline, Table, Tuple};
 use crate::preload;
-use crate::value::NoText;
+use crate::value::writer::NoText;
 
 /// Everything that a watch is compiled from. Equal sources compile to equal watches.
 #[derive(PartialEq, Eq)]

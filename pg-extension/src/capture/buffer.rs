@@ -5,7 +5,7 @@
 //! become segments; an early flush writes those of the current subtransaction only, for a row it writes goes when that
 //! subtransaction is rolled back.
 //!
-//! Runs are written by rank ([`crate::command`]): where a trigger writes, an event may be captured before another one
+//! Runs are written by rank ([`crate::capture::command`]): where a trigger writes, an event may be captured before another one
 //! that comes before it. Such events get separate runs, because encoded data refers to what was encoded before it.
 
 use std::cell::{Cell, RefCell};
@@ -13,11 +13,13 @@ use std::cell::{Cell, RefCell};
 use pgrx::prelude::*;
 use tidings_wire::segment::{self, Event};
 
-use crate::command::{self, Rank};
+use crate::capture::command::{self, Rank};
+use crate::capture::encoder::{Captured, Encoder, Run};
+use crate::capture::watch;
 use crate::foreign::infallible::GetCurrentSubTransactionId;
-use crate::run::{Captured, Encoder, Run};
+use crate::log::write as log;
 use crate::shared::{Database, State};
-use crate::{errors, log, shared, watch};
+use crate::{errors, shared};
 
 /// Above this many bytes the current subtransaction's events are written early. Large enough for lz4 to find
 /// repetitions, small enough that a backend's memory stays flat under an update of millions of rows.

@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use pgrx::prelude::*;
 
-use crate::watch::{Source, Watch};
+use crate::capture::watch::{Source, Watch};
 
 /// The most different watches that a backend keeps. Each takes about 25 kB, so they take about 12 MB. When there is one
 /// more, all are dropped.

@@ -10,13 +10,14 @@ use tidings_wire::Row;
 use tidings_wire::segment::Event;
 use tidings_wire::topic::{TopicError, check_event, check_name};
 
-use crate::command::Rank;
+use crate::capture::command::Rank;
+use crate::capture::encoder::Captured;
+use crate::capture::payload::{Change, Operation, Tuple};
+use crate::capture::watch::Watch;
+use crate::capture::{buffer, watches};
 use crate::errors::WatchError;
 use crate::foreign::infallible::heap_deform_tuple;
-use crate::payload::{Change, Operation, Tuple};
-use crate::run::Captured;
-use crate::watch::Watch;
-use crate::{buffer, errors, preload, settings, watches};
+use crate::{errors, preload, settings};
 
 thread_local! {
     /// Memory for one row's events, kept from row to row. A nested trigger finds it lent out and uses its own.
