@@ -5,10 +5,10 @@
 use http::header::{ACCEPT, AUTHORIZATION, COOKIE};
 use http::{HeaderMap, HeaderValue, Uri};
 use libfuzzer_sys::fuzz_target;
-use tidings_proxy::auth::find_token;
-use tidings_proxy::channels::Pattern;
-use tidings_proxy::query::{LAST_EVENT_ID, Wanted, accepts_stream, names_stream, only_token};
+use tidings_proxy::access::auth::find_token;
+use tidings_proxy::http::query::{LAST_EVENT_ID, Wanted, accepts_stream, names_stream, only_token};
 use tidings_proxy::route::Route;
+use tidings_proxy::stream::channels::Pattern;
 use tidings_wire::Topic;
 
 const MAX_TOPICS: usize = 8;

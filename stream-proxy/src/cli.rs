@@ -8,8 +8,8 @@ use std::time::Duration;
 use clap::{ArgAction, ArgGroup, Command, CommandFactory, FromArgMatches, Parser, ValueEnum};
 use url::{Origin, Url};
 
-use crate::channels::Pattern;
 use crate::route::Route;
+use crate::stream::channels::Pattern;
 
 /// A client that exceeds a limit waits this many times longer than others.
 const OVER_LIMIT_FACTOR: u32 = 15;

@@ -11,11 +11,11 @@ use std::sync::Arc;
 
 use clap::{CommandFactory, error::ErrorKind};
 use tidings_proxy::Start;
+use tidings_proxy::access::keys::Source;
+use tidings_proxy::access::token::Keys;
 use tidings_proxy::cli::{Cli, LogFormat};
-use tidings_proxy::database::Database;
-use tidings_proxy::keys::Source;
-use tidings_proxy::tls::Tls;
-use tidings_proxy::token::Keys;
+use tidings_proxy::http::tls::Tls;
+use tidings_proxy::upstream::database::Database;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::spawn_blocking;

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::frame::Reset;
+use crate::stream::frame::Reset;
 
 /// A number that only rises.
 #[derive(Debug, Default)]

@@ -5,21 +5,21 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use crate::auth::{Access, Identity, Pass};
-use crate::channels::Channels;
+use crate::access::auth::{Access, Identity, Pass};
 use crate::cli::Cli;
-use crate::crowd::{Addresses, Crowd, Entry};
-use crate::frame::Frame;
-use crate::heartbeat::Wheel;
-use crate::hub::{Hub, Joined, Place};
+use crate::http::crowd::{Addresses, Crowd, Entry};
+use crate::http::query::{Start, Wanted};
+use crate::http::tls::Tls;
 use crate::metrics::Metrics;
-use crate::query::{Start, Wanted};
-use crate::reads::Reads;
-use crate::replay::Replay;
-use crate::stream::CountBytes;
-use crate::subscriber::Subscriber;
-use crate::tls::Tls;
-use crate::upstream::Readiness;
+use crate::stream::channels::Channels;
+use crate::stream::frame::Frame;
+use crate::stream::heartbeat::Wheel;
+use crate::stream::hub::{Hub, Joined, Place};
+use crate::stream::subscriber::Subscriber;
+use crate::stream::writer::CountBytes;
+use crate::upstream::reads::Reads;
+use crate::upstream::replay::Replay;
+use crate::upstream::session::Readiness;
 
 /// The running proxy.
 #[derive(Debug)]

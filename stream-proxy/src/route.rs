@@ -6,7 +6,7 @@ use percent_encoding::percent_decode_str;
 use tidings_wire::Topic;
 use tidings_wire::template::Template;
 
-use crate::problem::Problem;
+use crate::http::problem::Problem;
 
 /// A path template and the topic it stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -10,10 +10,10 @@ use std::task::{Context, Poll, ready};
 use bytes::{Bytes, BytesMut};
 use hyper::body::{Body as HttpBody, Frame as HttpFrame, SizeHint};
 
-use crate::frame::Frame;
 use crate::proxy::Subscription;
-use crate::stream::CountBytes;
-use crate::subscriber::Subscriber;
+use crate::stream::frame::Frame;
+use crate::stream::subscriber::Subscriber;
+use crate::stream::writer::CountBytes;
 
 /// The most bytes that hyper is given at once. It asks for more only when it has passed on what it had, so this is how
 /// finely a slow client's progress is visible: a client that takes this much between two heartbeats is alive.

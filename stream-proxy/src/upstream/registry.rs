@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use crate::database::DatabaseError;
-use crate::hub::Hub;
 use crate::metrics::Metrics;
-use crate::reads::Reads;
+use crate::stream::hub::Hub;
+use crate::upstream::database::DatabaseError;
+use crate::upstream::reads::Reads;
 
 /// How often changes are reported at most.
 const INTERVAL: Duration = Duration::from_secs(1);

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use slab::Slab;
 
-use crate::frame::Frame;
 use crate::metrics::Metrics;
-use crate::subscriber::{Pushed, Subscriber};
+use crate::stream::frame::Frame;
+use crate::stream::subscriber::{Pushed, Subscriber};
 
 /// How many subscribers are served in one go. Each of them wakes a task that writes, some 10 µs each, and whoever comes
 /// next waits behind those. tokio looks for news of sockets after 61 tasks, or sooner when none is left: with fewer

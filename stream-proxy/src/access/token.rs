@@ -10,7 +10,7 @@ use jsonwebtoken::{Algorithm, Header, Validation, decode, decode_header};
 use parking_lot::{Mutex, RwLock};
 use serde_json::{Map, Value};
 
-use crate::keys::{Key, KeyError, Source};
+use crate::access::keys::{Key, KeyError, Source};
 
 /// The longest token, in bytes: more than any identity provider issues.
 const MAX_TOKEN: usize = 8 * 1024;

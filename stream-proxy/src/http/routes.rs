@@ -10,13 +10,13 @@ use hyper::{Method, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 use tidings_wire::Topic;
 
-use crate::body::Body;
-use crate::channels::Refused;
-use crate::cors;
-use crate::frame::Frame;
-use crate::problem::Problem;
+use crate::http::body::Body;
+use crate::http::cors;
+use crate::http::problem::Problem;
+use crate::http::query::{Wanted, accepts_stream, names_stream, only_token};
 use crate::proxy::{NotNow, Proxy, Subscription};
-use crate::query::{Wanted, accepts_stream, names_stream, only_token};
+use crate::stream::channels::Refused;
+use crate::stream::frame::Frame;
 
 /// The methods of a stream's path.
 const STREAM_METHODS: &str = "GET, HEAD, OPTIONS";

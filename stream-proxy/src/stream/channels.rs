@@ -8,9 +8,9 @@ use parking_lot::Mutex;
 use slab::Slab;
 use tokio::sync::Notify;
 
-use crate::frame::Frame;
 use crate::metrics::Metrics;
-use crate::subscriber::{End, Pushed, Subscriber};
+use crate::stream::frame::Frame;
+use crate::stream::subscriber::{End, Pushed, Subscriber};
 
 /// Postgres cuts longer names, and two names would become one.
 const MAX_NAME: usize = 63;

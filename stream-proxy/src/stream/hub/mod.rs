@@ -21,10 +21,10 @@ use tidings_wire::position::END;
 use tokio::sync::{Notify, watch};
 use tokio::task::yield_now;
 
-use crate::audience::{CHUNK, Tally};
-use crate::frame::{Frame, Reset};
 use crate::metrics::Metrics;
-use crate::subscriber::{Pushed, Subscriber};
+use crate::stream::audience::{CHUNK, Tally};
+use crate::stream::frame::{Frame, Reset};
+use crate::stream::subscriber::{Pushed, Subscriber};
 
 use topics::Topics;
 

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
 use tokio::time::Instant;
 
-use crate::gate::{Unanswered, Verdict};
+use crate::access::gate::{Unanswered, Verdict};
 use crate::metrics::Metrics;
 
 /// Askers that may wait; further ones get 503.

@@ -11,8 +11,8 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::frame::Frame;
-use crate::subscriber::{End, Subscriber};
+use crate::stream::frame::Frame;
+use crate::stream::subscriber::{End, Subscriber};
 
 /// Frames that leave in one write at most.
 const WRITE_BATCH: usize = 256;

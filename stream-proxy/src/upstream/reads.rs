@@ -10,9 +10,9 @@ use tokio::time::Instant;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 
-use crate::database::{Database, DatabaseError, answer};
-use crate::frame::Frame;
 use crate::metrics::Metrics;
+use crate::stream::frame::Frame;
+use crate::upstream::database::{Database, DatabaseError, answer};
 
 /// How long a failed attempt to connect answers for those who ask meanwhile.
 const RETRY_AFTER: Duration = Duration::from_millis(500);

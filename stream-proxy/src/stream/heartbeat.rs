@@ -8,10 +8,10 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 
-use crate::frame::Frame;
-use crate::hub::{Hub, Place};
 use crate::metrics::Metrics;
-use crate::subscriber::{End, Pulse, Subscriber};
+use crate::stream::frame::Frame;
+use crate::stream::hub::{Hub, Place};
+use crate::stream::subscriber::{End, Pulse, Subscriber};
 
 /// Slots of the wheel: enough for a smooth load, few enough to cost nothing when idle.
 const SLOTS: usize = 64;

@@ -23,15 +23,15 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use crate::body::Body;
-use crate::crowd::Admitted;
-use crate::frame::Frame;
-use crate::prefixed::Prefixed;
+use crate::http::body::Body;
+use crate::http::crowd::Admitted;
+use crate::http::prefixed::Prefixed;
+use crate::http::routes::{Answer, answer};
+use crate::http::socket::{Socket, patience};
 use crate::proxy::{Proxy, Subscription};
-use crate::routes::{Answer, answer};
-use crate::socket::{Socket, patience};
-use crate::stream::Stream;
-use crate::subscriber::Subscriber;
+use crate::stream::frame::Frame;
+use crate::stream::subscriber::Subscriber;
+use crate::stream::writer::Stream;
 
 /// How long to wait when there are no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

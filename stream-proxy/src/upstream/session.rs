@@ -11,12 +11,12 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_postgres::{Client, Notification};
 
-use crate::channels::Channels;
-use crate::database::{Database, DatabaseError, answer};
-use crate::frame::{Frame, Reset};
-use crate::hub::{Hub, Outgoing, Place};
-use crate::inbox::{Heard, Inbox};
 use crate::metrics::Metrics;
+use crate::stream::channels::Channels;
+use crate::stream::frame::{Frame, Reset};
+use crate::stream::hub::{Hub, Outgoing, Place};
+use crate::upstream::database::{Database, DatabaseError, answer};
+use crate::upstream::inbox::{Heard, Inbox};
 
 /// After this long without a notification the proxy asks whether it missed one.
 const QUIET: Duration = Duration::from_secs(15);

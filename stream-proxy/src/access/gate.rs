@@ -10,10 +10,10 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
-use crate::database::Database;
-use crate::line::{Asker, Line, Pace, Question};
+use crate::access::line::{Asker, Line, Pace, Question};
+use crate::access::worker::Worker;
 use crate::metrics::{Gauge, Metrics};
-use crate::worker::Worker;
+use crate::upstream::database::Database;
 
 /// The longest wait for an answer. 10,000 clients that come at once wait a few seconds; beyond this, it is better to
 /// come back later.

@@ -8,8 +8,8 @@ use std::time::Duration;
 use tokio::time::sleep;
 use tokio_postgres::types::Type;
 
-use crate::database::{Database, DatabaseError, answer};
 use crate::metrics::Metrics;
+use crate::upstream::database::{Database, DatabaseError, answer};
 
 /// How long to wait before the next attempt to check.
 const RETRY_AFTER: Duration = Duration::from_secs(1);

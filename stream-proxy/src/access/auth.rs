@@ -19,12 +19,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
-use crate::crowd::network;
-use crate::gate::{Gate, Refusal, Unanswered, Who};
+use crate::access::gate::{Gate, Refusal, Unanswered, Who};
+use crate::access::token::{Keys, Token};
+use crate::http::crowd::network;
+use crate::http::query;
 use crate::metrics::Metrics;
-use crate::query;
-use crate::subscriber::{End, Subscriber};
-use crate::token::{Keys, Token};
+use crate::stream::subscriber::{End, Subscriber};
 
 /// How often streams are looked through for tokens that have expired, and the key file for a change.
 const SWEEP: Duration = Duration::from_secs(1);

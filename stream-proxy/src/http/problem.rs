@@ -4,8 +4,8 @@ use bytes::Bytes;
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::{Response, StatusCode};
 
-use crate::auth::Denied;
-use crate::body::Body;
+use crate::access::auth::Denied;
+use crate::http::body::Body;
 
 /// Why a request gets no stream.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -8,12 +8,12 @@ use tidings_wire::Position;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::database::DatabaseError;
-use crate::frame::{Frame, Reset};
-use crate::hub::{Hub, Joined, Place};
 use crate::metrics::Metrics;
-use crate::reads::Reads;
-use crate::subscriber::{End, Subscriber};
+use crate::stream::frame::{Frame, Reset};
+use crate::stream::hub::{Hub, Joined, Place};
+use crate::stream::subscriber::{End, Subscriber};
+use crate::upstream::database::DatabaseError;
+use crate::upstream::reads::Reads;
 
 /// Rows of the first page: events may be large, so it starts small.
 const FIRST_PAGE: i32 = 64;

@@ -6,9 +6,9 @@ use std::iter::{Chain, Peekable};
 use std::slice;
 use std::sync::Arc;
 
-use crate::audience::Audience;
-use crate::frame::Frame;
-use crate::subscriber::{Seat, Subscriber};
+use crate::stream::audience::Audience;
+use crate::stream::frame::Frame;
+use crate::stream::subscriber::{Seat, Subscriber};
 
 use super::Place;
 

@@ -9,7 +9,7 @@ use hyper::header::{ACCEPT, HeaderName};
 use percent_encoding::percent_decode_str;
 use tidings_wire::{Position, Topic};
 
-use crate::problem::Problem;
+use crate::http::problem::Problem;
 
 /// Parameters with the meaning of the header. Libraries that can't set headers use different names.
 const LAST_EVENT_IDS: [&str; 3] = ["last_event_id", "lastEventId", "lastEventID"];

@@ -14,11 +14,11 @@ use tokio_postgres::error::{Severity, SqlState};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 
-use crate::database::{Database, DatabaseError, answer};
-use crate::gate::{Refusal, Unanswered, Verdict};
-use crate::line::{Check, Connected, Line, Pace, Question};
-use crate::login;
+use crate::access::gate::{Refusal, Unanswered, Verdict};
+use crate::access::line::{Check, Connected, Line, Pace, Question};
+use crate::access::login;
 use crate::metrics::Metrics;
+use crate::upstream::database::{Database, DatabaseError, answer};
 
 /// The most questions in one statement.
 const BATCH: usize = 100;

@@ -1,0 +1,137 @@
+//! Puts the parts of the proxy together, runs them until a signal, and drains the streams.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::access::auth::{Access, Guard};
+use crate::access::gate::Gate;
+use crate::access::login::{Logins, TooPowerful};
+use crate::access::token::Keys;
+use crate::cli::Cli;
+use crate::http::crowd::{Addresses, Crowd};
+use crate::http::server;
+use crate::http::tls::Tls;
+use crate::metrics::Metrics;
+use crate::proxy::Proxy;
+use crate::stream::channels::Channels;
+use crate::stream::heartbeat::Wheel;
+use crate::stream::hub::Hub;
+use crate::upstream::database::Database;
+use crate::upstream::reads::Reads;
+use crate::upstream::registry::Registry;
+use crate::upstream::session::Upstream;
+
+/// How long clients have, after the drain, to take the last bytes.
+const LAST_BYTES: Duration = Duration::from_secs(1);
+
+/// What the proxy is started with, checked.
+#[derive(Debug)]
+pub struct Start {
+    /// The settings.
+    pub cli: Cli,
+    /// The keys of tokens; without any, every topic is open to everyone.
+    pub keys: Option<Arc<Keys>>,
+    /// Where the database is.
+    pub database: Database,
+    /// The same with another login, which checks access.
+    pub gate: Option<Database>,
+    /// Certificate and key, to serve TLS.
+    pub tls: Option<Arc<Tls>>,
+    /// Where clients come.
+    pub listener: TcpListener,
+}
+
+/// Runs the proxy until `shutdown` is ready and all streams have ended. Fails with a role that is too powerful.
+pub async fn run(start: Start, shutdown: impl Future<Output = ()>) -> Result<(), TooPowerful> {
+    let Start { cli, keys, database, gate, tls, listener } = start;
+    let metrics = Arc::new(Metrics::default());
+    let logins = Logins {
+        databases: if keys.is_some() { [Some(database.clone()), gate.clone()] } else { [None, None] },
+        metrics: metrics.clone(),
+    };
+    let access = match keys {
+        None => Access::Open,
+        Some(keys) => {
+            // The roles of the other connections.
+            let logins = gate.iter().filter_map(|_| database.login()).map(str::to_owned).collect();
+            let gate = Gate::new(gate.as_ref().unwrap_or(&database), &logins, &metrics);
+            Access::Guarded(Guard::new(keys, cli.token_cookie.clone(), cli.anon_role.clone(), gate, metrics.clone()))
+        }
+    };
+    let hub = Hub::new(cli.history_bytes, metrics.clone());
+    let channels = Channels::new(cli.channel.clone(), metrics.clone());
+    let reads = Arc::new(Reads::new(database.clone(), cli.max_replays.into(), metrics.clone()));
+    let (upstream, readiness) =
+        Upstream::new(database, hub.clone(), channels.clone(), metrics.clone(), cli.client_queue_bytes);
+    let address = cli.listen.to_string();
+    let mut registry = Registry::new(hub.clone(), reads.clone(), metrics.clone(), &address);
+    let proxy = Arc::new(Proxy {
+        wheel: Wheel::new(cli.max_stream_age),
+        crowd: Crowd::new(cli.max_clients, cli.max_clients_per_address, metrics.clone()),
+        cli,
+        access,
+        tls,
+        hub,
+        channels,
+        reads,
+        metrics,
+        upstream: readiness,
+        draining: Default::default(),
+        addresses: Addresses::default(),
+    });
+    let Proxy { cli, access, hub, metrics, wheel, .. } = &*proxy;
+
+    let upstream = tokio::spawn(upstream.run());
+    let fan_out = tokio::spawn({
+        let hub = hub.clone();
+        async move { hub.fan_out().await }
+    });
+    {
+        // It continues until the last stream has ended, because a drain keeps all promises.
+        let mut looking_after = pin!(async {
+            tokio::select! {
+                () = wheel.run(hub, metrics, cli.heartbeat, || cli.next_retry()) => {}
+                never = registry.run() => match never {},
+                never = access.run(cli.reauthorize) => match never {},
+            }
+        });
+        tokio::select! {
+            never = server::serve(&listener, &proxy) => match never {},
+            () = &mut looking_after => {}
+            too_powerful = logins.examine() => return Err(too_powerful),
+            () = shutdown => {}
+        }
+        proxy.draining.send_replace(true);
+        tracing::info!(clients = metrics.clients.get(), time = ?cli.drain, "draining");
+        drop(listener);
+        tokio::select! {
+            () = looking_after => {}
+            () = drain(&proxy) => {}
+        }
+    }
+    // Nobody watches anything here any more.
+    if hub.place().is_some() {
+        let _ = timeout(LAST_BYTES, registry.report(false)).await;
+    }
+    upstream.abort();
+    fan_out.abort();
+    Ok(())
+}
+
+/// Ends all streams, and waits a moment for the last bytes to be sent.
+async fn drain(proxy: &Proxy) {
+    let Proxy { cli, metrics, wheel, .. } = proxy;
+    wheel.finish(cli.drain, || cli.next_retry()).await;
+    let deadline = Instant::now() + LAST_BYTES;
+    // An HTTP/2 stream ends before its connection has written the end of it.
+    while metrics.clients.get() + metrics.connections.get() > 0 && Instant::now() < deadline {
+        sleep(Duration::from_millis(10)).await;
+        // For streams that were admitted at this very moment.
+        wheel.finish(Duration::ZERO, || cli.next_retry()).await;
+    }
+}

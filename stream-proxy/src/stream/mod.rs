@@ -1,0 +1,13 @@
+//! From an event to the sockets of its subscribers. [`frame`] encodes an event once, [`hub`] queues it to each
+//! [`subscriber`] of its topic's [`audience`], and that client's [`writer`] writes it. [`channels`] does the same for
+//! plain channels, without history. [`heartbeat`] keeps idle streams alive and ends those that stall or are too old.
+//!
+//! Not here: HTTP, and where events come from.
+
+pub mod audience;
+pub mod channels;
+pub mod frame;
+pub mod heartbeat;
+pub mod hub;
+pub mod subscriber;
+pub mod writer;
