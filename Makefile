@@ -41,7 +41,7 @@ BUILD_PACKAGES := clang libclang-dev pkg-config build-essential
 # security uses: it is run as it stands; and types whose casts are code of others.
 TEST_PACKAGES := curl openssl nginx haproxy varnish python3-venv libfaketime \
   $(if $(filter /usr/lib/postgresql/15/%,$(PG_CONFIG)),postgresql-15-postgis-3)
-BROWSER_PACKAGES := chromium firefox-esr nginx haproxy
+BROWSER_PACKAGES := chromium firefox-esr webkit2gtk-driver xvfb nginx haproxy
 # What Tidings is measured against. What can't be had is left out, and the page says so.
 BENCH_PACKAGES := nginx libnginx-mod-nchan postgresql-15-wal2json \
   ruby-rails puma redis-server ruby-redis ruby-pg pushpin

@@ -24,8 +24,8 @@ export function scenario(name, run) {
 }
 
 /** The same in each browser; `run` gets the browser's name. */
-export function scenarios(name, run) {
-  for (const browser of BROWSERS) scenario(`${name} (${browser})`, () => run(browser));
+export function scenarios(name, run, browsers = BROWSERS) {
+  for (const browser of browsers) scenario(`${name} (${browser})`, () => run(browser));
 }
 
 /** Waits until the page shows `text` in one of the elements of `selector`. This works in each browser, a locator does not. */

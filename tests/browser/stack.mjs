@@ -7,9 +7,13 @@ import net from "node:net";
 import path from "node:path";
 import { chromium } from "playwright-core";
 import * as firefox from "./firefox.mjs";
+import * as webkit from "./webkit.mjs";
 
 /** The browsers that what depends on the network runs in. */
 export const BROWSERS = ["Chromium", "Firefox"];
+
+/** Those that what depends on a bare EventSource runs in. */
+export const ENGINES = [...BROWSERS, "WebKit"];
 
 /** How long a condition may take before the test has failed, in milliseconds. A verdict, not a wait. */
 export const DEADLINE = 60_000;
@@ -148,6 +152,12 @@ function recordStreams() {
   const Native = window.EventSource;
   window.delivered = [];
   window.streams = 0;
+  window.printed = 0;
+  const log = console.log.bind(console);
+  console.log = (...args) => {
+    window.printed += 1;
+    log(...args);
+  };
   window.EventSource = class extends Native {
     constructor(...args) {
       super(...args);
@@ -181,6 +191,7 @@ export class Stack {
         "--disable-component-update", "--disable-sync"],
     });
     stack.firefox = await firefox.launch();
+    stack.webkit = await webkit.launch(await freePort(), eventually);
     return stack;
   }
 
@@ -202,14 +213,14 @@ export class Stack {
   }
 
   async stop() {
-    await Promise.all([this.browser.close(), this.firefox.close()]);
+    await Promise.all([this.browser.close(), this.firefox.close(), this.webkit.close()]);
     await this.cable.cut();
     await Promise.all([this.proxy.stop(), this.backend.stop()]);
   }
 
   /** A person with a browser of their own, signed in, at `at`. In Firefox a page can do what the two libraries have in common. */
   async person(name, at = "/", { site = this.url, browser = "Chromium", ...options } = {}) {
-    const page = await (browser === "Firefox" ? this.#firefoxPage() : this.#chromiumPage(options));
+    const page = await this.#page(browser, options);
     page.setDefaultTimeout(DEADLINE);
     page.lines = [];
     page.requests = [];
@@ -227,6 +238,18 @@ export class Stack {
     }
     await page.goto(site + at);
     await page.bringToFront();
+    return page;
+  }
+
+  #page(browser, options) {
+    if (browser === "Firefox") return this.#firefoxPage();
+    if (browser === "WebKit") return this.#webkitPage();
+    return this.#chromiumPage(options);
+  }
+
+  async #webkitPage() {
+    const page = await webkit.newPage(this.webkit, recordStreams);
+    this.#contexts.push({ pages: () => (page.isClosed() ? [] : [page]), close: () => page.close() });
     return page;
   }
 
