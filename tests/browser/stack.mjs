@@ -224,7 +224,7 @@ export class Stack {
     page.setDefaultTimeout(DEADLINE);
     page.lines = [];
     page.requests = [];
-    page.on("console", (message) => page.lines.push(`${message.type()}: ${message.text()}`));
+    page.on("console", (message) => page.lines.push(`${message.type()}: ${message.text()} (${message.location().url ?? ""})`));
     page.on("pageerror", (error) => page.lines.push(`error: ${error.stack}`));
     page.on("request", (request) => page.requests.push(`${request.method()} ${new URL(request.url()).pathname}`));
     if (name) {

@@ -48,7 +48,14 @@ scenario("two people work on one board and see each other at it", async () => {
   await eventually("it is gone for Ben too", async () => (await texts(ben)).length === 0);
   await assertExact(ada);
   await assertExact(ben);
-  assert.deepEqual([ada, ben].flatMap((page) => page.lines), []);
+  // As text, because the report of a failed test does not show what is inside an array.
+  assert.equal([ada, ben].flatMap((page) => page.lines).join("\n"), "", "the browser's console");
+});
+
+scenario("what a browser asks for by itself is there", async () => {
+  const ada = await stack.person("Ada", "/page/icon.svg");
+  const found = await ada.evaluate(() => fetch("/favicon.ico").then((answer) => answer.headers.get("content-type")));
+  assert.equal(found, "image/svg+xml");
 });
 
 scenario("a note is made, moved, coloured, edited and deleted by keyboard alone", async () => {

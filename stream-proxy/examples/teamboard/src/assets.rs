@@ -30,6 +30,9 @@ const PAGE: &[u8] = include_bytes!("../page/index.html");
 
 /// Answers a request for a file, or with the page: it knows its own paths.
 pub fn answer(path: &str, events_url: &str) -> Response<Full<Bytes>> {
+    // Browsers ask for this where nothing names an icon, as beside a picture that is opened by itself, and report in
+    // their console if there is none.
+    let path = if path == "/favicon.ico" { "/page/icon.svg" } else { path };
     let (kind, content) = match FILES.iter().find(|(name, ..)| *name == path) {
         Some((_, kind, content)) => (*kind, *content),
         None if path == "/" || path.starts_with("/boards/") => ("text/html; charset=utf-8", PAGE),
