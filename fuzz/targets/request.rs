@@ -5,8 +5,8 @@
 use http::header::{ACCEPT, AUTHORIZATION, COOKIE};
 use http::{HeaderMap, HeaderValue, Uri};
 use libfuzzer_sys::fuzz_target;
-use tidings_proxy::access::auth::find_token;
-use tidings_proxy::http::query::{LAST_EVENT_ID, Wanted, accepts_stream, names_stream, only_token};
+use tidings_proxy::http::credentials::find_token;
+use tidings_proxy::http::query::{self, LAST_EVENT_ID, accepts_stream, names_stream, only_token};
 use tidings_proxy::route::Route;
 use tidings_proxy::stream::channels::Pattern;
 use tidings_wire::Topic;
@@ -33,7 +33,7 @@ fuzz_target!(|data: &[u8]| {
         _ => None,
     };
     let _ = Pattern::from("a*b*".to_owned()).matches(uri.path());
-    if let Ok(wanted) = Wanted::parse(query, &headers, given, MAX_TOPICS) {
+    if let Ok(wanted) = query::parse(query, &headers, given, MAX_TOPICS) {
         assert!((1..=MAX_TOPICS).contains(&wanted.topics.len()));
         assert!(wanted.topics.iter().all(|topic| Topic::new(topic).is_ok()));
     }

@@ -11,6 +11,8 @@
 #![forbid(unsafe_code)]
 
 pub mod access;
+pub mod addresses;
+pub mod certificates;
 pub mod cli;
 pub mod http;
 pub mod metrics;

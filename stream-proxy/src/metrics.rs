@@ -4,8 +4,6 @@ use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::stream::frame::Reset;
-
 /// A number that only rises.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -187,14 +185,6 @@ metrics! {
 }
 
 impl Metrics {
-    /// The counter of resets for this reason.
-    pub fn resets(&self, why: Reset) -> &Counter {
-        match why {
-            Reset::Expired => &self.resets_expired,
-            Reset::Lost => &self.resets_lost,
-        }
-    }
-
     /// Notes that everything of `tick` has been queued just now.
     pub fn fanned_out(&self, tick: u64) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

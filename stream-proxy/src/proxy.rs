@@ -3,13 +3,12 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use tidings_wire::Position;
 use tokio::sync::watch;
 
 use crate::access::auth::{Access, Identity, Pass};
+use crate::addresses::{AddressPlace, Addresses};
 use crate::cli::Cli;
-use crate::http::crowd::{Addresses, Crowd, Entry};
-use crate::http::query::{Start, Wanted};
-use crate::http::tls::Tls;
 use crate::metrics::Metrics;
 use crate::stream::channels::Channels;
 use crate::stream::frame::Frame;
@@ -28,8 +27,6 @@ pub struct Proxy {
     pub cli: Cli,
     /// Who may subscribe.
     pub access: Access,
-    /// Certificate and key, if clients speak TLS.
-    pub tls: Option<Arc<Tls>>,
     /// Topics, subscribers, history.
     pub hub: Arc<Hub>,
     /// Plain channels.
@@ -44,8 +41,6 @@ pub struct Proxy {
     pub upstream: watch::Receiver<Readiness>,
     /// Whether the proxy is on its way out.
     pub draining: watch::Sender<bool>,
-    /// Connections that have no HTTP/1.1 stream.
-    pub crowd: Crowd,
     /// Streams by address, if they are limited.
     pub addresses: Addresses,
 }
@@ -61,6 +56,26 @@ pub enum NotNow {
     Draining,
 }
 
+/// Where a stream starts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StartAt {
+    /// With the events from now on.
+    Live,
+    /// With the first event that is retained.
+    Earliest,
+    /// After this position.
+    After(Position),
+}
+
+/// A request for a stream.
+#[derive(Debug, PartialEq, Eq)]
+pub struct StreamRequest {
+    /// The topics, each once.
+    pub topics: Vec<Arc<str>>,
+    /// Where to start.
+    pub start: StartAt,
+}
+
 /// An open stream's place in the proxy, given back when it is dropped.
 #[derive(Debug)]
 pub struct Subscription {
@@ -69,7 +84,7 @@ pub struct Subscription {
     /// Whether it is of a channel, not of topics.
     channel: bool,
     /// Its place of its address, if streams are limited by address.
-    address: Option<Box<Entry>>,
+    address: Option<Box<AddressPlace>>,
     /// Its entry at the guard, if there is one.
     pass: Option<Pass>,
 }
@@ -92,17 +107,22 @@ impl Proxy {
     }
 
     /// Opens a stream of topics.
-    pub fn subscribe(self: &Arc<Self>, wanted: Wanted, who: Identity, peer: IpAddr) -> Result<Subscription, NotNow> {
+    pub fn subscribe(
+        self: &Arc<Self>,
+        wanted: StreamRequest,
+        who: Identity,
+        peer: IpAddr,
+    ) -> Result<Subscription, NotNow> {
         let mut subscription = self.open(peer)?;
         let subscriber = subscription.subscriber();
         subscription.pass = self.access.admit(who, &subscriber, &wanted.topics);
         let retry = self.cli.next_retry();
         match wanted.start {
-            Start::Live => {
+            StartAt::Live => {
                 let hello = |place: Option<Place>| Frame::hello(retry, place.map(Place::position));
                 self.hub.join(&subscriber, &wanted.topics, hello);
             }
-            Start::Earliest | Start::After(_) => {
+            StartAt::Earliest | StartAt::After(_) => {
                 subscriber.push(Frame::hello(retry, None));
                 self.resume(subscriber.clone(), wanted);
             }
@@ -150,9 +170,9 @@ impl Proxy {
     }
 
     /// Sends a subscriber what it missed: at once if memory can, else by a replay.
-    fn resume(&self, subscriber: Arc<Subscriber>, wanted: Wanted) {
+    fn resume(&self, subscriber: Arc<Subscriber>, wanted: StreamRequest) {
         let mut after = match wanted.start {
-            Start::After(position) => Some(position),
+            StartAt::After(position) => Some(position),
             _ => None,
         };
         if let Some(position) = after.as_mut().filter(|position| position.seen.is_none()) {

@@ -6,18 +6,16 @@ use percent_encoding::percent_decode_str;
 use tidings_wire::Topic;
 use tidings_wire::template::Template;
 
-use crate::http::problem::Problem;
-
 /// A path template and the topic it stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
-    segments: Vec<Segment>,
+    segments: Vec<PathPart>,
     topic: Template,
 }
 
 /// One segment of a path template.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Segment {
+enum PathPart {
     /// Stands as it is.
     Text(String),
     /// Takes any segment that is not empty.
@@ -31,6 +29,11 @@ enum Segment {
 )]
 pub struct BadRoute(String);
 
+/// Why a path that fits a route gives no topic.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct BadPath(String);
+
 impl FromStr for Route {
     type Err = BadRoute;
 
@@ -38,9 +41,9 @@ impl FromStr for Route {
         let bad = |why: &str| BadRoute(why.into());
         let (path, topic) = text.split_once('=').ok_or(bad("no topic"))?;
         let path = path.strip_prefix('/').ok_or(bad("the path has no slash ahead"))?;
-        let segments = path.split('/').map(Segment::parse).collect::<Option<Vec<_>>>().ok_or(bad("bad path"))?;
+        let segments = path.split('/').map(PathPart::parse).collect::<Option<Vec<_>>>().ok_or(bad("bad path"))?;
         let topic = Template::parse(topic).map_err(|error| BadRoute(error.to_string()))?;
-        let named = |hole: &str| segments.iter().any(|s| matches!(s, Segment::Hole(name) if name == hole));
+        let named = |hole: &str| segments.iter().any(|s| matches!(s, PathPart::Hole(name) if name == hole));
         if let Some(hole) = topic.holes().find(|hole| !named(hole)) {
             return Err(BadRoute(format!("the path has no {{{hole}}}")));
         }
@@ -48,7 +51,7 @@ impl FromStr for Route {
     }
 }
 
-impl Segment {
+impl PathPart {
     fn parse(text: &str) -> Option<Self> {
         match text.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) {
             Some(name) if !name.is_empty() && !name.contains(['{', '}']) => Some(Self::Hole(name.into())),
@@ -60,31 +63,28 @@ impl Segment {
 
 impl Route {
     /// The topic of a request's path; `None` if the path is not of this route.
-    pub fn topic(&self, path: &str) -> Option<Result<Topic, Problem>> {
+    pub fn topic(&self, path: &str) -> Option<Result<Topic, BadPath>> {
         let mut given = path.strip_prefix('/')?.split('/');
         let mut values = Vec::new();
         for segment in &self.segments {
             match (segment, given.next()?) {
-                (Segment::Text(text), given) if text == given => {}
-                (Segment::Hole(name), given) if !given.is_empty() => values.push((name, given)),
+                (PathPart::Text(text), given) if text == given => {}
+                (PathPart::Hole(name), given) if !given.is_empty() => values.push((name, given)),
                 _ => return None,
             }
         }
         given.next().is_none().then(|| self.fill(&values))
     }
 
-    fn fill(&self, values: &[(&String, &str)]) -> Result<Topic, Problem> {
+    fn fill(&self, values: &[(&String, &str)]) -> Result<Topic, BadPath> {
         let decode = |(name, value): &(&String, &str)| {
-            let value = percent_decode_str(value)
-                .decode_utf8()
-                .map_err(|_| Problem::BadRequest("the path is not UTF-8".into()))?;
+            let value = percent_decode_str(value).decode_utf8().map_err(|_| BadPath("the path is not UTF-8".into()))?;
             Ok(((*name).clone(), value.into_owned()))
         };
-        let values: Vec<(String, String)> = values.iter().map(decode).collect::<Result<_, Problem>>()?;
+        let values: Vec<(String, String)> = values.iter().map(decode).collect::<Result<_, BadPath>>()?;
         let value = |hole: &str| values.iter().find(|(name, _)| name == hole).map_or("", |(_, value)| value.as_str());
-        let bad = |error: &dyn std::fmt::Display| Problem::BadRequest(format!("bad topic: {error}"));
-        let text = self.topic.fill(value).map_err(|error| bad(&error))?;
-        Topic::new(&text).map_err(|error| Problem::BadRequest(format!("bad topic {text:?}: {error}")))
+        let text = self.topic.fill(value).map_err(|error| BadPath(format!("bad topic: {error}")))?;
+        Topic::new(&text).map_err(|error| BadPath(format!("bad topic {text:?}: {error}")))
     }
 }
 
@@ -116,11 +116,11 @@ mod tests {
     fn a_path_cannot_make_a_bad_topic() {
         let boards = route("/b/{id}=boards_{id}");
         for path in ["/b/%0A", "/b/%FF", &format!("/b/{}", "x".repeat(300))] {
-            assert!(matches!(boards.topic(path), Some(Err(Problem::BadRequest(_)))), "{path}");
+            assert!(matches!(boards.topic(path), Some(Err(_))), "{path}");
         }
         // Nor one that other values could make, too.
         let chat = route("/chat/{tenant}/{room}=chat_{tenant}_{room}");
-        assert!(matches!(chat.topic("/chat/acme_corp/board"), Some(Err(Problem::BadRequest(_)))));
+        assert!(matches!(chat.topic("/chat/acme_corp/board"), Some(Err(_))));
         assert_eq!(chat.topic("/chat/acme/corp_board").unwrap().unwrap().as_str(), "chat_acme_corp_board");
     }
 

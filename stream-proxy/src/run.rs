@@ -12,9 +12,10 @@ use crate::access::auth::{Access, Guard};
 use crate::access::gate::Gate;
 use crate::access::login::{Logins, TooPowerful};
 use crate::access::token::Keys;
+use crate::addresses::Addresses;
 use crate::cli::Cli;
-use crate::http::crowd::{Addresses, Crowd};
-use crate::http::server;
+use crate::http::crowd::Crowd;
+use crate::http::server::Server;
 use crate::http::tls::Tls;
 use crate::metrics::Metrics;
 use crate::proxy::Proxy;
@@ -60,7 +61,7 @@ pub async fn run(start: Start, shutdown: impl Future<Output = ()>) -> Result<(),
             // The roles of the other connections.
             let logins = gate.iter().filter_map(|_| database.login()).map(str::to_owned).collect();
             let gate = Gate::new(gate.as_ref().unwrap_or(&database), &logins, &metrics);
-            Access::Guarded(Guard::new(keys, cli.token_cookie.clone(), cli.anon_role.clone(), gate, metrics.clone()))
+            Access::Guarded(Guard::new(keys, cli.anon_role.clone(), gate, metrics.clone()))
         }
     };
     let hub = Hub::new(cli.history_bytes, metrics.clone());
@@ -70,12 +71,11 @@ pub async fn run(start: Start, shutdown: impl Future<Output = ()>) -> Result<(),
         Upstream::new(database, hub.clone(), channels.clone(), metrics.clone(), cli.client_queue_bytes);
     let address = cli.listen.to_string();
     let mut registry = Registry::new(hub.clone(), reads.clone(), metrics.clone(), &address);
+    let crowd = Crowd::new(cli.max_clients, cli.max_clients_per_address, metrics.clone());
     let proxy = Arc::new(Proxy {
         wheel: Wheel::new(cli.max_stream_age),
-        crowd: Crowd::new(cli.max_clients, cli.max_clients_per_address, metrics.clone()),
         cli,
         access,
-        tls,
         hub,
         channels,
         reads,
@@ -84,6 +84,7 @@ pub async fn run(start: Start, shutdown: impl Future<Output = ()>) -> Result<(),
         draining: Default::default(),
         addresses: Addresses::default(),
     });
+    let server = Arc::new(Server { proxy: proxy.clone(), tls, crowd });
     let Proxy { cli, access, hub, metrics, wheel, .. } = &*proxy;
 
     let upstream = tokio::spawn(upstream.run());
@@ -101,7 +102,7 @@ pub async fn run(start: Start, shutdown: impl Future<Output = ()>) -> Result<(),
             }
         });
         tokio::select! {
-            never = server::serve(&listener, &proxy) => match never {},
+            never = server.serve(&listener) => match never {},
             () = &mut looking_after => {}
             too_powerful = logins.examine() => return Err(too_powerful),
             () = shutdown => {}

@@ -1,7 +1,6 @@
 //! Who may subscribe to what. A request first becomes an identity, then its topics are checked for it; both before a
 //! byte of a stream is sent. Open streams are checked again from time to time, and end with their token.
 
-use std::borrow::Cow;
 use std::convert::Infallible;
 use std::future::pending;
 use std::net::IpAddr;
@@ -9,9 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
-use hyper::HeaderMap;
-use hyper::header::{AUTHORIZATION, COOKIE};
-use hyper::http::request::Parts;
 use parking_lot::Mutex;
 use serde_json::Value;
 use slab::Slab;
@@ -19,10 +15,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
-use crate::access::gate::{Gate, Refusal, Unanswered, Who};
+use crate::access::check::{Refusal, Unanswered};
+use crate::access::gate::{Gate, Who};
 use crate::access::token::{Keys, Token};
-use crate::http::crowd::network;
-use crate::http::query;
+use crate::addresses::network;
 use crate::metrics::Metrics;
 use crate::stream::subscriber::{End, Subscriber};
 
@@ -73,11 +69,11 @@ pub enum Denied {
 }
 
 impl Access {
-    /// Who the request comes from.
-    pub fn identify(&self, request: &Parts, peer: IpAddr) -> Result<Identity, Denied> {
+    /// Who a request from `peer` comes from.
+    pub fn identify(&self, token: Option<&str>, peer: IpAddr) -> Result<Identity, Denied> {
         match self {
             Self::Open => Ok(Identity::Anyone),
-            Self::Guarded(guard) => guard.identify(request, peer),
+            Self::Guarded(guard) => guard.identify(token, peer),
         }
     }
 
@@ -121,8 +117,6 @@ impl Access {
 #[derive(Debug)]
 pub struct Guard {
     keys: Arc<Keys>,
-    /// The cookie that may hold the token.
-    cookie: Option<String>,
     /// The role of those who come without a token, or with one that names none.
     anonymous: Option<String>,
     gate: Gate,
@@ -156,20 +150,13 @@ impl Drop for Pass {
 
 impl Guard {
     /// A guard that asks `gate`.
-    pub fn new(
-        keys: Arc<Keys>,
-        cookie: Option<String>,
-        anonymous: Option<String>,
-        gate: Gate,
-        metrics: Arc<Metrics>,
-    ) -> Arc<Self> {
-        Arc::new(Self { keys, cookie, anonymous, gate, metrics, streams: Mutex::default() })
+    pub fn new(keys: Arc<Keys>, anonymous: Option<String>, gate: Gate, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self { keys, anonymous, gate, metrics, streams: Mutex::default() })
     }
 
     /// A token that is there counts, good or bad; only who has none is anonymous.
-    fn identify(&self, request: &Parts, peer: IpAddr) -> Result<Identity, Denied> {
-        let query = request.uri.query().unwrap_or("");
-        let Some(token) = find_token(&request.headers, query, self.cookie.as_deref()) else {
+    fn identify(&self, token: Option<&str>, peer: IpAddr) -> Result<Identity, Denied> {
+        let Some(token) = token else {
             let Some(role) = &self.anonymous else {
                 self.metrics.auth_no_token.add(1);
                 return Err(Denied::NoToken);
@@ -179,7 +166,7 @@ impl Guard {
             let identity = network(peer).to_string().into();
             return Ok(Identity::Claims { who: Who { claims, identity }, expires: None });
         };
-        match self.keys.verify(&token) {
+        match self.keys.verify(token) {
             Ok(Token { mut claims, expires }) => {
                 if let (None, Some(role)) = (claims.get("role"), &self.anonymous) {
                     claims.insert("role".into(), Value::String(role.clone()));
@@ -296,75 +283,6 @@ impl Guard {
             for Refusal { topic, reason } in refused {
                 tracing::info!(%topic, reason = ?reason, "subscription revoked");
             }
-        }
-    }
-}
-
-/// The token of a request: from its `Authorization`, else the cookie, else the query. Only the first that is there
-/// counts.
-pub fn find_token<'a>(headers: &'a HeaderMap, query: &'a str, cookie: Option<&str>) -> Option<Cow<'a, str>> {
-    if let Some(value) = headers.get(AUTHORIZATION) {
-        // One of another scheme, or none of text, is a token too: a bad one.
-        let text = value.to_str().unwrap_or("");
-        let (scheme, token) = text.split_once(' ').unwrap_or((text, ""));
-        return Some(if scheme.eq_ignore_ascii_case("bearer") { token.trim().into() } else { "".into() });
-    }
-    // By bytes: that some other cookie is no text takes nothing away from this one.
-    let cookies = headers.get_all(COOKIE).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b';'));
-    for pair in cookies.map(<[u8]>::trim_ascii) {
-        if let Some(name) = cookie
-            && let Some(token) = pair.strip_prefix(name.as_bytes()).and_then(|rest| rest.strip_prefix(b"="))
-        {
-            return Some(std::str::from_utf8(token).unwrap_or("").trim_matches('"').into());
-        }
-    }
-    query::token(query)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use hyper::header::{HeaderName, HeaderValue};
-    use proptest::prelude::*;
-
-    fn headers(pairs: &[(HeaderName, &str)]) -> HeaderMap {
-        pairs.iter().map(|(name, value)| (name.clone(), HeaderValue::from_str(value).unwrap())).collect()
-    }
-
-    #[test]
-    fn the_header_wins_over_the_cookie_and_that_over_the_query() {
-        let both = headers(&[(AUTHORIZATION, "bearer  a.b.c"), (COOKIE, "x=1; token=d.e.f; y")]);
-        assert_eq!(find_token(&both, "token=g", Some("token")).as_deref(), Some("a.b.c"));
-        let cookie = headers(&[(COOKIE, "x=1; token=\"d.e.f\"; y")]);
-        assert_eq!(find_token(&cookie, "token=g", Some("token")).as_deref(), Some("d.e.f"));
-        assert_eq!(find_token(&cookie, "a=1&token=g%2Eh", None).as_deref(), Some("g.h"));
-        assert_eq!(find_token(&headers(&[]), "topic=token", Some("token")), None);
-    }
-
-    #[test]
-    fn a_cookie_is_found_beside_others_whatever_they_hold() {
-        let mut among = HeaderMap::new();
-        among.insert(
-            COOKIE,
-            HeaderValue::from_bytes(b"name=Chlo\xC3\xA9; xtoken=a; token2=b; token; token=d.e.f;").unwrap(),
-        );
-        assert_eq!(find_token(&among, "", Some("token")).as_deref(), Some("d.e.f"));
-        among.insert(COOKIE, HeaderValue::from_bytes(b"token=\xFF").unwrap());
-        assert_eq!(find_token(&among, "token=g", Some("token")).as_deref(), Some(""));
-    }
-
-    #[test]
-    fn a_token_that_is_none_is_not_the_same_as_no_token() {
-        for value in ["Basic dXNlcg==", "Bearer", "Bearer ", "token"] {
-            assert!(find_token(&headers(&[(AUTHORIZATION, value)]), "", None).is_some(), "{value}");
-        }
-        assert_eq!(find_token(&headers(&[]), "token=", None).as_deref(), Some(""));
-    }
-
-    proptest! {
-        #[test]
-        fn no_cookie_breaks_the_parser(cookie in "[ -~]{0,60}", query in "[ -~]{0,40}") {
-            let _ = find_token(&headers(&[(COOKIE, &cookie)]), &query, Some("token"));
         }
     }
 }

@@ -10,7 +10,8 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
-use crate::access::line::{Asker, Line, Pace, Question};
+use crate::access::check::{Asker, Question, Refusal, Unanswered, Verdict};
+use crate::access::line::{Line, Pace};
 use crate::access::worker::Worker;
 use crate::metrics::{Gauge, Metrics};
 use crate::upstream::database::Database;
@@ -26,15 +27,6 @@ const REQUEST_WORKERS: [(Pace, usize); 2] = [(Pace::Together, 2), (Pace::Alone, 
 /// The same for open streams.
 const REVIEW_WORKERS: [(Pace, usize); 2] = [(Pace::Together, 1), (Pace::Alone, 1)];
 
-/// A topic that the claims may not subscribe to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    /// The topic.
-    pub topic: Arc<str>,
-    /// Why not: for the log, not for the client.
-    pub reason: Arc<str>,
-}
-
 /// Who asks for topics.
 #[derive(Clone, Debug)]
 pub struct Who {
@@ -42,32 +34,6 @@ pub struct Who {
     pub claims: Arc<str>,
     /// Who waits in turn: the same as the claims, or for an anonymous visitor the network that the request comes from.
     pub identity: Arc<str>,
-}
-
-/// The database's answer: what is refused, nothing if all is allowed.
-pub type Verdict = Result<Vec<Refusal>, Unanswered>;
-
-/// Why there is no answer.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unanswered {
-    /// Too many are already waiting.
-    #[error("access can't be checked: too many requests are waiting")]
-    Full,
-    /// Others were ahead for too long.
-    #[error("access can't be checked: no answer in time")]
-    Late,
-    /// The question has to be asked alone, because its rules are slow, and got no answer in time.
-    #[error("access can't be checked: its rules are slow, and there was no answer in time")]
-    Slow,
-    /// Connections keep breaking over the question.
-    #[error("access can't be checked: its rules end the connection")]
-    Broken,
-    /// The database can't be asked.
-    #[error("access can't be checked: {0}")]
-    Database(Arc<str>),
-    /// It is too late to ask.
-    #[error("access can't be checked: the proxy is shutting down")]
-    ShuttingDown,
 }
 
 /// The way to the database.

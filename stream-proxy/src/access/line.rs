@@ -3,99 +3,27 @@
 //! when everyone who waited has disconnected. A question that delayed others is asked alone. `worker` asks the
 //! database.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::access::gate::{Unanswered, Verdict};
+use crate::access::check::{Asker, Check, Question, Unanswered};
+use crate::access::turns::Turns;
 use crate::metrics::Metrics;
 
 /// Askers that may wait; further ones get 503.
 const WAITING: usize = 20_000;
-
-/// Identities in whose turns one question waits, at most. Further ones that ask it wait with these.
-const MAX_IDENTITIES: usize = 100;
 
 /// How long a question is asked alone after it delayed others.
 const SUSPICION: Duration = Duration::from_secs(60);
 
 /// How many such questions are remembered: those of an attack, or all rules of a slow database.
 const SUSPECTS: usize = 1_000;
-
-/// Claims, as JSON, and topics.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Question {
-    /// The claims.
-    pub claims: Arc<str>,
-    /// The topics to subscribe to.
-    pub topics: Arc<[Arc<str>]>,
-}
-
-/// Somebody who waits for an answer. Dropping the receiver withdraws the question.
-#[derive(Debug)]
-pub struct Asker {
-    /// Where the answer is sent.
-    pub reply: oneshot::Sender<Verdict>,
-    /// Released when the question is answered, or has to be asked alone.
-    pub place: Option<OwnedSemaphorePermit>,
-    /// Set when the question has to be asked alone.
-    pub is_slow: Arc<AtomicBool>,
-}
-
-/// A question and everyone who waits for its answer.
-#[derive(Debug)]
-pub struct Check {
-    /// The question.
-    pub question: Question,
-    askers: Vec<Asker>,
-    /// The identities in whose turns it is asked, whichever comes first. Once it has been taken, that one is the first.
-    identities: Vec<Arc<str>>,
-    /// How many connections broke during this question.
-    pub breaks: u8,
-}
-
-impl Check {
-    /// Sends the answer to everyone who waits.
-    pub fn answer(self, verdict: &Verdict) {
-        for asker in self.askers {
-            // An asker that has left meanwhile needs no answer.
-            let _ = asker.reply.send(verdict.clone());
-        }
-    }
-
-    /// The identity in whose turn it was taken.
-    pub fn identity(&self) -> Arc<str> {
-        self.identities[0].clone()
-    }
-
-    /// Adds the askers of the same question; returns the identities that did not ask it before.
-    fn join(&mut self, same: Self) -> Vec<Arc<str>> {
-        self.breaks = self.breaks.max(same.breaks);
-        self.askers.extend(same.askers);
-        let is_new = |identity: &Arc<str>| !self.identities.contains(identity);
-        let room = MAX_IDENTITIES.saturating_sub(self.identities.len());
-        let new: Vec<_> = same.identities.into_iter().filter(is_new).take(room).collect();
-        self.identities.extend(new.iter().cloned());
-        new
-    }
-
-    /// Removes askers that have left; false if nobody is left.
-    fn is_wanted(&mut self) -> bool {
-        self.askers.retain(|asker| !asker.reply.is_closed());
-        !self.askers.is_empty()
-    }
-
-    /// Waits until all askers have left.
-    pub async fn abandoned(&mut self) {
-        join_all(self.askers.iter_mut().map(|asker| asker.reply.closed())).await;
-    }
-}
 
 /// How questions are asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -261,136 +189,11 @@ impl Queues {
     }
 }
 
-/// The questions of one pace, and the order of their identities.
-#[derive(Debug, Default)]
-struct Turns {
-    checks: HashMap<Question, Check>,
-    identities: HashMap<Arc<str>, Turn>,
-    /// Identities with a question and no statement under way.
-    order: VecDeque<Arc<str>>,
-    askers: usize,
-}
-
-/// The questions of one identity.
-#[derive(Debug, Default)]
-struct Turn {
-    /// In order. Questions that are no longer among the checks are skipped: another identity had them asked.
-    waiting: VecDeque<Question>,
-    /// Whether a statement with its questions is under way.
-    is_asking: bool,
-}
-
-impl Turns {
-    fn add(&mut self, check: Check) {
-        self.askers += check.askers.len();
-        let question = check.question.clone();
-        let identities = match self.checks.get_mut(&question) {
-            Some(same) => same.join(check),
-            None => {
-                let identities = check.identities.clone();
-                self.checks.insert(question.clone(), check);
-                identities
-            }
-        };
-        for identity in identities {
-            let turn = self.identities.entry(identity.clone()).or_default();
-            if turn.waiting.is_empty() && !turn.is_asking {
-                self.order.push_back(identity);
-            }
-            turn.waiting.push_back(question.clone());
-        }
-    }
-
-    /// Takes up to `most` questions: one of each identity, then another of each. Also returns how many were skipped.
-    fn take(&mut self, most: usize) -> (Vec<Check>, u64) {
-        let (mut taken, mut gone) = (Vec::new(), 0);
-        let mut again = VecDeque::new();
-        let mut is_first_round = true;
-        while taken.len() < most {
-            let Some(identity) = self.order.pop_front() else {
-                if again.is_empty() {
-                    break;
-                }
-                std::mem::swap(&mut self.order, &mut again);
-                is_first_round = false;
-                continue;
-            };
-            let Some(turn) = self.identities.get_mut(&identity) else { continue };
-            let Some(question) = turn.waiting.pop_front() else {
-                if !turn.is_asking {
-                    self.identities.remove(&identity);
-                }
-                continue;
-            };
-            again.push_back(identity.clone());
-            let Some(mut check) = self.checks.remove(&question) else { continue };
-            self.askers -= check.askers.len();
-            if check.is_wanted() {
-                turn.is_asking = true;
-                check.identities.retain(|other| *other != identity);
-                check.identities.insert(0, identity);
-                taken.push(check);
-            } else {
-                gone += 1;
-            }
-        }
-        // An identity with a statement under way waits; one that was only skipped stays in the order.
-        let rest = if is_first_round { Vec::new() } else { std::mem::take(&mut self.order).into() };
-        for identity in again.into_iter().chain(rest) {
-            match self.identities.get(&identity) {
-                Some(turn) if turn.is_asking => {}
-                Some(turn) if turn.waiting.is_empty() => drop(self.identities.remove(&identity)),
-                Some(_) => self.order.push_back(identity),
-                None => {}
-            }
-        }
-        (taken, gone)
-    }
-
-    fn settle(&mut self, taken: &[Arc<str>], again: Vec<Check>) {
-        let first: HashSet<Arc<str>> = again.iter().map(Check::identity).collect();
-        for check in again.into_iter().rev() {
-            self.askers += check.askers.len();
-            let (question, identity) = (check.question.clone(), check.identity());
-            match self.checks.get_mut(&question) {
-                // Someone else has asked the same question meanwhile.
-                Some(same) => drop(same.join(check)),
-                None => drop(self.checks.insert(question.clone(), check)),
-            }
-            self.identities.entry(identity).or_default().waiting.push_front(question);
-        }
-        let mut ahead = Vec::new();
-        for identity in taken {
-            let Some(turn) = self.identities.get_mut(identity).filter(|turn| turn.is_asking) else { continue };
-            turn.is_asking = false;
-            if turn.waiting.is_empty() {
-                self.identities.remove(identity);
-            } else if first.contains(identity) {
-                ahead.push(identity.clone());
-            } else {
-                self.order.push_back(identity.clone());
-            }
-        }
-        for identity in ahead.into_iter().rev() {
-            self.order.push_front(identity);
-        }
-    }
-
-    /// Removes askers that have left.
-    fn sweep(&mut self) {
-        self.checks.retain(|_, check| check.is_wanted());
-        self.askers = self.checks.values().map(|check| check.askers.len()).sum();
-        for turn in self.identities.values_mut() {
-            turn.waiting.retain(|question| self.checks.contains_key(question));
-        }
-        self.identities.retain(|_, turn| turn.is_asking || !turn.waiting.is_empty());
-        self.order.retain(|identity| self.identities.contains_key(identity));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::access::check::Verdict;
+    use tokio::sync::oneshot;
 
     type Reply = oneshot::Receiver<Verdict>;
 

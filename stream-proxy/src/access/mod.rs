@@ -5,9 +5,11 @@
 //! Not here: the rules themselves, which are in the database.
 
 pub mod auth;
+pub mod check;
 pub mod gate;
 pub mod keys;
 pub mod line;
 pub mod login;
 pub mod token;
+pub mod turns;
 pub mod worker;

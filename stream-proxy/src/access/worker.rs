@@ -14,8 +14,8 @@ use tokio_postgres::error::{Severity, SqlState};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 
-use crate::access::gate::{Refusal, Unanswered, Verdict};
-use crate::access::line::{Check, Connected, Line, Pace, Question};
+use crate::access::check::{Check, Question, Refusal, Unanswered, Verdict};
+use crate::access::line::{Connected, Line, Pace};
 use crate::access::login;
 use crate::metrics::Metrics;
 use crate::upstream::database::{Database, DatabaseError, answer};

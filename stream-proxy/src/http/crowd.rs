@@ -1,14 +1,12 @@
-//! Limits on connections in total and by address, and on streams by address. A few connections are always reserved for
-//! health checks.
+//! Limits on connections, in total and by address. A few connections are always reserved for health checks.
 
-use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::addresses::{AddressPlace, Addresses};
 use crate::metrics::Metrics;
 
 /// So many connections without an HTTP/1.1 stream are allowed beyond the limit of streams.
@@ -23,51 +21,6 @@ const RESERVE: usize = 32;
 
 /// How long such a connection may take for its request, because a flood takes these places too.
 const RESERVE_PATIENCE: Duration = Duration::from_secs(1);
-
-/// Counts by address.
-#[derive(Clone, Debug, Default)]
-pub struct Addresses(Arc<Mutex<HashMap<IpAddr, u32>>>);
-
-/// A place that counts for an address; dropping it releases the place.
-#[derive(Debug)]
-pub struct Entry {
-    addresses: Addresses,
-    address: IpAddr,
-}
-
-impl Addresses {
-    /// Takes one of the `most` places of `peer`'s address; `None` if none is left.
-    pub fn enter(&self, peer: IpAddr, most: u32) -> Option<Entry> {
-        let address = network(peer);
-        let mut counts = self.0.lock();
-        let count = counts.entry(address).or_default();
-        if *count >= most {
-            return None;
-        }
-        *count += 1;
-        Some(Entry { addresses: self.clone(), address })
-    }
-}
-
-impl Drop for Entry {
-    fn drop(&mut self) {
-        let mut counts = self.addresses.0.lock();
-        if let Some(count) = counts.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.address);
-            }
-        }
-    }
-}
-
-/// The unit that counts as one address: over IPv6 a client has a whole /64.
-pub fn network(peer: IpAddr) -> IpAddr {
-    match peer.to_canonical() {
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into(),
-        address => address,
-    }
-}
 
 /// The connections that have no HTTP/1.1 stream.
 #[derive(Debug)]
@@ -85,7 +38,7 @@ pub struct Crowd {
 #[derive(Debug)]
 pub struct Admitted {
     metrics: Arc<Metrics>,
-    _address: Option<Entry>,
+    _address: Option<AddressPlace>,
     reserved: Option<OwnedSemaphorePermit>,
 }
 
@@ -109,8 +62,8 @@ impl Crowd {
         let address = self.most_of_address.map(|most| self.addresses.enter(peer, most));
         match address {
             None if room => return Some(admitted),
-            Some(Some(entry)) if room => {
-                admitted._address = Some(entry);
+            Some(Some(place)) if room => {
+                admitted._address = Some(place);
                 return Some(admitted);
             }
             _ => {}
@@ -144,13 +97,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_ipv6_client_counts_with_its_whole_network() {
-        let network = |text: &str| network(text.parse().unwrap()).to_string();
-        assert_eq!(network("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
-        assert_eq!(network("::ffff:192.0.2.1"), "192.0.2.1");
-    }
-
-    #[test]
     fn who_is_one_too_many_may_ask_how_things_are_as_long_as_the_reserve_lasts() {
         let metrics = Arc::new(Metrics::default());
         let crowd = Crowd::new(10_000, 4, metrics.clone());
@@ -165,6 +111,6 @@ mod tests {
         assert!(!crowd.admit(one).unwrap().is_reserved());
         drop((inside, reserved));
         assert_eq!(metrics.connections.get(), 0);
-        assert!(crowd.addresses.0.lock().is_empty());
+        assert!(crowd.addresses.is_empty());
     }
 }

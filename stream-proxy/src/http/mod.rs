@@ -6,6 +6,7 @@
 
 pub mod body;
 pub mod cors;
+pub mod credentials;
 pub mod crowd;
 pub mod prefixed;
 pub mod problem;

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use hyper::HeaderMap;
 use hyper::header::{ACCEPT, HeaderName};
 use percent_encoding::percent_decode_str;
-use tidings_wire::{Position, Topic};
+use tidings_wire::Topic;
 
 use crate::http::problem::Problem;
+use crate::proxy::{StartAt, StreamRequest};
 
 /// Parameters with the meaning of the header. Libraries that can't set headers use different names.
 const LAST_EVENT_IDS: [&str; 3] = ["last_event_id", "lastEventId", "lastEventID"];
@@ -17,77 +18,60 @@ const LAST_EVENT_IDS: [&str; 3] = ["last_event_id", "lastEventId", "lastEventID"
 /// The header with which an EventSource resumes.
 pub const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
-/// Where a stream starts.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Start {
-    /// With what comes from now on.
-    Live,
-    /// With the first event that is retained.
-    Earliest,
-    /// Behind this position.
-    After(Position),
-}
-
-/// A request for a stream.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Wanted {
-    /// The topics, each once.
-    pub topics: Vec<Arc<str>>,
-    /// Where to start.
-    pub start: Start,
-}
-
-impl Wanted {
-    /// Takes a query and headers apart. `given` is a topic that the path names.
-    pub fn parse(query: &str, headers: &HeaderMap, given: Option<Topic>, max_topics: usize) -> Result<Self, Problem> {
-        let mut topics: Vec<Arc<str>> = Vec::new();
-        let mut known: HashSet<Arc<str>> = HashSet::new();
-        let mut add = |topic: &Topic| {
-            let topic: Arc<str> = topic.as_str().into();
-            if known.insert(topic.clone()) {
-                // Stops at the first topic too many, because nobody has checked yet who sends this.
-                if topics.len() == max_topics {
-                    return Err(bad(format!("too many topics: at most {max_topics} are allowed")));
-                }
-                topics.push(topic);
+/// Takes a query and headers apart. `given` is a topic that the path names.
+pub fn parse(
+    query: &str,
+    headers: &HeaderMap,
+    given: Option<Topic>,
+    max_topics: usize,
+) -> Result<StreamRequest, Problem> {
+    let mut topics: Vec<Arc<str>> = Vec::new();
+    let mut known: HashSet<Arc<str>> = HashSet::new();
+    let mut add = |topic: &Topic| {
+        let topic: Arc<str> = topic.as_str().into();
+        if known.insert(topic.clone()) {
+            // Stops at the first topic too many, because nobody has checked yet who sends this.
+            if topics.len() == max_topics {
+                return Err(bad(format!("too many topics: at most {max_topics} are allowed")));
             }
-            Ok(())
-        };
-        given.iter().try_for_each(&mut add)?;
-        let (mut once, mut since, mut last_event_id) = (Once::default(), Start::Live, Start::Live);
-        for (name, value) in pairs(query) {
-            let name = decode(name)?;
-            match &*name {
-                "topic" => {
-                    let text = decode(value)?;
-                    add(&Topic::new(&text).map_err(|error| bad(format!("bad topic {text:?}: {error}")))?)?;
-                    continue;
-                }
-                "since" => since = start(&name, &decode(value)?)?,
-                // A library appends its own parameter to the page's URL, and its position is newer.
-                id if LAST_EVENT_IDS.contains(&id) => match start(id, &decode(value)?)? {
-                    Start::Live => {}
-                    start => last_event_id = start,
-                },
-                // See `token`.
-                "token" => {}
-                _ => return Err(bad(format!("unknown parameter {name:?}"))),
-            }
-            once.take(&name)?;
+            topics.push(topic);
         }
-        if topics.is_empty() {
-            return Err(bad("no topic: add ?topic=NAME to the URL".into()));
-        }
-        let header = match headers.get(LAST_EVENT_ID) {
-            Some(value) => {
-                let text = value.to_str().map_err(|_| bad("bad Last-Event-ID: not a position".into()))?;
-                Some(start("Last-Event-ID", text)?)
+        Ok(())
+    };
+    given.iter().try_for_each(&mut add)?;
+    let (mut once, mut since, mut last_event_id) = (Once::default(), StartAt::Live, StartAt::Live);
+    for (name, value) in pairs(query) {
+        let name = decode(name)?;
+        match &*name {
+            "topic" => {
+                let text = decode(value)?;
+                add(&Topic::new(&text).map_err(|error| bad(format!("bad topic {text:?}: {error}")))?)?;
+                continue;
             }
-            None => None,
-        };
-        let chosen = [header.unwrap_or(Start::Live), last_event_id, since].into_iter().find(|s| *s != Start::Live);
-        Ok(Self { topics, start: chosen.unwrap_or(Start::Live) })
+            "since" => since = start(&name, &decode(value)?)?,
+            // A library appends its own parameter to the page's URL, and its position is newer.
+            id if LAST_EVENT_IDS.contains(&id) => match start(id, &decode(value)?)? {
+                StartAt::Live => {}
+                start => last_event_id = start,
+            },
+            // See `token`.
+            "token" => {}
+            _ => return Err(bad(format!("unknown parameter {name:?}"))),
+        }
+        once.take(&name)?;
     }
+    if topics.is_empty() {
+        return Err(bad("no topic: add ?topic=NAME to the URL".into()));
+    }
+    let header = match headers.get(LAST_EVENT_ID) {
+        Some(value) => {
+            let text = value.to_str().map_err(|_| bad("bad Last-Event-ID: not a position".into()))?;
+            Some(start("Last-Event-ID", text)?)
+        }
+        None => None,
+    };
+    let chosen = [header.unwrap_or(StartAt::Live), last_event_id, since].into_iter().find(|s| *s != StartAt::Live);
+    Ok(StreamRequest { topics, start: chosen.unwrap_or(StartAt::Live) })
 }
 
 /// The parameters given so far, of those that may be given only once.
@@ -105,11 +89,11 @@ impl Once {
 }
 
 /// A position by the name of where it stands; empty is none, as EventSource has it.
-fn start(name: &str, text: &str) -> Result<Start, Problem> {
+fn start(name: &str, text: &str) -> Result<StartAt, Problem> {
     match text {
-        "" => Ok(Start::Live),
-        "earliest" => Ok(Start::Earliest),
-        _ => text.parse().map(Start::After).map_err(|error| bad(format!("bad {name}: {error}"))),
+        "" => Ok(StartAt::Live),
+        "earliest" => Ok(StartAt::Earliest),
+        _ => text.parse().map(StartAt::After).map_err(|error| bad(format!("bad {name}: {error}"))),
     }
 }
 
@@ -173,23 +157,23 @@ mod tests {
     use hyper::header::HeaderValue;
     use proptest::prelude::*;
 
-    fn parse(query: &str, last_event_id: Option<&str>) -> Result<Wanted, Problem> {
+    fn parse(query: &str, last_event_id: Option<&str>) -> Result<StreamRequest, Problem> {
         let mut headers = HeaderMap::new();
         if let Some(id) = last_event_id {
             headers.insert(LAST_EVENT_ID, HeaderValue::from_str(id).unwrap());
         }
-        Wanted::parse(query, &headers, None, 3)
+        super::parse(query, &headers, None, 3)
     }
 
-    fn after(text: &str) -> Start {
-        Start::After(text.parse().unwrap())
+    fn after(text: &str) -> StartAt {
+        StartAt::After(text.parse().unwrap())
     }
 
     #[test]
     fn topics_are_decoded_and_each_counts_once() {
         let wanted = parse("topic=a+b&topic=%C3%BC&topic=a%20b&", None).unwrap();
         assert_eq!(wanted.topics.iter().map(|t| &**t).collect::<Vec<_>>(), ["a b", "ü"]);
-        assert_eq!(wanted.start, Start::Live);
+        assert_eq!(wanted.start, StartAt::Live);
     }
 
     #[test]
@@ -198,7 +182,7 @@ mod tests {
         assert_eq!(parse("topic=a&since=1-1&last_event_id=2-2", Some("")).unwrap().start, after("2-2"));
         assert_eq!(parse("topic=a&since=1-1&last_event_id=", None).unwrap().start, after("1-1"));
         assert_eq!(parse("topic=a&since=5%3A9%3A10%3A20%3A10,15", None).unwrap().start, after("5:9:10:20:10,15"));
-        assert_eq!(parse("topic=a&since=earliest", None).unwrap().start, Start::Earliest);
+        assert_eq!(parse("topic=a&since=earliest", None).unwrap().start, StartAt::Earliest);
         assert_eq!(parse("topic=a&lastEventId=2-2&since=1-1", None).unwrap().start, after("2-2"));
         // A library appends its parameter to the page's URL.
         for library in ["lastEventId", "lastEventID"] {

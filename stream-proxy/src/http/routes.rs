@@ -10,10 +10,12 @@ use hyper::{Method, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 use tidings_wire::Topic;
 
+use crate::access::auth::Identity;
 use crate::http::body::Body;
 use crate::http::cors;
+use crate::http::credentials::find_token;
 use crate::http::problem::Problem;
-use crate::http::query::{Wanted, accepts_stream, names_stream, only_token};
+use crate::http::query::{self, accepts_stream, names_stream, only_token};
 use crate::proxy::{NotNow, Proxy, Subscription};
 use crate::stream::channels::Refused;
 use crate::stream::frame::Frame;
@@ -111,7 +113,8 @@ fn target<'a>(proxy: &Proxy, path: &'a str) -> Result<Target<'a>, Problem> {
         return Ok(Target::Channel(name));
     }
     let topic = proxy.cli.route.iter().find_map(|route| route.topic(path)).ok_or(Problem::NotFound)?;
-    topic.map(|topic| Target::Events(Some(topic)))
+    let topic = topic.map_err(|error| Problem::BadRequest(error.to_string()))?;
+    Ok(Target::Events(Some(topic)))
 }
 
 fn plain(request: &Parts, respond: impl FnOnce() -> Response<Body>) -> Result<Answer, Problem> {
@@ -137,8 +140,8 @@ async fn stream(proxy: &Arc<Proxy>, request: &Parts, peer: IpAddr, topic: Option
         return start_stream(request, proxy, || Err(NotNow::Draining));
     }
     let query = request.uri.query().unwrap_or("");
-    let wanted = Wanted::parse(query, &request.headers, topic, proxy.cli.max_topics)?;
-    let who = proxy.access.identify(request, peer)?;
+    let wanted = query::parse(query, &request.headers, topic, proxy.cli.max_topics)?;
+    let who = identify(proxy, request, peer)?;
     proxy.access.authorize(&who, &wanted.topics).await?;
     start_stream(request, proxy, || proxy.subscribe(wanted, who, peer))
 }
@@ -157,8 +160,14 @@ fn channel(proxy: &Arc<Proxy>, request: &Parts, peer: IpAddr, name: &str) -> Res
     })?;
     // A channel has no rule: whoever shows a good token, or comes as the anonymous role, may listen to those that the
     // patterns name.
-    let who = proxy.access.identify(request, peer)?;
+    let who = identify(proxy, request, peer)?;
     start_stream(request, proxy, || proxy.listen(&name, who, peer))
+}
+
+fn identify(proxy: &Proxy, request: &Parts, peer: IpAddr) -> Result<Identity, Problem> {
+    let query = request.uri.query().unwrap_or("");
+    let token = find_token(&request.headers, query, proxy.cli.token_cookie.as_deref());
+    Ok(proxy.access.identify(token.as_deref(), peer)?)
 }
 
 /// What needs no stream: questions about the path, and clients that don't take one.

@@ -24,10 +24,11 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use crate::http::body::Body;
-use crate::http::crowd::Admitted;
+use crate::http::crowd::{Admitted, Crowd};
 use crate::http::prefixed::Prefixed;
 use crate::http::routes::{Answer, answer};
 use crate::http::socket::{Socket, patience};
+use crate::http::tls::Tls;
 use crate::proxy::{Proxy, Subscription};
 use crate::stream::frame::Frame;
 use crate::stream::subscriber::Subscriber;
@@ -45,40 +46,54 @@ const HTTP2_OVERHEAD: usize = 32;
 /// Streams of one HTTP/2 connection at the same time.
 const HTTP2_STREAMS: u32 = 128;
 
-/// Accepts connections for ever.
-pub async fn serve(listener: &TcpListener, proxy: &Arc<Proxy>) -> Infallible {
-    let mut failing = false;
-    loop {
-        match listener.accept().await {
-            Ok((stream, peer)) => {
-                failing = false;
-                let Some(admitted) = proxy.crowd.admit(peer.ip()) else { continue };
-                let proxy = proxy.clone();
-                tokio::spawn(async move {
-                    if let Err(error) = connection(stream, peer.ip(), &admitted, &proxy).await {
-                        tracing::debug!(%peer, %error, "connection");
-                    }
-                });
-            }
-            Err(error) => {
-                proxy.metrics.accept_errors.add(1);
-                if !std::mem::replace(&mut failing, true) {
-                    tracing::warn!(%error, "nobody can be accepted for now");
+/// The proxy and what its listener needs.
+#[derive(Debug)]
+pub struct Server {
+    /// The proxy that serves the requests.
+    pub proxy: Arc<Proxy>,
+    /// Certificate and key, if clients speak TLS.
+    pub tls: Option<Arc<Tls>>,
+    /// Connections that have no HTTP/1.1 stream.
+    pub crowd: Crowd,
+}
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+impl Server {
+    /// Accepts connections for ever.
+    pub async fn serve(self: &Arc<Self>, listener: &TcpListener) -> Infallible {
+        let mut failing = false;
+        loop {
+            match listener.accept().await {
+                Ok((stream, peer)) => {
+                    failing = false;
+                    let Some(admitted) = self.crowd.admit(peer.ip()) else { continue };
+                    let server = self.clone();
+                    tokio::spawn(async move {
+                        if let Err(error) = connection(stream, peer.ip(), &admitted, &server).await {
+                            tracing::debug!(%peer, %error, "connection failed");
+                        }
+                    });
                 }
-                // Without file descriptors the next attempt fails as well; those who are connected are served on.
-                sleep(ACCEPT_PAUSE).await;
+                Err(error) => {
+                    self.proxy.metrics.accept_errors.add(1);
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::warn!(%error, "connections can't be accepted for now");
+                    }
+                    // Without file descriptors the next attempt fails as well. Open streams continue.
+                    sleep(ACCEPT_PAUSE).await;
+                }
             }
         }
     }
 }
 
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
-async fn connection(stream: TcpStream, peer: IpAddr, admitted: &Admitted, proxy: &Arc<Proxy>) -> Result<(), BoxError> {
+async fn connection(stream: TcpStream, peer: IpAddr, admitted: &Admitted, server: &Server) -> Result<(), BoxError> {
+    let proxy = &server.proxy;
     let time = admitted.patience(proxy.cli.header_timeout);
     let caller = Caller { peer, time, reserved: admitted.is_reserved() };
     let stream = Socket::new(stream, proxy.cli.heartbeat);
-    match &proxy.tls {
+    match &server.tls {
         Some(tls) => match timeout(time, tls.accept(stream)).await?? {
             (stream, true) => http2(stream, caller, proxy).await,
             (stream, false) => http1(Prefixed::new(stream), caller, proxy).await,

@@ -13,7 +13,7 @@ use percent_encoding::percent_decode_str;
 use tokio_postgres::Config;
 use tokio_postgres::config::{Host, SslMode};
 
-use crate::http::tls::TlsError;
+use crate::certificates::TlsError;
 
 /// Parameters that the library handles.
 const LIBRARY: &[&str] = &[

@@ -15,12 +15,13 @@ use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_rustls::rustls::ClientConfig;
 
-use crate::http::tls::{self, TlsError};
+use crate::certificates::TlsError;
 use crate::metrics::Metrics;
 use crate::upstream::connection_string::{BadUrl, Roots, Security, Target};
 use crate::upstream::inbox::{self, Inbox, inbox};
 use crate::upstream::password::{PasswordError, Passwords};
 use crate::upstream::settings;
+use crate::upstream::tls;
 
 /// The longest to wait for an answer: a connection that gives none is broken.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);

@@ -14,3 +14,4 @@ pub mod registry;
 pub mod replay;
 pub mod session;
 pub mod settings;
+pub mod tls;

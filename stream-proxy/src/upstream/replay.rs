@@ -198,10 +198,7 @@ impl Replay {
         if self.hub.place().is_none() && !next(ticks).await {
             return false;
         }
-        self.hub.join(&self.subscriber, &self.topics, |place| {
-            Frame::reset(place.unwrap_or(Place::after_tick(0)).position(), why)
-        });
-        self.metrics.resets(why).add(1);
+        self.hub.join_with_reset(&self.subscriber, &self.topics, why);
         true
     }
 }

@@ -263,7 +263,7 @@ impl Hub {
         inner.restart(tick);
         self.metrics.topics.set(inner.topics.len() as u64);
         let reset = self.push_to_all(&inner, &Frame::reset(Position::after_tick(tick), why));
-        self.metrics.resets(why).add(reset);
+        self.count_resets(why, reset);
         drop(inner);
         self.filled.notify_waiters();
         self.metrics.history_bytes.set(0);
@@ -296,6 +296,19 @@ impl Hub {
         subscriber.feed(greeting(inner.place));
         inner.seat(subscriber, topics);
         self.metrics.topics.set(inner.topics.len() as u64);
+    }
+
+    /// Sends the subscriber `event: reset` and makes it live from now on.
+    pub fn join_with_reset(&self, subscriber: &Arc<Subscriber>, topics: &[Arc<str>], why: Reset) {
+        self.join(subscriber, topics, |place| Frame::reset(place.unwrap_or(Place::after_tick(0)).position(), why));
+        self.count_resets(why, 1);
+    }
+
+    fn count_resets(&self, why: Reset, count: u64) {
+        match why {
+            Reset::Expired => self.metrics.resets_expired.add(count),
+            Reset::Lost => self.metrics.resets_lost.add(count),
+        }
     }
 
     /// Queues the events after `after` and makes the subscriber live, in one step, if memory reaches back that far and

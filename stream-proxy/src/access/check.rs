@@ -1,0 +1,115 @@
+//! A question about access, everyone who waits for its answer, and what the answer can be.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use futures_util::future::join_all;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+/// Identities in whose turns one question waits, at most. Further ones that ask it wait with these.
+const MAX_IDENTITIES: usize = 100;
+
+/// A topic that the claims may not subscribe to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The topic.
+    pub topic: Arc<str>,
+    /// Why not: for the log, not for the client.
+    pub reason: Arc<str>,
+}
+
+/// The database's answer: what is refused, nothing if all is allowed.
+pub type Verdict = Result<Vec<Refusal>, Unanswered>;
+
+/// Why there is no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unanswered {
+    /// Too many are already waiting.
+    #[error("access can't be checked: too many requests are waiting")]
+    Full,
+    /// Others were ahead for too long.
+    #[error("access can't be checked: no answer in time")]
+    Late,
+    /// The question has to be asked alone, because its rules are slow, and got no answer in time.
+    #[error("access can't be checked: its rules are slow, and there was no answer in time")]
+    Slow,
+    /// Connections keep breaking over the question.
+    #[error("access can't be checked: its rules end the connection")]
+    Broken,
+    /// The database can't be asked.
+    #[error("access can't be checked: {0}")]
+    Database(Arc<str>),
+    /// It is too late to ask.
+    #[error("access can't be checked: the proxy is shutting down")]
+    ShuttingDown,
+}
+
+/// Claims, as JSON, and topics.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Question {
+    /// The claims.
+    pub claims: Arc<str>,
+    /// The topics to subscribe to.
+    pub topics: Arc<[Arc<str>]>,
+}
+
+/// Somebody who waits for an answer. Dropping the receiver withdraws the question.
+#[derive(Debug)]
+pub struct Asker {
+    /// Where the answer is sent.
+    pub reply: oneshot::Sender<Verdict>,
+    /// Released when the question is answered, or has to be asked alone.
+    pub place: Option<OwnedSemaphorePermit>,
+    /// Set when the question has to be asked alone.
+    pub is_slow: Arc<AtomicBool>,
+}
+
+/// A question and everyone who waits for its answer.
+#[derive(Debug)]
+pub struct Check {
+    /// The question.
+    pub question: Question,
+    /// Those who wait.
+    pub askers: Vec<Asker>,
+    /// The identities in whose turns it is asked, whichever comes first. Once it has been taken, that one is the first.
+    pub identities: Vec<Arc<str>>,
+    /// How many connections broke during this question.
+    pub breaks: u8,
+}
+
+impl Check {
+    /// Sends the answer to everyone who waits.
+    pub fn answer(self, verdict: &Verdict) {
+        for asker in self.askers {
+            // An asker that has left meanwhile needs no answer.
+            let _ = asker.reply.send(verdict.clone());
+        }
+    }
+
+    /// The identity in whose turn it was taken.
+    pub fn identity(&self) -> Arc<str> {
+        self.identities[0].clone()
+    }
+
+    /// Adds the askers of the same question; returns the identities that did not ask it before.
+    pub fn join(&mut self, same: Self) -> Vec<Arc<str>> {
+        self.breaks = self.breaks.max(same.breaks);
+        self.askers.extend(same.askers);
+        let is_new = |identity: &Arc<str>| !self.identities.contains(identity);
+        let room = MAX_IDENTITIES.saturating_sub(self.identities.len());
+        let new: Vec<_> = same.identities.into_iter().filter(is_new).take(room).collect();
+        self.identities.extend(new.iter().cloned());
+        new
+    }
+
+    /// Removes askers that have left; false if nobody is left.
+    pub fn is_wanted(&mut self) -> bool {
+        self.askers.retain(|asker| !asker.reply.is_closed());
+        !self.askers.is_empty()
+    }
+
+    /// Waits until all askers have left.
+    pub async fn abandoned(&mut self) {
+        join_all(self.askers.iter_mut().map(|asker| asker.reply.closed())).await;
+    }
+}

@@ -1,0 +1,77 @@
+//! Where a request carries its token. Whether the token is valid is decided in `access`.
+
+use std::borrow::Cow;
+
+use hyper::HeaderMap;
+use hyper::header::{AUTHORIZATION, COOKIE};
+
+use crate::http::query;
+
+/// The token of a request: from its `Authorization`, else the cookie, else the query. Only the first that is there
+/// counts.
+pub fn find_token<'a>(headers: &'a HeaderMap, query: &'a str, cookie: Option<&str>) -> Option<Cow<'a, str>> {
+    if let Some(value) = headers.get(AUTHORIZATION) {
+        // One of another scheme, or none of text, is a token too: a bad one.
+        let text = value.to_str().unwrap_or("");
+        let (scheme, token) = text.split_once(' ').unwrap_or((text, ""));
+        return Some(if scheme.eq_ignore_ascii_case("bearer") { token.trim().into() } else { "".into() });
+    }
+    // By bytes: that some other cookie is no text takes nothing away from this one.
+    let cookies = headers.get_all(COOKIE).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b';'));
+    for pair in cookies.map(<[u8]>::trim_ascii) {
+        if let Some(name) = cookie
+            && let Some(token) = pair.strip_prefix(name.as_bytes()).and_then(|rest| rest.strip_prefix(b"="))
+        {
+            return Some(std::str::from_utf8(token).unwrap_or("").trim_matches('"').into());
+        }
+    }
+    query::token(query)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hyper::header::{HeaderName, HeaderValue};
+    use proptest::prelude::*;
+
+    fn headers(pairs: &[(HeaderName, &str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (name.clone(), HeaderValue::from_str(value).unwrap())).collect()
+    }
+
+    #[test]
+    fn the_header_wins_over_the_cookie_and_that_over_the_query() {
+        let both = headers(&[(AUTHORIZATION, "bearer  a.b.c"), (COOKIE, "x=1; token=d.e.f; y")]);
+        assert_eq!(find_token(&both, "token=g", Some("token")).as_deref(), Some("a.b.c"));
+        let cookie = headers(&[(COOKIE, "x=1; token=\"d.e.f\"; y")]);
+        assert_eq!(find_token(&cookie, "token=g", Some("token")).as_deref(), Some("d.e.f"));
+        assert_eq!(find_token(&cookie, "a=1&token=g%2Eh", None).as_deref(), Some("g.h"));
+        assert_eq!(find_token(&headers(&[]), "topic=token", Some("token")), None);
+    }
+
+    #[test]
+    fn a_cookie_is_found_beside_others_whatever_they_hold() {
+        let mut among = HeaderMap::new();
+        among.insert(
+            COOKIE,
+            HeaderValue::from_bytes(b"name=Chlo\xC3\xA9; xtoken=a; token2=b; token; token=d.e.f;").unwrap(),
+        );
+        assert_eq!(find_token(&among, "", Some("token")).as_deref(), Some("d.e.f"));
+        among.insert(COOKIE, HeaderValue::from_bytes(b"token=\xFF").unwrap());
+        assert_eq!(find_token(&among, "token=g", Some("token")).as_deref(), Some(""));
+    }
+
+    #[test]
+    fn a_token_that_is_none_is_not_the_same_as_no_token() {
+        for value in ["Basic dXNlcg==", "Bearer", "Bearer ", "token"] {
+            assert!(find_token(&headers(&[(AUTHORIZATION, value)]), "", None).is_some(), "{value}");
+        }
+        assert_eq!(find_token(&headers(&[]), "token=", None).as_deref(), Some(""));
+    }
+
+    proptest! {
+        #[test]
+        fn no_cookie_breaks_the_parser(cookie in "[ -~]{0,60}", query in "[ -~]{0,40}") {
+            let _ = find_token(&headers(&[(COOKIE, &cookie)]), &query, Some("token"));
+        }
+    }
+}
