@@ -1,4 +1,4 @@
-//! How many places each client address has taken: limits on connections and on streams are counted here.
+//! How many places each client address has taken. Limits on connections and on streams use this.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-/// Counts by address.
+/// The number of places taken, by address.
 #[derive(Clone, Debug, Default)]
 pub struct Addresses(Arc<Mutex<HashMap<IpAddr, u32>>>);
 
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_ipv6_client_counts_with_its_whole_network() {
+    fn an_ipv6_client_counts_as_its_whole_network() {
         let network = |text: &str| network(text.parse().unwrap()).to_string();
         assert_eq!(network("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
         assert_eq!(network("::ffff:192.0.2.1"), "192.0.2.1");

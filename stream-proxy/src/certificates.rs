@@ -6,24 +6,24 @@ use tokio_rustls::rustls;
 use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-/// Why certificate and key can't be used.
+/// Why a certificate or a key can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file can't be read, or is not PEM.
     #[error("{}: {error}", file.display())]
     File {
-        /// Which.
+        /// The file.
         file: PathBuf,
-        /// Why.
+        /// The reason.
         error: pem::Error,
     },
     /// The file holds no certificate.
-    #[error("{} holds no certificate", .0.display())]
+    #[error("{} contains no certificate", .0.display())]
     Empty(PathBuf),
     /// The system has no certificate authorities to trust.
-    #[error("the system has no certificate authorities: name a file")]
+    #[error("the system has no certificate authorities: give a file")]
     NoRoots,
-    /// They don't belong together, or are of no known kind.
+    /// Certificate and key don't belong together, or their kind is not supported.
     #[error("certificate and key: {0}")]
     Mismatch(#[from] rustls::Error),
 }
@@ -33,7 +33,7 @@ fn failed(file: &Path) -> impl FnOnce(pem::Error) -> TlsError {
     |error| TlsError::File { file, error }
 }
 
-/// The certificates in a PEM file, at least one.
+/// The certificates in a PEM file. A file without any is an error.
 pub fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let chain: Vec<_> = CertificateDer::pem_file_iter(file).and_then(Iterator::collect).map_err(failed(file))?;
     if chain.is_empty() { Err(TlsError::Empty(file.to_owned())) } else { Ok(chain) }

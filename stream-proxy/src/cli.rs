@@ -21,7 +21,7 @@ const OVER_LIMIT_FACTOR: u32 = 15;
 #[command(group(ArgGroup::new("access").args(["open", "jwt_secret_file", "jwks_file"]).required(true)))]
 pub struct Cli {
     /// Where the database is: a URL or a connection string
-    // A string, not parsed here: an error of the parser would show it, password and all.
+    // A string, not parsed here: a parser's error would show the text with the password.
     #[arg(long, env = "TIDINGS_DATABASE_URL", hide_env_values = true, value_name = "URL")]
     pub database_url: String,
 
@@ -33,7 +33,7 @@ pub struct Cli {
     #[arg(long, env = "TIDINGS_GATE_URL", hide_env_values = true, value_name = "URL")]
     pub gate_url: Option<String>,
 
-    /// File with the password for --gate-url, likewise
+    /// File with the password for --gate-url; read at each connection
     #[arg(long, env = "TIDINGS_GATE_PASSWORD_FILE", requires = "gate_url", value_name = "FILE")]
     pub gate_password_file: Option<PathBuf>,
 
@@ -97,7 +97,8 @@ pub struct Cli {
     #[arg(long, env = "TIDINGS_TLS_KEY", requires = "tls_cert", value_name = "FILE")]
     pub tls_key: Option<PathBuf>,
 
-    /// Interval of the comments that keep an idle stream alive; a client that reads nothing for that long is disconnected
+    /// Interval of the comments that keep an idle stream alive; a client that reads nothing for that long is
+    /// disconnected
     #[arg(long, env = "TIDINGS_HEARTBEAT", default_value = "20s", value_parser = humantime::parse_duration, value_name = "TIME")]
     pub heartbeat: Duration,
 
@@ -153,7 +154,7 @@ pub struct Cli {
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// For people.
+    /// For people to read.
     Text,
     /// One JSON object a line.
     Json,
@@ -179,8 +180,8 @@ impl Cli {
     }
 }
 
-/// Turns variables with several values, separated by spaces, into flags. A flag's own value is taken whole, because names of
-/// channels and topics may contain spaces. As everywhere, flags override environment variables.
+/// Turns variables with several values, separated by spaces, into flags. A flag's own value is taken whole, because
+/// names of channels and topics may contain spaces. As everywhere, flags override environment variables.
 fn spread_variables(
     mut command: Command,
     args: &mut Vec<OsString>,
@@ -227,7 +228,8 @@ fn bytes(text: &str) -> Result<usize, String> {
     number.checked_mul(unit).ok_or_else(|| "the number is too large".into())
 }
 
-/// A website as in a browser's `Origin` header: scheme and host in ASCII, and the port unless it is the scheme's default.
+/// A website as in a browser's `Origin` header: scheme and host in ASCII, and the port unless it is the scheme's
+/// default.
 fn origin(text: &str) -> Result<String, String> {
     let expected = || "expected scheme and host, as in https://app.example.org".to_string();
     let url = Url::parse(text).map_err(|error| format!("{}: {error}", expected()))?;
@@ -264,7 +266,7 @@ mod tests {
         }
     }
 
-    /// The settings by these arguments, with one variable set.
+    /// The settings that these arguments and one variable give.
     fn read(args: &[&str], (name, text): (&str, &str)) -> Cli {
         let mut args: Vec<OsString> =
             ["tidings-proxy", "--open", "--database-url", "x"].iter().chain(args).map(OsString::from).collect();
@@ -291,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn an_origin_is_what_a_browser_says() {
+    fn an_origin_is_written_as_browsers_send_it() {
         for (text, says) in [
             ("https://app.example.org", "https://app.example.org"),
             ("HTTPS://App.Example.org/", "https://app.example.org"),

@@ -5,8 +5,8 @@
 //! request comes in through [`http`], which parses and answers it; [`access`] decides whether the client may subscribe;
 //! [`proxy`] then opens the stream, and [`upstream::replay`] sends what the client missed.
 //!
-//! Imports point one way: `http` uses `proxy`, which uses `access`, `upstream` and `stream`. `access` uses `upstream` for its
-//! connections, `upstream` feeds `stream`, and `stream` knows neither HTTP nor Postgres.
+//! Imports point one way: `http` uses `proxy`, which uses `access`, `upstream` and `stream`. `access` uses `upstream`
+//! for its connections, `upstream` feeds `stream`, and `stream` knows neither HTTP nor Postgres.
 
 #![forbid(unsafe_code)]
 
@@ -22,4 +22,4 @@ mod run;
 pub mod stream;
 pub mod upstream;
 
-pub use run::{Start, run};
+pub use run::{Setup, run};

@@ -1,4 +1,4 @@
-//! Takes the command line and the signals; everything else is in the library.
+//! Reads the command line and handles signals; everything else is in the library.
 
 #![forbid(unsafe_code)]
 
@@ -10,9 +10,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{CommandFactory, error::ErrorKind};
-use tidings_proxy::Start;
-use tidings_proxy::access::keys::Source;
-use tidings_proxy::access::token::Keys;
+use tidings_proxy::Setup;
+use tidings_proxy::access::key_file::Source;
+use tidings_proxy::access::keys::Keys;
 use tidings_proxy::cli::{Cli, LogFormat};
 use tidings_proxy::http::tls::Tls;
 use tidings_proxy::upstream::database::Database;
@@ -41,7 +41,7 @@ fn main() -> ExitCode {
                 .with_password_file(file.clone())
                 .unwrap_or_else(|error| refuse(format!("--{what}-password-file: {error}")));
         }
-        if let Some(host) = database.tells_a_password_in_the_clear() {
+        if let Some(host) = database.sends_password_in_plain_text() {
             tracing::warn!(
                 host,
                 "the connection to Postgres is in plain text, so others can read the password and all events: set sslmode=verify-full"
@@ -71,7 +71,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs the proxy. Does not wait for a file that is still being read at the end.
+/// Runs the proxy. At the end, does not wait for a file that is still being read.
 fn run(serving: impl Future<Output = Result<(), Box<dyn Error>>>) -> Result<(), Box<dyn Error>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let served = runtime.block_on(serving);
@@ -105,7 +105,7 @@ async fn serve(
             }
         }
     });
-    tidings_proxy::run(Start { cli, keys, database, gate, tls, listener }, shutdown).await?;
+    tidings_proxy::run(Setup { cli, keys, database, gate, tls, listener }, shutdown).await?;
     Ok(())
 }
 
@@ -117,19 +117,23 @@ fn read_files_again(tls: Option<&Tls>, keys: Option<&Keys>, databases: &[Option<
     }
     match tls.map(Tls::reload) {
         Some(Ok(())) => tracing::info!("certificate and key read again"),
-        Some(Err(error)) => tracing::error!(%error, "certificate and key are not usable: the old ones stay"),
+        Some(Err(error)) => {
+            tracing::error!(%error, "the new certificate and key are not usable: the old ones stay in use")
+        }
         None => {}
     }
     for reloaded in databases.iter().flatten().filter_map(Database::reload) {
         match reloaded {
             Ok(()) => tracing::info!("the certificates for Postgres were read again"),
-            Err(error) => tracing::error!(%error, "the new certificates for Postgres are not usable"),
+            Err(error) => {
+                tracing::error!(%error, "the new certificates for Postgres are not usable: the old ones stay in use")
+            }
         }
     }
 }
 
-/// Listens for connections, with room for many that come at once: one that finds none is tried again by its kernel only
-/// a second later, then three, then seven.
+/// Listens for connections, with room for many that arrive at once: if the queue is full, a client's kernel tries again
+/// only after one second, then three, then seven.
 fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_reuseaddr(true)?;

@@ -1,4 +1,5 @@
-//! What the proxy counts, and how Prometheus reads it. Labels have a fixed set of values: nothing of a client gets in.
+//! What the proxy counts, and the text that Prometheus scrapes. Labels have a fixed set of values, so nothing that a
+//! client sends becomes a label.
 
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -35,7 +36,7 @@ impl Gauge {
         self.0.fetch_add(1, Relaxed) + 1
     }
 
-    /// Takes one off.
+    /// Subtracts one.
     pub fn fall(&self) {
         self.0.fetch_sub(1, Relaxed);
     }
@@ -50,7 +51,7 @@ impl Gauge {
 const BOUNDS: [u64; 14] =
     [250, 500, 1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 64_000, 128_000, 256_000, 512_000, 1_000_000, 5_000_000];
 
-/// How long something took, in buckets.
+/// How long something took, as a histogram.
 #[derive(Debug, Default)]
 pub struct Histogram {
     buckets: [AtomicU64; BOUNDS.len()],
@@ -83,20 +84,20 @@ impl Histogram {
 
 macro_rules! metrics {
     ($($kind:ident $name:literal $help:literal { $($field:ident $labels:literal)+ })+) => {
-        /// Everything that is counted.
+        /// All metrics.
         #[derive(Debug, Default)]
         pub struct Metrics {
             $($(
                 #[doc = $help]
                 pub $field: $kind,
             )+)+
-            /// From the cut of a tick, which its number tells, to the last of its events being queued to all its
-            /// subscribers.
+            /// Time from the cut of a tick until all its events are queued to all subscribers. The tick's number is the
+            /// time of the cut.
             pub fanout: Histogram,
         }
 
         impl Metrics {
-            /// The text that Prometheus reads.
+            /// The text that Prometheus scrapes.
             pub fn render(&self) -> String {
                 let mut out = String::with_capacity(8192);
                 $(
@@ -107,7 +108,7 @@ macro_rules! metrics {
                     )+
                 )+
                 let name = "tidings_fanout_delay_seconds";
-                let help = "From the cut of a tick to its events being queued to all subscribers";
+                let help = "Time from the cut of a tick until all its events are queued to all subscribers";
                 let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} histogram");
                 self.fanout.render(&mut out, name);
                 out
@@ -118,7 +119,7 @@ macro_rules! metrics {
 
 metrics! {
     Gauge "tidings_clients" "Streams open" { clients "" }
-    Gauge "tidings_connections" "Connections whose requests are on their way in or short, and all of HTTP/2" { connections "" }
+    Gauge "tidings_connections" "Connections without an HTTP/1.1 stream" { connections "" }
     Gauge "tidings_topics" "Topics with subscribers or history in memory" { topics "" }
     Gauge "tidings_history_bytes" "Bytes of history in memory" { history_bytes "" }
     Gauge "tidings_upstream_connected" "1 while the upstream connection is up and caught up" { upstream_connected "" }
@@ -141,7 +142,7 @@ metrics! {
         evicted_overflow "{cause=\"queue\"}"
         evicted_stalled "{cause=\"heartbeat\"}"
     }
-    Counter "tidings_resumes_total" "Streams resumed from a position, by what served it" {
+    Counter "tidings_resumes_total" "Streams resumed from a position, by source" {
         resumed_memory "{source=\"memory\"}"
         resumed_log "{source=\"log\"}"
     }
@@ -151,8 +152,8 @@ metrics! {
         resets_lost "{reason=\"lost\"}"
         resets_channel "{reason=\"channel\"}"
     }
-    Counter "tidings_upstream_reconnects_total" "Upstream connections lost or not made" { reconnects "" }
-    Counter "tidings_notifications_total" "Notifications by what became of them" {
+    Counter "tidings_upstream_reconnects_total" "Upstream connections that broke or could not be made" { reconnects "" }
+    Counter "tidings_notifications_total" "Notifications, by result" {
         notifications "{result=\"published\"}"
         hints "{result=\"log\"}"
         old "{result=\"old\"}"
@@ -160,21 +161,21 @@ metrics! {
         forged "{result=\"forged\"}"
         dropped "{result=\"dropped\"}"
     }
-    Counter "tidings_auth_total" "Requests by what access said to them" {
+    Counter "tidings_auth_total" "Requests, by result of the access check" {
         auth_allowed "{result=\"allowed\"}"
         auth_denied "{result=\"denied\"}"
         auth_no_token "{result=\"no_token\"}"
         auth_bad_token "{result=\"bad_token\"}"
         auth_unanswered "{result=\"unanswered\"}"
     }
-    Counter "tidings_auth_ended_total" "Streams ended because their token expired or their right was taken back" {
+    Counter "tidings_auth_ended_total" "Streams ended because their token expired or their access was revoked" {
         auth_expired "{cause=\"expired\"}"
         auth_revoked "{cause=\"revoked\"}"
     }
-    Counter "tidings_auth_questions_total" "Questions to the database about access, each for all requests that waited" { checks "" }
+    Counter "tidings_auth_questions_total" "Statements that asked the database about access, each for all requests that waited" { checks "" }
     Gauge "tidings_auth_waiting" "Access checks that wait for an answer" { checks_waiting "" }
     Counter "tidings_auth_checks_late_total" "Access checks that got no answer in time" { checks_late "" }
-    Counter "tidings_auth_checks_ended_total" "Access checks that were ended or dropped: they delayed others, took too long alone, or their client was gone" {
+    Counter "tidings_auth_checks_ended_total" "Access checks that were ended or dropped: they delayed others, took too long alone, or their client had disconnected" {
         checks_slow "{cause=\"held_up_others\"}"
         checks_over "{cause=\"too_long\"}"
         checks_gone "{cause=\"gone\"}"
@@ -185,7 +186,7 @@ metrics! {
 }
 
 impl Metrics {
-    /// Notes that everything of `tick` has been queued just now.
+    /// Notes that all events of `tick` have just been queued.
     pub fn fanned_out(&self, tick: u64) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.fanout.observe(now.saturating_sub(Duration::from_micros(tick)));
@@ -197,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_text_has_every_family_once_and_buckets_that_rise() {
+    fn the_text_has_every_family_once_and_cumulative_buckets() {
         let metrics = Metrics::default();
         metrics.evicted_stalled.add(2);
         metrics.fanout.observe(Duration::from_micros(300));

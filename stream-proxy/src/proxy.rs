@@ -1,4 +1,4 @@
-//! What every request shares, and what an open stream holds and gives back.
+//! What all requests share, and what an open stream holds.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -6,14 +6,16 @@ use std::sync::Arc;
 use tidings_wire::Position;
 use tokio::sync::watch;
 
-use crate::access::auth::{Access, Identity, Pass};
+use crate::access::auth::{Access, Identity};
+use crate::access::open_streams::Pass;
 use crate::addresses::{AddressPlace, Addresses};
 use crate::cli::Cli;
 use crate::metrics::Metrics;
 use crate::stream::channels::Channels;
 use crate::stream::frame::Frame;
 use crate::stream::heartbeat::Wheel;
-use crate::stream::hub::{Hub, Joined, Place};
+use crate::stream::hub::{Hub, Joined};
+use crate::stream::place::Place;
 use crate::stream::subscriber::Subscriber;
 use crate::stream::writer::CountBytes;
 use crate::upstream::reads::Reads;
@@ -33,19 +35,19 @@ pub struct Proxy {
     pub channels: Arc<Channels>,
     /// The read connection.
     pub reads: Arc<Reads>,
-    /// What is counted.
+    /// The metrics.
     pub metrics: Arc<Metrics>,
     /// All streams, for heartbeats.
     pub wheel: Wheel,
-    /// How the upstream is.
+    /// Whether the upstream is ready.
     pub upstream: watch::Receiver<Readiness>,
-    /// Whether the proxy is on its way out.
+    /// Whether the proxy is shutting down.
     pub draining: watch::Sender<bool>,
-    /// Streams by address, if they are limited.
+    /// The number of streams of each address, if it is limited.
     pub addresses: Addresses,
 }
 
-/// Why there is no stream now.
+/// Why no stream can be opened now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotNow {
     /// The limit of streams is reached.
@@ -59,9 +61,9 @@ pub enum NotNow {
 /// Where a stream starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StartAt {
-    /// With the events from now on.
+    /// At the next event.
     Live,
-    /// With the first event that is retained.
+    /// At the first event that is retained.
     Earliest,
     /// After this position.
     After(Position),
@@ -70,22 +72,22 @@ pub enum StartAt {
 /// A request for a stream.
 #[derive(Debug, PartialEq, Eq)]
 pub struct StreamRequest {
-    /// The topics, each once.
+    /// The topics, without duplicates.
     pub topics: Vec<Arc<str>>,
     /// Where to start.
     pub start: StartAt,
 }
 
-/// An open stream's place in the proxy, given back when it is dropped.
+/// An open stream. Dropping it releases everything that the stream holds.
 #[derive(Debug)]
 pub struct Subscription {
     proxy: Arc<Proxy>,
     subscriber: Arc<Subscriber>,
-    /// Whether it is of a channel, not of topics.
+    /// Whether the stream is of a channel, not of topics.
     channel: bool,
-    /// Its place of its address, if streams are limited by address.
+    /// Its place among the streams of its address, if their number is limited.
     address: Option<Box<AddressPlace>>,
-    /// Its entry at the guard, if there is one.
+    /// Its entry among the streams that access is checked for again, if there is one.
     pass: Option<Pass>,
 }
 
@@ -169,7 +171,7 @@ impl Proxy {
         Ok(subscription)
     }
 
-    /// Sends a subscriber what it missed: at once if memory can, else by a replay.
+    /// Sends a subscriber what it missed: at once from memory if possible, otherwise by a replay.
     fn resume(&self, subscriber: Arc<Subscriber>, wanted: StreamRequest) {
         let mut after = match wanted.start {
             StartAt::After(position) => Some(position),
@@ -178,7 +180,7 @@ impl Proxy {
         if let Some(position) = after.as_mut().filter(|position| position.seen.is_none()) {
             match self.hub.resume(&subscriber, &wanted.topics, (&*position).into()) {
                 Joined::Live => return self.metrics.resumed_memory.add(1),
-                Joined::Behind(place) => *position = place.position(),
+                Joined::Partly(place) => *position = place.position(),
                 Joined::TooOld | Joined::Ahead => {}
             }
         }
@@ -194,7 +196,7 @@ impl Proxy {
 }
 
 impl Subscription {
-    /// The stream's queue.
+    /// The stream's subscriber.
     pub fn subscriber(&self) -> Arc<Subscriber> {
         self.subscriber.clone()
     }

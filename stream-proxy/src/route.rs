@@ -1,4 +1,4 @@
-//! `--route '/api/boards/{id}/events=boards_{id}'`: paths that are streams of a topic of their own.
+//! `--route '/api/boards/{id}/events=boards_{id}'`: a path of its own for the stream of a topic.
 
 use std::str::FromStr;
 
@@ -6,30 +6,30 @@ use percent_encoding::percent_decode_str;
 use tidings_wire::Topic;
 use tidings_wire::template::Template;
 
-/// A path template and the topic it stands for.
+/// A path template, and the template of the topic that it stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     segments: Vec<PathPart>,
     topic: Template,
 }
 
-/// One segment of a path template.
+/// One part of a path template, between two slashes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum PathPart {
-    /// Stands as it is.
+    /// Matches this text only.
     Text(String),
-    /// Takes any segment that is not empty.
+    /// Matches any part that is not empty.
     Hole(String),
 }
 
-/// Why a text is no route.
+/// Why a text is not a route.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0}: expected PATH=TOPIC as in /api/boards/{{id}}/events=boards_{{id}}, each hole a whole segment of the path"
+    "{0}: expected PATH=TOPIC, as in /api/boards/{{id}}/events=boards_{{id}}; a {{name}} must be a whole part of the path"
 )]
 pub struct BadRoute(String);
 
-/// Why a path that fits a route gives no topic.
+/// Why a path that matches a route gives no topic.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct BadPath(String);
@@ -40,7 +40,7 @@ impl FromStr for Route {
     fn from_str(text: &str) -> Result<Self, BadRoute> {
         let bad = |why: &str| BadRoute(why.into());
         let (path, topic) = text.split_once('=').ok_or(bad("no topic"))?;
-        let path = path.strip_prefix('/').ok_or(bad("the path has no slash ahead"))?;
+        let path = path.strip_prefix('/').ok_or(bad("the path must begin with a slash"))?;
         let segments = path.split('/').map(PathPart::parse).collect::<Option<Vec<_>>>().ok_or(bad("bad path"))?;
         let topic = Template::parse(topic).map_err(|error| BadRoute(error.to_string()))?;
         let named = |hole: &str| segments.iter().any(|s| matches!(s, PathPart::Hole(name) if name == hole));
@@ -62,7 +62,7 @@ impl PathPart {
 }
 
 impl Route {
-    /// The topic of a request's path; `None` if the path is not of this route.
+    /// The topic of a request's path; `None` if the path does not match this route.
     pub fn topic(&self, path: &str) -> Option<Result<Topic, BadPath>> {
         let mut given = path.strip_prefix('/')?.split('/');
         let mut values = Vec::new();
@@ -118,14 +118,14 @@ mod tests {
         for path in ["/b/%0A", "/b/%FF", &format!("/b/{}", "x".repeat(300))] {
             assert!(matches!(boards.topic(path), Some(Err(_))), "{path}");
         }
-        // Nor one that other values could make, too.
+        // Nor a topic that other values could make too.
         let chat = route("/chat/{tenant}/{room}=chat_{tenant}_{room}");
         assert!(matches!(chat.topic("/chat/acme_corp/board"), Some(Err(_))));
         assert_eq!(chat.topic("/chat/acme/corp_board").unwrap().unwrap().as_str(), "chat_acme_corp_board");
     }
 
     #[test]
-    fn what_is_no_route_is_refused() {
+    fn an_invalid_route_is_refused() {
         for text in
             ["", "/a", "a=b", "/a=", "/a/{x}={y}", "/a/{=b", "/a//b=c", "/a/x{y}=c{y}", "/a/{}=b", "/{x}/{y}={x}{y}"]
         {

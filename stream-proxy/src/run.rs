@@ -10,8 +10,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::access::auth::{Access, Guard};
 use crate::access::gate::Gate;
+use crate::access::keys::Keys;
 use crate::access::login::{Logins, TooPowerful};
-use crate::access::token::Keys;
 use crate::addresses::Addresses;
 use crate::cli::Cli;
 use crate::http::crowd::Crowd;
@@ -30,26 +30,27 @@ use crate::upstream::session::Upstream;
 /// How long clients have, after the drain, to take the last bytes.
 const LAST_BYTES: Duration = Duration::from_secs(1);
 
-/// What the proxy is started with, checked.
+/// The checked settings and the parts made from them.
 #[derive(Debug)]
-pub struct Start {
+pub struct Setup {
     /// The settings.
     pub cli: Cli,
-    /// The keys of tokens; without any, every topic is open to everyone.
+    /// The keys for tokens; without keys, every topic is open to everyone.
     pub keys: Option<Arc<Keys>>,
     /// Where the database is.
     pub database: Database,
-    /// The same with another login, which checks access.
+    /// The same database with another login, for access checks.
     pub gate: Option<Database>,
     /// Certificate and key, to serve TLS.
     pub tls: Option<Arc<Tls>>,
-    /// Where clients come.
+    /// The socket on which clients connect.
     pub listener: TcpListener,
 }
 
-/// Runs the proxy until `shutdown` is ready and all streams have ended. Fails with a role that is too powerful.
-pub async fn run(start: Start, shutdown: impl Future<Output = ()>) -> Result<(), TooPowerful> {
-    let Start { cli, keys, database, gate, tls, listener } = start;
+/// Runs the proxy until `shutdown` is ready and all streams have ended. Fails if a database role of the proxy is too
+/// powerful.
+pub async fn run(setup: Setup, shutdown: impl Future<Output = ()>) -> Result<(), TooPowerful> {
+    let Setup { cli, keys, database, gate, tls, listener } = setup;
     let metrics = Arc::new(Metrics::default());
     let logins = Logins {
         databases: if keys.is_some() { [Some(database.clone()), gate.clone()] } else { [None, None] },
@@ -93,7 +94,7 @@ pub async fn run(start: Start, shutdown: impl Future<Output = ()>) -> Result<(),
         async move { hub.fan_out().await }
     });
     {
-        // It continues until the last stream has ended, because a drain keeps all promises.
+        // This continues until the last stream has ended, because streams keep their guarantees during a drain.
         let mut looking_after = pin!(async {
             tokio::select! {
                 () = wheel.run(hub, metrics, cli.heartbeat, || cli.next_retry()) => {}
@@ -115,7 +116,7 @@ pub async fn run(start: Start, shutdown: impl Future<Output = ()>) -> Result<(),
             () = drain(&proxy) => {}
         }
     }
-    // Nobody watches anything here any more.
+    // The last report: no topic has subscribers here any more.
     if hub.place().is_some() {
         let _ = timeout(LAST_BYTES, registry.report(false)).await;
     }
@@ -124,15 +125,15 @@ pub async fn run(start: Start, shutdown: impl Future<Output = ()>) -> Result<(),
     Ok(())
 }
 
-/// Ends all streams, and waits a moment for the last bytes to be sent.
+/// Ends all streams, and waits a moment until their last bytes are sent.
 async fn drain(proxy: &Proxy) {
     let Proxy { cli, metrics, wheel, .. } = proxy;
     wheel.finish(cli.drain, || cli.next_retry()).await;
     let deadline = Instant::now() + LAST_BYTES;
-    // An HTTP/2 stream ends before its connection has written the end of it.
+    // An HTTP/2 stream ends before its connection has written the stream's last bytes.
     while metrics.clients.get() + metrics.connections.get() > 0 && Instant::now() < deadline {
         sleep(Duration::from_millis(10)).await;
-        // For streams that were admitted at this very moment.
+        // For streams that were admitted in the meantime.
         wheel.finish(Duration::ZERO, || cli.next_retry()).await;
     }
 }

@@ -1,32 +1,27 @@
-//! Who may subscribe to what. A request first becomes an identity, then its topics are checked for it; both before a
-//! byte of a stream is sent. Open streams are checked again from time to time, and end with their token.
+//! Who may subscribe to what. A request first gets an identity, then its topics are checked, both before any byte of a
+//! stream is sent.
 
 use std::convert::Infallible;
 use std::future::pending;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
-use parking_lot::Mutex;
 use serde_json::Value;
-use slab::Slab;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_blocking;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::access::check::{Refusal, Unanswered};
 use crate::access::gate::{Gate, Who};
-use crate::access::token::{Keys, Token};
+use crate::access::keys::Keys;
+use crate::access::open_streams::{OpenStreams, Pass};
+use crate::access::token::Token;
 use crate::addresses::network;
 use crate::metrics::Metrics;
-use crate::stream::subscriber::{End, Subscriber};
+use crate::stream::subscriber::Subscriber;
 
-/// How often streams are looked through for tokens that have expired, and the key file for a change.
+/// How often to look for tokens that have expired, and for a change of the key file.
 const SWEEP: Duration = Duration::from_secs(1);
-
-/// Streams that are checked again at the same time; those with slow rules do not count.
-const REVIEW_BATCH: u32 = 500;
 
 /// How access is decided.
 #[derive(Clone, Debug)]
@@ -40,13 +35,13 @@ pub enum Access {
 /// Who a request comes from.
 #[derive(Clone, Debug)]
 pub enum Identity {
-    /// Nobody in particular.
+    /// Anyone: access is open.
     Anyone,
-    /// Whoever the claims name.
+    /// The identity that the claims name.
     Claims {
         /// The claims.
         who: Who,
-        /// When they end.
+        /// When the token expires.
         expires: Option<SystemTime>,
     },
 }
@@ -63,7 +58,7 @@ pub enum Denied {
     /// It may not subscribe to these topics.
     #[error("not allowed: {}", .0.join(", "))]
     Topics(Vec<String>),
-    /// It could not be found out.
+    /// The database did not say whether it may.
     #[error(transparent)]
     Unanswered(#[from] Unanswered),
 }
@@ -86,7 +81,7 @@ impl Access {
         }
     }
 
-    /// Looks after the open streams, for ever.
+    /// Looks after the open streams, forever.
     pub async fn run(&self, review: Duration) -> Infallible {
         match self {
             Self::Open => pending().await,
@@ -94,67 +89,38 @@ impl Access {
         }
     }
 
-    /// Keeps an eye on a stream as long as the answer is held.
+    /// Registers a stream, so that it ends when its token expires or its access is revoked. Dropping the result removes
+    /// it.
     pub fn admit(&self, who: Identity, subscriber: &Arc<Subscriber>, topics: &[Arc<str>]) -> Option<Pass> {
         match (self, who) {
             (Self::Guarded(guard), Identity::Claims { who, expires }) => {
-                let stream = Stream {
-                    subscriber: subscriber.clone(),
-                    who,
-                    topics: topics.into(),
-                    expires,
-                    in_review: Arc::default(),
-                };
-                let key = guard.streams.lock().insert(stream);
-                Some(Pass { guard: guard.clone(), key })
+                Some(guard.open.add(subscriber.clone(), who, topics, expires))
             }
             _ => None,
         }
     }
 }
 
-/// What decides by tokens and rules.
+/// Decides by tokens and rules.
 #[derive(Debug)]
 pub struct Guard {
     keys: Arc<Keys>,
-    /// The role of those who come without a token, or with one that names none.
+    /// The role of clients without a token, or with a token that names none.
     anonymous: Option<String>,
     gate: Gate,
     metrics: Arc<Metrics>,
-    streams: Mutex<Slab<Stream>>,
-}
-
-/// An open stream and what it was opened with.
-#[derive(Clone, Debug)]
-struct Stream {
-    subscriber: Arc<Subscriber>,
-    who: Who,
-    topics: Arc<[Arc<str>]>,
-    expires: Option<SystemTime>,
-    /// Whether it is being checked again.
-    in_review: Arc<AtomicBool>,
-}
-
-/// A stream's entry at the guard, taken out when it is dropped.
-#[derive(Debug)]
-pub struct Pass {
-    guard: Arc<Guard>,
-    key: usize,
-}
-
-impl Drop for Pass {
-    fn drop(&mut self) {
-        self.guard.streams.lock().try_remove(self.key);
-    }
+    /// The streams that it has admitted.
+    open: Arc<OpenStreams>,
 }
 
 impl Guard {
     /// A guard that asks `gate`.
     pub fn new(keys: Arc<Keys>, anonymous: Option<String>, gate: Gate, metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self { keys, anonymous, gate, metrics, streams: Mutex::default() })
+        let open = OpenStreams::new(gate.clone(), metrics.clone());
+        Arc::new(Self { keys, anonymous, gate, metrics, open })
     }
 
-    /// A token that is there counts, good or bad; only who has none is anonymous.
+    /// If there is a token, it counts, good or bad; only a client without one is anonymous.
     fn identify(&self, token: Option<&str>, peer: IpAddr) -> Result<Identity, Denied> {
         let Some(token) = token else {
             let Some(role) = &self.anonymous else {
@@ -162,11 +128,12 @@ impl Guard {
                 return Err(Denied::NoToken);
             };
             let claims = serde_json::json!({ "role": role }).to_string().into();
-            // All of them have these claims: by network, one of them does not make all others wait.
+            // All anonymous clients have the same claims. They take turns by network, so that one of them does not make
+            // all others wait.
             let identity = network(peer).to_string().into();
             return Ok(Identity::Claims { who: Who { claims, identity }, expires: None });
         };
-        match self.keys.verify(token) {
+        match Token::verify(token, &self.keys) {
             Ok(Token { mut claims, expires }) => {
                 if let (None, Some(role)) = (claims.get("role"), &self.anonymous) {
                     claims.insert("role".into(), Value::String(role.clone()));
@@ -193,19 +160,19 @@ impl Guard {
         }
         self.metrics.auth_denied.add(1);
         for Refusal { topic, reason } in &refused {
-            // Escaped: a claim that a cast has put into it may hold a line break.
+            // In escaped form: a reason may contain a claim that a cast has put there, with a line break.
             tracing::info!(topic = %topic, reason = ?reason, "subscription refused");
         }
         Err(Denied::Topics(refused.into_iter().map(|refusal| refusal.topic.to_string()).collect()))
     }
 
     /// Ends streams whose tokens expire, checks all streams again once in `review`, and reads the keys again when their
-    /// file changes. For ever.
-    async fn run(self: &Arc<Self>, review: Duration) -> Infallible {
+    /// file changes. Runs forever.
+    async fn run(&self, review: Duration) -> Infallible {
         let reviewing = async {
             loop {
                 sleep(review).await;
-                self.review().await;
+                self.open.review().await;
             }
         };
         let sweeping = async {
@@ -213,14 +180,14 @@ impl Guard {
             sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
                 sweep.tick().await;
-                self.end_expired(SystemTime::now());
+                self.open.end_expired(SystemTime::now());
             }
         };
         let refreshing = async {
             loop {
                 sleep(SWEEP).await;
                 let keys = self.keys.clone();
-                // Not where streams are served: a file system may take its time to answer, or never do.
+                // Not in a thread that serves streams, because a file system may take long to answer, or never do.
                 let _ = spawn_blocking(move || keys.refresh()).await;
             }
         };
@@ -228,61 +195,6 @@ impl Guard {
             never = reviewing => never,
             never = sweeping => never,
             never = refreshing => never,
-        }
-    }
-
-    fn end_expired(&self, now: SystemTime) {
-        for (_, stream) in &*self.streams.lock() {
-            if stream.expires.is_some_and(|expires| expires <= now) && stream.subscriber.close(End::Revoked) {
-                self.metrics.auth_expired.add(1);
-            }
-        }
-    }
-
-    /// Checks all streams again, and ends those that are no longer allowed. While the database is unavailable they
-    /// stay, because it sends nothing new either. Streams with slow rules are not waited for.
-    async fn review(self: &Arc<Self>) {
-        let start = Instant::now();
-        // Channels have no rules.
-        let has_rules = |stream: &&Stream| !stream.topics.is_empty();
-        let streams: Vec<Stream> =
-            self.streams.lock().iter().map(|(_, stream)| stream).filter(has_rules).cloned().collect();
-        let count = streams.len();
-        let places = Arc::new(Semaphore::new(REVIEW_BATCH as usize));
-        for stream in streams {
-            // The semaphore is never closed.
-            let Ok(place) = places.clone().acquire_owned().await else { return };
-            if stream.in_review.swap(true, Relaxed) {
-                continue;
-            }
-            let guard = self.clone();
-            tokio::spawn(async move {
-                guard.review_one(&stream, place).await;
-                stream.in_review.store(false, Relaxed);
-            });
-        }
-        let _ = places.acquire_many(REVIEW_BATCH).await;
-        tracing::debug!(streams = count, time = ?start.elapsed(), "streams checked again");
-    }
-
-    async fn review_one(&self, stream: &Stream, place: OwnedSemaphorePermit) {
-        let refused = match self.gate.check_again(&stream.who, &stream.topics, place).await {
-            Ok(refused) => refused,
-            // Its own rules prevent the check. The client reconnects if it still has access.
-            Err(error @ (Unanswered::Slow | Unanswered::Broken)) => {
-                let refuse = |topic: &Arc<str>| Refusal { topic: topic.clone(), reason: error.to_string().into() };
-                stream.topics.iter().map(refuse).collect()
-            }
-            Err(error) => {
-                tracing::warn!(%error, "a subscription could not be checked again");
-                return;
-            }
-        };
-        if !refused.is_empty() && stream.subscriber.close(End::Revoked) {
-            self.metrics.auth_revoked.add(1);
-            for Refusal { topic, reason } in refused {
-                tracing::info!(%topic, reason = ?reason, "subscription revoked");
-            }
         }
     }
 }

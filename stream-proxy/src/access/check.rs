@@ -1,4 +1,4 @@
-//! A question about access, everyone who waits for its answer, and what the answer can be.
+//! A question about access, the clients that wait for its answer, and the answer.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -6,7 +6,8 @@ use std::sync::atomic::AtomicBool;
 use futures_util::future::join_all;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-/// Identities in whose turns one question waits, at most. Further ones that ask it wait with these.
+/// In the turns of how many identities one question may wait. The askers of further identities wait for the same
+/// answer, without a turn of their own.
 const MAX_IDENTITIES: usize = 100;
 
 /// A topic that the claims may not subscribe to.
@@ -14,11 +15,11 @@ const MAX_IDENTITIES: usize = 100;
 pub struct Refusal {
     /// The topic.
     pub topic: Arc<str>,
-    /// Why not: for the log, not for the client.
+    /// The reason, which is for the log and not for the client.
     pub reason: Arc<str>,
 }
 
-/// The database's answer: what is refused, nothing if all is allowed.
+/// The database's answer: the refused topics; none if all are allowed.
 pub type Verdict = Result<Vec<Refusal>, Unanswered>;
 
 /// Why there is no answer.
@@ -27,19 +28,19 @@ pub enum Unanswered {
     /// Too many are already waiting.
     #[error("access can't be checked: too many requests are waiting")]
     Full,
-    /// Others were ahead for too long.
+    /// Other questions took too long.
     #[error("access can't be checked: no answer in time")]
     Late,
     /// The question has to be asked alone, because its rules are slow, and got no answer in time.
     #[error("access can't be checked: its rules are slow, and there was no answer in time")]
     Slow,
-    /// Connections keep breaking over the question.
+    /// Connections break again and again during the question.
     #[error("access can't be checked: its rules end the connection")]
     Broken,
     /// The database can't be asked.
     #[error("access can't be checked: {0}")]
     Database(Arc<str>),
-    /// It is too late to ask.
+    /// The proxy is shutting down.
     #[error("access can't be checked: the proxy is shutting down")]
     ShuttingDown,
 }
@@ -53,25 +54,26 @@ pub struct Question {
     pub topics: Arc<[Arc<str>]>,
 }
 
-/// Somebody who waits for an answer. Dropping the receiver withdraws the question.
+/// A request that waits for an answer. Dropping its receiver withdraws the question.
 #[derive(Debug)]
 pub struct Asker {
     /// Where the answer is sent.
     pub reply: oneshot::Sender<Verdict>,
     /// Released when the question is answered, or has to be asked alone.
-    pub place: Option<OwnedSemaphorePermit>,
+    pub permit: Option<OwnedSemaphorePermit>,
     /// Set when the question has to be asked alone.
     pub is_slow: Arc<AtomicBool>,
 }
 
-/// A question and everyone who waits for its answer.
+/// A question and everyone that waits for its answer.
 #[derive(Debug)]
 pub struct Check {
     /// The question.
     pub question: Question,
-    /// Those who wait.
+    /// The requests that wait.
     pub askers: Vec<Asker>,
-    /// The identities in whose turns it is asked, whichever comes first. Once it has been taken, that one is the first.
+    /// The identities in whose turns it waits; the first turn decides. Once the question has been taken, the identity
+    /// of that turn comes first.
     pub identities: Vec<Arc<str>>,
     /// How many connections broke during this question.
     pub breaks: u8,
@@ -81,7 +83,7 @@ impl Check {
     /// Sends the answer to everyone who waits.
     pub fn answer(self, verdict: &Verdict) {
         for asker in self.askers {
-            // An asker that has left meanwhile needs no answer.
+            // An asker that has left in the meantime needs no answer.
             let _ = asker.reply.send(verdict.clone());
         }
     }

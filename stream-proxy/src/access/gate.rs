@@ -16,8 +16,8 @@ use crate::access::worker::Worker;
 use crate::metrics::{Gauge, Metrics};
 use crate::upstream::database::Database;
 
-/// The longest wait for an answer. 10,000 clients that come at once wait a few seconds; beyond this, it is better to
-/// come back later.
+/// The longest wait for an answer. When 10,000 clients arrive at once they wait a few seconds; beyond this limit a
+/// client should come back later.
 const WAIT: Duration = Duration::from_secs(20);
 
 /// Connections for new requests: those that ask many questions together, and those that ask slow ones alone. A slow
@@ -32,11 +32,11 @@ const REVIEW_WORKERS: [(Pace, usize); 2] = [(Pace::Together, 1), (Pace::Alone, 1
 pub struct Who {
     /// The claims, as JSON.
     pub claims: Arc<str>,
-    /// Who waits in turn: the same as the claims, or for an anonymous visitor the network that the request comes from.
+    /// Who takes turns: the same as the claims, or for an anonymous client the network of its address.
     pub identity: Arc<str>,
 }
 
-/// The way to the database.
+/// Asks the database, through its workers.
 #[derive(Clone, Debug)]
 pub struct Gate {
     requests: Arc<Line>,
@@ -78,9 +78,9 @@ impl Gate {
         self.ask(&self.requests, who, topics, None).await
     }
 
-    /// The same for an open stream. `place` is released when the question is answered, or is found to be slow.
-    pub async fn check_again(&self, who: &Who, topics: &[Arc<str>], place: OwnedSemaphorePermit) -> Verdict {
-        self.ask(&self.reviews, who, topics, Some(place)).await
+    /// The same for an open stream. `permit` is released when the question is answered, or is found to be slow.
+    pub async fn check_again(&self, who: &Who, topics: &[Arc<str>], permit: OwnedSemaphorePermit) -> Verdict {
+        self.ask(&self.reviews, who, topics, Some(permit)).await
     }
 
     async fn ask(
@@ -88,7 +88,7 @@ impl Gate {
         line: &Line,
         Who { claims, identity }: &Who,
         topics: &[Arc<str>],
-        place: Option<OwnedSemaphorePermit>,
+        permit: Option<OwnedSemaphorePermit>,
     ) -> Verdict {
         if has_nul(claims) {
             let reason: Arc<str> = "the claims contain a NUL, which the database does not accept".into();
@@ -98,7 +98,7 @@ impl Gate {
         let (reply, verdict) = oneshot::channel();
         let is_slow = Arc::new(AtomicBool::new(false));
         let question = Question { claims: claims.clone(), topics: topics.into() };
-        line.join(question, identity.clone(), Asker { reply, place, is_slow: is_slow.clone() })?;
+        line.join(question, identity.clone(), Asker { reply, permit, is_slow: is_slow.clone() })?;
         let _waiting = Waiting::one(&self.metrics.checks_waiting);
         match timeout(WAIT, verdict).await {
             Ok(answered) => answered.unwrap_or(Err(Unanswered::ShuttingDown)),
@@ -110,7 +110,7 @@ impl Gate {
     }
 }
 
-/// Counts an asker that waits, until dropped.
+/// Counts a waiting asker until it is dropped.
 struct Waiting<'g>(&'g Gauge);
 
 impl<'g> Waiting<'g> {
@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_nul_in_the_claims_is_found_and_nothing_else_is_taken_for_one() {
+    fn only_a_nul_in_the_claims_is_found() {
         let text = |value: &str| serde_json::json!({"a": value, value: 1}).to_string();
         for with in ["\0", "x\\\0", "\\\\\0"] {
             assert!(has_nul(&text(with)), "{with:?}");

@@ -1,7 +1,7 @@
-//! The queue of access checks. Identities take turns, and each has one statement at a time, so nobody waits because
-//! another identity asks a lot. The same question is asked once for everyone who waits for it; a question is dropped
-//! when everyone who waited has disconnected. A question that delayed others is asked alone. `worker` asks the
-//! database.
+//! The queue of access checks. Identities take turns (`turns`), and each has one statement at a time, so an identity
+//! that asks a lot does not make the others wait. The same question is asked once for all requests that wait for it,
+//! and is dropped when they have all disconnected. A question that delayed others is asked alone from then on. `worker`
+//! asks the database.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,13 +16,13 @@ use crate::access::check::{Asker, Check, Question, Unanswered};
 use crate::access::turns::Turns;
 use crate::metrics::Metrics;
 
-/// Askers that may wait; further ones get 503.
+/// How many askers may wait; further ones get 503.
 const WAITING: usize = 20_000;
 
 /// How long a question is asked alone after it delayed others.
 const SUSPICION: Duration = Duration::from_secs(60);
 
-/// How many such questions are remembered: those of an attack, or all rules of a slow database.
+/// How many such questions are remembered: enough for those of an attack, or for all rules of a slow database.
 const SUSPECTS: usize = 1_000;
 
 /// How questions are asked.
@@ -38,7 +38,7 @@ pub enum Pace {
 #[derive(Debug)]
 pub struct Line {
     queues: Mutex<Queues>,
-    /// One for each pace: there may be something to do.
+    /// One for each pace. Notified when there may be something to ask.
     wakes: [Notify; 2],
     /// Workers of each pace that have a connection.
     connected: [AtomicUsize; 2],
@@ -49,7 +49,7 @@ pub struct Line {
 struct Queues {
     turns: [Turns; 2],
     suspects: HashMap<Arc<[Arc<str>]>, Instant>,
-    /// How many more askers may come before those who have left are counted again.
+    /// How many more askers may join before those that have left are counted again.
     until_sweep: usize,
 }
 
@@ -59,8 +59,8 @@ impl Line {
         Self { queues: Mutex::default(), wakes: Default::default(), connected: Default::default(), metrics }
     }
 
-    /// Adds an asker at the end of its identity's turn, unless too many are waiting. Others who ask the same share the
-    /// answer, and it comes in the first of their turns: nobody waits for longer because others ask, too.
+    /// Adds an asker at the end of its identity's turn, unless too many are waiting. Askers of the same question share
+    /// the answer, which comes in the first of their turns, so nobody waits longer because others ask too.
     pub fn join(&self, question: Question, identity: Arc<str>, asker: Asker) -> Result<(), Unanswered> {
         let mut queues = self.queues.lock();
         if !queues.has_room() {
@@ -113,18 +113,19 @@ impl Line {
         }
     }
 
-    /// Notes that a question which was asked alone was fast.
+    /// Notes that a question that was asked alone was fast, so that it need not be any more.
     pub fn acquit(&self, question: &Question) {
         self.queues.lock().suspects.remove(&question.topics);
     }
 
-    /// Notes that a worker has a connection, as long as the result is held.
+    /// Notes that a worker has a connection, until the result is dropped.
     pub fn connected(self: &Arc<Self>, pace: Pace) -> Connected {
         self.connected[pace as usize].fetch_add(1, Relaxed);
         Connected { line: self.clone(), pace }
     }
 
-    /// Whether a worker has a connection. If so, wakes one, which may not know yet that its connection broke.
+    /// Whether a worker has a connection. If so, wakes one, because it may not have noticed yet that its connection
+    /// broke.
     pub fn has_connection(&self, pace: Pace) -> bool {
         self.wake(pace);
         self.connected[pace as usize].load(Relaxed) > 0
@@ -150,8 +151,8 @@ impl Drop for Connected {
 }
 
 impl Queues {
-    /// Whether one more asker may wait. Those who have left are counted only from time to time, because that looks at
-    /// all askers.
+    /// Whether one more asker may wait. Those that have left are counted only from time to time, because that takes a
+    /// pass over all askers.
     fn has_room(&mut self) -> bool {
         let waiting = |turns: &[Turns; 2]| turns.iter().map(|turns| turns.askers).sum::<usize>();
         if waiting(&self.turns) < WAITING {
@@ -170,7 +171,7 @@ impl Queues {
             let is_slow = check.breaks == 0;
             for asker in &mut check.askers {
                 asker.is_slow.fetch_or(is_slow, Relaxed);
-                asker.place = None;
+                asker.permit = None;
             }
         }
         self.turns[pace as usize].add(check);
@@ -208,7 +209,7 @@ mod tests {
 
     fn join_as(line: &Line, text: &str, identity: &str) -> Reply {
         let (reply, answer) = oneshot::channel();
-        line.join(question(text), identity.into(), Asker { reply, place: None, is_slow: Arc::default() }).unwrap();
+        line.join(question(text), identity.into(), Asker { reply, permit: None, is_slow: Arc::default() }).unwrap();
         answer
     }
 
@@ -236,10 +237,10 @@ mod tests {
     }
 
     #[test]
-    fn who_has_the_same_claims_has_a_turn_of_its_own_and_shares_answers() {
+    fn clients_with_the_same_claims_have_turns_of_their_own_and_share_answers() {
         let line = Line::new(Arc::default());
         let mut replies: Vec<Reply> = (0..50).map(|n| join_as(&line, &format!("guest:{n}"), "here")).collect();
-        // Somebody elsewhere asks something of its own, and something that waits far back in the other's turn.
+        // Another identity asks a question of its own, and one that waits far back in the first identity's turn.
         replies.extend(["guest:news", "guest:49"].map(|text| join_as(&line, text, "there")));
         let taken = line.take(Pace::Together, 3);
         assert_eq!(names(&taken), ["guest:0", "guest:news", "guest:1"]);
@@ -254,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_gone_is_not_asked_for() {
+    fn a_question_whose_askers_have_left_is_not_asked() {
         let line = Line::new(Arc::default());
         let mut replies = ["a:1", "a:2", "b:1", "b:1", "c:1"].map(|text| Some(join(&line, text)));
         for gone in [0, 2, 4] {
@@ -271,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_of_a_statement_comes_first_and_what_held_it_up_alone() {
+    fn the_rest_of_a_statement_comes_first_and_the_question_that_delayed_it_is_asked_alone() {
         let line = Line::new(Arc::default());
         let _replies = ["a:1", "b:1", "c:1", "d:1"].map(|text| join(&line, text));
         let mut taken = line.take(Pace::Together, 3);
@@ -282,7 +283,7 @@ mod tests {
         let alone = line.take(Pace::Alone, 9);
         assert_eq!(names(&alone), ["b:1"]);
         assert!(alone[0].askers[0].is_slow.load(Relaxed));
-        // From now on the question is asked alone, for any asker, until it is seen to be fast.
+        // From now on the question is asked alone, for any asker, until it turns out to be fast.
         let _more = join(&line, "e:1");
         assert_eq!(names(&line.take(Pace::Alone, 9)), ["e:1"]);
         line.acquit(&question("f:1"));
@@ -291,17 +292,17 @@ mod tests {
     }
 
     #[test]
-    fn the_line_is_bounded_and_those_who_have_gone_take_no_place() {
+    fn the_queue_is_bounded_and_askers_that_have_left_do_not_count() {
         let line = Line::new(Arc::default());
         let mut replies: Vec<Reply> = (0..WAITING).map(|n| join(&line, &format!("a:{n}"))).collect();
         let (reply, _answer) = oneshot::channel();
-        let asker = Asker { reply, place: None, is_slow: Arc::default() };
+        let asker = Asker { reply, permit: None, is_slow: Arc::default() };
         assert_eq!(line.join(question("b:1"), "b".into(), asker), Err(Unanswered::Full));
         replies.clear();
         let came = (0..WAITING).filter(|n| {
             let (reply, answer) = oneshot::channel();
             replies.push(answer);
-            line.join(question(&format!("b:{n}")), "b".into(), Asker { reply, place: None, is_slow: Arc::default() })
+            line.join(question(&format!("b:{n}")), "b".into(), Asker { reply, permit: None, is_slow: Arc::default() })
                 .is_ok()
         });
         assert!(came.count() >= WAITING - WAITING / 20);

@@ -1,5 +1,5 @@
 //! The roles that the proxy logs in with, and the power that they must not have. A rule's code can't leave its
-//! subscriber's role; if it ever finds a way, it must not be able to become a superuser.
+//! subscriber's role. If it ever finds a way, it must not be able to become a superuser.
 
 use std::future::pending;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use tokio_postgres::types::Type;
 
 use crate::metrics::Metrics;
-use crate::upstream::database::{Database, DatabaseError, answer};
+use crate::upstream::database::{Database, DatabaseError, in_time};
 
 /// How long to wait before the next attempt to check.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -18,9 +18,9 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 pub const TOO_POWERFUL: &str =
     "a database role of the proxy is a superuser or can become one: use a role with tidings.grant_proxy()";
 
-/// A login of the proxy that can become a role which it must not be.
+/// A login of the proxy that can become a role that it must not have.
 #[derive(Debug, thiserror::Error)]
-#[error("the proxy's database role {login} {is} {role}, which is a superuser or as good as one: give the proxy its own role with \
+#[error("the proxy's database role {login} {is} {role}, which is a superuser or can become one: give the proxy its own role with \
          tidings.grant_proxy(), and make it a member only of the roles that tokens name", is = if login == role { "is" } else { "can become" })]
 pub struct TooPowerful {
     login: String,
@@ -41,7 +41,7 @@ pub fn too_powerful(others: &str) -> String {
     )
 }
 
-/// The first of them, as the names of `l` and `r`.
+/// A query for the first of them: the names of `l` and `r`.
 fn first_too_powerful() -> String {
     let query = too_powerful("$1");
     format!(
@@ -61,9 +61,9 @@ const OWN_RIGHTS: &str = "SELECT l.rolname::pg_catalog.text, pg_catalog.string_a
 /// The proxy's logins, to be checked once.
 #[derive(Debug)]
 pub struct Logins {
-    /// Where each of them logs in.
+    /// The database of each login.
     pub databases: [Option<Database>; 2],
-    /// For the connections.
+    /// For the connections' metrics.
     pub metrics: Arc<Metrics>,
 }
 
@@ -90,11 +90,11 @@ impl Logins {
 async fn look(database: &Database, metrics: &Arc<Metrics>) -> Result<Option<TooPowerful>, DatabaseError> {
     let (client, _) = database.connect(metrics.clone()).await?;
     let others: [&str; 0] = [];
-    let rows = answer(client.query_typed(&first_too_powerful(), &[(&&others[..], Type::TEXT_ARRAY)])).await?;
+    let rows = in_time(client.query_typed(&first_too_powerful(), &[(&&others[..], Type::TEXT_ARRAY)])).await?;
     if let Some(row) = rows.first() {
         return Ok(Some(TooPowerful { login: row.try_get(0)?, role: row.try_get(1)? }));
     }
-    for row in answer(client.query_typed(OWN_RIGHTS, &[])).await? {
+    for row in in_time(client.query_typed(OWN_RIGHTS, &[])).await? {
         let (login, roles): (&str, &str) = (row.try_get(0)?, row.try_get(1)?);
         tracing::warn!(
             login,

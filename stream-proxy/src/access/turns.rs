@@ -1,4 +1,4 @@
-//! Whose question comes next: identities take turns, and each has one statement at a time.
+//! Whose question is next: identities take turns, and each has one statement at a time.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -12,18 +12,18 @@ pub struct Turns {
     pub checks: HashMap<Question, Check>,
     /// The turn of each identity that has one.
     pub identities: HashMap<Arc<str>, Turn>,
-    /// Identities with a question and no statement under way.
+    /// Identities that have a question and no statement that runs.
     pub order: VecDeque<Arc<str>>,
-    /// How many wait for an answer.
+    /// How many askers wait.
     pub askers: usize,
 }
 
 /// The questions of one identity.
 #[derive(Debug, Default)]
 pub struct Turn {
-    /// In order. Questions that are no longer among the checks are skipped: another identity had them asked.
+    /// In order. A question that is no longer among the checks is skipped: it was asked in another identity's turn.
     waiting: VecDeque<Question>,
-    /// Whether a statement with its questions is under way.
+    /// Whether a statement with its questions is running.
     is_asking: bool,
 }
 
@@ -49,7 +49,8 @@ impl Turns {
         }
     }
 
-    /// Takes up to `most` questions: one of each identity, then another of each. Also returns how many were skipped.
+    /// Takes up to `most` questions: one of each identity, then another of each, and so on. Also returns how many were
+    /// skipped because nobody waits for them any more.
     pub fn take(&mut self, most: usize) -> (Vec<Check>, u64) {
         let (mut taken, mut gone) = (Vec::new(), 0);
         let mut again = VecDeque::new();
@@ -82,7 +83,7 @@ impl Turns {
                 gone += 1;
             }
         }
-        // An identity with a statement under way waits; one that was only skipped stays in the order.
+        // An identity whose statement is running waits; one whose questions were only skipped stays in the order.
         let rest = if is_first_round { Vec::new() } else { std::mem::take(&mut self.order).into() };
         for identity in again.into_iter().chain(rest) {
             match self.identities.get(&identity) {
@@ -102,7 +103,7 @@ impl Turns {
             self.askers += check.askers.len();
             let (question, identity) = (check.question.clone(), check.identity());
             match self.checks.get_mut(&question) {
-                // Someone else has asked the same question meanwhile.
+                // Someone else has asked the same question in the meantime.
                 Some(same) => drop(same.join(check)),
                 None => drop(self.checks.insert(question.clone(), check)),
             }

@@ -7,18 +7,17 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::TryStreamExt;
 use futures_util::future::{join, join_all};
 use tokio::time::{Instant, sleep, timeout};
+use tokio_postgres::Client;
 use tokio_postgres::error::{Severity, SqlState};
-use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, Row};
+use tokio_postgres::types::Type;
 
-use crate::access::check::{Check, Question, Refusal, Unanswered, Verdict};
+use crate::access::check::{Check, Question, Unanswered};
 use crate::access::line::{Connected, Line, Pace};
-use crate::access::login;
+use crate::access::statement::{Answers, failed, sql};
 use crate::metrics::Metrics;
-use crate::upstream::database::{Database, DatabaseError, answer};
+use crate::upstream::database::{Database, DatabaseError, in_time};
 
 /// The most questions in one statement.
 const BATCH: usize = 100;
@@ -37,23 +36,11 @@ const GRACE: Duration = Duration::from_secs(1);
 /// How long to wait before the next attempt to connect while another worker can ask.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 
-/// After so many connections that broke during one question, the code of its rules is taken for the cause.
+/// After this many connections that broke during one question, its rules are considered the cause.
 const BREAKS: u8 = 3;
 
 /// How often the server checks, in milliseconds, whether its client still waits for a statement.
 const LOOK_FOR_CLIENT: &str = "SET client_connection_check_interval = 1000";
-
-/// One question in each row: the claims, and the topics as a JSON array. Result rows come in the order of the
-/// questions, so the first question without its rows is the one at which the statement ended.
-fn sql() -> String {
-    format!(
-        "SELECT (r.n OPERATOR(pg_catalog.-) 1)::pg_catalog.int4, c.topic, c.allowed, c.reason, EXISTS ({})
-         FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) WITH ORDINALITY AS r (claims, topics, n)
-         CROSS JOIN LATERAL tidings.check_subscription(r.claims::pg_catalog.jsonb,
-             ARRAY(SELECT pg_catalog.jsonb_array_elements_text(r.topics::pg_catalog.jsonb))) AS c",
-        login::too_powerful("$3")
-    )
-}
 
 /// A worker.
 #[derive(Debug)]
@@ -69,7 +56,7 @@ pub struct Worker {
     connection: Option<Connection>,
     /// How many questions to ask together: fewer after the limit was reached.
     most: usize,
-    /// A backend that did not stop its statement and must be terminated.
+    /// The backend that did not stop its statement and must be terminated, if any.
     stuck: Option<i32>,
 }
 
@@ -86,7 +73,7 @@ struct Connection {
 enum Ended {
     /// With all answers, or at the question that caused the error.
     Read(Result<(), DatabaseError>),
-    /// Nobody waits for an answer any more.
+    /// All askers have left.
     Abandoned(Result<(), DatabaseError>),
 }
 
@@ -106,7 +93,7 @@ impl Worker {
         loop {
             self.line.wait(self.pace).await;
             if !self.is_connected() {
-                // To connect may take long: another worker is not to sleep meanwhile.
+                // Connecting may take long, and another worker must not sleep in the meantime.
                 self.line.wake(self.pace);
             }
             if let Err(error) = self.connect().await {
@@ -133,7 +120,7 @@ impl Worker {
         self.line.settle(self.pace, &identities, Vec::new(), None);
     }
 
-    /// How long a statement with so many questions may take.
+    /// How long a statement with this many questions may take.
     fn limit(&self, questions: usize) -> Duration {
         match self.pace {
             // In steps, so that the limit is set again only when it differs much.
@@ -194,8 +181,8 @@ impl Worker {
             read = &mut reading => Ended::Read(flat(read)),
             _ = abandoned => {
                 let _ = timeout(GRACE, self.database.cancel(client)).await;
-                // The connection takes no other statement before this one has ended; the cancellation could hit that
-                // one.
+                // The connection takes no other statement before this one has ended, because the cancellation could hit
+                // the other one.
                 Ended::Abandoned(flat(reading.await))
             }
         }
@@ -251,8 +238,8 @@ impl Worker {
     }
 
     /// The connection broke. The cause may be the server, or the code of a rule: it can make its own error end the
-    /// session. So the question that was running is asked alone from now on, where it can't make others fail. A question
-    /// during which connections keep breaking has no answer.
+    /// session. So the question that was running is asked alone from now on, where it can't make others fail. A
+    /// question during which connections keep breaking has no answer.
     fn broken_by(&self, mut rest: Vec<Check>) -> (Vec<Check>, Option<Check>) {
         let mut first = rest.remove(0);
         first.breaks += 1;
@@ -294,17 +281,17 @@ impl Worker {
         let (client, _) = self.database.connect(self.metrics.clone()).await?;
         let limit = self.limit(1);
         let settings = format!("{}; SET default_transaction_read_only = on", set_limit(limit));
-        answer(client.batch_execute(&settings)).await?;
-        if let Err(error) = answer(client.batch_execute(LOOK_FOR_CLIENT)).await {
-            // Not every system can do this.
+        in_time(client.batch_execute(&settings)).await?;
+        if let Err(error) = in_time(client.batch_execute(LOOK_FOR_CLIENT)).await {
+            // Not every system supports this.
             tracing::debug!(%error, "the server does not check whether its clients are still connected");
         }
-        let rows = answer(client.query_typed("SELECT pg_catalog.pg_backend_pid()", &[])).await?;
+        let rows = in_time(client.query_typed("SELECT pg_catalog.pg_backend_pid()", &[])).await?;
         let backend = rows.first().ok_or(DatabaseError::Contract("no row about the backend"))?.try_get(0)?;
         if let Some(stuck) = self.stuck.take() {
             tracing::warn!(backend = stuck, "a rule did not stop when it was cancelled: its session is terminated");
             let end = "SELECT pg_catalog.pg_terminate_backend($1)";
-            answer(client.query_typed(end, &[(&stuck, Type::INT4)])).await?;
+            in_time(client.query_typed(end, &[(&stuck, Type::INT4)])).await?;
         }
         self.connection = Some(Connection { client, backend, limit, _connected: self.line.connected(self.pace) });
         Ok(())
@@ -315,64 +302,6 @@ fn set_limit(limit: Duration) -> String {
     format!("SET statement_timeout = {}", limit.as_millis())
 }
 
-/// The answers so far.
-struct Answers<'q> {
-    questions: &'q [Question],
-    refusals: Vec<Vec<Refusal>>,
-    /// How many topics of each question have an answer.
-    counts: Vec<usize>,
-}
-
-impl<'q> Answers<'q> {
-    fn to(questions: &'q [Question]) -> Self {
-        Self { questions, refusals: vec![Vec::new(); questions.len()], counts: vec![0; questions.len()] }
-    }
-
-    /// Asks, and takes the answers as they arrive: if the statement fails, the answers so far still count.
-    async fn read(&mut self, client: &Client, sql: &str, logins: &[String]) -> Result<(), DatabaseError> {
-        let claims: Vec<&str> = self.questions.iter().map(|question| &*question.claims).collect();
-        let topics = |question: &Question| {
-            serde_json::json!(question.topics.iter().map(|topic| &**topic).collect::<Vec<_>>()).to_string()
-        };
-        let topics: Vec<String> = self.questions.iter().map(topics).collect();
-        let parameters: [(&(dyn ToSql + Sync), Type); 3] =
-            [(&claims, Type::TEXT_ARRAY), (&topics, Type::TEXT_ARRAY), (&logins, Type::TEXT_ARRAY)];
-        let mut rows = pin!(client.query_typed_raw(sql, parameters).await?);
-        while let Some(row) = rows.try_next().await? {
-            self.add(&row)?;
-        }
-        Ok(())
-    }
-
-    fn add(&mut self, row: &Row) -> Result<(), DatabaseError> {
-        let n = usize::try_from(row.try_get::<_, i32>(0)?).unwrap_or(usize::MAX);
-        let too_powerful: bool = row.try_get(4)?;
-        let (Some(refused), Some(count)) = (self.refusals.get_mut(n), self.counts.get_mut(n)) else {
-            return Err(DatabaseError::Contract("an answer that was not asked for"));
-        };
-        *count += 1;
-        if too_powerful || !row.try_get::<_, bool>(2)? {
-            let reason = if too_powerful { Some(login::TOO_POWERFUL) } else { row.try_get(3)? };
-            let topic = row.try_get::<_, &str>(1)?.into();
-            refused.push(Refusal { topic, reason: reason.unwrap_or_default().into() });
-        }
-        Ok(())
-    }
-}
-
-/// Access is denied if the rules fail with an error, including a timeout. It is not denied if the server can't take the
-/// question.
-fn failed(question: &Question, error: &DatabaseError) -> Verdict {
-    match error {
-        DatabaseError::Postgres(postgres) if postgres.code().is_some_and(blames_the_rule) && !error.no_extension() => {
-            let reason: Arc<str> = error.to_string().into();
-            let refuse = |topic: &Arc<str>| Refusal { topic: topic.clone(), reason: reason.clone() };
-            Ok(question.topics.iter().map(refuse).collect())
-        }
-        _ => Err(Unanswered::Database(error.to_string().into())),
-    }
-}
-
 /// Whether an error ended the connection.
 fn has_broken(error: &DatabaseError) -> bool {
     match error {
@@ -381,26 +310,5 @@ fn has_broken(error: &DatabaseError) -> bool {
             .as_db_error()
             .is_none_or(|error| matches!(error.parsed_severity(), Some(Severity::Fatal | Severity::Panic))),
         _ => false,
-    }
-}
-
-/// Whether the question caused an error, rather than a server that shuts down, is full, or can't be reached.
-fn blames_the_rule(code: &SqlState) -> bool {
-    let code = code.code();
-    !(code.starts_with("57P") || ["08", "53", "58", "XX"].iter().any(|class| code.starts_with(class)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_server_that_shuts_down_takes_nobodys_right_away() {
-        for code in ["57P01", "57P03", "53300", "08006", "58030"] {
-            assert!(!blames_the_rule(&SqlState::from_code(code)), "{code}");
-        }
-        for code in ["57014", "22P02", "42501", "42P01"] {
-            assert!(blames_the_rule(&SqlState::from_code(code)), "{code}");
-        }
     }
 }

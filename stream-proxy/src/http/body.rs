@@ -1,5 +1,5 @@
-//! Response bodies: a text that is there, or a stream over HTTP/2. (Over HTTP/1.1 a stream takes the socket, see
-//! `server`.)
+//! Response bodies: a complete text, or a stream over HTTP/2. (Over HTTP/1.1 a stream takes over the socket, see
+//! `http1`.)
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -22,9 +22,9 @@ const PIECE: usize = 8 * 1024;
 /// The body of a response.
 #[derive(Debug)]
 pub enum Body {
-    /// A text, sent whole.
+    /// A complete text.
     Whole(Option<Bytes>),
-    /// The frames of a subscriber as they come.
+    /// The frames of a subscriber, as they are queued.
     Stream(Box<StreamBody>),
 }
 
@@ -36,14 +36,14 @@ pub struct StreamBody {
     pieces: Pieces,
 }
 
-/// Frames taken from the queue and cut into pieces. All receivers of a large frame share it until its last byte is
-/// sent.
+/// Frames taken from the queue and cut into pieces. All subscribers share the bytes of a large frame until the last
+/// byte is sent.
 #[derive(Debug, Default)]
 struct Pieces {
     frames: VecDeque<Frame>,
-    /// Bytes of the first of them that have already been sent.
+    /// Bytes of the first frame that have already been sent.
     offset: usize,
-    /// Bytes of the queue in the last piece, where a frame counts with its chunk's head and tail.
+    /// The size of the last piece as the queue counts it: a frame counts with its chunk's head and tail.
     counted: usize,
 }
 
@@ -61,7 +61,7 @@ impl Pieces {
         piece
     }
 
-    /// Joins several small frames into one piece: a copy costs less than sending each by itself.
+    /// Joins several small frames into one piece, because a copy costs less than sending each one separately.
     fn gather(&mut self) -> Bytes {
         let mut piece = BytesMut::with_capacity(PIECE);
         while let Some(first) = self.frames.front()
@@ -92,7 +92,7 @@ impl Pieces {
 }
 
 impl Body {
-    /// A text; an empty one is no body at all.
+    /// A text; an empty one means no body.
     pub fn whole(text: impl Into<Bytes>) -> Self {
         Self::Whole(Some(text.into()).filter(|text: &Bytes| !text.is_empty()))
     }
@@ -105,7 +105,7 @@ impl Body {
 }
 
 impl StreamBody {
-    /// The next piece; `None` when the stream is over. When hyper asks, it has passed on the last one.
+    /// The next piece; `None` when the stream has ended. When hyper asks for it, it has sent the last one.
     fn poll_piece(&mut self, cx: &Context<'_>) -> Poll<Option<Bytes>> {
         loop {
             let counted = std::mem::take(&mut self.pieces.counted);
@@ -165,21 +165,21 @@ mod tests {
     }
 
     #[test]
-    fn large_frames_are_shared_and_small_ones_travel_together() {
+    fn large_frames_are_shared_and_small_ones_are_joined() {
         let small = || Frame::message(None, "small");
         let large = Frame::message(None, &"x".repeat(3 * PIECE));
         let frames = [small(), small(), large.clone(), small(), Frame::end()];
         let (pieces, counted) = cut(&frames);
         assert_eq!(counted, frames.iter().map(Frame::len).sum::<usize>());
         assert_eq!(pieces.concat(), frames.map(|frame| frame.bytes(false).to_vec()).concat());
-        // The first piece is filled with the beginning of the large frame, the last one has its end.
+        // The first piece also holds the beginning of the large frame, and the last one its end.
         assert_eq!(pieces.len(), 4);
         let of_large = |piece: &&Bytes| large.bytes(false).as_ptr_range().contains(&piece.as_ptr());
         assert_eq!(pieces.iter().filter(of_large).count(), 2);
     }
 
     #[test]
-    fn one_frame_alone_is_not_copied_and_the_end_is_nothing() {
+    fn a_single_frame_is_not_copied_and_the_end_has_no_bytes() {
         let frame = Frame::message(None, "alone");
         let (pieces, counted) = cut(std::slice::from_ref(&frame));
         assert_eq!((pieces.len(), pieces[0].as_ptr(), counted), (1, frame.bytes(false).as_ptr(), frame.len()));

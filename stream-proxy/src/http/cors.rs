@@ -3,18 +3,18 @@
 use hyper::HeaderMap;
 use hyper::header::{self, HeaderValue, ORIGIN};
 
-/// What a page may send beside what every page may.
+/// The headers that a page may send in addition to those that are always allowed.
 const HEADERS: &str = "authorization, last-event-id, cache-control";
 
-/// How long a browser may remember the answer, in seconds.
+/// How long a browser may remember the response, in seconds.
 const MAX_AGE: &str = "600";
 
-/// Adds to an answer's headers what lets the asking page read it, if it is of a listed origin.
+/// Adds the headers that let the page read the response, if the page's origin is listed.
 pub fn allow(origins: &[String], request: &HeaderMap, answer: &mut HeaderMap) {
     if origins.is_empty() {
         return;
     }
-    // Also where it is refused: a cache must not hand one origin's answer to another.
+    // Also if the origin is not listed: a cache must not give one origin's response to another origin.
     answer.append(header::VARY, HeaderValue::from_static("origin"));
     let Some(origin) = request.get(ORIGIN) else { return };
     if origins.iter().any(|known| known.as_bytes().eq_ignore_ascii_case(origin.as_bytes())) {
@@ -23,7 +23,7 @@ pub fn allow(origins: &[String], request: &HeaderMap, answer: &mut HeaderMap) {
     }
 }
 
-/// Adds what a browser asks for before it sends a request of some kinds.
+/// Adds the answers to a preflight request.
 pub fn preflight(answer: &mut HeaderMap) {
     answer.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET"));
     answer.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(HEADERS));

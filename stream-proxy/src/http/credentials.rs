@@ -7,16 +7,16 @@ use hyper::header::{AUTHORIZATION, COOKIE};
 
 use crate::http::query;
 
-/// The token of a request: from its `Authorization`, else the cookie, else the query. Only the first that is there
-/// counts.
+/// The token of a request: from its `Authorization` header, otherwise from the cookie, otherwise from the query. Only
+/// the first of these that is present counts.
 pub fn find_token<'a>(headers: &'a HeaderMap, query: &'a str, cookie: Option<&str>) -> Option<Cow<'a, str>> {
     if let Some(value) = headers.get(AUTHORIZATION) {
-        // One of another scheme, or none of text, is a token too: a bad one.
+        // Another scheme, or a value that is not text, counts as a bad token.
         let text = value.to_str().unwrap_or("");
         let (scheme, token) = text.split_once(' ').unwrap_or((text, ""));
         return Some(if scheme.eq_ignore_ascii_case("bearer") { token.trim().into() } else { "".into() });
     }
-    // By bytes: that some other cookie is no text takes nothing away from this one.
+    // Compared as bytes, so that another cookie that is not text does not hide this one.
     let cookies = headers.get_all(COOKIE).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b';'));
     for pair in cookies.map(<[u8]>::trim_ascii) {
         if let Some(name) = cookie
@@ -49,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cookie_is_found_beside_others_whatever_they_hold() {
+    fn a_cookie_is_found_among_others_whatever_they_contain() {
         let mut among = HeaderMap::new();
         among.insert(
             COOKIE,
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_that_is_none_is_not_the_same_as_no_token() {
+    fn an_invalid_token_is_not_the_same_as_no_token() {
         for value in ["Basic dXNlcg==", "Bearer", "Bearer ", "token"] {
             assert!(find_token(&headers(&[(AUTHORIZATION, value)]), "", None).is_some(), "{value}");
         }

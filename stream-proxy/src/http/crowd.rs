@@ -9,17 +9,18 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::addresses::{AddressPlace, Addresses};
 use crate::metrics::Metrics;
 
-/// So many connections without an HTTP/1.1 stream are allowed beyond the limit of streams.
+/// How many connections without an HTTP/1.1 stream are allowed beyond the limit of streams.
 const SPARE_CONNECTIONS: u64 = 1024;
 
-/// The same for the connections of one address, if streams by address are limited.
+/// The same for the connections of one address, if its streams are limited.
 const SPARE_OF_ADDRESS: u32 = 16;
 
 /// Connections beyond the limit that may request `/healthz` and `/readyz`: monitoring should not mistake a full proxy
 /// for a dead one.
 const RESERVE: usize = 32;
 
-/// How long such a connection may take for its request, because a flood takes these places too.
+/// How long such a connection may take for its request. It is short because a flood of connections takes these places
+/// too.
 const RESERVE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The connections that have no HTTP/1.1 stream.
@@ -80,7 +81,7 @@ impl Admitted {
         self.reserved.is_some()
     }
 
-    /// How long the connection may take for its request, where an ordinary one has `patience`.
+    /// How long the connection may take for its request, where `patience` is the time for other connections.
     pub fn patience(&self, patience: Duration) -> Duration {
         if self.is_reserved() { patience.min(RESERVE_PATIENCE) } else { patience }
     }
@@ -97,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_is_one_too_many_may_ask_how_things_are_as_long_as_the_reserve_lasts() {
+    fn beyond_the_limit_health_checks_are_served_from_the_reserve() {
         let metrics = Arc::new(Metrics::default());
         let crowd = Crowd::new(10_000, 4, metrics.clone());
         let (one, other) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));

@@ -1,13 +1,17 @@
-//! From a socket to an answer. [`server`] accepts connections within the limits of [`crowd`] and detects their protocol
-//! ([`tls`], [`prefixed`], [`socket`]). [`routes`] finds the answer to a request, [`query`] parses it, [`cors`] lets
-//! pages read it, [`problem`] words the errors, and [`body`] sends a stream over HTTP/2.
+//! From a socket to a response. [`server`] accepts connections within the limits of [`crowd`] and detects their
+//! protocol ([`tls`], [`socket`], [`prefixed`]); [`http1`] and [`http2`] serve them. [`routes`] finds the response to a
+//! request with the help of [`query`], [`credentials`] and [`cors`]. [`problem`] has the errors, and [`body`] sends a
+//! stream over HTTP/2.
 //!
 //! Not here: who may subscribe (`access`), and what a stream sends (`stream`).
 
 pub mod body;
+pub mod caller;
 pub mod cors;
 pub mod credentials;
 pub mod crowd;
+pub mod http1;
+pub mod http2;
 pub mod prefixed;
 pub mod problem;
 pub mod query;

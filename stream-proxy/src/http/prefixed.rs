@@ -95,7 +95,7 @@ mod tests {
     use tokio::io::AsyncWriteExt;
 
     #[tokio::test]
-    async fn nothing_of_what_was_looked_at_is_lost() {
+    async fn bytes_that_were_read_for_detection_are_not_lost() {
         for (text, is_http2) in [
             ("PRI * HTTP/2.0\r\n", true),
             ("PRI", true),
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_stops_in_the_middle_is_waited_for_and_not_asked_again_and_again() {
+    async fn a_client_that_pauses_in_the_first_bytes_is_waited_for_without_polling() {
         let (mut client, server) = tokio::io::duplex(64);
         let mut server = Prefixed::new(server);
         client.write_all(b"P").await.unwrap();

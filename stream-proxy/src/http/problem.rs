@@ -13,25 +13,25 @@ pub enum Problem {
     /// The query or a header can't be understood.
     #[error("{0}")]
     BadRequest(String),
-    /// The client must say who it is, in a way that can be believed.
+    /// The request needs a valid token.
     #[error("{0}")]
     Unauthorized(String),
-    /// The client may not have it.
+    /// The client is not allowed to subscribe.
     #[error("{0}")]
     Forbidden(String),
     /// There is nothing at this path.
     #[error("there is nothing at this path")]
     NotFound,
     /// The path has no such method.
-    #[error("this path answers {0} only")]
+    #[error("this path allows only {0}")]
     MethodNotAllowed(&'static str),
-    /// The client doesn't take event streams.
-    #[error("this path answers text/event-stream, which the request does not accept")]
+    /// The client doesn't accept event streams.
+    #[error("this path sends text/event-stream, which the request does not accept")]
     NotAcceptable,
     /// The request's head is longer than `--max-header-bytes`.
     #[error("the request's head is too long")]
     HeadTooLarge,
-    /// Not now.
+    /// A stream can't be opened now.
     #[error("{0}")]
     Unavailable(String),
 }
@@ -42,7 +42,7 @@ impl From<Denied> for Problem {
         match denied {
             Denied::NoToken | Denied::BadToken => Self::Unauthorized(detail),
             Denied::Topics(_) => Self::Forbidden(detail),
-            // What the database said is in the log.
+            // The details are in the log.
             Denied::Unanswered(_) => Self::Unavailable("access can't be checked now".into()),
         }
     }
@@ -72,7 +72,7 @@ impl Problem {
         }
     }
 
-    /// The answer.
+    /// The response.
     pub fn response(&self) -> Response<Body> {
         let status = self.status();
         let text = serde_json::json!({

@@ -18,7 +18,7 @@ const LAST_EVENT_IDS: [&str; 3] = ["last_event_id", "lastEventId", "lastEventID"
 /// The header with which an EventSource resumes.
 pub const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
-/// Takes a query and headers apart. `given` is a topic that the path names.
+/// Parses a query and headers. `given` is the topic that the path names, if any.
 pub fn parse(
     query: &str,
     headers: &HeaderMap,
@@ -30,7 +30,7 @@ pub fn parse(
     let mut add = |topic: &Topic| {
         let topic: Arc<str> = topic.as_str().into();
         if known.insert(topic.clone()) {
-            // Stops at the first topic too many, because nobody has checked yet who sends this.
+            // Stops at the first topic beyond the limit, because the client's identity has not been checked yet.
             if topics.len() == max_topics {
                 return Err(bad(format!("too many topics: at most {max_topics} are allowed")));
             }
@@ -54,7 +54,7 @@ pub fn parse(
                 StartAt::Live => {}
                 start => last_event_id = start,
             },
-            // See `token`.
+            // `credentials` reads the token.
             "token" => {}
             _ => return Err(bad(format!("unknown parameter {name:?}"))),
         }
@@ -88,7 +88,7 @@ impl Once {
     }
 }
 
-/// A position by the name of where it stands; empty is none, as EventSource has it.
+/// A position, from the parameter or header `name`. As in EventSource, an empty value means no position.
 fn start(name: &str, text: &str) -> Result<StartAt, Problem> {
     match text {
         "" => Ok(StartAt::Live),
@@ -101,7 +101,7 @@ fn bad(detail: String) -> Problem {
     Problem::BadRequest(detail)
 }
 
-/// Names and values of a query, still encoded.
+/// Names and values of a query, not yet decoded.
 fn pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {
     query.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split_once('=').unwrap_or((pair, "")))
 }
@@ -112,7 +112,8 @@ fn decode(text: &str) -> Result<Cow<'_, str>, Problem> {
     Ok(Cow::Owned(decoded.into_owned()))
 }
 
-/// The token that a query gives: an EventSource can't set headers. One that can't be decoded is an empty one.
+/// The token in a query, for EventSource, which can't set headers. A value that can't be decoded counts as an empty
+/// token.
 pub fn token(query: &str) -> Option<Cow<'_, str>> {
     let (_, value) = pairs(query).find(|(name, _)| decode(name).is_ok_and(|name| name == "token"))?;
     Some(decode(value).unwrap_or_default())
@@ -127,14 +128,14 @@ pub fn only_token(query: &str) -> Result<(), Problem> {
     })
 }
 
-/// Whether the client takes an event stream; one that says nothing takes anything.
+/// Whether the client accepts an event stream. Without an `Accept` header it accepts anything.
 pub fn accepts_stream(headers: &HeaderMap) -> bool {
-    // The most specific range decides, whatever the others say.
+    // The most specific range decides.
     let ranges = ["text/event-stream", "text/*", "*/*"].into_iter().find_map(|kind| accepts(headers, kind));
     ranges.unwrap_or(!headers.contains_key(ACCEPT))
 }
 
-/// Whether the client asks for an event stream by name, as an EventSource does.
+/// Whether the client names the type of event streams in `Accept`, as an EventSource does.
 pub fn names_stream(headers: &HeaderMap) -> bool {
     accepts(headers, "text/event-stream") == Some(true)
 }
@@ -194,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused() {
+    fn an_invalid_query_is_refused() {
         for query in [
             "",
             "topic=",
@@ -250,8 +251,8 @@ mod tests {
     }
 
     #[test]
-    fn parsing_stops_at_the_first_topic_too_many() {
-        // What follows it is not parsed.
+    fn parsing_stops_at_the_first_topic_beyond_the_limit() {
+        // The text after it is not parsed.
         let problem = parse("topic=a&topic=b&topic=a&topic=c&topic=d&topic=%FF&x=1", None).unwrap_err();
         assert_eq!(problem.to_string(), "too many topics: at most 3 are allowed");
         assert_eq!(parse(&"topic=a&".repeat(1000), None).unwrap().topics.len(), 1);

@@ -1,4 +1,4 @@
-//! From a request to its answer. How an answer reaches the client is the server's business.
+//! From a request to its response or its stream. `http1` and `http2` send these to the client.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -26,11 +26,11 @@ const STREAM_METHODS: &str = "GET, HEAD, OPTIONS";
 /// The methods of the other paths.
 const PLAIN_METHODS: &str = "GET, HEAD";
 
-/// What a request gets.
+/// The result of a request.
 #[derive(Debug)]
-pub enum Answer {
-    /// A response that is there.
-    Whole(Response<Body>),
+pub enum Outcome {
+    /// A complete response.
+    Response(Response<Body>),
     /// A stream, and the headers it starts with.
     Stream(HeaderMap, Subscription),
 }
@@ -40,19 +40,19 @@ enum Target<'a> {
     Health,
     Ready,
     Metrics,
-    /// A stream of topics, with the one that the path names, if it does.
+    /// A stream of topics, and the topic that the path names, if any.
     Events(Option<Topic>),
     /// A stream of a channel, its name still encoded.
     Channel(&'a str),
 }
 
 /// Answers a request from `peer`. Over a `reserved` connection, it answers only health checks.
-pub async fn answer(proxy: &Arc<Proxy>, request: &Parts, peer: IpAddr, reserved: bool) -> Answer {
-    // Not the query: there may be a token in it.
+pub async fn respond(proxy: &Arc<Proxy>, request: &Parts, peer: IpAddr, reserved: bool) -> Outcome {
+    // Without the query, which may contain a token.
     tracing::debug!(method = %request.method, path = request.uri.path(), %peer, "request");
     let fits = head_bytes(request) <= proxy.cli.max_header_bytes;
     let target = if fits { target(proxy, request.uri.path()) } else { Err(Problem::HeadTooLarge) };
-    let answered = match target {
+    let outcome = match target {
         Ok(Target::Health) => plain(request, || text("ok\n")),
         Ok(Target::Ready) => plain(request, || match proxy.unready() {
             None => text("ready\n"),
@@ -64,19 +64,19 @@ pub async fn answer(proxy: &Arc<Proxy>, request: &Parts, peer: IpAddr, reserved:
         Ok(Target::Channel(name)) => channel(proxy, request, peer, name),
         Err(problem) => Err(problem),
     };
-    let mut answer = answered.unwrap_or_else(|problem| {
+    let mut outcome = outcome.unwrap_or_else(|problem| {
         let metrics = &proxy.metrics;
         if problem.status().is_server_error() { &metrics.refused_5xx } else { &metrics.refused_4xx }.add(1);
-        Answer::Whole(problem.response())
+        Outcome::Response(problem.response())
     });
-    let headers = match &mut answer {
-        Answer::Whole(response) => response.headers_mut(),
-        Answer::Stream(headers, _) => headers,
+    let headers = match &mut outcome {
+        Outcome::Response(response) => response.headers_mut(),
+        Outcome::Stream(headers, _) => headers,
     };
     cors::allow(&proxy.cli.cors_origin, &request.headers, headers);
-    match answer {
-        Answer::Whole(response) if request.method == Method::HEAD => Answer::Whole(without_body(response)),
-        answer => answer,
+    match outcome {
+        Outcome::Response(response) if request.method == Method::HEAD => Outcome::Response(without_body(response)),
+        outcome => outcome,
     }
 }
 
@@ -91,7 +91,7 @@ fn head_bytes(request: &Parts) -> usize {
     line + host + headers.sum::<usize>() + "\r\n".len()
 }
 
-/// The response to a HEAD request: only the head, with the length that a text would have. A stream has no length.
+/// The response to a HEAD request: only the head, with the length of the text. A stream has no length.
 fn without_body(mut response: Response<Body>) -> Response<Body> {
     if let Some(length) = response.body().size_hint().exact().filter(|length| *length > 0) {
         response.headers_mut().insert(CONTENT_LENGTH, length.into());
@@ -117,9 +117,9 @@ fn target<'a>(proxy: &Proxy, path: &'a str) -> Result<Target<'a>, Problem> {
     Ok(Target::Events(Some(topic)))
 }
 
-fn plain(request: &Parts, respond: impl FnOnce() -> Response<Body>) -> Result<Answer, Problem> {
+fn plain(request: &Parts, respond: impl FnOnce() -> Response<Body>) -> Result<Outcome, Problem> {
     match request.method {
-        Method::GET | Method::HEAD => Ok(Answer::Whole(respond())),
+        Method::GET | Method::HEAD => Ok(Outcome::Response(respond())),
         _ => Err(Problem::MethodNotAllowed(PLAIN_METHODS)),
     }
 }
@@ -131,12 +131,12 @@ fn text(text: impl Into<bytes::Bytes>) -> Response<Body> {
     response
 }
 
-async fn stream(proxy: &Arc<Proxy>, request: &Parts, peer: IpAddr, topic: Option<Topic>) -> Result<Answer, Problem> {
-    if let Some(answer) = before_stream(request)? {
-        return Ok(answer);
+async fn stream(proxy: &Arc<Proxy>, request: &Parts, peer: IpAddr, topic: Option<Topic>) -> Result<Outcome, Problem> {
+    if let Some(outcome) = before_stream(request)? {
+        return Ok(outcome);
     }
     if proxy.is_draining() {
-        // Before the database is asked, which is not needed for this answer.
+        // Checked before the database is asked, because this response does not depend on access.
         return start_stream(request, proxy, || Err(NotNow::Draining));
     }
     let query = request.uri.query().unwrap_or("");
@@ -146,9 +146,9 @@ async fn stream(proxy: &Arc<Proxy>, request: &Parts, peer: IpAddr, topic: Option
     start_stream(request, proxy, || proxy.subscribe(wanted, who, peer))
 }
 
-fn channel(proxy: &Arc<Proxy>, request: &Parts, peer: IpAddr, name: &str) -> Result<Answer, Problem> {
-    if let Some(answer) = before_stream(request)? {
-        return Ok(answer);
+fn channel(proxy: &Arc<Proxy>, request: &Parts, peer: IpAddr, name: &str) -> Result<Outcome, Problem> {
+    if let Some(outcome) = before_stream(request)? {
+        return Ok(outcome);
     }
     only_token(request.uri.query().unwrap_or(""))?;
     let bad = |detail: &str| Problem::BadRequest(detail.into());
@@ -158,7 +158,7 @@ fn channel(proxy: &Arc<Proxy>, request: &Parts, peer: IpAddr, name: &str) -> Res
         Refused::BadName => bad("a channel's name has 1 to 63 bytes and no control characters"),
         Refused::NotInDatabase => bad("the channel's name has characters that the database's encoding lacks"),
     })?;
-    // A channel has no rule: whoever shows a good token, or comes as the anonymous role, may listen to those that the
+    // Channels have no rules: every client with a valid token, or with the anonymous role, may listen to those that the
     // patterns name.
     let who = identify(proxy, request, peer)?;
     start_stream(request, proxy, || proxy.listen(&name, who, peer))
@@ -170,8 +170,8 @@ fn identify(proxy: &Proxy, request: &Parts, peer: IpAddr) -> Result<Identity, Pr
     Ok(proxy.access.identify(token.as_deref(), peer)?)
 }
 
-/// What needs no stream: questions about the path, and clients that don't take one.
-fn before_stream(request: &Parts) -> Result<Option<Answer>, Problem> {
+/// Responses that need no stream: to OPTIONS, to other methods, and to clients that don't accept event streams.
+fn before_stream(request: &Parts) -> Result<Option<Outcome>, Problem> {
     match request.method {
         Method::GET | Method::HEAD if accepts_stream(&request.headers) => Ok(None),
         Method::GET | Method::HEAD => Err(Problem::NotAcceptable),
@@ -180,7 +180,7 @@ fn before_stream(request: &Parts) -> Result<Option<Answer>, Problem> {
             *response.status_mut() = StatusCode::NO_CONTENT;
             response.headers_mut().insert(ALLOW, HeaderValue::from_static(STREAM_METHODS));
             cors::preflight(response.headers_mut());
-            Ok(Some(Answer::Whole(response)))
+            Ok(Some(Outcome::Response(response)))
         }
         _ => Err(Problem::MethodNotAllowed(STREAM_METHODS)),
     }
@@ -190,19 +190,19 @@ fn start_stream(
     request: &Parts,
     proxy: &Proxy,
     open: impl FnOnce() -> Result<Subscription, NotNow>,
-) -> Result<Answer, Problem> {
+) -> Result<Outcome, Problem> {
     if request.method == Method::HEAD {
-        return Ok(Answer::Whole(ended_stream("")));
+        return Ok(Outcome::Response(ended_stream("")));
     }
     match open() {
-        Ok(subscription) => Ok(Answer::Stream(stream_headers(), subscription)),
+        Ok(subscription) => Ok(Outcome::Stream(stream_headers(), subscription)),
         Err(reason) => not_now(request, proxy, reason),
     }
 }
 
-/// The answer when no stream is possible now. An EventSource gives up permanently on any status but 200, so it gets a
-/// stream that says when to reconnect: much later, or soon if another proxy can take it.
-fn not_now(request: &Parts, proxy: &Proxy, reason: NotNow) -> Result<Answer, Problem> {
+/// The response when no stream can be opened now. An EventSource gives up permanently on any status except 200, so it
+/// gets a stream that says when to reconnect: much later, or soon if another proxy can take it.
+fn not_now(request: &Parts, proxy: &Proxy, reason: NotNow) -> Result<Outcome, Problem> {
     if request.method != Method::GET || !names_stream(&request.headers) {
         return Err(Problem::Unavailable(reason.to_string()));
     }
@@ -210,10 +210,10 @@ fn not_now(request: &Parts, proxy: &Proxy, reason: NotNow) -> Result<Answer, Pro
         NotNow::OverLimit => proxy.cli.long_retry(),
         NotNow::Draining => proxy.cli.next_retry(),
     };
-    Ok(Answer::Whole(ended_stream(Frame::retry(retry).into_body())))
+    Ok(Outcome::Response(ended_stream(Frame::retry(retry).into_body())))
 }
 
-/// A stream of this text, which then ends.
+/// A stream that sends this text and ends.
 fn ended_stream(text: impl Into<bytes::Bytes>) -> Response<Body> {
     let mut response = Response::new(Body::whole(text));
     *response.headers_mut() = stream_headers();

@@ -39,7 +39,7 @@ pub struct Socket {
     full: u32,
 }
 
-/// Seconds since the first call, and one: every client's socket holds such a time, so it should be small.
+/// Seconds since the first call, plus one. It is a small type because every client's socket has such a time.
 fn now() -> u32 {
     static START: LazyLock<Instant> = LazyLock::new(Instant::now);
     u32::try_from(START.elapsed().as_secs()).unwrap_or(u32::MAX).saturating_add(1)
@@ -52,7 +52,7 @@ impl Socket {
         let socket = Self { stream, patience, full: 0 };
         let interval = heartbeat.max(Duration::from_secs(3));
         let keepalive = TcpKeepalive::new().with_time(interval).with_interval(interval / 3).with_retries(3);
-        // Each option by itself: one that this system does not support must not prevent the others.
+        // Each option separately: one that this system does not support must not prevent the others.
         note("TCP_NODELAY", socket.stream.set_nodelay(true));
         note("SO_KEEPALIVE", SockRef::from(&socket.stream).set_tcp_keepalive(&keepalive));
         #[cfg(target_os = "linux")]

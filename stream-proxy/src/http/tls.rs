@@ -30,13 +30,13 @@ impl Tls {
         Ok(Self { certificate: certificate.into(), key: key.into(), acceptor })
     }
 
-    /// Reads both again, for connections from now on. On an error the old ones stay in use.
+    /// Reads both again, for new connections. On an error the old ones stay in use.
     pub fn reload(&self) -> Result<(), TlsError> {
         *self.acceptor.write() = read(&self.certificate, &self.key)?;
         Ok(())
     }
 
-    /// Greets a client; also answers whether it chose HTTP/2.
+    /// Accepts a TLS connection. Also returns whether the client chose HTTP/2.
     pub async fn accept<IO>(&self, stream: IO) -> io::Result<(TlsStream<IO>, bool)>
     where
         IO: AsyncRead + AsyncWrite + Unpin,

@@ -1,5 +1,5 @@
-//! `/channels/NAME`: plain `LISTEN NAME` for many clients over the one connection. No history, no positions; who was
-//! connected while the upstream was away is told so.
+//! `/channels/NAME`: plain `LISTEN NAME` for many clients over one connection. There is no history and no position. If
+//! the upstream connection breaks, or notifications are dropped, clients get `event: reset`.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -10,12 +10,13 @@ use tokio::sync::Notify;
 
 use crate::metrics::Metrics;
 use crate::stream::frame::Frame;
-use crate::stream::subscriber::{End, Pushed, Subscriber};
+use crate::stream::subscriber::{End, Subscriber};
+use crate::stream::tally::Tally;
 
-/// Postgres cuts longer names, and two names would become one.
+/// Postgres truncates longer names, so two names could become one.
 const MAX_NAME: usize = 63;
 
-/// The most refused names that are remembered. When there are more, all are dropped, and each is found out again.
+/// How many refused names are remembered. Beyond that all are forgotten, and each is refused by the database again.
 const MAX_REFUSED: usize = 1024;
 
 /// A pattern of channel names: `*` stands for any text.
@@ -29,14 +30,14 @@ impl From<String> for Pattern {
 }
 
 impl Pattern {
-    /// Whether `name` is of this pattern.
+    /// Whether `name` matches this pattern.
     pub fn matches(&self, name: &str) -> bool {
         let Some((head, rest)) = self.0.split_once('*') else { return self.0 == name };
         let Some(mut left) = name.strip_prefix(head) else { return false };
         let mut parts: Vec<_> = rest.split('*').collect();
         let tail = parts.pop().unwrap_or("");
         for part in parts {
-            // The first place is as good as any: what follows has the more to choose from.
+            // The first match is the best: it leaves the most text for the rest of the pattern.
             let Some(at) = left.find(part) else { return false };
             left = &left[at + part.len()..];
         }
@@ -47,9 +48,9 @@ impl Pattern {
 /// Why a channel is not served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// It is of no `--channel` pattern.
+    /// No `--channel` pattern matches it.
     Outside,
-    /// It is no name of a channel.
+    /// It is not the name of a channel.
     BadName,
     /// The database can't listen to it.
     NotInDatabase,
@@ -63,7 +64,7 @@ pub struct Channels {
     inner: Mutex<HashMap<Arc<str>, Channel>>,
     /// Names that the upstream's current database can't listen on.
     refused: Mutex<HashSet<Arc<str>>>,
-    /// Wakes the upstream when a channel is wanted for the first time or no more.
+    /// Wakes the upstream when a channel gets its first subscriber or loses its last.
     changed: Notify,
 }
 
@@ -75,12 +76,12 @@ struct Channel {
 }
 
 impl Channels {
-    /// Channels of these patterns.
+    /// Channels with names that match these patterns.
     pub fn new(patterns: Vec<Pattern>, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self { patterns, metrics, inner: Mutex::default(), refused: Mutex::default(), changed: Notify::new() })
     }
 
-    /// Whether there can be any.
+    /// Whether any channel can be served.
     pub fn enabled(&self) -> bool {
         !self.patterns.is_empty()
     }
@@ -96,7 +97,7 @@ impl Channels {
         if self.refused.lock().contains(name) { Err(Refused::NotInDatabase) } else { Ok(()) }
     }
 
-    /// Takes a subscriber in. It is greeted as soon as the upstream listens: what is notified from then on arrives.
+    /// Adds a subscriber. It is greeted as soon as the upstream listens; notifications from then on arrive.
     pub fn join(&self, name: &Arc<str>, subscriber: &Arc<Subscriber>) {
         let mut inner = self.inner.lock();
         let channel = inner.entry(name.clone()).or_default();
@@ -111,11 +112,11 @@ impl Channels {
         }
     }
 
-    /// Takes a subscriber out.
+    /// Removes a subscriber.
     pub fn leave(&self, subscriber: &Subscriber) {
         let mut inner = self.inner.lock();
         for (name, seat) in subscriber.leave() {
-            // After a refusal, the channel may be another one, and the seat somebody else's.
+            // After a refusal, another channel may have this name, and another subscriber this seat.
             if let Some(channel) = inner.get_mut(&name)
                 && channel.subscribers.get(seat).is_some_and(|there| std::ptr::eq(&**there, subscriber))
             {
@@ -128,17 +129,17 @@ impl Channels {
         }
     }
 
-    /// Waits until other channels are wanted than before.
+    /// Waits until the wanted channels have changed.
     pub async fn changed(&self) {
         self.changed.notified().await;
     }
 
-    /// The channels that are wanted now.
+    /// The channels that have subscribers.
     pub fn wanted(&self) -> BTreeSet<Arc<str>> {
         self.inner.lock().keys().cloned().collect()
     }
 
-    /// Says that the upstream listens to a channel: those who wait for it are greeted.
+    /// Notes that the upstream listens to a channel, and greets the subscribers that wait for it.
     pub fn opened(&self, name: &str) {
         if let Some(channel) = self.inner.lock().get_mut(name)
             && !std::mem::replace(&mut channel.open, true)
@@ -147,8 +148,7 @@ impl Channels {
         }
     }
 
-    /// Reports that the database can't listen on a channel: streams that wait for it end, and later requests are
-    /// refused.
+    /// Notes that the database can't listen on a channel: streams that wait for it end, and later requests are refused.
     pub fn refuse(&self, name: &Arc<str>) {
         let mut refused = self.refused.lock();
         if refused.len() >= MAX_REFUSED {
@@ -163,7 +163,7 @@ impl Channels {
         }
     }
 
-    /// Says that the upstream is gone: what is notified now is lost, so everyone is told to read their data again.
+    /// Notes that the upstream connection broke. Notifications are lost now, so clients get `event: reset`.
     pub fn closed(&self) {
         // The next connection may lead to another database.
         self.refused.lock().clear();
@@ -174,7 +174,7 @@ impl Channels {
         }
     }
 
-    /// Reports that notifications of a channel were dropped here: its clients get `event: reset`.
+    /// Notes that notifications of a channel were dropped here: its clients get `event: reset`.
     pub fn lost(&self, name: &str) {
         if let Some(channel) = self.inner.lock().get(name) {
             tracing::debug!(channel = name, "notifications were dropped because too many were waiting");
@@ -183,7 +183,7 @@ impl Channels {
         }
     }
 
-    /// Hands on a notification.
+    /// Sends a notification to the channel's subscribers.
     pub fn notified(&self, name: &str, payload: &str) {
         if let Some(channel) = self.inner.lock().get(name) {
             self.metrics.events_in.add(1);
@@ -192,29 +192,17 @@ impl Channels {
     }
 
     fn send(&self, channel: &Channel, frame: &Frame) {
+        let mut tally = Tally::default();
         for (_, subscriber) in &channel.subscribers {
-            match subscriber.push(frame.clone()) {
-                Pushed::Waiting(_) => self.metrics.events_out.add(1),
-                Pushed::Overflow => self.metrics.evicted_overflow.add(1),
-                Pushed::Ended => {}
-            }
+            tally.push(subscriber, frame);
         }
+        tally.count(&self.metrics);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::task::{Context, Poll, Waker};
-
-    fn take(subscriber: &Subscriber) -> String {
-        match subscriber.poll_frames(&Context::from_waker(Waker::noop()), 0) {
-            Poll::Ready(Some(frames)) => {
-                frames.iter().map(|f| String::from_utf8_lossy(f.bytes(false)).into_owned()).collect()
-            }
-            _ => String::new(),
-        }
-    }
 
     #[test]
     fn patterns_match_whole_names() {
@@ -249,7 +237,7 @@ mod tests {
         channels.join(&name, &first);
         channels.refuse(&name);
         assert_eq!((first.ended(), channels.check("a")), (Some(End::Finished), Err(Refused::NotInDatabase)));
-        // Somebody came in before that was known, and the first one leaves only then.
+        // The second subscriber joined before the refusal was known, and the first one leaves only afterwards.
         channels.join(&name, &second);
         channels.leave(&first);
         assert!(channels.wanted().contains(&name));
@@ -265,19 +253,19 @@ mod tests {
         let name: Arc<str> = "a".into();
         let (first, second) = (Subscriber::new(1000), Subscriber::new(1000));
         channels.join(&name, &first);
-        assert_eq!(take(&first), "", "nobody listens yet");
+        assert_eq!(first.take().concat(), "", "nobody listens yet");
         channels.opened("a");
         channels.join(&name, &second);
         channels.notified("a", "x\ny");
-        assert_eq!(take(&first), ": tidings\n\ndata: x\ndata: y\n\n");
-        assert_eq!(take(&second), ": tidings\n\ndata: x\ndata: y\n\n");
+        assert_eq!(first.take().concat(), ": tidings\n\ndata: x\ndata: y\n\n");
+        assert_eq!(second.take().concat(), ": tidings\n\ndata: x\ndata: y\n\n");
         channels.lost("a");
         channels.lost("b");
-        assert_eq!(take(&first), "event: reset\ndata: {\"reason\":\"overflow\"}\n\n");
+        assert_eq!(first.take().concat(), "event: reset\ndata: {\"reason\":\"overflow\"}\n\n");
         channels.leave(&first);
         assert!(channels.wanted().contains(&name));
         channels.closed();
-        assert!(take(&second).contains("event: reset\n"));
+        assert!(second.take().concat().contains("event: reset\n"));
         channels.leave(&second);
         assert!(channels.wanted().is_empty());
     }

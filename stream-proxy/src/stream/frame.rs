@@ -1,6 +1,6 @@
-//! How an event looks on the wire of a Server-Sent Events stream, and nothing about who gets it.
+//! How an event is encoded in a Server-Sent Events stream. Not here: who gets it.
 //!
-//! A frame is encoded once and shared by reference among all who get it.
+//! A frame is encoded once, and all subscribers share its bytes.
 
 use std::fmt::{Display, Write};
 use std::ops::Range;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tidings_wire::Position;
 
-/// Room before a body for the head of its chunk: nine digits, more than any payload needs, and the end of the line.
+/// Room before a body for the head of its chunk: nine digits, more than any payload needs, and a line break.
 const HEAD_ROOM: &str = "000000000\r\n";
 
 /// The end of a chunk.
@@ -27,14 +27,14 @@ pub struct Frame {
 /// Why a client has to read its data again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reset {
-    /// Events after its position are no longer available.
+    /// Events after its position have expired.
     Expired,
     /// A failover or a restore lost changes that the client may have seen.
     Lost,
 }
 
 impl Frame {
-    /// One event. Line ends of any kind in the payload become lines of their own, so no content can forge a field.
+    /// One event. Every line break in the payload starts a new `data` line, so no content can forge a field.
     pub fn event(id: impl Display, name: &str, payload: &str) -> Self {
         Self::chunked(payload.len() + name.len() + 64, |text| {
             // Writing to a String can't fail.
@@ -44,7 +44,7 @@ impl Frame {
         })
     }
 
-    /// Something that has no position: it leaves a client's last event id as it is.
+    /// A message without a position: a client's last event id does not change.
     pub fn message(name: Option<&str>, payload: &str) -> Self {
         Self::chunked(payload.len() + 32, |text| {
             if let Some(name) = name {
@@ -54,8 +54,8 @@ impl Frame {
         })
     }
 
-    /// The first bytes of a stream: how long to wait before reconnecting and, for a stream that starts now, where that
-    /// is: a client that is cut off before its first event then resumes from here.
+    /// The first bytes of a stream: how long to wait before reconnecting and, for a stream that starts now, its
+    /// position. A client that is cut off before its first event resumes from there.
     pub fn hello(retry: Duration, at: Option<Position>) -> Self {
         Self::chunked(96, |text| {
             let _ = writeln!(text, "retry: {}\n: tidings", retry.as_millis());
@@ -66,19 +66,19 @@ impl Frame {
         })
     }
 
-    /// The comment that says: the stream is on from here.
+    /// The comment that marks the beginning of a channel's stream.
     pub fn greeting() -> Self {
         Self { bytes: Bytes::from_static(b"b\r\n: tidings\n\n\r\n"), head: 3 }
     }
 
-    /// Tells a client how long to wait before it comes back.
+    /// How long a client should wait before it reconnects.
     pub fn retry(retry: Duration) -> Self {
         Self::chunked(24, |text| {
             let _ = write!(text, "retry: {}\n\n", retry.as_millis());
         })
     }
 
-    /// Tells a client that its position can't be served: it reads its data again and goes on from `at`.
+    /// Says that the client's position can't be served: the client should read its data again and continue from `at`.
     pub fn reset(at: Position, why: Reset) -> Self {
         let reason = match why {
             Reset::Expired => r#"{"reason":"expired"}"#,
@@ -87,9 +87,9 @@ impl Frame {
         Self::event(at, "reset", reason)
     }
 
-    /// Moves a client's last event id forward, so that it resumes from memory however quiet its topics are. It is an
-    /// event because browsers and libraries forget an id without data, whatever the standard says. A handler fires only
-    /// if it asks for that name.
+    /// Advances a client's last event id, so that it can resume from memory even if its topics are quiet. It is an
+    /// event because browsers and libraries drop an id without data, although the standard says otherwise. Only a
+    /// handler for this event name would see it.
     pub fn position(at: Position) -> Self {
         Self::chunked(64, |text| push_position(text, at))
     }
@@ -99,12 +99,12 @@ impl Frame {
         Self { bytes: Bytes::from_static(b"3\r\n:\n\n\r\n"), head: 3 }
     }
 
-    /// Says that nothing follows: the last chunk, which is empty.
+    /// The end of a stream: the last chunk, which is empty.
     pub fn end() -> Self {
         Self { bytes: Bytes::from_static(b"0\r\n\r\n"), head: 3 }
     }
 
-    /// Bytes that are no frame of a stream but go out in the same way: a response's head.
+    /// Bytes that are not a frame but are written in the same way: the head of a response.
     pub fn raw(bytes: impl Into<Bytes>) -> Self {
         Self { bytes: bytes.into(), head: 0 }
     }
@@ -133,7 +133,7 @@ impl Frame {
         if chunked { &self.bytes } else { &self.bytes[self.body()] }
     }
 
-    /// The content of the chunk, without another reference to it. Empty at the end of a stream.
+    /// The content of the chunk, which keeps no other reference to the frame. Empty at the end of a stream.
     pub fn into_body(self) -> Bytes {
         self.bytes.slice(self.body())
     }
@@ -153,7 +153,7 @@ fn push_position(text: &mut String, at: Position) {
 
 fn push_name(text: &mut String, name: &str) {
     text.push_str("event: ");
-    // Names have no control characters by contract; a stream must not depend on it.
+    // Names contain no control characters by contract, but a stream must not depend on it.
     text.extend(name.chars().map(|c| if c == '\n' || c == '\r' { ' ' } else { c }));
     text.push('\n');
 }
@@ -180,7 +180,7 @@ mod tests {
         std::str::from_utf8(frame.bytes(false)).unwrap()
     }
 
-    /// What a client by the standard makes of a frame: its id, event name and data.
+    /// What a standard client reads from a frame: its id, event name and data.
     fn read(frame: &str) -> Vec<(String, String, String)> {
         let (mut id, mut name, mut data, mut seen) = (String::new(), String::new(), String::new(), Vec::new());
         for line in frame.replace("\r\n", "\n").replace('\r', "\n").split_terminator('\n') {
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_comes_as_an_event_and_all_else_that_is_no_event_as_none() {
+    fn positions_are_events_and_other_frames_without_data_are_not() {
         let at = || Position::after_tick(7);
         let hello = |at| Frame::hello(Duration::from_secs(2), at);
         assert_eq!(text(&Frame::heartbeat()), ":\n\n");
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_is_a_chunk_of_what_is_in_it() {
+    fn a_frame_is_one_chunk_with_its_content() {
         let frames = [
             Frame::heartbeat(),
             Frame::greeting(),

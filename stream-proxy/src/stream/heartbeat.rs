@@ -1,6 +1,5 @@
-//! Heartbeats for all streams from one task: the streams sit in slots, one slot is visited at a time, so that an
-//! interval's work is spread over the interval and no stream needs a timer. A stream's greatest age is looked at in
-//! passing.
+//! Heartbeats for all streams from one task. Streams are spread over slots, and one slot is visited at a time, so that
+//! the work is spread over the interval and no stream needs a timer. A visit also ends streams that are too old.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,20 +9,21 @@ use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 
 use crate::metrics::Metrics;
 use crate::stream::frame::Frame;
-use crate::stream::hub::{Hub, Place};
+use crate::stream::hub::Hub;
+use crate::stream::place::Place;
 use crate::stream::subscriber::{End, Pulse, Subscriber};
 
-/// Slots of the wheel: enough for a smooth load, few enough to cost nothing when idle.
+/// Slots of the wheel: enough for an even load, and few enough to cost nothing when idle.
 const SLOTS: usize = 64;
 
 /// All open streams, in slots.
 #[derive(Debug)]
 pub struct Wheel {
     slots: Vec<Mutex<Slot>>,
-    /// Age at which a stream is ended, if at all.
+    /// Age at which streams end, if there is a limit.
     max_age: Option<Duration>,
     start: Instant,
-    /// Streams to end, once the proxy shuts down; later streams are added here.
+    /// The streams that still have to end, once the proxy shuts down; new streams are added here too.
     leaving: Mutex<Option<Vec<Arc<Subscriber>>>>,
 }
 
@@ -43,26 +43,28 @@ struct Slot {
 }
 
 impl Wheel {
-    /// A wheel that ends streams of that age, or up to a quarter earlier, so that they don't all end together.
+    /// A wheel that ends streams at this age, or up to a quarter earlier, so that they don't all end together.
     pub fn new(max_age: Option<Duration>) -> Self {
         let slots = (0..SLOTS).map(|_| Mutex::default()).collect();
         Self { slots, max_age, start: Instant::now(), leaving: Mutex::default() }
     }
 
-    /// Takes a stream in; it leaves by itself after it has ended.
+    /// Adds a stream. It is removed after it has ended.
     pub fn add(&self, stream: Arc<Subscriber>) {
         let until = match self.max_age {
             Some(age) => (self.start.elapsed() + age.mul_f64(1.0 - fastrand::f64() / 4.0)).as_secs() as u32,
             None => u32::MAX,
         };
         self.slots[fastrand::usize(..SLOTS)].lock().riders.push(Rider { stream: stream.clone(), until });
-        // After the other one, so that no stream is in neither: the slots are searched under this lock.
+        // Added after the slot: the slots are searched under this lock, so that every stream is in at least one of the
+        // two.
         if let Some(leaving) = &mut *self.leaving.lock() {
             leaving.push(stream);
         }
     }
 
-    /// Visits every stream once an interval, for ever. One that is ended is told to come back after `retry()`.
+    /// Visits every stream once an interval, forever. A stream that is too old ends, and its client should reconnect
+    /// after `retry()`.
     pub async fn run(&self, hub: &Hub, metrics: &Metrics, interval: Duration, retry: impl Fn() -> Duration) {
         let mut clock = tokio::time::interval((interval / SLOTS as u32).max(Duration::from_millis(1)));
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -72,8 +74,8 @@ impl Wheel {
         }
     }
 
-    /// Ends all streams, spread evenly over `time`; each gets the wait `retry()`. Until its turn comes, a stream stays
-    /// on the wheel.
+    /// Ends all streams, spread evenly over `time`. Each client gets the wait `retry()`. Until then a stream stays on
+    /// the wheel.
     pub async fn finish(&self, time: Duration, retry: impl Fn() -> Duration) {
         let end = Instant::now() + time;
         {
@@ -85,7 +87,7 @@ impl Wheel {
         }
         while let Some((stream, left)) = self.next_to_leave() {
             finish(&stream, retry());
-            // The remaining streams have the remaining time.
+            // The remaining time is shared by the remaining streams.
             if left > 1 {
                 let now = Instant::now();
                 sleep_until(now + end.saturating_duration_since(now) / left).await;
@@ -93,7 +95,7 @@ impl Wheel {
         }
     }
 
-    /// Any one of the streams that still have to end, and how many there are.
+    /// A random one of the streams that still have to end, and how many there are.
     fn next_to_leave(&self) -> Option<(Arc<Subscriber>, u32)> {
         let mut leaving = self.leaving.lock();
         let leaving = leaving.as_mut()?;
@@ -108,9 +110,9 @@ impl Wheel {
     }
 }
 
-/// Ends a stream in good order.
+/// Ends a stream after everything that waits has been sent.
 fn finish(stream: &Subscriber, retry: Duration) {
-    // However much is waiting: this frame must not be the one that exceeds the limit.
+    // This frame is queued regardless of the limit, because it must not be the one that exceeds it.
     stream.feed(Frame::retry(retry));
     stream.close(End::Finished);
 }
@@ -118,7 +120,7 @@ fn finish(stream: &Subscriber, retry: Duration) {
 impl Slot {
     fn visit(&mut self, hub: &Hub, metrics: &Metrics, now: u32, retry: &impl Fn() -> Duration) {
         let plain = Frame::heartbeat();
-        // Under the hub's lock: the id must not fall behind an event that is queued at the same time.
+        // Under the hub's lock, so that the position is not older than an event that is queued at the same time.
         hub.hold(|place| {
             let at_place = match place {
                 Some(place) if self.place != Some(place) => Frame::position(place.position()),
@@ -150,15 +152,6 @@ mod tests {
     use super::*;
     use std::task::{Context, Poll, Waker};
 
-    /// What waits, marked as written.
-    fn take(subscriber: &Subscriber) -> String {
-        let cx = Context::from_waker(Waker::noop());
-        let Poll::Ready(Some(frames)) = subscriber.poll_frames(&cx, 0) else { return String::new() };
-        let text: String = frames.iter().map(|f| String::from_utf8_lossy(f.bytes(false)).into_owned()).collect();
-        let _ = subscriber.poll_blocked(&cx, frames.iter().map(Frame::len).sum());
-        text
-    }
-
     #[tokio::test(start_paused = true)]
     async fn each_stream_gets_one_heartbeat_an_interval_and_the_place_when_it_moved() {
         let (wheel, metrics) = (Wheel::new(None), Arc::new(Metrics::default()));
@@ -166,16 +159,17 @@ mod tests {
         hub.restart(7);
         let (live, replaying) = (Subscriber::new(1000), Subscriber::new(1000));
         hub.join(&live, &["a".into()], |_| Frame::raw("hello"));
-        take(&live);
+        live.take().concat();
         wheel.add(live.clone());
         wheel.add(replaying.clone());
         let run = wheel.run(&hub, &metrics, Duration::from_secs(20), || Duration::ZERO);
         tokio::pin!(run);
         let mut seen = Vec::new();
-        // The first look comes before the interval is over, so none falls on the moment in which a slot is visited.
+        // The first check comes before the end of the interval, so that no check happens at the moment when a slot is
+        // visited.
         for time in [19_900, 20_000, 20_000].map(Duration::from_millis) {
             assert!(tokio::time::timeout(time, &mut run).await.is_err());
-            seen.push((take(&live), take(&replaying)));
+            seen.push((live.take().concat(), replaying.take().concat()));
         }
         let beat = |text: &str| (text.to_string(), ":\n\n".to_string());
         let place = "id: 7\nevent: position\ndata: {}\n\n";
@@ -184,7 +178,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_end_of_all_streams_is_spread_and_none_ends_without_a_goodbye() {
+    async fn the_ends_of_all_streams_are_spread_and_each_gets_its_last_frames() {
         let wheel = Wheel::new(None);
         let streams: Vec<_> = (0..100).map(|_| Subscriber::new(1000)).collect();
         streams.iter().for_each(|stream| wheel.add(stream.clone()));
@@ -201,7 +195,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_comes_while_streams_are_ended_is_ended_with_them() {
+    async fn a_stream_that_is_added_during_the_end_is_ended_too() {
         let (wheel, streams): (_, Vec<_>) = (Wheel::new(None), (0..3).map(|_| Subscriber::new(10)).collect());
         streams[0].push(Frame::raw("this is more than may wait"));
         wheel.add(streams[0].clone());
@@ -213,7 +207,7 @@ mod tests {
         finish.await;
         assert!(wheel.start.elapsed() <= Duration::from_secs(5));
         for stream in &streams {
-            assert!(take(stream).ends_with("retry: 1500\n\n"));
+            assert!(stream.take().concat().ends_with("retry: 1500\n\n"));
             assert_eq!(stream.ended(), Some(End::Finished));
         }
     }
@@ -228,12 +222,12 @@ mod tests {
         let finish = wheel.finish(Duration::from_secs(100), || Duration::ZERO);
         let both = async { tokio::join!(run, finish) };
         assert!(tokio::time::timeout(Duration::from_secs(30), both).await.is_err());
-        // Neither took anything, and this was also noticed for the one whose turn had not come.
+        // Neither client read anything, and this was also noticed for the one whose turn to end had not come.
         assert!(streams.iter().all(|stream| stream.ended() == Some(End::Stalled)));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_stream_that_takes_nothing_for_an_interval_is_ended() {
+    async fn a_stream_whose_client_reads_nothing_for_an_interval_is_ended() {
         let (wheel, metrics) = (Wheel::new(None), Arc::new(Metrics::default()));
         let hub = Hub::new(1000, metrics.clone());
         let stream = Subscriber::new(1000);
@@ -254,7 +248,7 @@ mod tests {
         let begun = Instant::now();
         while stream.ended().is_none() {
             assert!(tokio::time::timeout(Duration::from_secs(10), &mut run).await.is_err());
-            take(&stream);
+            stream.take().concat();
         }
         assert!((75..=130).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
         assert_eq!((stream.ended(), metrics.aged.get()), (Some(End::Finished), 1));

@@ -1,6 +1,7 @@
-//! From an event to the sockets of its subscribers. [`frame`] encodes an event once, [`hub`] queues it to each
-//! [`subscriber`] of its topic's [`audience`], and that client's [`writer`] writes it. [`channels`] does the same for
-//! plain channels, without history. [`heartbeat`] keeps idle streams alive and ends those that stall or are too old.
+//! From an event to the sockets of its subscribers. [`frame`] encodes an event once. [`hub`] queues it to each
+//! [`subscriber`] of its topic's [`audience`], and a [`tally`] counts what became of it; each client's [`writer`]
+//! writes it. A [`place`] says where a subscriber is. [`channels`] does the same for plain channels, without history.
+//! [`heartbeat`] keeps idle streams alive and ends those that stall or are too old.
 //!
 //! Not here: HTTP, and where events come from.
 
@@ -9,5 +10,7 @@ pub mod channels;
 pub mod frame;
 pub mod heartbeat;
 pub mod hub;
+pub mod place;
 pub mod subscriber;
+pub mod tally;
 pub mod writer;

@@ -1,4 +1,4 @@
-//! One subscriber: the frames that wait for it, bounded in bytes.
+//! One subscriber: the queue of frames that wait for it, bounded in bytes.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -14,17 +14,17 @@ use crate::stream::frame::Frame;
 pub enum End {
     /// The client is gone, or its connection broke.
     Gone,
-    /// More was waiting than the client may have waiting.
+    /// More bytes were waiting than the limit allows.
     Overflow,
-    /// Nothing that waited was taken for a whole heartbeat interval.
+    /// The client read nothing for a whole heartbeat interval, although frames were waiting.
     Stalled,
-    /// The client may no longer have it.
+    /// The client's access has ended.
     Revoked,
-    /// The proxy ends the stream; what waits is still written.
+    /// The proxy ends the stream after everything that waits has been sent.
     Finished,
 }
 
-/// Where a subscriber is entered in the hub.
+/// A topic or channel of a subscriber, and the subscriber's place there.
 pub type Seat = (Arc<str>, usize);
 
 /// A subscriber's queue, shared by the hub, which fills it, and the client's task, which empties it.
@@ -38,18 +38,18 @@ pub struct Subscriber {
 #[derive(Debug, Default)]
 struct State {
     frames: VecDeque<Frame>,
-    /// Bytes that wait here or in the writer's hands.
+    /// Bytes that wait here or that the writer has taken but not written.
     bytes: usize,
     end: Option<End>,
-    /// Whether the writer got rid of anything since the last heartbeat.
+    /// Whether the writer has written anything since the last heartbeat.
     moving: bool,
-    /// Whether every event of the topics up to the hub's place has been queued.
+    /// Whether every event of its topics up to the hub's place has been queued.
     live: bool,
-    /// The seats in the hub or at a channel, empty until it has one.
+    /// Its seats in the hub or at a channel; empty until it has some.
     seats: Box<[Seat]>,
     /// The client's task, when it waits for frames.
     writer: Option<Waker>,
-    /// Who waits for room.
+    /// The task that waits for room, such as a replay.
     feeder: Option<Waker>,
 }
 
@@ -98,9 +98,9 @@ impl State {
 /// What became of a frame that was pushed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pushed {
-    /// It waits, and with it that many bytes.
+    /// It waits. This many bytes wait now, with it.
     Waiting(usize),
-    /// It was the one too many: the stream ends now.
+    /// It exceeded the limit: the stream ends now.
     Overflow,
     /// The stream had ended before.
     Ended,
@@ -109,9 +109,9 @@ pub enum Pushed {
 /// What a heartbeat found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pulse {
-    /// The client takes what it is sent.
+    /// The client reads what it is sent.
     Alive,
-    /// It took nothing for a whole interval: the stream ends now.
+    /// The client read nothing for a whole interval: the stream ends now.
     Stalled,
     /// The stream had ended before.
     Ended,
@@ -120,11 +120,12 @@ pub enum Pulse {
 impl Subscriber {
     /// A subscriber that may have `limit` bytes waiting.
     pub fn new(limit: usize) -> Arc<Self> {
-        // It has had no interval yet to take anything.
+        // Its first interval has just begun.
         Arc::new(Self { limit, state: Mutex::new(State { moving: true, ..State::default() }) })
     }
 
-    /// Queues a frame. One that doesn't fit ends the stream: the client comes back with the last id it got.
+    /// Queues a frame. If it exceeds the limit, the stream ends, and the client reconnects with the last id that it
+    /// got.
     pub fn push(&self, frame: Frame) -> Pushed {
         let mut state = self.state.lock();
         if state.end.is_some() {
@@ -138,7 +139,7 @@ impl Subscriber {
         Pushed::Waiting(state.bytes)
     }
 
-    /// Queues a frame however much waits: for a feeder, which waits for [`Self::room`] by itself. False if the stream
+    /// Queues a frame regardless of the limit: for a replay, which waits for [`Self::room`] before. False if the stream
     /// has ended.
     pub fn feed(&self, frame: Frame) -> bool {
         let mut state = self.state.lock();
@@ -149,14 +150,15 @@ impl Subscriber {
         open
     }
 
-    /// Queues bytes ahead of everything else.
+    /// Queues bytes before all others.
     pub fn prepend(&self, frame: Frame) {
         let mut state = self.state.lock();
         state.bytes += frame.len();
         state.frames.push_front(frame);
     }
 
-    /// Ends the stream; false if it had ended before. Unless it is [`End::Finished`], what waits is dropped.
+    /// Ends the stream; false if it had ended before. Unless the end is [`End::Finished`], frames that wait are
+    /// dropped.
     pub fn close(&self, end: End) -> bool {
         self.state.lock().close(end)
     }
@@ -166,14 +168,23 @@ impl Subscriber {
         self.state.lock().end
     }
 
+    /// What waits, frame by frame as text, and marks it as written.
+    #[cfg(test)]
+    pub fn take(&self) -> Vec<String> {
+        let cx = Context::from_waker(Waker::noop());
+        let Poll::Ready(Some(frames)) = self.poll_frames(&cx, 0) else { return Vec::new() };
+        let _ = self.poll_blocked(&cx, frames.iter().map(Frame::len).sum());
+        frames.iter().map(|frame| String::from_utf8_lossy(frame.bytes(false)).into_owned()).collect()
+    }
+
     /// Bytes that wait here or in the writer.
     #[cfg(test)]
     pub fn waiting(&self) -> usize {
         self.state.lock().bytes
     }
 
-    /// Notes the seats that the subscriber has been given; gives them back if the stream has ended meanwhile. From now
-    /// on it is `live` if it has every event up to the hub's place.
+    /// Sets the seats of the subscriber, or returns them if the stream has ended in the meantime. `live` says whether
+    /// it has every event up to the hub's place from now on.
     pub fn sit(&self, seats: Box<[Seat]>, live: bool) -> Result<(), Box<[Seat]>> {
         let mut state = self.state.lock();
         if state.end.is_some() {
@@ -184,7 +195,7 @@ impl Subscriber {
         Ok(())
     }
 
-    /// Gives up the seats and ends the stream, if nobody else did.
+    /// Ends the stream if it has not ended, and returns its seats.
     pub fn leave(&self) -> Box<[Seat]> {
         let mut state = self.state.lock();
         state.close(End::Gone);
@@ -195,7 +206,7 @@ impl Subscriber {
     pub fn beat(&self, plain: &Frame, at_place: &Frame) -> Pulse {
         let mut state = self.state.lock();
         match state.end {
-            // Its last bytes are still on their way.
+            // Its last bytes are still being sent.
             Some(End::Finished) if state.bytes > 0 => {}
             Some(_) => return Pulse::Ended,
             None => {}
@@ -211,13 +222,13 @@ impl Subscriber {
         Pulse::Alive
     }
 
-    /// How many bytes a feeder should have waiting at most, so that live events still find room.
+    /// How many bytes a replay should have waiting at most, so that live events still have room.
     pub fn comfortable(&self) -> usize {
         self.limit / 4
     }
 
-    /// Waits until the subscriber has no more waiting than is comfortable; false if its stream has ended. One waits at
-    /// a time.
+    /// Waits until no more than [`Self::comfortable`] bytes are waiting; false if the stream has ended. Only one task
+    /// may wait at a time.
     pub async fn room(&self) -> bool {
         poll_fn(|cx| {
             let mut state = self.state.lock();
@@ -233,8 +244,8 @@ impl Subscriber {
         .await
     }
 
-    /// Gives the writer, who has written `written` bytes since the last call, all that waits; `None` when the stream is
-    /// over.
+    /// Gives the writer all frames that wait; `None` when the stream has ended. The writer has written `written` bytes
+    /// since the last call.
     pub fn poll_frames(&self, cx: &Context<'_>, written: usize) -> Poll<Option<VecDeque<Frame>>> {
         let mut state = self.state.lock();
         self.account(&mut state, written);
@@ -250,7 +261,8 @@ impl Subscriber {
         Poll::Ready(Some(std::mem::take(&mut state.frames)))
     }
 
-    /// Tells that the writer has written `written` bytes and can write no more for now; ready when it need not go on.
+    /// Notes that the writer has written `written` bytes and can't write more for now. Ready when the stream has ended
+    /// and need not be written further.
     pub fn poll_blocked(&self, cx: &Context<'_>, written: usize) -> Poll<()> {
         let mut state = self.state.lock();
         self.account(&mut state, written);
@@ -290,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_too_many_ends_the_stream_and_frees_what_waits() {
+    fn a_frame_beyond_the_limit_ends_the_stream_and_frees_the_queue() {
         let subscriber = Subscriber::new(10);
         assert_eq!(subscriber.push(frame("a frame larger than the limit")), Pushed::Waiting(29));
         assert_eq!(subscriber.push(frame("x")), Pushed::Overflow);
@@ -309,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn a_heartbeat_unsent_for_an_interval_ends_the_stream() {
+    fn a_heartbeat_that_is_not_sent_for_an_interval_ends_the_stream() {
         let (plain, at) = (frame("plain"), frame("at"));
         let subscriber = Subscriber::new(10);
         assert_eq!(subscriber.beat(&plain, &at), Pulse::Alive);
@@ -344,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_client_that_still_takes_something_is_kept() {
+    fn a_slow_client_that_still_reads_is_kept() {
         let (plain, at) = (frame("plain"), frame("at"));
         let subscriber = Subscriber::new(100);
         subscriber.push(frame("0123456789"));

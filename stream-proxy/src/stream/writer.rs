@@ -1,4 +1,4 @@
-//! The task of one client: it writes the frames that wait for a subscriber to its socket, and knows nothing of where
+//! The task of one client: it writes the frames that wait for a subscriber to its socket. It knows nothing about where
 //! they come from.
 
 use std::collections::VecDeque;
@@ -14,22 +14,22 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::stream::frame::Frame;
 use crate::stream::subscriber::{End, Subscriber};
 
-/// Frames that leave in one write at most.
+/// The most frames in one write.
 const WRITE_BATCH: usize = 256;
 
-/// What a client may send after its request, which nobody reads, in bytes.
+/// How many bytes a client may send after its request. Nobody reads them.
 const MAX_NOISE: u32 = 64 * 1024;
 
-/// The task of one client: writes what waits for it and notices when it goes. It owns the socket and a `guard` that
-/// gives back what the client held when the task ends.
+/// The task of one client: it writes what waits and notices when the client disconnects. It owns the socket and a
+/// `guard`, which releases what the stream holds when the task ends.
 #[derive(Debug)]
-pub struct Stream<IO, G> {
+pub struct Writer<IO, G> {
     io: IO,
     subscriber: Arc<Subscriber>,
     guard: G,
     /// Frames taken from the queue and not yet written.
     batch: VecDeque<Frame>,
-    /// Bytes of the first of them that are written already.
+    /// Bytes of the first frame that have already been written.
     offset: usize,
     noise: u32,
     /// Whether frames are written as chunks.
@@ -43,7 +43,7 @@ pub trait CountBytes {
     fn wrote(&self, bytes: usize);
 }
 
-impl<IO, G> Stream<IO, G> {
+impl<IO, G> Writer<IO, G> {
     /// The task that writes `subscriber`'s frames to `io`, as chunks if `chunked`.
     pub fn new(io: IO, subscriber: Arc<Subscriber>, guard: G, chunked: bool) -> Self {
         Self { io, subscriber, guard, batch: VecDeque::new(), offset: 0, noise: 0, chunked, closing: false }
@@ -67,8 +67,8 @@ impl<IO, G> Stream<IO, G> {
     }
 }
 
-impl<IO: AsyncRead + AsyncWrite + Unpin, G: CountBytes> Stream<IO, G> {
-    /// Reads and drops what the client sends; ready when it is gone.
+impl<IO: AsyncRead + AsyncWrite + Unpin, G: CountBytes> Writer<IO, G> {
+    /// Reads and drops what the client sends; ready when the client has disconnected.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut space = [MaybeUninit::uninit(); 512];
         loop {
@@ -84,11 +84,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, G: CountBytes> Stream<IO, G> {
         }
     }
 
-    /// Writes what it can of the batch, which is not empty.
+    /// Writes what it can from the batch, which is not empty.
     fn poll_write_batch(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let io = Pin::new(&mut self.io);
         if let ([frame], []) = self.batch.as_slices() {
-            // A plain `send` costs the kernel less than a list of one, and this is the usual case.
+            // One `send` costs the kernel less than a list with one buffer, and this is the usual case.
             return io.poll_write(cx, &frame.bytes(self.chunked)[self.offset..]);
         }
         let mut slices = [IoSlice::new(&[]); WRITE_BATCH];
@@ -100,7 +100,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, G: CountBytes> Stream<IO, G> {
         io.poll_write_vectored(cx, &slices[..count])
     }
 
-    /// Writes until nothing waits; ready when the stream is over, with whether to close the connection in good order.
+    /// Writes until nothing waits. Ready when the stream has ended; true if the connection should then be closed
+    /// properly.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         let mut written = 0;
         loop {
@@ -113,7 +114,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, G: CountBytes> Stream<IO, G> {
                     }
                     Poll::Ready(None) => return Poll::Ready(self.subscriber.ended() == Some(End::Finished)),
                     Poll::Pending => {
-                        // Frees what the batch had set aside: an idle client keeps nothing.
+                        // Frees the memory of the batch: an idle client keeps none.
                         self.batch = VecDeque::new();
                         return match Pin::new(&mut self.io).poll_flush(cx) {
                             Poll::Ready(Err(_)) => Poll::Ready(false),
@@ -134,7 +135,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, G: CountBytes> Stream<IO, G> {
     }
 }
 
-impl<IO: AsyncRead + AsyncWrite + Unpin, G: CountBytes + Unpin> Future for Stream<IO, G> {
+impl<IO: AsyncRead + AsyncWrite + Unpin, G: CountBytes + Unpin> Future for Writer<IO, G> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -172,7 +173,7 @@ mod tests {
         let (mut client, server) = tokio::io::duplex(7);
         let subscriber = Subscriber::new(1000);
         subscriber.prepend(frame("head\n\n"));
-        let task = tokio::spawn(Stream::new(server, subscriber.clone(), Uncounted, chunked));
+        let task = tokio::spawn(Writer::new(server, subscriber.clone(), Uncounted, chunked));
         for text in ["one", "two", "a longer three"] {
             subscriber.push(Frame::message(None, text));
         }
@@ -194,9 +195,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_task_ends_when_the_client_goes() {
+    async fn the_task_ends_when_the_client_disconnects() {
         let (client, server) = tokio::io::duplex(64);
-        let task = tokio::spawn(Stream::new(server, Subscriber::new(1000), Uncounted, true));
+        let task = tokio::spawn(Writer::new(server, Subscriber::new(1000), Uncounted, true));
         drop(client);
         task.await.unwrap();
     }
@@ -205,7 +206,7 @@ mod tests {
     async fn a_blocked_task_ends_when_its_stream_is_ended() {
         let (_client, server) = tokio::io::duplex(1);
         let subscriber = Subscriber::new(1000);
-        let task = tokio::spawn(Stream::new(server, subscriber.clone(), Uncounted, true));
+        let task = tokio::spawn(Writer::new(server, subscriber.clone(), Uncounted, true));
         subscriber.push(frame("does not fit"));
         subscriber.close(End::Stalled);
         task.await.unwrap();

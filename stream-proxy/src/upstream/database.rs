@@ -1,5 +1,5 @@
-//! Connections to Postgres: how they are made, and what can go wrong with them. `connection` says where the database
-//! is; `upstream` and `reads` have the queries.
+//! Connections to Postgres: how they are made, and what can go wrong with them. `connection_string` says where the
+//! database is; `log` and `reads` have the queries.
 
 use std::future::{Future, poll_fn};
 use std::path::{Path, PathBuf};
@@ -17,19 +17,20 @@ use tokio_rustls::rustls::ClientConfig;
 
 use crate::certificates::TlsError;
 use crate::metrics::Metrics;
-use crate::upstream::connection_string::{BadUrl, Roots, Security, Target};
+use crate::upstream::connection_string::{Roots, Security, Target};
 use crate::upstream::inbox::{self, Inbox, inbox};
+use crate::upstream::parameters::BadUrl;
 use crate::upstream::password::{PasswordError, Passwords};
 use crate::upstream::settings;
 use crate::upstream::tls;
 
-/// The longest to wait for an answer: a connection that gives none is broken.
+/// The longest wait for an answer: a connection that gives none is broken.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The longest to wait for a connection.
+/// The longest wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What the proxy could not get from the database.
+/// Why the database did not give what the proxy asked for.
 #[derive(Debug, thiserror::Error)]
 pub enum DatabaseError {
     /// The position is older than what is retained.
@@ -38,7 +39,7 @@ pub enum DatabaseError {
     /// The log does not have the tick of the position.
     #[error("the tick of the position was lost")]
     Lost,
-    /// Postgres, or the way to it, says no.
+    /// Postgres, or the connection to it, reports an error.
     #[error("{}", describe(.0))]
     Postgres(#[source] tokio_postgres::Error),
     /// No answer came in time.
@@ -53,7 +54,7 @@ pub enum DatabaseError {
     /// Certificates or keys towards Postgres can't be used.
     #[error("{0}")]
     Tls(String),
-    /// The database answered what an extension of this version does not.
+    /// The extension's answer does not fit its version.
     #[error("unexpected answer from the extension: {0}")]
     Contract(&'static str),
 }
@@ -88,7 +89,7 @@ impl DatabaseError {
     }
 }
 
-/// An error in words for an operator. Messages of Postgres never contain the password.
+/// An error in words for an operator. Postgres never puts the password into its messages.
 fn describe(error: &tokio_postgres::Error) -> String {
     match error.as_db_error() {
         Some(db) if [SqlState::INVALID_SCHEMA_NAME, SqlState::UNDEFINED_FUNCTION].contains(db.code()) => {
@@ -102,7 +103,7 @@ fn describe(error: &tokio_postgres::Error) -> String {
     }
 }
 
-/// Where the database is, and the certificates for it. Clones share the files that are read again.
+/// Where the database is, and the certificates for it. Clones share the certificates, so all of them see new ones.
 #[derive(Clone, Debug)]
 pub struct Database {
     target: Arc<Target>,
@@ -154,10 +155,10 @@ impl Database {
         Ok(())
     }
 
-    /// The host to which a password would go over a network in plain text. SCRAM does not send the password itself, but
-    /// the server chooses the method, and everything after the login can be read and changed on the way.
-    pub fn tells_a_password_in_the_clear(&self) -> Option<String> {
-        let host = self.target.in_the_clear()?;
+    /// The host to which the password would be sent over a network in plain text. SCRAM does not send the password
+    /// itself, but the server chooses the method, and everything after the login can be read and changed on the way.
+    pub fn sends_password_in_plain_text(&self) -> Option<String> {
+        let host = self.target.plain_text_host()?;
         let config = self.passwords.fill(&self.target.config).ok()?;
         config.get_password().is_some().then_some(host)
     }
@@ -180,12 +181,12 @@ impl Database {
             }
         };
         let (client, settings, notifications) =
-            timeout(CONNECT_TIMEOUT, answer(connecting)).await.unwrap_or(Err(DatabaseError::Timeout))?;
-        answer(client.batch_execute(&settings)).await?;
+            timeout(CONNECT_TIMEOUT, in_time(connecting)).await.unwrap_or(Err(DatabaseError::Timeout))?;
+        in_time(client.batch_execute(&settings)).await?;
         Ok((client, notifications))
     }
 
-    /// The configuration with the current password. Its file is read where no stream is served.
+    /// The configuration with the current password. The file is not read in a thread that serves streams.
     async fn filled(&self) -> Result<Config, DatabaseError> {
         let (target, passwords) = (self.target.clone(), self.passwords.clone());
         let filled = spawn_blocking(move || passwords.fill(&target.config)).await;
@@ -197,7 +198,7 @@ impl Database {
         self.target.config.get_user()
     }
 
-    /// Asks the server to cancel what it is doing for a client.
+    /// Asks the server to cancel the client's statement.
     pub async fn cancel(&self, client: &Client) -> Result<(), DatabaseError> {
         let (token, tls) = (client.cancel_token(), self.tls.read().clone());
         match tls {
@@ -212,7 +213,7 @@ fn settings_for<S: AsyncRead + AsyncWrite + Unpin>(connection: &Connection<Socke
     settings::statements(connection.parameter("server_version"))
 }
 
-/// Keeps a connection going in a task of its own, until it breaks or its client is dropped.
+/// Drives a connection in its own task, until it breaks or its client is dropped.
 fn drive<S>(mut connection: Connection<Socket, S>, metrics: Arc<Metrics>) -> Inbox
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -234,7 +235,7 @@ where
     inbox
 }
 
-/// Waits for an answer, but not for ever.
-pub async fn answer<T>(question: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T, DatabaseError> {
+/// Waits for an answer, but not longer than [`ANSWER_TIMEOUT`].
+pub async fn in_time<T>(question: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T, DatabaseError> {
     timeout(ANSWER_TIMEOUT, question).await.map_err(|_| DatabaseError::Timeout)?.map_err(DatabaseError::from)
 }

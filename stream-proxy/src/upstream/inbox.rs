@@ -20,7 +20,7 @@ use crate::metrics::Metrics;
 /// uses by default.
 pub const LIMIT: usize = 64 * 1024 * 1024;
 
-/// What a notification takes beside its texts, in bytes: the headers of two strings and its slot in the queue.
+/// What a notification takes in addition to its texts, in bytes: the headers of two strings and its slot in the queue.
 const OVERHEAD: usize = 96;
 
 /// Slots of the queue that are kept while nothing waits; slots beyond that, from a burst, are freed.
@@ -49,7 +49,7 @@ impl Message for Notification {
 pub enum Heard<M> {
     /// A notification.
     Message(M),
-    /// At least one notification of this channel was dropped here.
+    /// At least one notification of this channel was dropped at this point.
     Lost(String),
 }
 
@@ -128,7 +128,7 @@ impl<M> Drop for Outlet<M> {
 impl<M: Message> Inbox<M> {
     /// The next entry; `None` when the connection has closed and the queue is empty.
     pub async fn recv(&mut self) -> Option<Heard<M>> {
-        // A burst must not keep the worker from other tasks, such as those that send these events to clients.
+        // A burst must not keep the thread from other tasks, such as those that send these events to clients.
         cooperative(poll_fn(|cx| self.poll_recv(cx))).await
     }
 
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_does_not_fit_leaves_one_mark_for_each_channel_where_it_was() {
+    async fn a_dropped_notification_leaves_one_mark_for_its_channel_in_its_place() {
         let metrics = Arc::new(Metrics::default());
         let (outlet, mut inbox) = inbox(ROOM, metrics.clone());
         for channel in ["a", "b", "a", "a", "c", "b"] {
@@ -206,13 +206,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_loss_behind_a_notification_that_did_fit_is_marked_anew() {
+    async fn a_loss_after_a_notification_that_fits_gets_a_new_mark() {
         let (outlet, mut inbox) = inbox(ROOM, Arc::default());
         for _ in 0..3 {
             outlet.push(Note("a", 0));
         }
         assert_eq!(inbox.recv().await, Some(note("a")));
-        // The mark still waits; what comes now is after it.
+        // The mark still waits; this notification comes after it.
         outlet.push(Note("a", 0));
         outlet.push(Note("a", 0));
         drop(outlet);
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_waits_is_woken_by_a_notification_and_by_the_end() {
+    async fn a_waiting_task_is_woken_by_a_notification_and_by_the_end() {
         let (outlet, mut inbox) = inbox(ROOM, Arc::default());
         let waits = tokio::spawn(async move { (inbox.recv().await, inbox.recv().await) });
         tokio::task::yield_now().await;

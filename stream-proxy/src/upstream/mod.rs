@@ -1,13 +1,17 @@
-//! From Postgres to the hub. [`session`] follows the relay's notifications over one connection, for all clients.
-//! [`replay`] brings one client from its old position to the present, with the queries in [`reads`]. [`registry`]
-//! reports which topics are being watched. [`database`] makes all connections: [`connection_string`], [`password`] and
-//! [`settings`] are the parts of it, and [`inbox`] holds the notifications that have arrived.
+//! From Postgres to the hub. [`session`] is the live connection, one for all clients; [`chain`] puts the ticks in
+//! order, from notifications and from the [`log`]. [`replay`] brings one client from an old position to the present,
+//! with the queries in [`reads`]. [`registry`] reports which topics have subscribers. [`database`] makes all
+//! connections: [`connection_string`] and [`parameters`] say where to, [`password`], [`tls`] and [`settings`] say how,
+//! and [`inbox`] holds the notifications that have arrived.
 //!
 //! Not here: queries about access (`access`).
 
+pub mod chain;
 pub mod connection_string;
 pub mod database;
 pub mod inbox;
+pub mod log;
+pub mod parameters;
 pub mod password;
 pub mod reads;
 pub mod registry;

@@ -28,7 +28,7 @@ pub struct PasswordError {
 pub struct Passwords {
     /// A file with only the password.
     pub file: Option<PathBuf>,
-    /// `PGPASSWORD`. The connection string comes between the two.
+    /// `PGPASSWORD`. In the order of precedence, the connection string comes between the file and this.
     variable: Option<Variable>,
     /// A file of passwords for many servers, in libpq's format.
     passfile: Option<PathBuf>,
@@ -86,7 +86,7 @@ fn read_alone(file: &Path) -> Result<Vec<u8>, PasswordError> {
         bytes.pop_if(|byte| *byte == b'\r');
     }
     if bytes.is_empty() || bytes.contains(&0) {
-        return Err(failed(io::Error::new(io::ErrorKind::InvalidData, "there is none in it")));
+        return Err(failed(io::Error::new(io::ErrorKind::InvalidData, "it is empty or contains a NUL")));
     }
     Ok(bytes)
 }
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_fit_as_they_do_for_libpq() {
+    fn lines_match_as_in_libpq() {
         let wanted = ["h", "5432", "db", "u"];
         for (line, password) in [
             ("h:5432:db:u:secret", Some("secret")),
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_passfile_that_others_may_read_is_passed_over() {
+    fn a_passfile_that_others_may_read_is_skipped() {
         let file = Temporary::new("open", "*:*:*:*:p\n", 0o640);
         assert_eq!(password(&Passwords::new(Some(file.0.clone()), |_| None), "host=h user=u"), None);
         fs::set_permissions(&file.0, fs::Permissions::from_mode(0o600)).unwrap();

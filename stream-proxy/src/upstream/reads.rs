@@ -1,6 +1,7 @@
 //! Reads for single clients, over separate connections. The upstream's own reads use the upstream's connection, so no
 //! client's replay delays live events.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,32 +13,48 @@ use tokio_postgres::{Client, Row};
 
 use crate::metrics::Metrics;
 use crate::stream::frame::Frame;
-use crate::upstream::database::{Database, DatabaseError, answer};
+use crate::upstream::database::{Database, DatabaseError, in_time};
+use crate::upstream::log::parse_position;
 
-/// How long a failed attempt to connect answers for those who ask meanwhile.
+/// How long after a failed attempt to connect the next ones fail at once.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 
-/// The most bytes of the log that one page covers: about 20 ms of reading in the server.
+/// How many bytes of the log one page covers at most: about 20 ms of reading in the server.
 const SCAN_BYTES: i32 = 8 * 1024 * 1024;
 
 /// An event read from the log.
 #[derive(Debug)]
-pub struct Change {
-    /// Its position, which keeps what the reader's snapshot saw as long as that matters.
+pub struct LogEvent {
+    /// Its position. It includes what the reader's snapshot saw, as long as that matters.
     pub position: Position,
     /// What the client gets.
     pub frame: Frame,
 }
 
-/// A part of the log.
+/// A page of the log.
 #[derive(Debug)]
 pub struct Page {
     /// The requested events.
-    pub changes: Vec<Change>,
-    /// The end of this part.
+    pub events: Vec<LogEvent>,
+    /// The end of the page.
     pub reached: Position,
     /// Whether the log has more.
     pub more: bool,
+}
+
+/// What a replay asks the log. It is a trait so that a test can play the log without a database.
+pub trait ClientLog {
+    /// The position from which to continue for a client that comes with `after`, `None` if it is too early to say; and
+    /// the last tick that the log had then.
+    fn locate(&self, after: &str) -> impl Future<Output = Result<(Option<Position>, u64), DatabaseError>> + Send;
+
+    /// The events of `topics` in the next part of the log after `after`, at most `max_rows`.
+    fn page(
+        &self,
+        after: &Position,
+        topics: &[Arc<str>],
+        max_rows: i32,
+    ) -> impl Future<Output = Result<Page, DatabaseError>> + Send;
 }
 
 /// Reads for clients. Pages of the log use one connection and short queries another, so a slow page does not delay a
@@ -46,7 +63,7 @@ pub struct Page {
 pub struct Reads {
     short: Link,
     pages: Link,
-    /// Pages that are read at the same time.
+    /// Limits how many pages are read at the same time.
     permits: Semaphore,
 }
 
@@ -100,7 +117,7 @@ impl Link {
 
     async fn query(&self, sql: &str, parameters: &[(&(dyn ToSql + Sync), Type)]) -> Result<Vec<Row>, DatabaseError> {
         let client = self.client().await?;
-        let result = answer(client.query_typed(sql, parameters)).await;
+        let result = in_time(client.query_typed(sql, parameters)).await;
         if matches!(result, Err(DatabaseError::Timeout)) {
             self.forget(&client).await;
         }
@@ -115,52 +132,8 @@ impl Reads {
         Self { short: link(), pages: link(), permits: Semaphore::new(parallel) }
     }
 
-    /// The position to read on from for a client that comes with `after`, `None` if it is too early to say; and the
-    /// last tick that the log had then.
-    pub async fn locate(&self, after: &str) -> Result<(Option<Position>, u64), DatabaseError> {
-        let rows = self.short.query("SELECT tidings.locate($1::pg_catalog.text)", &[(&after, Type::TEXT)]).await?;
-        let row = rows.first().ok_or(DatabaseError::Contract("no row from locate"))?;
-        let located = row.try_get::<_, Option<&str>>(0)?.map(parse).transpose()?;
-        // A separate query: in one statement, the position's snapshot would be older than the ticks that `locate` has
-        // seen.
-        let rows = self.short.query("SELECT tidings.position()", &[]).await?;
-        let row = rows.first().ok_or(DatabaseError::Contract("no row from position"))?;
-        Ok((located, parse(row.try_get(0)?)?.tick))
-    }
-
-    /// The events of `topics` in the next part of the log after `after`, at most `max_rows`.
-    pub async fn page(&self, after: &Position, topics: &[Arc<str>], max_rows: i32) -> Result<Page, DatabaseError> {
-        let (after, topics) = (after.to_string(), topics.iter().map(|topic| &**topic).collect::<Vec<_>>());
-        // The semaphore is never closed. Clients that need more than one page take turns.
-        let permit = self.permits.acquire().await.map_err(|_| DatabaseError::Closed)?;
-        let sql = "SELECT position, topic IS NULL, event, payload, more FROM tidings.scan(
-            $1::pg_catalog.text, $2::pg_catalog.text[], $3::pg_catalog.int4, $4::pg_catalog.int4, false)";
-        let parameters: [(&(dyn ToSql + Sync), Type); 4] =
-            [(&after, Type::TEXT), (&topics, Type::TEXT_ARRAY), (&max_rows, Type::INT4), (&SCAN_BYTES, Type::INT4)];
-        let rows = self.pages.query(sql, &parameters).await?;
-        drop(permit);
-        let mut changes: Vec<Change> = Vec::with_capacity(rows.len());
-        for row in &rows {
-            let id: Option<&str> = row.try_get(0)?;
-            match (row.try_get::<_, bool>(1)?, id, changes.last()) {
-                (false, Some(id), _) => {
-                    changes.push(Change {
-                        position: parse(id)?,
-                        frame: Frame::event(id, row.try_get(2)?, row.try_get(3)?),
-                    });
-                }
-                (true, Some(id), _) => return Ok(Page { changes, reached: parse(id)?, more: row.try_get(4)? }),
-                // The page has `max_rows` events, so it ends at the last of them.
-                (true, None, Some(Change { position, .. })) => {
-                    return Ok(Page { reached: position.clone(), changes, more: row.try_get(4)? });
-                }
-                _ => break,
-            }
-        }
-        Err(DatabaseError::Contract("a page of the log without an end"))
-    }
-
-    /// Tells how many subscribers topics have at proxy `name`, and renews its lease on all it told before.
+    /// Reports how many subscribers each topic has at proxy `name`, and renews the lease on everything that it reported
+    /// before.
     pub async fn report(&self, name: &str, topics: &[(Arc<str>, usize)], lease: Duration) -> Result<(), DatabaseError> {
         let names: Vec<&str> = topics.iter().map(|(topic, _)| &**topic).collect();
         let counts: Vec<i32> = topics.iter().map(|(_, n)| i32::try_from(*n).unwrap_or(i32::MAX)).collect();
@@ -173,6 +146,47 @@ impl Reads {
     }
 }
 
-fn parse(text: &str) -> Result<Position, DatabaseError> {
-    text.parse().map_err(|_| DatabaseError::Contract("a position that is none"))
+impl ClientLog for Reads {
+    async fn locate(&self, after: &str) -> Result<(Option<Position>, u64), DatabaseError> {
+        let rows = self.short.query("SELECT tidings.locate($1::pg_catalog.text)", &[(&after, Type::TEXT)]).await?;
+        let row = rows.first().ok_or(DatabaseError::Contract("no row from locate"))?;
+        let located = row.try_get::<_, Option<&str>>(0)?.map(parse_position).transpose()?;
+        // A separate query: in one statement, the position's snapshot would be older than the ticks that `locate` saw.
+        let rows = self.short.query("SELECT tidings.position()", &[]).await?;
+        let row = rows.first().ok_or(DatabaseError::Contract("no row from position"))?;
+        Ok((located, parse_position(row.try_get(0)?)?.tick))
+    }
+
+    async fn page(&self, after: &Position, topics: &[Arc<str>], max_rows: i32) -> Result<Page, DatabaseError> {
+        let (after, topics) = (after.to_string(), topics.iter().map(|topic| &**topic).collect::<Vec<_>>());
+        // The semaphore is never closed. Clients that need more than one page take turns.
+        let permit = self.permits.acquire().await.map_err(|_| DatabaseError::Closed)?;
+        let sql = "SELECT position, topic IS NULL, event, payload, more FROM tidings.scan(
+            $1::pg_catalog.text, $2::pg_catalog.text[], $3::pg_catalog.int4, $4::pg_catalog.int4, false)";
+        let parameters: [(&(dyn ToSql + Sync), Type); 4] =
+            [(&after, Type::TEXT), (&topics, Type::TEXT_ARRAY), (&max_rows, Type::INT4), (&SCAN_BYTES, Type::INT4)];
+        let rows = self.pages.query(sql, &parameters).await?;
+        drop(permit);
+        let mut events: Vec<LogEvent> = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let id: Option<&str> = row.try_get(0)?;
+            match (row.try_get::<_, bool>(1)?, id, events.last()) {
+                (false, Some(id), _) => {
+                    events.push(LogEvent {
+                        position: parse_position(id)?,
+                        frame: Frame::event(id, row.try_get(2)?, row.try_get(3)?),
+                    });
+                }
+                (true, Some(id), _) => {
+                    return Ok(Page { events, reached: parse_position(id)?, more: row.try_get(4)? });
+                }
+                // The page has `max_rows` events, so it ends at the last of them.
+                (true, None, Some(LogEvent { position, .. })) => {
+                    return Ok(Page { reached: position.clone(), events, more: row.try_get(4)? });
+                }
+                _ => break,
+            }
+        }
+        Err(DatabaseError::Contract("a page of the log without an end"))
+    }
 }

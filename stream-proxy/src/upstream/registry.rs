@@ -1,5 +1,5 @@
-//! Tells the database which topics are being watched, for `tidings.open_topics`: at most once a second, only what
-//! changed, with a lease that ends by itself if this proxy dies.
+//! Reports to the database which topics have subscribers, for `tidings.open_topics`: at most once a second, only what
+//! changed, with a lease that expires if this proxy dies.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -12,28 +12,28 @@ use crate::stream::hub::Hub;
 use crate::upstream::database::DatabaseError;
 use crate::upstream::reads::Reads;
 
-/// How often changes are reported at most.
+/// The shortest time between two reports.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long the database believes a report.
+/// How long a report is valid unless it is renewed.
 const LEASE: Duration = Duration::from_secs(30);
 
-/// How often the lease is renewed, and how long a report that failed waits.
+/// How often the lease is renewed, and how long to wait after a failed report.
 const RENEWAL: Duration = Duration::from_secs(10);
 
-/// Topics in one report at most.
+/// The most topics in one report.
 const BATCH: usize = 5_000;
 
-/// What reports.
+/// Reports the topics of one proxy.
 #[derive(Debug)]
 pub struct Registry {
     hub: Arc<Hub>,
     reads: Arc<Reads>,
     metrics: Arc<Metrics>,
     address: String,
-    /// The name that goes with what has been reported so far.
+    /// The name of this proxy in the reports so far.
     name: String,
-    /// Whether the database knows nothing of this name yet.
+    /// Whether nothing has been reported under this name yet.
     new: bool,
 }
 
@@ -44,7 +44,7 @@ impl Registry {
         Self { hub, reads, metrics, address: address.into(), name, new: true }
     }
 
-    /// Reports for ever.
+    /// Reports forever.
     pub async fn run(&mut self) -> Infallible {
         let mut renewed = None;
         loop {
@@ -56,7 +56,7 @@ impl Registry {
                 Err(error) => {
                     self.metrics.report_errors.add(1);
                     tracing::debug!(%error, "open topics not reported");
-                    // What the database knows of the old name is uncertain, and ends with its lease.
+                    // It is unknown what the database has recorded for the old name; that ends with its lease.
                     (self.name, self.new) = (name(&self.address), true);
                     sleep(RENEWAL).await;
                 }
@@ -66,7 +66,7 @@ impl Registry {
 
     /// Reports what changed; if nothing did, only when a renewal is due. True if the lease is renewed.
     pub async fn report(&mut self, due: bool) -> Result<bool, DatabaseError> {
-        let topics = self.hub.watched(self.new);
+        let topics = self.hub.subscriber_counts(self.new);
         if topics.is_empty() && !due {
             return Ok(false);
         }

@@ -1,5 +1,5 @@
-//! The settings that the statements of a connection depend on. Each connection sets them before its first query,
-//! whatever a DBA has set for the database, for the role or in `postgresql.conf`.
+//! The settings that the statements of a connection depend on. Each connection sets them before its first query, so
+//! settings of the database, of the role and of `postgresql.conf` make no difference.
 //!
 //! SET looks up nothing through a search path, so it can't reach objects of other roles. All statements are one
 //! message, so they cost one round trip.
@@ -30,7 +30,7 @@ const SETTINGS: &[(&str, &str, u32)] = &[
     ("array_nulls", "on", 0),
     ("bytea_output", "hex", 0),
     ("extra_float_digits", "1", 0),
-    // A serializable reader makes writers fail.
+    // A serializable reader could make writers fail.
     ("default_transaction_isolation", "'read committed'", 0),
     ("default_transaction_read_only", "off", 0),
     ("default_transaction_deferrable", "off", 0),
@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_server_is_asked_for_nothing_that_it_does_not_know() {
+    fn a_server_gets_no_setting_that_it_does_not_know() {
         let has = |version, name: &str| statements(version).contains(&format!("SET {name} ="));
         assert!(has(Some("17.9"), "transaction_timeout") && has(Some("18beta1"), "transaction_timeout"));
         for version in

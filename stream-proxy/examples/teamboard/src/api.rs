@@ -1,4 +1,4 @@
-//! The requests of the page: each is one SQL statement, and what it may see and do is the database's affair.
+//! The requests of the page. Each is one SQL statement, and the database decides what it may read and change.
 
 use std::convert::Infallible;
 
@@ -16,13 +16,13 @@ use crate::session::{self, Claims, Keys};
 /// The longest request body.
 const MAX_BODY_BYTES: usize = 64 * 1024;
 
-/// What the requests work with.
+/// What the requests need.
 pub struct App {
     /// The database.
     pub database: Database,
-    /// What signs people in.
+    /// Signs people in.
     pub keys: Keys,
-    /// Where the page finds its streams.
+    /// The address from which the page reads its streams.
     pub events_url: String,
 }
 
@@ -51,7 +51,7 @@ impl Error {
             Self::Database(error) => match error.code() {
                 Some(&SqlState::INSUFFICIENT_PRIVILEGE) => StatusCode::FORBIDDEN,
                 Some(&SqlState::UNIQUE_VIOLATION) => StatusCode::CONFLICT,
-                // Data exceptions and violated constraints: the request asks for what cannot be.
+                // Data exceptions and violated constraints: the request is invalid.
                 Some(code) if ["22", "23"].iter().any(|class| code.code().starts_with(class)) => {
                     StatusCode::BAD_REQUEST
                 }
@@ -82,7 +82,8 @@ pub async fn answer(app: &App, request: Request<Incoming>) -> Result<Response<Fu
 async fn api(app: &App, path: &str, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Error> {
     let (head, body) = request.into_parts();
     let read = head.method == Method::GET;
-    // Another site's form cannot send this type, and what can is asked first: no forged requests.
+    // A form of another site can't send this type, and other requests from there need a preflight, so nobody can forge
+    // requests.
     if !read && !is_json(&head.headers) {
         return Err(Error::NotJson);
     }
@@ -115,7 +116,7 @@ async fn api(app: &App, path: &str, request: Request<Incoming>) -> Result<Respon
     }
 }
 
-/// What one can ask for, and the SQL behind it.
+/// The possible requests, and their SQL.
 async fn run(app: &App, who: &Claims, method: &Method, path: &[&str], body: &str) -> Result<Option<String>, Error> {
     let (sql, params): (&str, &[&str]) = match (method.as_str(), path) {
         ("GET", ["boards"]) => ("SELECT boards_snapshot()::text", &[]),

@@ -1,4 +1,4 @@
-//! The page's files, as they stand in `page/`: there is no build step.
+//! The page's files, unchanged from `page/`: there is no build step.
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -28,7 +28,7 @@ const FILES: &[(&str, &str, &[u8])] = files! {
 
 const PAGE: &[u8] = include_bytes!("../page/index.html");
 
-/// Answers a request for a file, or with the page: it knows its own paths.
+/// Answers a request for a file, or with the page, which knows its own paths.
 pub fn answer(path: &str, events_url: &str) -> Response<Full<Bytes>> {
     // Browsers ask for this where nothing names an icon, as beside a picture that is opened by itself, and report in
     // their console if there is none.
@@ -47,7 +47,7 @@ pub fn answer(path: &str, events_url: &str) -> Response<Full<Bytes>> {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    // Whatever a note says, it can run and load nothing.
+    // A note can contain anything, but it can't run or load anything.
     let policy =
         format!("default-src 'self'; connect-src 'self' {events_url}; base-uri 'none'; frame-ancestors 'none'");
     if let Ok(policy) = HeaderValue::from_str(&policy) {

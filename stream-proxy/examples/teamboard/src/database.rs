@@ -1,4 +1,5 @@
-//! Plain SQL as the person who asks: each request is a transaction with the role and the claims of its token.
+//! Plain SQL as the person who sends the request: each request is a transaction with the role and the claims of its
+//! token.
 
 use std::sync::Arc;
 
@@ -18,25 +19,25 @@ pub struct Database {
     permits: Arc<Semaphore>,
 }
 
-/// A statement with its parameters, all of type text, that gives one JSON text or no row.
+/// A statement with its parameters, all of type text, that returns one JSON text or no row.
 pub struct Statement<'a> {
     /// The statement.
     pub sql: &'a str,
     /// Its parameters.
     pub params: &'a [&'a str],
-    /// Whether it only reads: then all it reads is of one snapshot.
+    /// Whether it only reads: then everything that it reads is from one snapshot.
     pub reads: bool,
 }
 
 impl Database {
-    /// A database by its URL; connects when first asked.
+    /// A database by its URL; connects at the first request.
     pub fn new(url: &str) -> Result<Self, tokio_postgres::Error> {
         let mut config: Config = url.parse()?;
         config.application_name("teamboard");
         Ok(Self { config, idle: Mutex::default(), permits: Arc::new(Semaphore::new(CONNECTIONS)) })
     }
 
-    /// Runs a statement as `who`, or as the backend itself; gives its answer once it is committed.
+    /// Runs a statement as `who`, or as the backend itself; returns its result once it is committed.
     pub async fn ask(
         &self,
         who: Option<&Claims>,
@@ -78,7 +79,7 @@ async fn transact(
     let transaction = client.build_transaction().isolation_level(level).read_only(statement.reads).start().await?;
     if let Some(claims) = who {
         let json = serde_json::json!({ "role": claims.role, "sub": claims.sub }).to_string();
-        // The claims before the role: afterwards we are that role.
+        // The claims before the role, because afterwards the session has the other role's rights.
         let set = "SELECT set_config('request.jwt.claims', $1, true), set_config('role', $2, true)";
         transaction.query_typed(set, &[(&json, Type::TEXT), (&claims.role, Type::TEXT)]).await?;
     }

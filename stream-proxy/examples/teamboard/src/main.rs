@@ -1,6 +1,6 @@
 //! Teamboard: a whiteboard that a team shares. It serves one page, signs people in and runs plain SQL as the person who
-//! asks, so the database's row-level security decides. It knows nothing of Tidings: the page reads its streams from the
-//! address in `--events-url`, and `sql/examples/teamboard.sql` is all that makes them.
+//! sends the request, so the database's row-level security decides. It knows nothing about Tidings: the page reads its
+//! streams from the address in `--events-url`, and `sql/examples/teamboard.sql` is all that produces them.
 
 #![forbid(unsafe_code)]
 
@@ -40,7 +40,7 @@ struct Cli {
     #[arg(long, env = "TEAMBOARD_JWT_SECRET_FILE", value_name = "FILE")]
     jwt_secret_file: PathBuf,
 
-    /// Where the page finds its streams, as in http://127.0.0.1:8080; without it, where it came from itself
+    /// Address from which the page reads its streams, as in http://127.0.0.1:8080; default: the page's own address
     #[arg(long, env = "TEAMBOARD_EVENTS_URL", default_value = "", value_name = "URL")]
     events_url: String,
 }
@@ -74,7 +74,7 @@ async fn accept(listener: &TcpListener, app: &Arc<App>) -> std::convert::Infalli
     loop {
         let socket = match listener.accept().await {
             Ok((socket, _)) => socket,
-            // Out of file descriptors, most likely: others go on meanwhile.
+            // Most likely there are no file descriptors left. Open connections continue.
             Err(error) => {
                 eprintln!("teamboard: accept: {error}");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -84,7 +84,7 @@ async fn accept(listener: &TcpListener, app: &Arc<App>) -> std::convert::Infalli
         let app = app.clone();
         tokio::spawn(async move {
             let answer = service_fn(|request| api::answer(&app, request));
-            // A browser that went away is no news.
+            // A browser that has disconnected is not worth a warning.
             let _ = http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(socket), answer).await;
         });
     }

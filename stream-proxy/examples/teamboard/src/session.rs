@@ -1,5 +1,5 @@
-//! Who is signed in: a token in a cookie, signed with the secret that the proxy knows too. The sign-in itself is for
-//! development: one picks a person, and is that person.
+//! Who is signed in: a token in a cookie, signed with the secret that the proxy also has. Signing in is for development
+//! only: anyone can pick a person.
 
 use std::io;
 use std::path::Path;
@@ -10,7 +10,7 @@ use hyper::header::COOKIE;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use serde::{Deserialize, Serialize};
 
-/// The cookie's name. Cookies know no ports, so the proxy beside us is sent it too.
+/// The cookie's name. Cookies ignore ports, so browsers send it to the proxy on the same host too.
 const COOKIE_NAME: &str = "teamboard_token";
 
 /// The database role of everyone who is signed in.
@@ -19,10 +19,10 @@ const ROLE: &str = "teamboard_member";
 /// How long a sign-in lasts.
 const LIFETIME: Duration = Duration::from_secs(12 * 60 * 60);
 
-/// HS256 wants a key as long as its hash.
+/// HS256 needs a key as long as its hash.
 const MIN_SECRET_BYTES: usize = 32;
 
-/// What a token says.
+/// The claims of a token.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Claims {
     /// The database role.
@@ -33,14 +33,14 @@ pub struct Claims {
     exp: u64,
 }
 
-/// What signs tokens and checks them.
+/// Signs tokens and checks them.
 pub struct Keys {
     sign: EncodingKey,
     check: DecodingKey,
 }
 
 impl Keys {
-    /// Reads the secret; one newline at its end doesn't count.
+    /// Reads the secret; one newline at its end is ignored.
     pub fn read(file: &Path) -> io::Result<Self> {
         let bytes = std::fs::read(file)?;
         let secret = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
@@ -50,7 +50,7 @@ impl Keys {
         Ok(Self { sign: EncodingKey::from_secret(secret), check: DecodingKey::from_secret(secret) })
     }
 
-    /// The `Set-Cookie` that signs a person in.
+    /// The `Set-Cookie` header that signs a person in.
     pub fn sign_in(&self, person: &str) -> Result<String, jsonwebtoken::errors::Error> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let exp = (now + LIFETIME).as_secs();
@@ -59,7 +59,7 @@ impl Keys {
         Ok(format!("{COOKIE_NAME}={token}; Path=/; HttpOnly; SameSite=Lax; Max-Age={}", LIFETIME.as_secs()))
     }
 
-    /// The claims of the request's cookie, if it has a good one.
+    /// The claims of the request's cookie, if it is valid.
     pub fn signed_in(&self, headers: &HeaderMap) -> Option<Claims> {
         let cookies = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
         let mut pairs = cookies.flat_map(|value| value.split("; ")).filter_map(|pair| pair.split_once('='));
@@ -68,7 +68,7 @@ impl Keys {
     }
 }
 
-/// The `Set-Cookie` that signs out.
+/// The `Set-Cookie` header that signs out.
 pub fn sign_out() -> String {
     format!("{COOKIE_NAME}=; Path=/; HttpOnly; SameSite=Lax; Max-Age=0")
 }

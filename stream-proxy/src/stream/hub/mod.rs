@@ -1,62 +1,36 @@
 //! The hub: who is subscribed to which topic, and the recent history of every topic, in memory. It knows no HTTP and no
 //! database.
 //!
-//! Everything happens in one total order under one short lock, which is never held over I/O: that is what makes it
-//! exact to subscribe and to take the missed events from memory in one step. An event costs what its own topic's
-//! subscribers cost.
+//! Everything happens in one total order under one short lock, which is never held over I/O. So subscribing and taking
+//! the missed events from memory is one exact step. An event costs only what its own topic's subscribers cost.
 //!
-//! A topic of thousands is served a chunk at a time, and others go on in between. Its event counts as published at
-//! once: who comes meanwhile finds it in history and is passed over. Events of other topics may overtake it, but not on
-//! the way to a subscriber that has several topics: those wait in line.
+//! A topic of thousands is served one group of subscribers at a time, with other work in between. Its event counts as
+//! published at once: a subscriber that joins meanwhile finds the event in history and is skipped. Events of other
+//! topics may overtake it, but not for a subscriber that has several topics: those events wait.
 
+mod deliveries;
 mod topics;
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
 use std::convert::Infallible;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tidings_wire::Position;
-use tidings_wire::position::END;
 use tokio::sync::{Notify, watch};
 use tokio::task::yield_now;
 
 use crate::metrics::Metrics;
-use crate::stream::audience::{CHUNK, Tally};
 use crate::stream::frame::{Frame, Reset};
-use crate::stream::subscriber::{Pushed, Subscriber};
+use crate::stream::place::Place;
+use crate::stream::subscriber::Subscriber;
+use crate::stream::tally::Tally;
 
+use deliveries::Deliveries;
 use topics::Topics;
 
-/// Events that may wait for the rest of their subscribers; beyond it the upstream waits too.
-const MAX_FILLING: usize = 64;
-
-/// A place in the total order of events: a tick, and how many of its events lie at or before the place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
-    /// The tick.
-    pub tick: u64,
-    /// The number within the tick, [`END`] behind its last event.
-    pub n: u32,
-}
-
-impl Place {
-    /// The place behind the last event of `tick`.
-    pub fn after_tick(tick: u64) -> Self {
-        Self { tick, n: END }
-    }
-
-    /// The same as a position.
-    pub fn position(self) -> Position {
-        Position::at(self.tick, self.n)
-    }
-}
-
-impl From<&Position> for Place {
-    fn from(position: &Position) -> Self {
-        Self { tick: position.tick, n: position.n }
-    }
-}
+/// Events that may be under way to their subscribers; beyond this the upstream waits too.
+const MAX_UNDELIVERED: usize = 64;
 
 /// An event on its way to the subscribers.
 #[derive(Debug)]
@@ -69,16 +43,16 @@ pub struct Outgoing<'a> {
     pub frame: Frame,
 }
 
-/// What became of a wish to subscribe and to get what was missed.
+/// The result of [`Hub::resume`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Joined {
     /// All that was missed is queued, and the subscriber is live.
     Live,
-    /// More was missed than fits at once: the subscriber has been queued what lies up to here, and is not yet live.
-    Behind(Place),
+    /// More was missed than fits at once: the subscriber has been queued the events up to here, and is not yet live.
+    Partly(Place),
     /// Memory does not have everything after the position, or never had its tick.
     TooOld,
-    /// The hub has not come as far as the place yet.
+    /// The hub has not reached the place yet.
     Ahead,
 }
 
@@ -88,38 +62,25 @@ pub struct Hub {
     /// The most bytes of history.
     budget: usize,
     metrics: Arc<Metrics>,
-    /// The last tick that is complete here, for those who wait for one.
+    /// The last tick that is complete here.
     tick: watch::Sender<Option<u64>>,
-    /// Wakes [`Hub::fan_out`].
-    filling: Notify,
-    /// Wakes who waits for it.
-    filled: Notify,
+    /// Wakes [`Hub::fan_out`] when there are deliveries.
+    to_deliver: Notify,
+    /// Wakes the tasks that wait for deliveries to end.
+    delivered: Notify,
     inner: Mutex<Inner>,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     topics: Topics,
-    /// Up to where events have been published; `None` until the upstream has told where the log stands.
+    /// Up to where events have been published; `None` until the upstream has found the end of the log.
     place: Option<Place>,
     /// How many events have been published, which is the last one's number.
     count: u64,
-    /// Published events that some of their subscribers have yet to be queued, in order.
-    filling: VecDeque<Fill>,
-    /// The subscriber with the most waiting of those served since events were last published.
+    deliveries: Deliveries,
+    /// The subscriber with the most bytes waiting, of those served since events were last published.
     fullest: Option<(usize, Arc<Subscriber>)>,
-}
-
-/// Events of one topic on their way round, with their numbers: a subscriber is queued all of them at once, and writes
-/// them at once.
-#[derive(Debug)]
-struct Fill {
-    topic: Arc<str>,
-    events: Vec<(u64, Frame)>,
-    /// The seat to go on with.
-    next: usize,
-    /// Ticks that are complete when this is done.
-    ticks: Vec<u64>,
 }
 
 impl Hub {
@@ -129,8 +90,8 @@ impl Hub {
             budget,
             metrics,
             tick: watch::Sender::new(None),
-            filling: Notify::new(),
-            filled: Notify::new(),
+            to_deliver: Notify::new(),
+            delivered: Notify::new(),
             inner: Mutex::default(),
         })
     }
@@ -145,7 +106,7 @@ impl Hub {
         self.tick.subscribe()
     }
 
-    /// Publishes events of `tick`, in order. The subscribers of large topics are queued theirs by [`Self::fan_out`].
+    /// Publishes events of `tick`, in order. [`Self::fan_out`] queues those of large topics to their subscribers.
     pub fn publish(&self, tick: u64, events: Vec<Outgoing<'_>>) {
         let mut tally = Tally::default();
         let received = events.len() as u64;
@@ -156,88 +117,87 @@ impl Hub {
             inner.place = Some(place);
             inner.count += 1;
             let topic = inner.topics.keep(place, topic, frame.clone());
-            inner.send(topic, frame, &mut tally);
+            inner.deliveries.send(&inner.topics, topic, (inner.count, frame), &mut tally);
             inner.topics.evict(self.budget);
         }
         self.metrics.history_bytes.set(inner.topics.bytes() as u64);
         self.metrics.topics.set(inner.topics.len() as u64);
         tally.count(&self.metrics);
         inner.fullest = tally.fullest;
-        let filling = !inner.filling.is_empty();
+        let more = !inner.deliveries.is_empty();
         drop(guard);
         self.metrics.events_in.add(received);
-        if filling {
-            self.filling.notify_one();
+        if more {
+            self.to_deliver.notify_one();
         }
     }
 
-    /// Serves those subscribers of large topics that [`Self::publish`] left out, for ever.
+    /// Queues events to the subscribers that [`Self::publish`] left out, for ever.
     pub async fn fan_out(&self) -> Infallible {
         loop {
-            self.filling.notified().await;
-            while self.fill() {
-                // Behind the tasks that were woken, and behind what the sockets have brought meanwhile.
+            self.to_deliver.notified().await;
+            while self.serve_group() {
+                // After the tasks that were woken, and after what has arrived at the sockets meanwhile.
                 yield_now().await;
             }
         }
     }
 
-    /// Serves the next chunk; true if more is left.
-    fn fill(&self) -> bool {
+    /// Serves the next group of subscribers; true if there are more.
+    fn serve_group(&self) -> bool {
         let mut tally = Tally::default();
-        let mut inner = self.inner.lock();
-        let done = inner.fill(&mut tally);
+        let mut guard = self.inner.lock();
+        let inner = &mut *guard;
+        let completed = inner.deliveries.serve_group(&inner.topics, &mut tally);
         tally.count(&self.metrics);
         let fuller = tally.fullest.filter(|(bytes, _)| inner.fullest.as_ref().is_none_or(|(most, _)| bytes > most));
         inner.fullest = fuller.or(inner.fullest.take());
-        let more = !inner.filling.is_empty();
-        drop(inner);
-        if let Some(ticks) = done {
+        let more = !inner.deliveries.is_empty();
+        drop(guard);
+        if let Some(ticks) = completed {
             ticks.iter().for_each(|tick| self.metrics.fanned_out(*tick));
-            self.filled.notify_waiters();
+            self.delivered.notify_waiters();
         }
         more
     }
 
-    /// Waits until no more than a bounded number of events is on its way round.
-    pub async fn room(&self) {
-        self.waits_for(MAX_FILLING).await;
+    /// Waits until only a bounded number of events is under way to subscribers.
+    pub async fn wait_for_room(&self) {
+        self.wait_for_at_most(MAX_UNDELIVERED).await;
     }
 
-    /// Waits until every event has been queued to all its subscribers. Answers with the one of them that has the most
-    /// waiting, and how much, of those served since events were last published.
-    pub async fn settled(&self) -> Option<(usize, Arc<Subscriber>)> {
-        self.waits_for(0).await;
+    /// Waits until every event has been queued to all its subscribers. Returns the subscriber with the most bytes
+    /// waiting, and how many, of those served since events were last published.
+    pub async fn wait_until_delivered(&self) -> Option<(usize, Arc<Subscriber>)> {
+        self.wait_for_at_most(0).await;
         self.inner.lock().fullest.take()
     }
 
-    async fn waits_for(&self, most: usize) {
+    async fn wait_for_at_most(&self, events: usize) {
         loop {
-            // Before the look, so that no news slips in between.
-            let filled = self.filled.notified();
-            let filling: usize = self.inner.lock().filling.iter().map(|fill| fill.events.len()).sum();
-            if filling <= most {
+            // Created before the check, so that no wake-up is missed in between.
+            let delivered = self.delivered.notified();
+            if self.inner.lock().deliveries.events() <= events {
                 return;
             }
-            filled.await;
+            delivered.await;
         }
     }
 
-    /// Says that `tick` is complete.
-    pub fn finish(&self, tick: u64) {
+    /// Notes that all events of `tick` have been published.
+    pub fn complete(&self, tick: u64) {
         let mut inner = self.inner.lock();
         inner.place = Some(Place::after_tick(tick));
-        inner.topics.pass(tick);
-        match inner.filling.back_mut() {
-            Some(fill) => fill.ticks.push(tick),
-            None => self.metrics.fanned_out(tick),
+        inner.topics.note_tick(tick);
+        if !inner.deliveries.note_end_of(tick) {
+            self.metrics.fanned_out(tick);
         }
         drop(inner);
         self.tick.send_replace(Some(tick));
         self.metrics.ticks.add(1);
     }
 
-    /// Begins at the end of `tick`, without history. Subscribers that came before now learn the position.
+    /// Starts at the end of `tick`, without history. Subscribers that joined before get the position now.
     pub fn restart(&self, tick: u64) {
         let mut inner = self.inner.lock();
         if inner.place.is_none() {
@@ -254,38 +214,37 @@ impl Hub {
     /// `event: reset`.
     pub fn reset(&self, tick: u64, why: Reset) {
         let mut tally = Tally::default();
-        let mut inner = self.inner.lock();
-        // Nothing must come behind the reset that lies before it.
-        while !inner.filling.is_empty() {
-            inner.fill(&mut tally);
+        let mut guard = self.inner.lock();
+        let inner = &mut *guard;
+        // Events that come before the reset must be queued before it.
+        while !inner.deliveries.is_empty() {
+            inner.deliveries.serve_group(&inner.topics, &mut tally);
         }
         tally.count(&self.metrics);
         inner.restart(tick);
         self.metrics.topics.set(inner.topics.len() as u64);
-        let reset = self.push_to_all(&inner, &Frame::reset(Position::after_tick(tick), why));
-        self.count_resets(why, reset);
-        drop(inner);
-        self.filled.notify_waiters();
+        let sent = self.push_to_all(inner, &Frame::reset(Position::after_tick(tick), why));
+        self.count_resets(why, sent);
+        drop(guard);
+        self.delivered.notify_waiters();
         self.metrics.history_bytes.set(0);
         self.tick.send_replace(Some(tick));
     }
 
-    /// Queues a frame to every subscriber, once for each subscriber however many topics it has; returns how many have
-    /// it waiting.
+    /// Queues a frame that is not an event to every subscriber, once even if it has several topics. Returns how many
+    /// subscribers have it waiting.
     fn push_to_all(&self, inner: &Inner, frame: &Frame) -> u64 {
         let mut seen = HashSet::new();
-        let mut waiting = 0;
+        let mut tally = Tally::default();
         for subscriber in inner.topics.subscribers().filter(|subscriber| seen.insert(Arc::as_ptr(subscriber))) {
-            match subscriber.push(frame.clone()) {
-                Pushed::Waiting(_) => waiting += 1,
-                Pushed::Overflow => self.metrics.evicted_overflow.add(1),
-                Pushed::Ended => {}
-            }
+            tally.push(subscriber, frame);
         }
-        waiting
+        tally.count_evictions(&self.metrics);
+        tally.sent
     }
 
-    /// Makes the subscriber live from now on. `greeting` is queued ahead; it gets the place where the stream starts.
+    /// Makes the subscriber live from now on, after it is queued the frame that `greeting` makes of the place where the
+    /// stream starts.
     pub fn join(
         &self,
         subscriber: &Arc<Subscriber>,
@@ -312,15 +271,16 @@ impl Hub {
     }
 
     /// Queues the events after `after` and makes the subscriber live, in one step, if memory reaches back that far and
-    /// the amount suits the subscriber. The subscriber then gets the current position too: its own may be old although
-    /// it missed nothing, and would fall out of retention.
+    /// the subscriber has room for them. The subscriber then also gets the current position, because its own may be old
+    /// although it missed nothing, and would expire.
     pub fn resume(&self, subscriber: &Arc<Subscriber>, topics: &[Arc<str>], after: Place) -> Joined {
         let mut inner = self.inner.lock();
         if inner.place.is_none_or(|place| after > place) {
             return Joined::Ahead;
         }
-        // If a tick is not among the known ones but lies between them, a failover lost it, and others were cut since.
-        if !inner.topics.reaches(after) {
+        // A tick that lies between known ticks but is not one of them was lost in a failover, and other ticks replaced
+        // it.
+        if !inner.topics.covers(after) {
             return Joined::TooOld;
         }
         let (missed, reached) = inner.topics.missed(topics, after, subscriber.comfortable());
@@ -328,7 +288,7 @@ impl Hub {
             subscriber.feed(frame);
         }
         if let Some(reached) = reached {
-            return Joined::Behind(reached);
+            return Joined::Partly(reached);
         }
         if let Some(place) = inner.place.filter(|place| *place != after) {
             subscriber.feed(Frame::position(place.position()));
@@ -338,7 +298,7 @@ impl Hub {
         Joined::Live
     }
 
-    /// Takes the subscriber out.
+    /// Removes the subscriber.
     pub fn leave(&self, subscriber: &Subscriber) {
         let mut inner = self.inner.lock();
         let seats = subscriber.leave();
@@ -346,16 +306,17 @@ impl Hub {
         self.metrics.topics.set(inner.topics.len() as u64);
     }
 
-    /// How many subscribers the topics have whose subscribers have come or gone since the last call, or all topics.
-    pub fn watched(&self, all: bool) -> Vec<(Arc<str>, usize)> {
-        self.inner.lock().topics.watched(all)
+    /// The number of subscribers of each topic: of all topics that have any, or only of those whose number may have
+    /// changed since the last call.
+    pub fn subscriber_counts(&self, all: bool) -> Vec<(Arc<str>, usize)> {
+        self.inner.lock().topics.subscriber_counts(all)
     }
 
-    /// Runs `visit` while nothing is published, with the hub's place if every live subscriber has been queued all up to
-    /// it.
+    /// Runs `visit` while nothing is published. It gets the hub's place if every live subscriber has been queued all
+    /// events up to there.
     pub fn hold<T>(&self, visit: impl FnOnce(Option<Place>) -> T) -> T {
         let inner = self.inner.lock();
-        visit(inner.place.filter(|_| inner.filling.is_empty()))
+        visit(inner.place.filter(|_| inner.deliveries.is_empty()))
     }
 }
 
@@ -366,37 +327,7 @@ impl Inner {
         self.topics.forget(place);
     }
 
-    /// Queues the event that was published last to its topic's subscribers, or puts it in line. Those of a large topic
-    /// are for later, all of them: small topics of the same tick come first.
-    fn send(&mut self, topic: Arc<str>, frame: Frame, tally: &mut Tally) {
-        let Some(audience) = self.topics.audience(&topic) else { return };
-        let behind_others =
-            !self.filling.is_empty() && (audience.is_shared() || self.filling.iter().any(|fill| fill.topic == topic));
-        let event = [(self.count, frame)];
-        let next = if behind_others || audience.len() > CHUNK { Some(0) } else { audience.send(&event, 0, tally) };
-        let Some(next) = next else { return };
-        match self.filling.back_mut() {
-            // Nobody has got that yet, and nothing stands between the two.
-            Some(last) if last.topic == topic && last.next == 0 => last.events.extend(event),
-            _ => self.filling.push_back(Fill { topic, events: event.into(), next, ticks: Vec::new() }),
-        }
-    }
-
-    /// Goes on with the first events that are on their way round, by a chunk of their subscribers. Answers, when that
-    /// was the last chunk, with the ticks that are complete now.
-    fn fill(&mut self, tally: &mut Tally) -> Option<Vec<u64>> {
-        let fill = self.filling.front_mut()?;
-        let audience = self.topics.audience(&fill.topic);
-        match audience.and_then(|audience| audience.send(&fill.events, fill.next, tally)) {
-            Some(next) => {
-                fill.next = next;
-                None
-            }
-            None => self.filling.pop_front().map(|fill| fill.ticks),
-        }
-    }
-
-    /// Enters the subscriber, for events from now on.
+    /// Adds the subscriber to its topics, for events from now on.
     fn seat(&mut self, subscriber: &Arc<Subscriber>, topics: &[Arc<str>]) {
         let seats = self.topics.seat(subscriber, topics, self.count);
         if let Err(seats) = subscriber.sit(seats, true) {

@@ -2,8 +2,10 @@
 
 use super::topics::{EVENT_OVERHEAD, TOPIC_OVERHEAD};
 use super::*;
+use crate::stream::audience::GROUP;
 use proptest::prelude::*;
 use std::task::{Context, Poll, Waker};
+use tidings_wire::position::END;
 
 fn hub(budget: usize) -> Arc<Hub> {
     Hub::new(budget, Arc::default())
@@ -20,21 +22,12 @@ fn publish(hub: &Hub, tick: u64, events: &[(&str, &str)]) {
         frame: Frame::raw(text.to_string()),
     });
     hub.publish(tick, events.collect());
-    hub.finish(tick);
+    hub.complete(tick);
 }
 
-/// What waits for a subscriber, taken out.
+/// What waits for a subscriber, without events that only send a position, which another test covers.
 fn take(subscriber: &Subscriber) -> Vec<String> {
-    match subscriber.poll_frames(&Context::from_waker(Waker::noop()), 0) {
-        Poll::Ready(Some(frames)) => {
-            let bytes = frames.iter().map(Frame::len).sum();
-            let _ = subscriber.poll_blocked(&Context::from_waker(Waker::noop()), bytes);
-            let texts = frames.iter().map(|frame| String::from_utf8_lossy(frame.bytes(false)).into_owned());
-            // Another test covers what this leaves out.
-            texts.filter(|text| !text.contains("event: position\n")).collect()
-        }
-        _ => Vec::new(),
-    }
+    subscriber.take().into_iter().filter(|text| !text.contains("event: position\n")).collect()
 }
 
 fn at(tick: u64, n: u32) -> Place {
@@ -52,7 +45,7 @@ fn places(subscriber: &Subscriber) -> Vec<Frame> {
 }
 
 #[test]
-fn who_comes_before_the_place_is_known_learns_it_and_so_does_who_comes_with_an_old_one() {
+fn a_subscriber_without_the_current_position_gets_it() {
     let hub = hub(10_000);
     let (early, late) = (Subscriber::new(1000), Subscriber::new(1000));
     hub.join(&early, &topics(&["a", "b"]), |_| Frame::raw("hello"));
@@ -79,7 +72,7 @@ fn an_event_goes_to_its_topics_subscribers_only() {
 }
 
 #[test]
-fn who_leaves_gets_nothing_more_and_leaves_nothing_behind() {
+fn a_subscriber_that_leaves_gets_nothing_more_and_its_topics_are_removed() {
     let hub = hub(0);
     hub.restart(1);
     let subscribers: Vec<_> = (0..3).map(|_| Subscriber::new(1000)).collect();
@@ -106,7 +99,7 @@ fn a_stream_that_ended_before_it_was_live_takes_no_seat() {
 }
 
 #[test]
-fn memory_serves_what_it_holds_and_says_so_when_it_does_not() {
+fn memory_serves_what_it_has_and_says_when_it_does_not() {
     // Three events of two topics.
     let hub = hub(3 * (EVENT_OVERHEAD + 2) + 2 * (TOPIC_OVERHEAD + 1));
     let late = Subscriber::new(1000);
@@ -122,7 +115,7 @@ fn memory_serves_what_it_holds_and_says_so_when_it_does_not() {
 }
 
 #[test]
-fn a_place_in_a_tick_that_was_never_heard_of_is_not_served_from_memory() {
+fn a_place_in_an_unknown_tick_is_not_served_from_memory() {
     let hub = hub(4 * (EVENT_OVERHEAD + TOPIC_OVERHEAD));
     hub.restart(10);
     for tick in [20, 40, 60] {
@@ -139,7 +132,7 @@ fn a_place_in_a_tick_that_was_never_heard_of_is_not_served_from_memory() {
 }
 
 #[test]
-fn topics_of_one_event_count_with_what_they_take() {
+fn topics_of_one_event_count_with_their_overhead() {
     let hub = hub(100 * (EVENT_OVERHEAD + TOPIC_OVERHEAD));
     hub.restart(1);
     for tick in 2..1000 {
@@ -155,38 +148,38 @@ fn topics_of_one_event_count_with_what_they_take() {
 }
 
 #[test]
-fn more_than_is_comfortable_comes_in_pieces() {
+fn what_exceeds_a_subscribers_room_comes_in_parts() {
     let hub = hub(100_000);
     hub.restart(1);
     publish(&hub, 2, &[("a", "111"), ("b", "222"), ("a", "333"), ("a", "444"), ("b", "555")]);
     let subscriber = Subscriber::new(24);
     let names = topics(&["a", "b"]);
-    assert_eq!(hub.resume(&subscriber, &names, at(1, END)), Joined::Behind(at(2, 2)));
+    assert_eq!(hub.resume(&subscriber, &names, at(1, END)), Joined::Partly(at(2, 2)));
     assert_eq!(take(&subscriber), ["111", "222"]);
-    assert_eq!(hub.resume(&subscriber, &names, at(2, 2)), Joined::Behind(at(2, 4)));
+    assert_eq!(hub.resume(&subscriber, &names, at(2, 2)), Joined::Partly(at(2, 4)));
     assert_eq!(take(&subscriber), ["333", "444"]);
     assert_eq!(hub.resume(&subscriber, &names, at(2, 4)), Joined::Live);
     assert_eq!(take(&subscriber), ["555"]);
 }
 
 #[test]
-fn comings_and_goings_are_told_once_and_all_on_request() {
+fn changed_counts_are_listed_once_and_all_counts_on_request() {
     let hub = hub(1000);
     hub.restart(1);
     let (one, two) = (Subscriber::new(1000), Subscriber::new(1000));
     hub.join(&one, &topics(&["a"]), |_| Frame::raw("hello"));
     hub.join(&two, &topics(&["a"]), |_| Frame::raw("hello"));
-    assert_eq!(hub.watched(false), [("a".into(), 2)]);
-    assert_eq!(hub.watched(false), []);
+    assert_eq!(hub.subscriber_counts(false), [("a".into(), 2)]);
+    assert_eq!(hub.subscriber_counts(false), []);
     hub.leave(&one);
     publish(&hub, 2, &[("b", "b1")]);
-    assert_eq!(hub.watched(true), [("a".into(), 1)]);
+    assert_eq!(hub.subscriber_counts(true), [("a".into(), 1)]);
     hub.leave(&two);
-    assert_eq!(hub.watched(false), [("a".into(), 0)]);
+    assert_eq!(hub.subscriber_counts(false), [("a".into(), 0)]);
 }
 
 #[test]
-fn a_reset_tells_each_subscriber_once_and_forgets_history() {
+fn a_reset_reaches_each_subscriber_once_and_drops_history() {
     let hub = hub(100_000);
     hub.restart(1);
     let subscriber = Subscriber::new(1000);
@@ -200,49 +193,49 @@ fn a_reset_tells_each_subscriber_once_and_forgets_history() {
 }
 
 #[test]
-fn a_small_topic_overtakes_a_large_one_but_not_on_the_way_to_a_subscriber_of_both() {
+fn a_small_topic_overtakes_a_large_one_but_not_for_a_subscriber_of_both() {
     let hub = hub(100_000);
     hub.restart(1);
-    let large: Vec<_> = (0..3 * CHUNK).map(|_| Subscriber::new(1000)).collect();
+    let large: Vec<_> = (0..3 * GROUP).map(|_| Subscriber::new(1000)).collect();
     large.iter().for_each(|subscriber| hub.join(subscriber, &topics(&["large"]), |_| Frame::raw("hello")));
     let (small, both) = (Subscriber::new(1000), Subscriber::new(1000));
     hub.join(&small, &topics(&["small"]), |_| Frame::raw("hello"));
     publish(&hub, 2, &[("large", "l1"), ("small", "s1")]);
     assert_eq!(take(&small), ["hello", "s1"]);
-    assert_eq!(take(&large[3 * CHUNK - 1]), ["hello"]);
+    assert_eq!(take(&large[3 * GROUP - 1]), ["hello"]);
     assert_eq!(hub.hold(|place| place), None, "nobody is told a place before all have what lies there");
-    while hub.fill() {}
-    assert_eq!(take(&large[3 * CHUNK - 1]), ["l1"]);
+    while hub.serve_group() {}
+    assert_eq!(take(&large[3 * GROUP - 1]), ["l1"]);
     assert_eq!(hub.hold(|place| place), Some(Place::after_tick(2)));
     hub.join(&both, &topics(&["large", "small"]), |_| Frame::raw("hello"));
     publish(&hub, 3, &[("large", "l2"), ("small", "s2")]);
     assert_eq!(take(&both), ["hello"]);
-    while hub.fill() {}
+    while hub.serve_group() {}
     assert_eq!(take(&both), ["l2", "s2"]);
 }
 
 #[test]
-fn events_that_come_together_go_to_each_subscriber_together() {
+fn events_that_are_published_together_reach_each_subscriber_together() {
     let hub = hub(100_000);
     hub.restart(1);
-    let large: Vec<_> = (0..3 * CHUNK).map(|_| Subscriber::new(1000)).collect();
+    let large: Vec<_> = (0..3 * GROUP).map(|_| Subscriber::new(1000)).collect();
     large.iter().for_each(|subscriber| hub.join(subscriber, &topics(&["large"]), |_| Frame::raw("hello")));
     publish(&hub, 2, &[("large", "l1"), ("large", "l2")]);
     publish(&hub, 3, &[("large", "l3")]);
-    assert!(hub.fill());
+    assert!(hub.serve_group());
     assert_eq!(take(&large[0]), ["hello", "l1", "l2", "l3"]);
-    // Behind what is half way round already.
+    // After the events that are already being delivered.
     publish(&hub, 4, &[("large", "l4")]);
-    while hub.fill() {}
+    while hub.serve_group() {}
     assert_eq!(take(&large[0]), ["l4"]);
-    assert_eq!(take(&large[3 * CHUNK - 1]), ["hello", "l1", "l2", "l3", "l4"]);
+    assert_eq!(take(&large[3 * GROUP - 1]), ["hello", "l1", "l2", "l3", "l4"]);
 }
 
 #[test]
-fn nothing_lies_behind_a_reset_that_belongs_before_it() {
+fn no_event_before_a_reset_is_delivered_after_it() {
     let hub = hub(100_000);
     hub.restart(1);
-    let large: Vec<_> = (0..3 * CHUNK).map(|_| Subscriber::new(1000)).collect();
+    let large: Vec<_> = (0..3 * GROUP).map(|_| Subscriber::new(1000)).collect();
     large.iter().for_each(|subscriber| hub.join(subscriber, &topics(&["large"]), |_| Frame::raw("hello")));
     publish(&hub, 2, &[("large", "l1")]);
     hub.reset(9, Reset::Expired);
@@ -250,10 +243,10 @@ fn nothing_lies_behind_a_reset_that_belongs_before_it() {
         let got = take(subscriber);
         assert!(got.len() == 3 && got[1] == "l1" && got[2].contains("reset"), "{got:?}");
     }
-    assert!(!hub.fill());
+    assert!(!hub.serve_group());
 }
 
-/// A subscriber, which topics it has, and how many events had been published where it began.
+/// A subscriber, the index of its topics, and how many events had been published when it joined.
 type Present = (Arc<Subscriber>, usize, usize);
 
 /// What happens to a hub with a large topic.
@@ -277,10 +270,10 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// However publishing, serving, coming and going mix, each subscriber gets the events of its topics behind its
+    /// However publishing, delivering, joining and leaving mix, each subscriber gets the events of its topics after its
     /// place, each once and in order.
     #[test]
-    fn a_large_topic_is_served_exactly(steps in prop::collection::vec(step(), 1..60)) {
+    fn a_large_topic_is_delivered_exactly(steps in prop::collection::vec(step(), 1..60)) {
         let kinds = [topics(&["large"]), topics(&["small"]), topics(&["small", "large"]), topics(&["other", "small"])];
         let hub = hub(1_000_000);
         hub.restart(0);
@@ -297,7 +290,7 @@ proptest! {
             }
             present.push((subscriber, kind, from.unwrap_or(events.len())));
         };
-        for i in 0..2 * CHUNK + 20 {
+        for i in 0..2 * GROUP + 20 {
             come([0, 0, 0, 0, 0, 0, 1, 2, 3][i % 9], None, &events, &mut present);
         }
         for step in steps {
@@ -306,7 +299,7 @@ proptest! {
                     events.push(topic);
                     publish(&hub, events.len() as u64, &[(topic, &events.len().to_string())]);
                 }
-                Step::Fill => _ = hub.fill(),
+                Step::Fill => _ = hub.serve_group(),
                 Step::Join(kind) => come(kind, None, &events, &mut present),
                 Step::Resume(kind, from) => come(kind, Some(from % (events.len() + 1)), &events, &mut present),
                 Step::Leave(which) => {
@@ -315,7 +308,7 @@ proptest! {
                 }
             }
         }
-        while hub.fill() {}
+        while hub.serve_group() {}
         for (subscriber, kind, from) in &present {
             let mine = |topic: &str| kinds[*kind].iter().any(|known| **known == *topic);
             let behind = events.iter().enumerate().skip(*from).filter(|(_, topic)| mine(topic));
@@ -325,8 +318,8 @@ proptest! {
         }
     }
 
-    /// Whatever the budget and wherever a client resumes, it gets exactly the events behind its place, or is
-    /// told that memory can't say.
+    /// Whatever the budget and wherever a client resumes, it gets exactly the events after its place, or learns that
+    /// memory does not have them.
     #[test]
     fn a_resumed_client_gets_exactly_the_rest(
         ticks in prop::collection::vec(prop::collection::vec(0usize..4, 0..5), 1..12),
@@ -357,7 +350,7 @@ proptest! {
             let joined = hub.resume(&subscriber, &mine, after);
             got.extend(take(&subscriber));
             match joined {
-                Joined::Behind(place) => { prop_assert!(place > after); after = place; }
+                Joined::Partly(place) => { prop_assert!(place > after); after = place; }
                 Joined::Live => { prop_assert_eq!(got, expected); break; }
                 Joined::TooOld => { prop_assert!(got.is_empty()); break; }
                 Joined::Ahead => { prop_assert!(after > hub.place().unwrap()); break; }

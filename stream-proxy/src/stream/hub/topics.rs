@@ -1,5 +1,5 @@
-//! All topics: each one's audience and recent history. History of all together is bounded in bytes; the oldest events
-//! go first.
+//! All topics: each one's audience and recent history. The history of all topics together is bounded in bytes; the
+//! oldest events are dropped first.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::iter::{Chain, Peekable};
@@ -8,17 +8,16 @@ use std::sync::Arc;
 
 use crate::stream::audience::Audience;
 use crate::stream::frame::Frame;
+use crate::stream::place::Place;
 use crate::stream::subscriber::{Seat, Subscriber};
 
-use super::Place;
-
-/// What an event in history takes beside the bytes of its frame: the overhead of the allocator and of the frame's
-/// shared owner, and its entries in its topic's queue, in the order of all and in the list of ticks, in vectors that
-/// may be half empty.
+/// What an event in history takes in addition to the bytes of its frame: the overhead of the allocator and of the
+/// frame's shared owner, and its entries in its topic's queue, in the order of all events and in the list of ticks, in
+/// vectors that may be half empty.
 pub const EVENT_OVERHEAD: usize = 200;
 
-/// What a topic in history takes beside its name and its events: its entry in the map, which may be slightly more than
-/// half empty, and the allocator's overhead for the name.
+/// What a topic in history takes in addition to its name and its events: its entry in the map, which may be slightly
+/// more than half empty, and the allocator's overhead for the name.
 pub const TOPIC_OVERHEAD: usize = 200;
 
 /// The topics that have subscribers or history.
@@ -29,17 +28,17 @@ pub struct Topics {
     order: VecDeque<Arc<str>>,
     /// Bytes of history.
     bytes: usize,
-    /// All events behind this place are in history.
+    /// All events after this place are in history.
     floor: Option<Place>,
     /// The ticks from the floor on, in rising order. Nearly all of them have events, so there are about as many as
     /// events in history.
     ticks: VecDeque<u64>,
-    /// Topics whose subscribers have come or gone since this was last asked.
+    /// Topics whose number of subscribers may have changed since it was last asked for.
     changed: HashSet<Arc<str>>,
 }
 
-/// There may be very many topics with one event and no subscriber, so this is small: an audience is made for the first
-/// subscriber.
+/// Kept small, because there may be very many topics with one event and no subscriber: the audience is created for the
+/// first subscriber.
 #[derive(Debug, Default)]
 struct Entry {
     audience: Option<Box<Audience>>,
@@ -100,20 +99,20 @@ impl History {
         }
     }
 
-    /// The events after a position.
+    /// The events after a place.
     fn after(&self, place: Place) -> Chain<slice::Iter<'_, Kept>, slice::Iter<'_, Kept>> {
         let (older, newer) = match self {
             Self::None => (&[][..], &[][..]),
             Self::One(event) => (slice::from_ref(event), &[][..]),
             Self::Many(events) => events.as_slices(),
         };
-        let behind = |events: &'_ [Kept]| events.partition_point(|(at, _)| *at <= place);
-        older[behind(older)..].iter().chain(newer[behind(newer)..].iter())
+        let skipped = |events: &'_ [Kept]| events.partition_point(|(at, _)| *at <= place);
+        older[skipped(older)..].iter().chain(newer[skipped(newer)..].iter())
     }
 }
 
 impl Topics {
-    /// How many there are.
+    /// The number of topics.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
@@ -123,13 +122,13 @@ impl Topics {
         self.bytes
     }
 
-    /// Whether history has all events after `place`, a position of this log.
-    pub fn reaches(&self, place: Place) -> bool {
+    /// Whether history has all events after `place`, and `place` is in a tick of this log.
+    pub fn covers(&self, place: Place) -> bool {
         self.floor.is_some_and(|floor| floor <= place) && self.ticks.binary_search(&place.tick).is_ok()
     }
 
-    /// Notes a tick, the last one until the next is noted.
-    pub fn pass(&mut self, tick: u64) {
+    /// Notes the newest tick.
+    pub fn note_tick(&mut self, tick: u64) {
         if self.ticks.back().is_none_or(|last| *last < tick) {
             self.ticks.push_back(tick);
         }
@@ -140,13 +139,14 @@ impl Topics {
         self.entries.get(topic).and_then(|entry| entry.audience.as_deref())
     }
 
-    /// The subscribers of all topics; one of several topics comes several times.
+    /// The subscribers of all topics; a subscriber of several topics comes several times.
     pub fn subscribers(&self) -> impl Iterator<Item = &Arc<Subscriber>> {
         self.entries.values().filter_map(|entry| entry.audience.as_ref()).flat_map(|audience| audience.subscribers())
     }
 
-    /// How many subscribers the topics have whose subscribers have come or gone since the last call, or all topics.
-    pub fn watched(&mut self, all: bool) -> Vec<(Arc<str>, usize)> {
+    /// The number of subscribers of each topic: of all topics that have any, or only of those whose number may have
+    /// changed since the last call.
+    pub fn subscriber_counts(&mut self, all: bool) -> Vec<(Arc<str>, usize)> {
         let changed = std::mem::take(&mut self.changed);
         if all {
             let counts = self.entries.iter().map(|(topic, entry)| (topic.clone(), entry.subscribers()));
@@ -156,11 +156,11 @@ impl Topics {
         changed.into_iter().map(|topic| (topic.clone(), count(&topic))).collect()
     }
 
-    /// Forgets history: it begins anew behind `place`.
+    /// Drops history: it starts again after `place`.
     pub fn forget(&mut self, place: Place) {
         self.floor = Some(place);
         self.ticks.clear();
-        self.pass(place.tick);
+        self.note_tick(place.tick);
         self.order.clear();
         self.bytes = 0;
         self.entries.retain(|_, entry| {
@@ -169,10 +169,10 @@ impl Topics {
         });
     }
 
-    /// Takes an event into history; gives the map's own copy of its topic.
+    /// Adds an event to history. Returns the map's own copy of its topic.
     pub fn keep(&mut self, place: Place, topic: &str, frame: Frame) -> Arc<str> {
         self.bytes += cost(&frame);
-        self.pass(place.tick);
+        self.note_tick(place.tick);
         let key = match self.entries.get_key_value(topic) {
             Some((key, _)) => key.clone(),
             None => topic.into(),
@@ -186,7 +186,7 @@ impl Topics {
         key
     }
 
-    /// Forgets the oldest events until history fits.
+    /// Drops the oldest events until history fits.
     pub fn evict(&mut self, budget: usize) {
         while self.bytes > budget
             && let Some(topic) = self.order.pop_front()
@@ -208,7 +208,8 @@ impl Topics {
         }
     }
 
-    /// The frames behind `after`, in order, up to about `limit` bytes, and the place reached if that is not all.
+    /// The frames after `after`, in order, up to about `limit` bytes. If there are more, also the place that was
+    /// reached.
     pub fn missed(&self, topics: &[Arc<str>], after: Place, limit: usize) -> (Vec<Frame>, Option<Place>) {
         let entries = topics.iter().filter_map(|topic| self.entries.get(topic));
         let mut sources: Vec<_> = entries.map(|entry| entry.history.after(after).peekable()).collect();
@@ -244,7 +245,7 @@ impl Topics {
             .collect()
     }
 
-    /// Takes seats back.
+    /// Frees seats.
     pub fn unseat(&mut self, seats: Box<[Seat]>) {
         let shared = seats.len() > 1;
         for (topic, seat) in seats {

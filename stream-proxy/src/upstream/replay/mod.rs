@@ -1,5 +1,5 @@
 //! Brings one client from its position to the live stream when memory can't do it in one step: from the log, page by
-//! page, or from memory, piece by piece, always at the client's own pace.
+//! page, or from memory, part by part, always at the client's own pace.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,10 +10,11 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::metrics::Metrics;
 use crate::stream::frame::{Frame, Reset};
-use crate::stream::hub::{Hub, Joined, Place};
+use crate::stream::hub::{Hub, Joined};
+use crate::stream::place::Place;
 use crate::stream::subscriber::{End, Subscriber};
 use crate::upstream::database::DatabaseError;
-use crate::upstream::reads::Reads;
+use crate::upstream::reads::{ClientLog, Reads};
 
 /// Rows of the first page: events may be large, so it starts small.
 const FIRST_PAGE: i32 = 64;
@@ -24,21 +25,21 @@ const MAX_PAGE: i32 = 1000;
 /// What a page should hold, in bytes.
 const PAGE_BYTES: usize = 512 * 1024;
 
-/// The longest to wait for a sign of the hub before looking around again.
+/// The longest wait for the hub's next tick before checking again.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The longest wait until a server has reached a position; a relay that was down runs again by then. A position that no
-/// server ever reaches must not be asked for forever: its stream ends, and the client may try another proxy.
+/// How long to wait until a server has reached a position; a relay that was down has started again by then. A position
+/// that no server ever reaches must not be asked for forever: its stream ends, and the client may try another proxy.
 const TOO_EARLY: Duration = Duration::from_secs(20);
 
-/// One client on its way.
+/// A client that is catching up.
 #[derive(Debug)]
-pub struct Replay {
-    /// Where it is going.
+pub struct Replay<L = Reads> {
+    /// The hub that it joins at the end.
     pub hub: Arc<Hub>,
     /// Where the log is read.
-    pub reads: Arc<Reads>,
-    /// What is counted.
+    pub reads: Arc<L>,
+    /// The metrics.
     pub metrics: Arc<Metrics>,
     /// The client.
     pub subscriber: Arc<Subscriber>,
@@ -54,11 +55,11 @@ struct Cursor {
     located: bool,
     rows: i32,
     from_log: bool,
-    /// Since when the server has not reached the position.
+    /// Since when the server has been known not to have reached the position.
     early: Option<Instant>,
 }
 
-/// Whether it is useless to ask again.
+/// Whether the same question would fail again.
 fn is_final(error: &DatabaseError) -> bool {
     matches!(error, DatabaseError::Expired | DatabaseError::Lost) || error.blames_the_input()
 }
@@ -70,8 +71,9 @@ async fn next(mut ticks: Ticks) -> bool {
     timeout(PATIENCE, ticks.changed()).await.is_ok()
 }
 
-impl Replay {
-    /// Serves the client from `after`, or all that is retained, until it is live or gone.
+impl<L: ClientLog> Replay<L> {
+    /// Serves the client everything after `after`, or everything that is retained, until it is live or has
+    /// disconnected.
     pub async fn run(self, after: Option<Position>) {
         self.metrics.replaying.rise();
         let mut cursor = Cursor { after, located: false, rows: FIRST_PAGE, from_log: false, early: None };
@@ -97,7 +99,7 @@ impl Replay {
 
     /// One step; true when the client is live.
     async fn step(&self, cursor: &mut Cursor) -> Result<bool, DatabaseError> {
-        // Before anything is looked at, so that no tick slips in between looking and waiting.
+        // Subscribed before the checks, so that no tick is missed between the checks and the wait.
         let ticks = self.hub.ticks();
         let mut ahead = false;
         if let Some(after) = cursor.after.as_ref().filter(|after| after.seen.is_none()) {
@@ -107,7 +109,7 @@ impl Replay {
                     source.add(1);
                     return Ok(true);
                 }
-                Joined::Behind(place) => {
+                Joined::Partly(place) => {
                     cursor.after = Some(place.position());
                     return Ok(false);
                 }
@@ -119,20 +121,20 @@ impl Replay {
             return self.locate(cursor, ticks).await.map(|()| false);
         }
         if ahead {
-            // The log was read beyond what the hub has heard of; it will in a moment.
+            // The log has been read beyond the hub's place; the hub will get there soon.
             cursor.located = next(ticks).await;
             return Ok(false);
         }
         self.page(cursor).await.map(|()| false)
     }
 
-    /// Asks the log where to read on, and waits until the hub knows everything that the log knew then.
+    /// Asks the log for the position to continue from, and waits until the hub knows everything that the log knew then.
     async fn locate(&self, cursor: &mut Cursor, mut ticks: Ticks) -> Result<(), DatabaseError> {
         let text = cursor.after.as_ref().map_or("earliest".to_string(), Position::to_string);
         let (located, last) = self.reads.locate(&text).await?;
         match located {
             None => self.wait_for_server(cursor, ticks).await,
-            // The log returns an earlier position, or one without the snapshot: the client may have seen lost changes.
+            // The log returns an earlier position, or one without the snapshot: the client may have seen lost events.
             Some(position) if cursor.after.as_ref().is_some_and(|after| *after != position) => {
                 return Err(DatabaseError::Lost);
             }
@@ -145,7 +147,7 @@ impl Replay {
         Ok(())
     }
 
-    /// Waits while it is too early to say where to continue: usually for the next tick.
+    /// Waits while the server has not reached the position: usually for the next tick.
     async fn wait_for_server(&self, cursor: &mut Cursor, ticks: Ticks) {
         let waited = cursor.early.get_or_insert_with(Instant::now).elapsed();
         if waited < PATIENCE {
@@ -164,17 +166,18 @@ impl Replay {
         let known = *self.hub.ticks().borrow();
         let page = self.reads.page(&after, &self.topics, cursor.rows).await?;
         cursor.from_log = true;
-        let (rows, bytes) = (page.changes.len(), page.changes.iter().map(|change| change.frame.len()).sum::<usize>());
-        for change in page.changes {
+        let (rows, bytes) = (page.events.len(), page.events.iter().map(|event| event.frame.len()).sum::<usize>());
+        for event in page.events {
             self.metrics.log_events.add(1);
-            if !self.subscriber.room().await || !self.subscriber.feed(change.frame) {
+            if !self.subscriber.room().await || !self.subscriber.feed(event.frame) {
                 return Ok(());
             }
-            cursor.after = Some(change.position);
+            cursor.after = Some(event.position);
         }
         if page.more {
             if rows == 0 {
-                // A client that is cut off in a long part without its events resumes here, not at the beginning.
+                // A client that is cut off in a long part of the log without its events resumes here, not at the
+                // beginning.
                 self.subscriber.feed(Frame::position(page.reached.clone()));
             }
             cursor.after = Some(page.reached);
@@ -184,7 +187,7 @@ impl Replay {
             }
         } else {
             // Everything that the client's snapshot saw is in ticks that the hub knew when the position was located, so
-            // what the snapshot saw matters no more from here on.
+            // from here on the snapshot does not matter.
             let reached = Place::from(&page.reached);
             let known = known.map_or(reached, Place::after_tick);
             cursor.after = Some(known.max(reached).position());
@@ -192,7 +195,7 @@ impl Replay {
         Ok(())
     }
 
-    /// Tells the client that its position is gone, and makes it live; false if the hub doesn't know the present yet.
+    /// Sends the client a reset and makes it live; false if the hub does not know the present yet.
     async fn reset(&self, why: Reset) -> bool {
         let ticks = self.hub.ticks();
         if self.hub.place().is_none() && !next(ticks).await {
@@ -202,3 +205,6 @@ impl Replay {
         true
     }
 }
+
+#[cfg(test)]
+mod tests;

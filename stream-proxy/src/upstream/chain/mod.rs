@@ -1,0 +1,301 @@
+//! The chain of ticks: every tick names the one before it. Each event is published to the hub once and in order: from a
+//! notification if it continues the chain, otherwise from the log.
+//!
+//! Not here: the connection and plain channels (`session`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidings_wire::{Event, MOVED, Part, Position, segment};
+use tokio::time::{Instant, timeout};
+
+use crate::metrics::Metrics;
+use crate::stream::frame::{Frame, Reset};
+use crate::stream::hub::{Hub, Outgoing};
+use crate::stream::place::Place;
+use crate::upstream::database::DatabaseError;
+use crate::upstream::log::Log;
+
+/// After this long without a notification the proxy asks whether it missed one.
+const QUIET: Duration = Duration::from_secs(15);
+
+/// A notification from a process other than the known relay makes the proxy ask who the relay is, but not more often
+/// than this.
+const RELAY_CHECK: Duration = Duration::from_millis(100);
+
+/// While no relay runs, the proxy checks this often for one.
+const RELAY_WAIT: Duration = Duration::from_millis(250);
+
+/// The longest time that reading a large tick waits, after each batch, for the slowest subscriber that still keeps up.
+const PACE: Duration = Duration::from_millis(20);
+
+/// What has been published so far, and how to continue.
+#[derive(Debug)]
+pub struct Chain<L> {
+    log: Arc<L>,
+    hub: Arc<Hub>,
+    metrics: Arc<Metrics>,
+    /// How many bytes of events are published at once when the log is read.
+    batch_bytes: usize,
+    /// The relay's channel; `None` until it is known, and in a database without the extension.
+    channel: Option<String>,
+    /// Whether the channel has changed since the log was last read.
+    channel_changed: bool,
+    /// The relay's process.
+    relay: Option<i32>,
+    /// When the database was last asked about the relay.
+    asked: Instant,
+    /// The tick that is arriving in parts, and the number of the next part.
+    arriving: (u64, u32),
+}
+
+impl<L: Log> Chain<L> {
+    /// A chain that continues at the hub's place. It publishes about `batch_bytes` at once when it reads the log.
+    pub fn new(log: Arc<L>, hub: Arc<Hub>, metrics: Arc<Metrics>, batch_bytes: usize) -> Self {
+        Self {
+            log,
+            hub,
+            metrics,
+            batch_bytes,
+            channel: None,
+            channel_changed: false,
+            relay: None,
+            asked: Instant::now(),
+            arriving: (0, 0),
+        }
+    }
+
+    /// The relay's channel; `None` in a database without the extension.
+    pub fn channel(&self) -> Option<&str> {
+        self.channel.as_deref()
+    }
+
+    /// Whether the relay's channel has changed since the last call.
+    pub fn take_channel_changed(&mut self) -> bool {
+        std::mem::take(&mut self.channel_changed)
+    }
+
+    /// Whether a relay makes ticks, in a database where one should.
+    pub fn has_relay(&self) -> bool {
+        self.channel.is_none() || self.relay.is_some()
+    }
+
+    /// How long to wait for a notification before asking whether one was missed.
+    pub fn quiet(&self) -> Duration {
+        if self.has_relay() { QUIET } else { RELAY_WAIT }
+    }
+
+    /// When the database may be asked about the relay again.
+    pub fn next_relay_check(&self) -> Instant {
+        self.asked + RELAY_CHECK
+    }
+
+    /// Where the hub is.
+    pub fn place(&self) -> Result<Place, DatabaseError> {
+        self.hub.place().ok_or(DatabaseError::Contract("no place before the first tick"))
+    }
+
+    /// Listens on the relay's channel for the first time.
+    pub async fn listen(&mut self) -> Result<(), DatabaseError> {
+        let introduction = self.log.introduce().await?;
+        (self.channel, self.relay) = (Some(introduction.channel), introduction.relay);
+        Ok(())
+    }
+
+    /// Brings the hub to the present: a new hub starts there, another one gets what the last connection did not
+    /// receive.
+    pub async fn start(&mut self) -> Result<(), DatabaseError> {
+        match self.hub.place() {
+            Some(place) => self.check_place(place.position()).await?,
+            None => {
+                let last = self.ask().await?;
+                self.hub.restart(last);
+            }
+        }
+        self.catch_up().await
+    }
+
+    /// Checks whether the log still has the hub's place. If its tick was lost or has expired, subscribers get
+    /// `event: reset`.
+    async fn check_place(&mut self, here: Position) -> Result<(), DatabaseError> {
+        match self.log.locate(&here).await {
+            Ok(Some(located)) if located == here => Ok(()),
+            Ok(Some(located)) => {
+                tracing::warn!(from = %here, to = %located, "the log has lost ticks: subscribers get event: reset");
+                self.hub.reset(located.tick, Reset::Lost);
+                Ok(())
+            }
+            Ok(None) => Err(DatabaseError::Contract("a tick can't be located")),
+            Err(DatabaseError::Expired) => self.reset().await,
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Asks about the relay, its channel and the last tick in the log. Returns the tick.
+    async fn ask(&mut self) -> Result<u64, DatabaseError> {
+        let introduction = self.log.introduce().await?;
+        if self.channel.as_ref().is_some_and(|known| *known != introduction.channel) {
+            tracing::info!("the relay's channel has a new name");
+            self.channel = Some(introduction.channel);
+            self.channel_changed = true;
+        }
+        self.relay = introduction.relay;
+        self.asked = Instant::now();
+        Ok(introduction.last)
+    }
+
+    /// Checks, when no notification has arrived for a while, whether one was missed.
+    pub async fn check_for_missed(&mut self) -> Result<(), DatabaseError> {
+        match self.ask().await {
+            Ok(last) if self.channel.is_some() && last > self.place()?.tick => self.catch_up().await,
+            Ok(_) if self.channel.is_none() => Err(DatabaseError::Contract("the extension has been created")),
+            Ok(_) => Ok(()),
+            Err(error) if error.no_extension() && self.channel.is_none() => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Handles a notification on the relay's channel, sent by the backend `process`; false if it is not the relay's.
+    pub async fn notified(&mut self, process: i32, payload: &str) -> Result<bool, DatabaseError> {
+        if self.relay != Some(process) {
+            if self.asked.elapsed() >= RELAY_CHECK {
+                self.ask().await?;
+            }
+            if self.relay != Some(process) {
+                self.metrics.forged.add(1);
+                return Ok(false);
+            }
+        }
+        if payload == MOVED {
+            self.ask().await?;
+            return Ok(true);
+        }
+        let place = self.place()?;
+        match Part::parse(payload) {
+            Ok(part) if Place::after_tick(part.tick) <= place => self.metrics.old.add(1),
+            Ok(part) if self.is_next(&part, place) => {
+                self.metrics.notifications.add(1);
+                self.publish_part(&part).await;
+            }
+            Ok(_) => {
+                self.metrics.hints.add(1);
+                self.catch_up().await?;
+            }
+            Err(error) => {
+                self.metrics.mangled.add(1);
+                tracing::warn!(%error, "a notification can't be parsed: its tick is read from the log");
+                self.catch_up().await?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether this part continues exactly where the hub is.
+    fn is_next(&self, part: &Part<'_>, place: Place) -> bool {
+        let first = if part.part == 1 {
+            if Place::after_tick(part.previous) != place {
+                return false;
+            }
+            1
+        } else if self.arriving == (part.tick, part.part) && place.tick == part.tick {
+            place.n + 1
+        } else {
+            return false;
+        };
+        !part.is_hint() && part.events.iter().zip(first..).all(|((n, _), expected)| *n == expected)
+    }
+
+    async fn publish_part(&mut self, part: &Part<'_>) {
+        self.hub.wait_for_room().await;
+        let events = part.events.iter().map(|(n, event)| outgoing(part.tick, *n, event));
+        self.hub.publish(part.tick, events.collect());
+        self.arriving = (part.tick, part.part + 1);
+        if part.part == part.parts {
+            self.hub.complete(part.tick);
+        }
+    }
+
+    /// Continues from the present although events were missed: every subscriber gets `event: reset`.
+    async fn reset(&mut self) -> Result<(), DatabaseError> {
+        let last = self.ask().await?;
+        tracing::warn!(tick = last, "events were missed: subscribers get event: reset");
+        self.hub.reset(last, Reset::Expired);
+        Ok(())
+    }
+
+    /// Publishes what the log has and the hub does not.
+    pub async fn catch_up(&mut self) -> Result<(), DatabaseError> {
+        loop {
+            let before = self.place()?;
+            match self.read_page(before).await {
+                Ok(true) if self.place()? > before => {}
+                Ok(true) => return Err(DatabaseError::Contract("a page of the log that has nothing new")),
+                Ok(false) => return Ok(()),
+                Err(DatabaseError::Expired) => self.reset().await?,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Publishes one page of the log; false if there was none.
+    async fn read_page(&mut self, after: Place) -> Result<bool, DatabaseError> {
+        let rows = self.log.read(after).await?;
+        let mut batch = Batch::default();
+        for row in &rows {
+            let tick = row.tick;
+            for (event, n) in row.data.iter().flat_map(|data| segment::events(data)).zip(row.before + 1..) {
+                let Ok(event) = event else {
+                    tracing::error!(tick, n, "the log has a segment that this version can't read");
+                    return Err(DatabaseError::Expired);
+                };
+                if (Place { tick, n }) > after {
+                    batch.push(tick, outgoing(tick, n, &event));
+                }
+                if batch.bytes >= self.batch_bytes {
+                    self.publish_batch(&mut batch).await;
+                }
+            }
+            if row.is_last {
+                self.publish_batch(&mut batch).await;
+                self.hub.complete(tick);
+            }
+        }
+        self.publish_batch(&mut batch).await;
+        Ok(!rows.is_empty())
+    }
+
+    /// Publishes a batch of a tick, and gives subscribers that keep up the time to take it: a large tick is read faster
+    /// than any client takes it, and a full queue ends a stream.
+    async fn publish_batch(&mut self, batch: &mut Batch<'_>) {
+        let Batch { tick, events, .. } = std::mem::take(batch);
+        self.hub.publish(tick, events);
+        if let Some((waiting, fullest)) = self.hub.wait_until_delivered().await
+            && waiting > fullest.comfortable()
+        {
+            let _ = timeout(PACE, fullest.room()).await;
+        }
+    }
+}
+
+/// Events of one tick that are published at once.
+#[derive(Default)]
+struct Batch<'a> {
+    tick: u64,
+    events: Vec<Outgoing<'a>>,
+    bytes: usize,
+}
+
+impl<'a> Batch<'a> {
+    fn push(&mut self, tick: u64, event: Outgoing<'a>) {
+        self.tick = tick;
+        self.bytes += event.frame.len();
+        self.events.push(event);
+    }
+}
+
+fn outgoing<'a>(tick: u64, n: u32, event: &Event<'a>) -> Outgoing<'a> {
+    Outgoing { n, topic: event.topic, frame: Frame::event(Position::at(tick, n), event.event, &event.payload) }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,289 @@
+//! What the chain promises, against a log that is played by the test.
+
+use super::*;
+use crate::stream::subscriber::Subscriber;
+use crate::upstream::log::{Introduction, LogRow};
+use parking_lot::Mutex;
+use tidings_wire::Announcement;
+
+/// The process of the relay.
+const RELAY: i32 = 7;
+
+/// The log, and what it answers.
+#[derive(Debug)]
+struct FakeLog {
+    rows: Mutex<Vec<LogRow>>,
+    channel: Mutex<&'static str>,
+    relay: Mutex<Option<i32>>,
+    /// The tick that `locate` returns instead of the one that it is asked for.
+    located: Mutex<Option<u64>>,
+    /// Ticks before this one have expired.
+    oldest: Mutex<u64>,
+    /// How often the log has been read.
+    reads: Mutex<usize>,
+}
+
+impl Log for FakeLog {
+    async fn introduce(&self) -> Result<Introduction, DatabaseError> {
+        let last = self.rows.lock().last().map_or(0, |row| row.tick);
+        Ok(Introduction { channel: self.channel.lock().to_string(), relay: *self.relay.lock(), last })
+    }
+
+    async fn locate(&self, at: &Position) -> Result<Option<Position>, DatabaseError> {
+        if at.tick < *self.oldest.lock() {
+            return Err(DatabaseError::Expired);
+        }
+        Ok(Some(self.located.lock().map_or(at.clone(), Position::after_tick)))
+    }
+
+    async fn read(&self, after: Place) -> Result<Vec<LogRow>, DatabaseError> {
+        *self.reads.lock() += 1;
+        if after.tick < *self.oldest.lock() {
+            return Err(DatabaseError::Expired);
+        }
+        // One tick a page.
+        let rows = self.rows.lock();
+        let next = rows.iter().find(|row| Place::after_tick(row.tick) > after).map(|row| row.tick);
+        Ok(rows.iter().filter(|row| Some(row.tick) == next).cloned().collect())
+    }
+}
+
+/// Some topic's event with this payload.
+fn event(payload: &str) -> Event<'_> {
+    Event { topic: "a", event: "changed", payload: payload.into() }
+}
+
+/// A chain, its log, and a subscriber of the topic.
+struct Scene {
+    chain: Chain<FakeLog>,
+    log: Arc<FakeLog>,
+    metrics: Arc<Metrics>,
+    subscriber: Arc<Subscriber>,
+}
+
+impl Scene {
+    /// A chain that has started at tick 1, which is the last one in the log.
+    async fn new() -> Self {
+        let (metrics, subscriber) = (Arc::new(Metrics::default()), Subscriber::new(1_000_000));
+        let hub = Hub::new(10_000, metrics.clone());
+        hub.join(&subscriber, &["a".into()], |_| Frame::raw("hello"));
+        let log = Arc::new(FakeLog {
+            rows: Mutex::default(),
+            channel: Mutex::new("first"),
+            relay: Mutex::new(Some(RELAY)),
+            located: Mutex::default(),
+            oldest: Mutex::default(),
+            reads: Mutex::default(),
+        });
+        let scene = Self { chain: Chain::new(log.clone(), hub, metrics.clone(), 1000), log, metrics, subscriber };
+        scene.write(1, &[]);
+        scene.connect().await
+    }
+
+    /// The same after another connection.
+    async fn connect(mut self) -> Self {
+        let Chain { hub, metrics, .. } = &self.chain;
+        self.chain = Chain::new(self.log.clone(), hub.clone(), metrics.clone(), 1000);
+        self.chain.listen().await.unwrap();
+        self.chain.start().await.unwrap();
+        self
+    }
+
+    /// Writes a tick to the log.
+    fn write(&self, tick: u64, payloads: &[&str]) {
+        let data = (!payloads.is_empty()).then(|| {
+            let mut data = vec![segment::VERSION];
+            payloads.iter().for_each(|payload| segment::append(&mut data, &event(payload)));
+            data
+        });
+        self.log.rows.lock().push(LogRow { tick, before: 0, is_last: true, data });
+    }
+
+    /// The notifications of a tick that is also in the log.
+    fn announce(&self, tick: u64, previous: u64, payloads: &[&str]) -> Vec<String> {
+        self.write(tick, payloads);
+        let mut announcement = Announcement::new(tick, previous);
+        payloads.iter().for_each(|payload| announcement.push(&event(payload)));
+        announcement.finish()
+    }
+
+    async fn notify(&mut self, payloads: &[String]) {
+        for payload in payloads {
+            assert!(self.chain.notified(RELAY, payload).await.unwrap());
+        }
+    }
+
+    /// The ids and names of the events that the subscriber has been sent since the last call.
+    fn received(&self) -> Vec<String> {
+        let field = |text: &str, name: &str| text.lines().find_map(|line| line.strip_prefix(name).map(str::to_owned));
+        let frames = self.subscriber.take();
+        frames.iter().filter_map(|text| Some(field(text, "id: ")? + " " + &field(text, "event: ")?)).collect()
+    }
+
+    /// How often the log has been read since the last call. The last read of each catch-up finds nothing new.
+    fn reads(&self) -> usize {
+        std::mem::take(&mut *self.log.reads.lock())
+    }
+}
+
+#[tokio::test]
+async fn notifications_that_continue_the_chain_need_no_read_of_the_log() {
+    let mut scene = Scene::new().await;
+    scene.reads();
+    let (first, second) = (scene.announce(2, 1, &["x", "y"]), scene.announce(3, 2, &["z"]));
+    scene.notify(&first).await;
+    scene.notify(&second).await;
+    assert_eq!(scene.received(), ["1 position", "2-1 changed", "2-2 changed", "3-1 changed"]);
+    assert_eq!((scene.reads(), scene.metrics.notifications.get()), (0, 2));
+}
+
+#[tokio::test]
+async fn a_gap_in_the_chain_is_filled_from_the_log() {
+    let mut scene = Scene::new().await;
+    scene.announce(2, 1, &["x"]);
+    let third = scene.announce(3, 2, &["y"]);
+    scene.reads();
+    scene.notify(&third).await;
+    assert_eq!(scene.received(), ["1 position", "2-1 changed", "3-1 changed"]);
+    assert_eq!((scene.reads(), scene.metrics.hints.get()), (3, 1));
+}
+
+#[tokio::test]
+async fn a_hint_makes_the_proxy_read_the_log() {
+    let mut scene = Scene::new().await;
+    scene.write(2, &["x"]);
+    let mut hint = Announcement::new(2, 1);
+    hint.make_hint();
+    scene.notify(&hint.finish()).await;
+    assert_eq!(scene.received(), ["1 position", "2-1 changed"]);
+}
+
+#[tokio::test]
+async fn a_part_out_of_order_makes_the_proxy_read_the_log() {
+    let mut scene = Scene::new().await;
+    let long = "x".repeat(5000);
+    let parts = scene.announce(2, 1, &[&long, &long, &long]);
+    assert_eq!(parts.len(), 3);
+    scene.reads();
+    scene.notify(&parts[..1]).await;
+    assert_eq!((scene.received(), scene.reads()), (vec!["1 position".into(), "2-1 changed".into()], 0));
+    scene.notify(&parts[2..]).await;
+    assert_eq!(scene.received(), ["2-2 changed", "2-3 changed"]);
+    // The part that was missing comes late.
+    scene.notify(&parts[1..2]).await;
+    assert!(scene.received().is_empty());
+    assert_eq!(scene.metrics.old.get(), 1);
+}
+
+#[tokio::test]
+async fn an_old_notification_is_dropped() {
+    let mut scene = Scene::new().await;
+    let second = scene.announce(2, 1, &["x"]);
+    scene.notify(&second).await;
+    scene.reads();
+    scene.notify(&second).await;
+    assert_eq!(scene.received(), ["1 position", "2-1 changed"]);
+    assert_eq!((scene.reads(), scene.metrics.old.get()), (0, 1));
+}
+
+#[tokio::test]
+async fn a_notification_that_cannot_be_parsed_makes_the_proxy_read_the_log() {
+    let mut scene = Scene::new().await;
+    scene.write(2, &["x"]);
+    scene.notify(&["1 2 nonsense".into()]).await;
+    assert_eq!(scene.received(), ["1 position", "2-1 changed"]);
+    assert_eq!(scene.metrics.mangled.get(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_notification_of_another_process_is_not_published_until_that_process_is_the_relay() {
+    let mut scene = Scene::new().await;
+    let second = scene.announce(2, 1, &["x"]);
+    assert!(!scene.chain.notified(RELAY + 1, &second[0]).await.unwrap());
+    assert_eq!((scene.received(), scene.metrics.forged.get()), (vec!["1 position".into()], 1));
+    *scene.log.relay.lock() = Some(RELAY + 1);
+    tokio::time::advance(RELAY_CHECK).await;
+    assert!(scene.chain.notified(RELAY + 1, &second[0]).await.unwrap());
+    assert_eq!(scene.received(), ["2-1 changed"]);
+}
+
+#[tokio::test]
+async fn a_notification_that_was_missed_is_found_when_it_is_quiet() {
+    let mut scene = Scene::new().await;
+    scene.write(2, &["x"]);
+    scene.chain.check_for_missed().await.unwrap();
+    assert_eq!(scene.received(), ["1 position", "2-1 changed"]);
+    scene.reads();
+    scene.chain.check_for_missed().await.unwrap();
+    assert_eq!(scene.reads(), 0);
+}
+
+#[tokio::test]
+async fn a_channel_that_has_moved_is_followed() {
+    let mut scene = Scene::new().await;
+    scene.notify(&[MOVED.into()]).await;
+    assert!(!scene.chain.take_channel_changed());
+    *scene.log.channel.lock() = "second";
+    scene.notify(&[MOVED.into()]).await;
+    assert_eq!(scene.chain.channel(), Some("second"));
+    assert!(scene.chain.take_channel_changed() && !scene.chain.take_channel_changed());
+}
+
+#[tokio::test]
+async fn a_connection_continues_where_the_last_one_ended() {
+    let mut scene = Scene::new().await;
+    let second = scene.announce(2, 1, &["x"]);
+    scene.notify(&second).await;
+    scene.write(3, &["y", "z"]);
+    let scene = scene.connect().await;
+    assert_eq!(scene.received(), ["1 position", "2-1 changed", "3-1 changed", "3-2 changed"]);
+}
+
+#[tokio::test]
+async fn a_lost_tick_resets_every_subscriber() {
+    let mut scene = Scene::new().await;
+    let second = scene.announce(2, 1, &["x"]);
+    scene.notify(&second).await;
+    // A failover lost it, and the new primary has cut another tick.
+    scene.log.rows.lock().pop();
+    scene.write(3, &["y"]);
+    *scene.log.located.lock() = Some(1);
+    let scene = scene.connect().await;
+    assert_eq!(scene.received(), ["1 position", "2-1 changed", "1 reset", "3-1 changed"]);
+    assert_eq!(scene.metrics.resets_lost.get(), 1);
+}
+
+#[tokio::test]
+async fn events_that_have_expired_reset_every_subscriber() {
+    let scene = Scene::new().await;
+    for tick in 2..5 {
+        scene.write(tick, &["x"]);
+    }
+    *scene.log.oldest.lock() = 3;
+    let scene = scene.connect().await;
+    assert_eq!(scene.received(), ["1 position", "4 reset"]);
+    assert_eq!(scene.metrics.resets_expired.get(), 1);
+}
+
+#[tokio::test]
+async fn a_segment_that_cannot_be_read_resets_every_subscriber() {
+    let mut scene = Scene::new().await;
+    let data = Some(vec![u8::MAX]);
+    scene.log.rows.lock().push(LogRow { tick: 2, before: 0, is_last: true, data });
+    scene.chain.catch_up().await.unwrap();
+    assert_eq!(scene.received(), ["1 position", "2 reset"]);
+}
+
+#[tokio::test]
+async fn a_tick_in_several_rows_is_published_in_batches_and_in_order() {
+    let mut scene = Scene::new().await;
+    let long = "x".repeat(600);
+    scene.write(2, &[&long, &long, &long]);
+    scene.write(2, &[&long]);
+    if let [.., first, second] = scene.log.rows.lock().as_mut_slice() {
+        (first.is_last, second.before) = (false, 3);
+    }
+    scene.chain.catch_up().await.unwrap();
+    assert_eq!(scene.received(), ["1 position", "2-1 changed", "2-2 changed", "2-3 changed", "2-4 changed"]);
+    assert_eq!(scene.metrics.ticks.get(), 1);
+}

@@ -1,0 +1,86 @@
+//! What the live connection asks the log. It is a trait so that a test can play the log without a database.
+
+use std::future::Future;
+
+use tidings_wire::Position;
+use tokio_postgres::Client;
+
+use crate::stream::place::Place;
+use crate::upstream::database::{DatabaseError, in_time};
+
+/// How many bytes of the log one read returns.
+const PAGE_BYTES: i32 = 1024 * 1024;
+
+/// The relay, its channel, and the end of the log.
+#[derive(Clone, Debug)]
+pub struct Introduction {
+    /// The relay's channel. The session listens on it from now on.
+    pub channel: String,
+    /// The relay's process, while a relay runs.
+    pub relay: Option<i32>,
+    /// The last tick in the log.
+    pub last: u64,
+}
+
+/// A row of the log: events of one tick that follow one another.
+#[derive(Clone, Debug)]
+pub struct LogRow {
+    /// The tick.
+    pub tick: u64,
+    /// How many events of the tick come before these.
+    pub before: u32,
+    /// Whether these are the tick's last events.
+    pub is_last: bool,
+    /// The events, encoded as a segment; `None` for a tick without events.
+    pub data: Option<Vec<u8>>,
+}
+
+/// The log, and the relay that writes its ticks.
+pub trait Log {
+    /// Listens on the relay's channel, and returns what the database says about itself. No statement contains the
+    /// channel's name, because anyone who saw the name could listen too.
+    fn introduce(&self) -> impl Future<Output = Result<Introduction, DatabaseError>> + Send;
+
+    /// The position from which to continue after `at`, as `tidings.locate` returns it.
+    fn locate(&self, at: &Position) -> impl Future<Output = Result<Option<Position>, DatabaseError>> + Send;
+
+    /// The next rows after `after`; none if nothing follows.
+    fn read(&self, after: Place) -> impl Future<Output = Result<Vec<LogRow>, DatabaseError>> + Send;
+}
+
+impl Log for Client {
+    async fn introduce(&self) -> Result<Introduction, DatabaseError> {
+        let sql = "SELECT tidings.listen(), tidings.relay_pid(), tidings.position()";
+        let row = in_time(self.query_one(sql, &[])).await?;
+        let last = parse_position(row.try_get(2)?)?.tick;
+        Ok(Introduction { channel: row.try_get(0)?, relay: row.try_get(1)?, last })
+    }
+
+    async fn locate(&self, at: &Position) -> Result<Option<Position>, DatabaseError> {
+        let sql = "SELECT tidings.locate($1::pg_catalog.text)";
+        let row = in_time(self.query_one(sql, &[&at.to_string()])).await?;
+        row.try_get::<_, Option<&str>>(0)?.map(parse_position).transpose()
+    }
+
+    async fn read(&self, after: Place) -> Result<Vec<LogRow>, DatabaseError> {
+        let sql = "SELECT tick, first, last, data FROM tidings.segments($1::pg_catalog.text, $2::pg_catalog.int4)";
+        let rows = in_time(self.query(sql, &[&after.position().to_string(), &PAGE_BYTES])).await?;
+        let read = |row: &tokio_postgres::Row| {
+            Ok(LogRow {
+                tick: u64::try_from(row.try_get::<_, i64>("tick")?)
+                    .map_err(|_| DatabaseError::Contract("an invalid tick"))?,
+                // NULL in a tick without events.
+                before: u32::try_from(row.try_get::<_, Option<i32>>("first")?.unwrap_or(0))
+                    .map_err(|_| DatabaseError::Contract("an invalid number of events"))?,
+                is_last: row.try_get("last")?,
+                data: row.try_get("data")?,
+            })
+        };
+        rows.iter().map(read).collect()
+    }
+}
+
+/// A position in an answer of the extension.
+pub fn parse_position(text: &str) -> Result<Position, DatabaseError> {
+    text.parse().map_err(|_| DatabaseError::Contract("an invalid position"))
+}
