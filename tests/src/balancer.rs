@@ -1,15 +1,14 @@
-//! Debian's load balancers, with the configurations of `docs/` as they stand; only addresses are put in place.
+//! Debian's load balancers with the configurations of `docs/`, in which only the addresses are replaced.
 
-use std::fs::{self, File};
+use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use crate::cluster::{free_port, tail};
-use crate::process::{Process, Signal, fresh_path};
-use crate::wait::eventually;
+use crate::cluster::free_port;
+use crate::process::{Process, Signal, fresh_path, tail};
 
-/// What nginx's own configuration says around a site's, in a folder of its own.
+/// The main configuration of nginx around the one of a site, in its own folder.
 const NGINX: &str = "pid {dir}/pid;
 error_log stderr;
 worker_processes 1;
@@ -22,10 +21,10 @@ http {
 }
 ";
 
-/// A running load balancer. Dropped, it is gone.
+/// A running load balancer. Dropping it ends it.
 #[derive(Debug)]
 pub struct Balancer {
-    process: Process,
+    _process: Process,
     address: SocketAddr,
     http2: SocketAddr,
     log: PathBuf,
@@ -45,7 +44,7 @@ impl Balancer {
         Self::start(command, Signal::SIGTERM, address, http2)
     }
 
-    /// nginx likewise.
+    /// nginx in the same place.
     #[track_caller]
     pub fn nginx(proxies: [SocketAddr; 2], web: SocketAddr) -> Self {
         let (address, http2) = (local(free_port()), local(free_port()));
@@ -59,7 +58,7 @@ impl Balancer {
         Self::start(nginx(&main), Signal::SIGTERM, address, http2)
     }
 
-    /// Varnish, with nothing of its own but where the proxy is.
+    /// Varnish with its defaults and the proxy's address.
     #[track_caller]
     pub fn varnish(proxy: SocketAddr) -> Self {
         let (address, dir) = (local(free_port()), fresh_path("varnish"));
@@ -75,29 +74,22 @@ impl Balancer {
 
     fn start(mut command: Command, farewell: Signal, address: SocketAddr, http2: SocketAddr) -> Self {
         let log = fresh_path("balancer.log");
-        let file = File::create(&log).expect("create the load balancer's log");
-        command.stdin(Stdio::null()).stdout(file.try_clone().expect("share the log")).stderr(file);
-        let process =
-            Process::spawn(&mut command, farewell).unwrap_or_else(|error| panic!("start {command:?}: {error}"));
-        let mut balancer = Self { process, address, http2, log };
-        eventually("the load balancer listens", || {
-            assert!(balancer.process.exited().is_none(), "it has ended:\n{}", tail(&balancer.log));
-            TcpStream::connect(address).ok()
-        });
-        balancer
+        let process = Process::start(&mut command, farewell, &log);
+        process.wait_until_up("the load balancer listens", &log, || TcpStream::connect(address).ok());
+        Self { _process: process, address, http2, log }
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Where it speaks HTTP/2 without TLS.
+    /// The address where it accepts HTTP/2 without TLS.
     pub fn http2(&self) -> SocketAddr {
         self.http2
     }
 
-    /// The file of its log.
+    /// The log file.
     pub fn log_file(&self) -> &Path {
         &self.log
     }
@@ -111,14 +103,14 @@ impl Drop for Balancer {
     }
 }
 
-/// nginx in the foreground, by the configuration in `path`.
+/// nginx in the foreground, with the configuration in `path`.
 pub fn nginx(path: &Path) -> Command {
     let mut command = Command::new(program("nginx"));
     command.arg("-c").arg(path).args(["-g", "daemon off;"]);
     command
 }
 
-/// An address where nobody listens, for the web application of those who have none.
+/// An address where nobody listens, for a site without a web application.
 pub fn nobody() -> SocketAddr {
     local(free_port())
 }
@@ -127,18 +119,18 @@ fn local(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
 }
 
-/// Debian keeps them where only root's `PATH` looks.
+/// Debian installs them where only root's `PATH` looks.
 fn program(name: &str) -> PathBuf {
     let path = Path::new("/usr/sbin").join(name);
     assert!(path.exists(), "{name} is missing; `make test` installs it");
     path
 }
 
-/// A configuration of `docs/`, with the addresses in place.
+/// A configuration of `docs/` with its addresses replaced.
 fn site(name: &str, proxies: [SocketAddr; 2], web: SocketAddr, listen: &str, instead: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(name);
     let mut text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    // Two steps: a port that is given may be one that is still to be replaced.
+    // In two steps, because a new port may be one that is still to be replaced.
     let [one, two] = proxies.map(|proxy| proxy.to_string());
     let web = web.to_string();
     let places = [(listen, instead), (":8080", &one), (":8081", &two), (":8000", &web)];

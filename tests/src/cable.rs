@@ -34,7 +34,7 @@ impl Cable {
                     return;
                 }
                 if let (Ok(near), Some(to)) = (near, state.to) {
-                    // If nobody listens, the client sees the same as without a cable: no connection.
+                    // If nobody listens, the client sees the same as with a cut cable: no connection.
                     let _ = state.connect(near, to);
                 }
             }
@@ -42,7 +42,7 @@ impl Cable {
         Self { address, state }
     }
 
-    /// Where clients find it.
+    /// The address for clients.
     pub fn address(&self) -> SocketAddr {
         self.address
     }

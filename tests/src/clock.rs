@@ -20,7 +20,7 @@ impl Clock {
         Path::new(FAKETIME).exists()
     }
 
-    /// A clock that differs from the real one by so many seconds.
+    /// A clock that differs from the real one by this many seconds.
     pub fn at(offset: i32) -> Self {
         let clock = Self { file: fresh_path("clock") };
         clock.set(offset);
@@ -40,7 +40,7 @@ impl Clock {
         .to_vec()
     }
 
-    /// Sets the clock to differ from the real one by so many seconds.
+    /// Sets the clock to differ from the real one by this many seconds.
     pub fn set(&self, offset: i32) {
         // Replaced in one step, because a process that reads half of the file would see another time.
         let new = self.file.with_extension("new");

@@ -1,7 +1,7 @@
 //! A throw-away Postgres cluster with the extension preloaded, on a free port and in a temporary folder.
 //!
-//! `initdb` runs once for each process; a cluster is a copy of what it made. Started as root, the server runs as the
-//! account `postgres` (it refuses to run as root), else as the caller.
+//! `initdb` runs once for each process, and a cluster is a copy of the result. If the tests run as root, the server
+//! runs as the account `postgres`, because it refuses to run as root; otherwise as the caller.
 
 use std::fs::{self, File};
 use std::net::TcpListener;
@@ -16,13 +16,13 @@ use nix::unistd::{Gid, Uid, User};
 use postgres::{Client, Config, NoTls};
 
 use crate::database::{Database, Session};
-use crate::process::{Process, Signal, children, fresh_path, send};
+use crate::process::{Process, Signal, children, fresh_path, send, tail};
 use crate::wait::{eventually, until};
 
 /// The superuser of every cluster.
 pub const SUPERUSER: &str = "postgres";
 
-/// What every cluster is configured with; a cluster's own settings come behind and win.
+/// The settings of every cluster; a cluster's own settings override them.
 const SETTINGS: &[(&str, &str)] = &[
     ("shared_preload_libraries", "tidings"),
     ("wal_level", "logical"),
@@ -43,7 +43,7 @@ const SETTINGS: &[(&str, &str)] = &[
 pub struct Installation {
     /// Where `postgres`, `initdb`, `psql` and `pgbench` are.
     pub bin: PathBuf,
-    /// Whom the server runs as, if that is not the caller.
+    /// The account that the server runs as, if it is not the caller.
     account: Option<(Uid, Gid)>,
 }
 
@@ -83,13 +83,14 @@ impl Installation {
     }
 }
 
-/// Hands a file to the account that servers run as, readable to nobody else: a key of a server, for instance.
+/// Gives a file to the account that servers run as, and makes it readable only for that account: a server's key, for
+/// instance.
 pub fn give_to_server(file: &Path) {
     fs::set_permissions(file, fs::Permissions::from_mode(0o600)).expect("close the file to others");
     Installation::get().give(file);
 }
 
-/// Where a cluster is and what its server is started with, for those who care; the rest is chosen freely.
+/// Where a cluster is and how its server is started. The default chooses everything freely.
 #[derive(Clone, Debug, Default)]
 pub struct Site {
     /// The folder, empty or new.
@@ -111,7 +112,7 @@ impl Site {
     }
 }
 
-/// A running cluster. Dropped, it is gone with all its files.
+/// A running cluster. Dropping it ends the server and removes all files.
 #[derive(Debug)]
 pub struct Cluster {
     dir: PathBuf,
@@ -121,12 +122,12 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts a cluster of its own, for a test that breaks it or needs settings of its own.
+    /// Starts a separate cluster, for a test that breaks it or needs its own settings.
     pub fn start(settings: &[(&str, &str)]) -> Self {
         Self::start_at(Site::default(), settings)
     }
 
-    /// The same at a certain site.
+    /// The same at a given site.
     pub fn start_at(site: Site, settings: &[(&str, &str)]) -> Self {
         let cluster = site.claim("pg");
         copy(template(), &cluster.dir.join("data"));
@@ -172,11 +173,9 @@ impl Cluster {
     pub fn boot(&self) {
         // After a kill -9 the old backends may still hold the shared memory: then the server refuses to start.
         eventually("the server has started", || {
-            let log = File::options().create(true).append(true).open(self.log_file()).expect("open the log");
             let mut command = Installation::get().command("postgres");
             command.arg("-D").arg(self.dir.join("data")).envs(self.env.iter().cloned());
-            command.stdout(log.try_clone().expect("share the log")).stderr(log);
-            let mut server = Process::spawn(&mut command, Signal::SIGQUIT).expect("start postgres");
+            let mut server = Process::start(&mut command, Signal::SIGQUIT, &self.log_file());
             let up = eventually("the server takes connections or ends", || {
                 if server.exited().is_some() { Some(false) } else { self.answers().then_some(true) }
             });
@@ -201,18 +200,16 @@ impl Cluster {
         until("the server takes connections", || self.answers());
     }
 
-    /// Stops the server in good order.
+    /// Stops the server properly, with SIGINT.
     pub fn stop(&self) {
-        let mut server = self.postmaster().take().expect("the cluster is stopped");
-        server.signal(Signal::SIGINT);
-        server.wait();
+        self.end(Signal::SIGINT);
     }
 
-    /// Ends the postmaster and then every other process of the server by SIGKILL, so nobody gets to write anything
+    /// Ends the postmaster and then every other process of the server by SIGKILL, so that none of them writes anything
     /// more.
     pub fn kill(&self) {
         let mut server = self.postmaster().take().expect("the cluster is stopped");
-        // Stopped first, it can't start anybody between the look at its children and its end.
+        // Stopped first, so that it can't start another process between the listing of its children and its end.
         server.signal(Signal::SIGSTOP);
         let others = children(server.pid());
         server.signal(Signal::SIGKILL);
@@ -222,11 +219,13 @@ impl Cluster {
         server.wait();
     }
 
-    /// Ends the postmaster alone by SIGKILL. The others notice and go.
+    /// Ends only the postmaster, by SIGKILL. The other processes notice and exit.
     pub fn kill_postmaster(&self) {
-        let mut server = self.postmaster().take().expect("the cluster is stopped");
-        server.signal(Signal::SIGKILL);
-        server.wait();
+        self.end(Signal::SIGKILL);
+    }
+
+    fn end(&self, signal: Signal) {
+        self.postmaster().take().expect("the cluster is stopped").end(signal);
     }
 
     /// Starts the server again if it has ended by itself, and waits until it takes connections.
@@ -285,12 +284,12 @@ impl Cluster {
         command
     }
 
-    /// Starts a hot standby that follows this cluster.
+    /// Starts a hot standby of this cluster.
     pub fn standby(&self) -> Self {
         self.standby_at(Site::default(), &[])
     }
 
-    /// The same at a certain site, with settings of its own.
+    /// The same at a given site, with additional settings.
     pub fn standby_at(&self, site: Site, settings: &[(&str, &str)]) -> Self {
         let standby = site.claim("standby");
         let data = standby.dir.join("data");
@@ -304,7 +303,7 @@ impl Cluster {
         standby
     }
 
-    /// A cluster that `pg_upgrade` makes of this one, which ends with it.
+    /// A cluster that `pg_upgrade` creates from this one, which ends.
     pub fn upgrade(self) -> Self {
         let installation = Installation::get();
         let new = Site::default().claim("pg");
@@ -321,7 +320,7 @@ impl Cluster {
         new
     }
 
-    /// The server's log.
+    /// The server's log file.
     pub fn log_file(&self) -> PathBuf {
         self.dir.join("log")
     }
@@ -342,20 +341,20 @@ impl Drop for Cluster {
     }
 }
 
-/// The cluster that tests share when they don't break it. It ends with the process.
+/// The cluster that tests share if they don't break it. It ends with the process.
 pub fn shared() -> &'static Cluster {
     static SHARED: OnceLock<Cluster> = OnceLock::new();
     SHARED.get_or_init(|| Cluster::start(&[]))
 }
 
-/// Where the ports of clusters and proxies come from: below the range that Linux takes for outgoing connections, so
-/// that none of those gets in between.
+/// The ports of clusters and proxies: below the range that Linux uses for outgoing connections, so that none of those
+/// can take one.
 const PORTS: std::ops::Range<u32> = 16_384..32_768;
 
-/// A port that nobody listens on, and that this process has not given away before.
+/// A port that nobody listens on, and that this process has not returned before.
 pub fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    // Two test processes at the same time begin at different places.
+    // Two test processes at the same time start at different ports.
     let start = std::process::id().wrapping_mul(997);
     loop {
         let n = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % (PORTS.end - PORTS.start);
@@ -366,14 +365,7 @@ pub fn free_port() -> u16 {
     }
 }
 
-/// The last lines of a file.
-pub(crate) fn tail(path: &Path) -> String {
-    let text = String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
-    let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(40)..].iter().flat_map(|line| [line, "\n"]).collect()
-}
-
-/// What `initdb` made, once for each process.
+/// The result of `initdb`, which runs once for each process.
 fn template() -> &'static Path {
     static TEMPLATE: OnceLock<PathBuf> = OnceLock::new();
     TEMPLATE.get_or_init(|| {

@@ -1,4 +1,4 @@
-//! A database with the extension, and sessions in it.
+//! A database with the extension, and sessions with it.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -11,7 +11,7 @@ use crate::process::Signal;
 use crate::proxy::Proxy;
 use crate::wait::{eventually, until};
 
-/// A database of its own for a test. Dropped, it is gone.
+/// A database for one test. Dropping the value drops the database.
 #[derive(Debug)]
 pub struct Database<'c> {
     cluster: &'c Cluster,
@@ -28,12 +28,12 @@ impl<'c> Database<'c> {
         Self { cluster, name, kept: false }
     }
 
-    /// A database that is there already, and stays: the same one on a promoted standby, for instance.
+    /// A database that exists already and is kept: the same one on a promoted standby, for instance.
     pub fn existing(cluster: &'c Cluster, name: &str) -> Self {
         Self { cluster, name: name.to_owned(), kept: true }
     }
 
-    /// The cluster it lies in.
+    /// The cluster that it is in.
     pub fn cluster(&self) -> &'c Cluster {
         self.cluster
     }
@@ -55,7 +55,7 @@ impl<'c> Database<'c> {
         self.cluster.session(&self.name, role)
     }
 
-    /// Creates a role that may log in and nothing else. Roles belong to the cluster, so the name carries the
+    /// Creates a role that may log in and nothing else. Roles belong to the cluster, so the name contains the
     /// database's.
     pub fn role(&self, word: &str) -> String {
         let role = format!("{}_{word}", self.name);
@@ -63,7 +63,7 @@ impl<'c> Database<'c> {
         role
     }
 
-    /// The role that this database's proxies log in with; it has what `tidings.grant_proxy` grants and nothing else.
+    /// The role that this database's proxies log in with. It has exactly the rights of `tidings.grant_proxy`.
     pub fn proxy_role(&self) -> String {
         let role = format!("{}_proxy", self.name);
         let mut session = self.session();
@@ -73,12 +73,12 @@ impl<'c> Database<'c> {
         role
     }
 
-    /// Starts a proxy of this database, `args` behind the usual ones, and waits until it is ready.
+    /// Starts a proxy of this database with `args` after the usual ones, and waits until it is ready.
     pub fn proxy(&self, args: &[&str]) -> Proxy {
         Proxy::start(&self.cluster.url(&self.name, &self.proxy_role()), args)
     }
 
-    /// The process id of the relay, if one runs. A server that is just recovering has none.
+    /// The process id of the relay, if one runs; `None` while the server recovers.
     pub fn relay(&self) -> Option<u32> {
         let mut client = self.cluster.config(&self.name, SUPERUSER).connect(postgres::NoTls).ok()?;
         let row = client.query_one("SELECT tidings.relay_pid()", &[]).ok()?;
@@ -108,7 +108,7 @@ impl<'c> Database<'c> {
         });
     }
 
-    /// Leaves the dropping to the test.
+    /// Keeps the database when the value is dropped.
     pub fn keep(&mut self) {
         self.kept = true;
     }
@@ -122,7 +122,7 @@ impl Drop for Database<'_> {
         if self.kept {
             return;
         }
-        // A test's verdict must not hang on this: what is left goes with the cluster.
+        // A failure here must not fail the test: a database that stays is removed with the cluster.
         if let Ok(mut client) = self.cluster.config("postgres", SUPERUSER).connect(postgres::NoTls) {
             let _ = client.batch_execute("SET statement_timeout = '20s'");
             let _ = client.batch_execute(&format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name));
@@ -143,12 +143,12 @@ impl std::fmt::Debug for Session {
 pub type Param<'a> = &'a (dyn postgres::types::ToSql + Sync);
 
 impl Session {
-    /// A session of a client that the test has connected by itself.
+    /// A session of a client that the test has connected itself.
     pub fn new(client: Client) -> Self {
         Self(client)
     }
 
-    /// The client itself, for what is not below.
+    /// The client, for anything that has no method here.
     pub fn client(&mut self) -> &mut Client {
         &mut self.0
     }
@@ -161,7 +161,7 @@ impl Session {
         }
     }
 
-    /// Runs statements that must fail; gives the error.
+    /// Runs statements that must fail; returns the error.
     #[track_caller]
     pub fn refused(&mut self, sql: &str) -> postgres::error::DbError {
         match self.0.batch_execute(sql) {
@@ -173,7 +173,7 @@ impl Session {
         }
     }
 
-    /// Runs statements that must fail for want of rights.
+    /// Runs statements that must fail because of missing rights.
     #[track_caller]
     pub fn forbidden(&mut self, sql: &str) {
         let error = self.refused(sql);
@@ -198,7 +198,7 @@ impl Session {
         }
     }
 
-    /// Runs one statement with parameters; gives the number of rows.
+    /// Runs one statement with parameters; returns the number of rows.
     #[track_caller]
     pub fn with(&mut self, sql: &str, params: &[Param<'_>]) -> u64 {
         match self.0.execute(sql, params) {

@@ -1,4 +1,5 @@
-//! A client that reconnects until it has seen what it waits for, as a browser does: with the id of its last event.
+//! A client that reconnects, as a browser does with the id of its last event, until it has seen the event that it waits
+//! for.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,10 +10,10 @@ use std::time::{Duration, Instant};
 use crate::sse::{Frame, Request, Sse};
 use crate::wait::DEADLINE;
 
-/// Between two attempts to connect, so that a dead proxy is not drowned in them.
+/// The time between two attempts to connect, so that they do not flood a proxy that is down.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// A client in a thread of its own.
+/// A client in its own thread.
 #[derive(Debug)]
 pub struct Follower {
     thread: JoinHandle<Vec<Frame>>,
@@ -25,26 +26,26 @@ pub struct Follower {
 /// How a follower behaves.
 #[derive(Clone, Debug)]
 pub struct Habits {
-    /// The proxies it goes to, one after the other.
+    /// The proxies that it connects to, one after the other.
     pub proxies: Vec<SocketAddr>,
-    /// After so many events it leaves by itself and goes to the next proxy.
+    /// After this many events it disconnects and connects to the next proxy.
     pub leave_after: Option<usize>,
-    /// The greatest number of times that the proxy may hang up; `None` for any.
+    /// How often the proxy may close the connection; `None` for no limit.
     pub patience: Option<usize>,
 }
 
 impl Habits {
-    /// Stays at one proxy as long as the proxy stays.
+    /// Stays connected to one proxy as long as the proxy keeps the connection.
     pub fn faithful(proxy: SocketAddr) -> Self {
         Self { proxies: vec![proxy], leave_after: None, patience: None }
     }
 }
 
 impl Follower {
-    /// Follows what `request` asks for, until an event that `is_end` accepts.
+    /// Follows the stream of `request` until an event that `is_end` accepts.
     ///
-    /// Without `since` the first connection is made here, and has told where it begins: what comes after this call is
-    /// not missed.
+    /// Without `since` the first connection is made here and waits for its position, so that no event after this call
+    /// is missed.
     #[track_caller]
     pub fn start(habits: Habits, request: Request, is_end: impl Fn(&Frame) -> bool + Send + 'static) -> Self {
         let seen = Arc::new(AtomicUsize::new(0));
@@ -94,7 +95,7 @@ impl Follower {
                         break;
                     }
                 }
-                // As a browser does: also of a stream that told where it begins, and ended before any event.
+                // As a browser does: also after a stream that sent its position and ended before any event.
                 request.last_event_id = sse.last_id().map(str::to_owned);
                 assert!(progress.elapsed() < DEADLINE, "streams without an event for {DEADLINE:?}");
                 assert!(habits.patience.is_none_or(|n| visits <= n + 1), "the proxy hung up {visits} times");
@@ -106,7 +107,7 @@ impl Follower {
         Self { thread, seen, connections, refusals, last }
     }
 
-    /// How many events it has got so far.
+    /// How many events it has received so far.
     pub fn seen(&self) -> usize {
         self.seen.load(Ordering::Relaxed)
     }
@@ -121,12 +122,12 @@ impl Follower {
         self.refusals.load(Ordering::Relaxed)
     }
 
-    /// The id of the last event it got.
+    /// The id of the last event that it received.
     pub fn last_id(&self) -> Option<String> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Waits for the end; gives all events before it.
+    /// Waits for the end; returns all events before it.
     #[track_caller]
     pub fn finish(self) -> Vec<Frame> {
         match self.thread.join() {

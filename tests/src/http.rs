@@ -1,4 +1,4 @@
-//! One plain HTTP/1.1 request, and the body of its response as it comes.
+//! One plain HTTP/1.1 request, and the body of its response as it arrives.
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::wait::DEADLINE;
 
-/// How long a connection may take to be made.
+/// The time limit for a connection.
 const CONNECT: Duration = Duration::from_secs(10);
 
 /// The most bytes that are read at once.
@@ -28,7 +28,7 @@ impl Head {
     }
 }
 
-/// A response whose body is still coming.
+/// A response whose body is still arriving.
 #[derive(Debug)]
 pub struct Response {
     /// Status and headers.
@@ -39,7 +39,7 @@ pub struct Response {
     left: Left,
 }
 
-/// How the end of the body is known.
+/// How the end of the body is marked.
 #[derive(Debug)]
 enum Left {
     Close,
@@ -58,7 +58,7 @@ pub fn send(address: SocketAddr, method: &str, path: &str, headers: &[(&str, &st
     send_over(TcpStream::connect_timeout(&address, CONNECT)?, method, path, headers)
 }
 
-/// The same over a connection that is there, with socket options of the test's own perhaps.
+/// The same over an existing connection, for instance with its own socket options.
 pub fn send_over(mut socket: TcpStream, method: &str, path: &str, headers: &[(&str, &str)]) -> io::Result<Response> {
     socket.set_nodelay(true)?;
     let address = socket.peer_addr()?;
@@ -89,18 +89,18 @@ pub fn send_over(mut socket: TcpStream, method: &str, path: &str, headers: &[(&s
     Ok(Response { head, socket, step: STEP, buffer, left })
 }
 
-/// A whole response: head and body.
+/// A complete response: head and body.
 pub fn get(address: SocketAddr, path: &str) -> io::Result<(Head, String)> {
     open(address, path, &[("Connection", "close")])?.whole()
 }
 
 impl Response {
-    /// From now on takes at most `bytes` at once from the kernel.
+    /// From now on reads at most `bytes` at once from the kernel.
     pub fn read_in_steps(&mut self, bytes: usize) {
         self.step = bytes.clamp(1, STEP);
     }
 
-    /// Waits for all of the body; gives it with the head.
+    /// Waits for the whole body; returns it with the head.
     pub fn whole(mut self) -> io::Result<(Head, String)> {
         let mut body = Vec::new();
         while self.read(&mut body)? {}
@@ -150,7 +150,7 @@ impl Response {
         Ok(n)
     }
 
-    /// The size of the next chunk; `None` if the connection was closed where one could have begun.
+    /// The size of the next chunk; `None` if the connection was closed where a chunk could have begun.
     fn chunk_size(&mut self) -> io::Result<Option<usize>> {
         let Some(line) = self.line()? else { return Ok(None) };
         usize::from_str_radix(&line, 16).map(Some).map_err(io::Error::other)

@@ -1,8 +1,8 @@
-//! Many writers whose every committed write is on record, and the judge of what clients got.
+//! Many writers whose committed writes are all recorded, and a check of what clients received.
 //!
-//! Each write (an update of a row that many writers fight for, an insert, a publication) leaves a row in the table
-//! `truth` within the same transaction. So whatever happened (a rollback, a savepoint, a crash in the middle of a
-//! commit), the table tells afterwards which writes were committed, and the judge compares it with the events.
+//! Each write (an update of a contended row, an insert, a publication) adds a row to the table `truth` in the same
+//! transaction. So after any rollback, savepoint or crash in the middle of a commit, the table contains exactly the
+//! committed writes, and the check compares them with the events.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -15,13 +15,13 @@ use crate::cluster::SUPERUSER;
 use crate::database::Database;
 use crate::sse::Frame;
 
-/// The topics that the ledger's events go to; a client must take both to be judged.
+/// The topics of the ledger's events; a client that is checked must subscribe to both.
 pub const TOPICS: [&str; 2] = ["ledger_even", "ledger_odd"];
 
-/// How many rows the writers fight for.
+/// How many rows the writers update in competition.
 const ITEMS: i32 = 20;
 
-/// The event that stands behind all others, published by [`Ledger::close`].
+/// The event that comes after all others, published by [`Ledger::close`].
 const END: &str = "the end of the ledger";
 
 /// The tables of the ledger in one database.
@@ -35,12 +35,12 @@ pub struct Ledger<'d> {
 pub struct Write {
     /// Unique: `<writer>.<transaction>.<number within it>`.
     pub name: String,
-    /// The row that it updated and the version that it gave it, if it was an update.
+    /// If it was an update: the row, and the version that it was given.
     pub version: Option<(i32, i64)>,
 }
 
 impl Write {
-    /// What identifies the transaction.
+    /// The id of the transaction.
     pub fn transaction(&self) -> &str {
         self.name.rsplit_once('.').map_or("", |(transaction, _)| transaction)
     }
@@ -65,7 +65,7 @@ impl<'d> Ledger<'d> {
         Self { database }
     }
 
-    /// Starts writers. They go on until they are told to stop, and connect again when the server comes back.
+    /// Starts writers. They continue until they are stopped, and reconnect when the server is back.
     pub fn start(&self, writers: usize, seed: u64, setup: &str) -> Writers {
         // Shown if the test fails.
         println!("{writers} writers, seed {seed}");
@@ -87,7 +87,7 @@ impl<'d> Ledger<'d> {
         Writers { threads: threads.collect(), stop, counts }
     }
 
-    /// Publishes the event that ends it; call it when all writers have finished.
+    /// Publishes the last event; call it when all writers have finished.
     pub fn close(&self) {
         self.database.session().publish(TOPICS[0], &format!("{{\"end\": \"{END}\"}}"));
     }
@@ -104,7 +104,7 @@ impl<'d> Ledger<'d> {
             .collect()
     }
 
-    /// Fails the test unless `frames` are exactly the committed writes, in a right order.
+    /// Fails the test unless `frames` are exactly the committed writes, in a correct order.
     #[track_caller]
     pub fn check(&self, frames: &[Frame]) {
         check(&self.truth(), frames);
@@ -116,7 +116,7 @@ pub fn is_end(frame: &Frame) -> bool {
     frame.data.contains(END)
 }
 
-/// The write that an event of the ledger tells of.
+/// The write that an event of the ledger describes.
 #[track_caller]
 pub fn write_of(frame: &Frame) -> Write {
     let json = frame.json();
@@ -134,7 +134,7 @@ pub fn write_of(frame: &Frame) -> Write {
     }
 }
 
-/// Fails the test unless `frames` are exactly the writes of `truth`, in a right order.
+/// Fails the test unless `frames` are exactly the writes of `truth`, in a correct order.
 #[track_caller]
 pub fn check(truth: &[Write], frames: &[Frame]) {
     let faults = judge(truth, frames);
@@ -144,24 +144,24 @@ pub fn check(truth: &[Write], frames: &[Frame]) {
 /// What is wrong with a client's events.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Committed, but never shown.
+    /// Committed, but never received.
     Missing(Write),
-    /// Shown, but never committed.
+    /// Received, but never committed.
     Vanished(Write),
-    /// Shown again.
+    /// Received again.
     Doubled(Write),
-    /// A row's version that does not follow the one shown before.
+    /// A version of a row that does not follow the version received before.
     OutOfOrder(Write),
-    /// A transaction's write that does not follow the transaction's one before, or not directly.
+    /// A write of a transaction that does not directly follow the transaction's write before it.
     Scattered(Write),
-    /// An event whose id is not behind the one before.
+    /// An event whose id is not after the id of the event before.
     Id(String),
 }
 
-/// How many faults of a kind are listed.
+/// How many faults of each kind are listed.
 const LISTED: usize = 5;
 
-/// Compares what a client got with what was committed.
+/// Compares what a client received with what was committed.
 pub fn judge(truth: &[Write], frames: &[Frame]) -> Vec<Fault> {
     let shown: Vec<Write> = frames.iter().map(write_of).collect();
     let mut faults = compare(truth, &shown);
@@ -171,7 +171,7 @@ pub fn judge(truth: &[Write], frames: &[Frame]) -> Vec<Fault> {
     faults
 }
 
-/// Compares what was shown, in that order, with what was committed.
+/// Compares the received writes, in their order, with the committed ones.
 pub fn compare(truth: &[Write], shown: &[Write]) -> Vec<Fault> {
     let committed: HashSet<&Write> = truth.iter().collect();
     let names: HashSet<&Write> = shown.iter().collect();
@@ -229,7 +229,7 @@ impl Writers {
         crate::wait::until("the writers get on", || self.committed() >= goal);
     }
 
-    /// Stops them and waits until the last has finished; gives the number of commits.
+    /// Stops them and waits until the last has finished; returns the number of commits.
     #[track_caller]
     pub fn finish(self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
@@ -279,7 +279,7 @@ impl Writer {
         }
     }
 
-    /// A deadlock and a server that goes away are part of the game; anything else is the product's fault.
+    /// Deadlocks and a server that goes away are expected; any other error is the product's fault.
     fn excuse(&mut self, client: &mut Client, error: &postgres::Error) {
         use postgres::error::SqlState;
         let codes = [

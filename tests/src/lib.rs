@@ -1,18 +1,18 @@
-//! What the tests, `make run` and `make bench` are made of: real clusters, real proxies, exact clients.
+//! The parts of the tests, of `make run` and of `make bench`: real clusters, real proxies, exact clients.
 //!
 //! - [`wait`]: waiting for a condition.
-//! - [`process`]: child processes that never outlive their owner, and what `/proc` tells of them.
+//! - [`process`]: child processes that never outlive their owner, and what `/proc` says about them.
 //! - [`cluster`]: a throw-away Postgres cluster that has the extension preloaded.
-//! - [`clock`]: a server's clock that goes wrong.
+//! - [`clock`]: a wrong clock for a server.
 //! - [`database`]: a database with the extension, and sessions in it.
 //! - [`proxy`]: the real proxy binary.
 //! - [`balancer`]: Debian's load balancers, with the configurations of `docs/`.
-//! - [`cable`]: the network between a client and a server, to be cut.
-//! - [`http`]: one plain request, and the body of a response as it comes.
+//! - [`cable`]: the network between a client and a server, which can be cut.
+//! - [`http`]: one plain request, and the body of its response as it arrives.
 //! - [`sse`]: the event-stream grammar, and one connection that reads it.
-//! - [`follower`]: a client that reconnects until it has seen what it waits for, as a browser does.
+//! - [`follower`]: a client that reconnects, as a browser does, until it has seen the event that it waits for.
 //! - [`teamboard`]: the demonstration's schema and backend.
-//! - [`ledger`]: many writers whose every committed write is on record, and the judge of what clients got.
+//! - [`ledger`]: many writers whose committed writes are all recorded, and a check of what clients received.
 
 pub mod balancer;
 pub mod cable;

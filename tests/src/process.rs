@@ -1,9 +1,10 @@
-//! Child processes that never outlive their owner, and what `/proc` tells of them.
+//! Child processes that never outlive their owner, and what `/proc` says about them.
 //!
-//! A dropped [`Process`] is ended and waited for. If this process itself dies, however it dies, a small shell process
-//! (the janitor) sees its standard input close, ends what is left by process id, and removes the temporary folder.
+//! Dropping a [`Process`] ends it and waits for its end. If this process itself dies in any way, a small shell process
+//! (the janitor) sees its standard input close, ends the remaining processes by their ids, and removes the temporary
+//! folder.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -16,10 +17,10 @@ use nix::sys::signal;
 pub use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use crate::wait::eventually;
+use crate::wait::{eventually, until};
 
-/// Waits for its owner's end; then ends every process that is still on record, each by the signal noted for it, and
-/// removes the folder. The bound keeps it from waiting for a zombie that nobody collects.
+/// Waits for the end of its owner; then ends every process that is still recorded, with the signal that was recorded
+/// for it, and removes the folder. The limit keeps it from waiting for a zombie that nobody reaps.
 const JANITOR: &str = r#"
 cat >/dev/null
 for f in "$1"/pids/*; do kill -s "$(cat "$f")" "${f##*/}"; kill -s CONT "${f##*/}"; done 2>/dev/null
@@ -29,13 +30,13 @@ done
 rm -rf "$1"
 "#;
 
-/// The temporary folder of this process. It goes when the process ends.
+/// The temporary folder of this process. It is removed when the process ends.
 pub fn workdir() -> &'static Path {
     static WORKDIR: OnceLock<(PathBuf, Child)> = OnceLock::new();
     let (dir, _) = WORKDIR.get_or_init(|| {
         let dir = std::env::temp_dir().join(format!("tidings-{}", std::process::id()));
         fs::create_dir_all(dir.join("pids")).expect("create the temporary folder");
-        // The server's own account must reach its folder in here.
+        // The server's account must be able to reach its folder in here.
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).expect("open the temporary folder");
         let janitor = Command::new("sh")
             .args(["-c", JANITOR, "tidings-janitor"])
@@ -57,7 +58,7 @@ pub fn fresh_path(word: &str) -> PathBuf {
     workdir().join(format!("{word}-{}", NEXT.fetch_add(1, Ordering::Relaxed)))
 }
 
-/// A child process that is ended when its owner lets go of it.
+/// A child process that is ended when the value is dropped.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
@@ -66,13 +67,32 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `command` outside of the terminal's process group; `farewell` ends it when nobody waits for it any more.
+    /// Starts `command` outside of the terminal's process group; `farewell` is the signal that ends it when the value
+    /// is dropped.
     pub fn spawn(command: &mut Command, farewell: Signal) -> io::Result<Self> {
         let pids = workdir().join("pids");
         let child = command.process_group(0).spawn()?;
         let record = pids.join(child.id().to_string());
         fs::write(&record, farewell.as_str().trim_start_matches("SIG"))?;
         Ok(Self { child, farewell, record })
+    }
+
+    /// Starts `command` in the same way. Its output is appended to the file `log`, and a command that does not start
+    /// fails the test.
+    #[track_caller]
+    pub fn start(command: &mut Command, farewell: Signal, log: &Path) -> Self {
+        let file = File::options().create(true).append(true).open(log).expect("open the log of a process");
+        command.stdin(Stdio::null()).stdout(file.try_clone().expect("share the log")).stderr(file);
+        Self::spawn(command, farewell).unwrap_or_else(|error| panic!("start {command:?}: {error}"))
+    }
+
+    /// Waits until `condition` gives a value, and fails with the end of `log` if the process ends before.
+    #[track_caller]
+    pub fn wait_until_up<T>(&self, what: &str, log: &Path, mut condition: impl FnMut() -> Option<T>) -> T {
+        eventually(what, || {
+            assert!(is_running(self.pid()), "it has ended before {what}:\n{}", tail(log));
+            condition()
+        })
     }
 
     /// Its process id.
@@ -99,6 +119,13 @@ impl Process {
         status
     }
 
+    /// Sends it a signal and waits for its end.
+    #[track_caller]
+    pub fn end(&mut self, signal: Signal) -> ExitStatus {
+        self.signal(signal);
+        self.wait()
+    }
+
     /// Waits for its end.
     #[track_caller]
     pub fn wait(&mut self) -> ExitStatus {
@@ -117,13 +144,27 @@ impl Drop for Process {
     }
 }
 
-/// Sends `signal` to process `pid`; one that is gone already is no fault.
+/// Sends `signal` to process `pid`. A process that is gone already is not an error.
 pub fn send(pid: u32, signal: Signal) {
     let pid = i32::try_from(pid).expect("a process id");
     let _ = signal::kill(Pid::from_raw(pid), signal);
 }
 
-/// Whether process `pid` runs: neither gone nor a zombie that waits to be collected.
+/// Ends process `pid` by SIGKILL, and waits until it is gone.
+#[track_caller]
+pub fn kill(pid: u32) {
+    send(pid, Signal::SIGKILL);
+    until("the killed process is gone", || !is_running(pid));
+}
+
+/// The last lines of a file.
+pub fn tail(path: &Path) -> String {
+    let text = String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(40)..].iter().flat_map(|line| [line, "\n"]).collect()
+}
+
+/// Whether process `pid` runs: neither gone nor a zombie that has not been reaped.
 pub fn is_running(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
@@ -188,7 +229,7 @@ impl MemoryWatch {
         Self { stop, thread }
     }
 
-    /// Ends the watch; gives the peaks in bytes, in the order of the process ids.
+    /// Ends the watch; returns the peaks in bytes, in the order of the process ids.
     pub fn finish(self) -> Vec<u64> {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().expect("the memory watch")

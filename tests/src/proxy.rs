@@ -4,18 +4,18 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus};
 
-use crate::cluster::{free_port, tail};
+use crate::cluster::free_port;
 use crate::http;
-use crate::process::{Process, Signal, fresh_path, is_running};
+use crate::process::{Process, Signal, fresh_path, tail};
 use crate::sse::{Request, Sse};
-use crate::wait::{eventually, until};
+use crate::wait::until;
 
-/// The flags that name who is served; without one of them everybody is.
+/// The flags that restrict access; without one of them the proxy is open to everyone.
 const KEY_FLAGS: &[&str] = &["--jwt-secret-file", "--jwks-file"];
 
-/// A running proxy. Dropped, it is gone.
+/// A running proxy. Dropping it ends it.
 #[derive(Debug)]
 pub struct Proxy {
     process: Process,
@@ -27,8 +27,8 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Starts a proxy that serves everybody unless `args`, which come behind the usual ones, name a key file, and waits
-    /// until it is ready.
+    /// Starts a proxy and waits until it is ready. It is open to everyone unless `args`, which come after the usual
+    /// ones, name a key file.
     #[track_caller]
     pub fn start(database_url: &str, args: &[&str]) -> Self {
         let proxy = Self::start_at(free_port(), database_url, args);
@@ -36,7 +36,7 @@ impl Proxy {
         proxy
     }
 
-    /// The same, with a log that tells all it could: nothing of a token may be in it.
+    /// The same with all log levels, for tests that no token is logged.
     #[track_caller]
     pub fn start_verbose(database_url: &str, args: &[&str]) -> Self {
         let proxy = Self::launch(free_port(), database_url, args, true);
@@ -44,7 +44,7 @@ impl Proxy {
         proxy
     }
 
-    /// The same as [`Self::start`] at a certain port, without waiting.
+    /// The same as [`Self::start`] at a given port, without waiting.
     pub fn start_at(port: u16, database_url: &str, args: &[&str]) -> Self {
         Self::launch(port, database_url, args, false)
     }
@@ -58,7 +58,7 @@ impl Proxy {
         Self { process, address, database_url: database_url.to_owned(), args, log, verbose }
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -68,23 +68,22 @@ impl Proxy {
         self.process.pid()
     }
 
-    /// Waits until it says that it is connected and caught up.
+    /// Waits until it reports that it is connected and caught up.
     #[track_caller]
     pub fn wait_ready(&self) {
-        eventually("the proxy is ready", || {
-            assert!(is_running(self.pid()), "the proxy has ended:\n{}", self.log_tail());
+        self.process.wait_until_up("the proxy is ready", &self.log, || {
             let (head, _) = http::get(self.address, "/readyz").ok()?;
             (head.status == 200).then_some(())
         });
     }
 
-    /// Opens a stream; any other answer fails the test.
+    /// Opens a stream; any other response fails the test.
     #[track_caller]
     pub fn open(&self, request: &Request) -> Sse {
         Sse::connect(self.address, request).unwrap_or_else(|error| panic!("{request:?}: {error}\n{}", self.log_tail()))
     }
 
-    /// Opens a stream of what comes from now on.
+    /// Opens a stream that starts now.
     #[track_caller]
     pub fn live(&self, topics: &[&str]) -> Sse {
         self.open(&Request::live(topics))
@@ -97,18 +96,16 @@ impl Proxy {
 
     /// Ends it by SIGKILL.
     pub fn kill(&mut self) {
-        self.process.signal(Signal::SIGKILL);
-        self.process.wait();
+        self.process.end(Signal::SIGKILL);
     }
 
     /// Ends it by SIGTERM and waits for its end.
     #[track_caller]
     pub fn terminate(&mut self) -> ExitStatus {
-        self.process.signal(Signal::SIGTERM);
-        self.process.wait()
+        self.process.end(Signal::SIGTERM)
     }
 
-    /// Starts it again at the same address after its end, and waits until it is ready.
+    /// Starts it again at the same address after it has ended, and waits until it is ready.
     #[track_caller]
     pub fn restart(&mut self) {
         self.start_again();
@@ -120,7 +117,7 @@ impl Proxy {
         self.process = spawn(&self.database_url, self.address, &self.args, &self.log, self.verbose);
     }
 
-    /// Its metrics, each sample under its name with its labels as they stand.
+    /// Its metrics: each sample under its name, labels included.
     #[track_caller]
     pub fn metrics(&self) -> HashMap<String, f64> {
         let (head, body) = http::get(self.address, "/metrics").expect("scrape the metrics");
@@ -150,7 +147,7 @@ impl Proxy {
         until(&format!("the proxy serves {n} clients"), || self.metric("tidings_clients") as usize == n);
     }
 
-    /// The file of its log.
+    /// The log file.
     pub fn log_file(&self) -> &Path {
         &self.log
     }
@@ -160,7 +157,7 @@ impl Proxy {
         tail(&self.log)
     }
 
-    /// All of its log.
+    /// The whole log.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).expect("read the proxy's log")
     }
@@ -182,7 +179,6 @@ pub fn binary() -> PathBuf {
 }
 
 fn spawn(database_url: &str, address: SocketAddr, args: &[String], log: &Path, verbose: bool) -> Process {
-    let log = File::options().append(true).open(log).expect("open the proxy's log");
     let mut command = Command::new(binary());
     command.args(["--database-url", database_url, "--listen", &address.to_string()]).args(args);
     if !args.iter().any(|arg| KEY_FLAGS.contains(&arg.as_str())) {
@@ -191,6 +187,5 @@ fn spawn(database_url: &str, address: SocketAddr, args: &[String], log: &Path, v
     if verbose {
         command.env("RUST_LOG", "debug");
     }
-    command.stdin(Stdio::null()).stdout(log.try_clone().expect("share the log")).stderr(log);
-    Process::spawn(&mut command, Signal::SIGKILL).unwrap_or_else(|error| panic!("start {command:?}: {error}"))
+    Process::start(&mut command, Signal::SIGKILL, log)
 }

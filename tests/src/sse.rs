@@ -1,7 +1,7 @@
 //! The event-stream grammar of the HTML standard, and one connection that reads it.
 //!
-//! The parser dispatches exactly what a browser would. Beyond that it is strict: a field that the product never
-//! sends, or a text that is not UTF-8, is an error, because a payload that breaks out of its frame looks like that.
+//! The parser dispatches exactly what a browser would. Beyond that it is strict: a field that the product never sends,
+//! or a text that is not UTF-8, is an error, because that is how a payload that breaks out of its frame would look.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,7 +12,7 @@ use crate::wait::DEADLINE;
 /// One event as a browser would dispatch it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
-    /// The `id` field of this very frame.
+    /// The `id` field of this frame itself.
     pub id: Option<String>,
     /// The event name; `message` if the frame names none.
     pub event: String,
@@ -33,7 +33,7 @@ impl Frame {
         self.id.as_deref().unwrap_or_else(|| panic!("a frame without an id: {self:?}"))
     }
 
-    /// The place that the id names, as tick and number.
+    /// The place that the id gives, as tick and number.
     #[track_caller]
     pub fn place(&self) -> (u64, u32) {
         let position: tidings_wire::Position = self.id().parse().unwrap_or_else(|_| panic!("no position: {self:?}"));
@@ -41,13 +41,13 @@ impl Frame {
     }
 }
 
-/// What a stream consists of.
+/// The parts of a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Item {
     /// An event.
     Frame(Frame),
-    /// The event `position`, which holds nothing but an id: where the stream stands. A browser keeps it, and no handler
-    /// fires that has not asked for it.
+    /// The event `position`, which contains only an id: the position of the stream. A browser stores the id, and calls
+    /// no handler unless one is set for this event.
     Position(String),
     /// A comment line, without its colon.
     Comment(String),
@@ -55,7 +55,7 @@ pub enum Item {
     Retry(u64),
 }
 
-/// Takes bytes as they come and gives the items that are complete.
+/// Takes bytes as they arrive and returns the items that are complete.
 #[derive(Debug, Default)]
 pub struct Parser {
     pending: Vec<u8>,
@@ -67,14 +67,14 @@ pub struct Parser {
 }
 
 impl Parser {
-    /// Takes more of the stream.
+    /// Takes more bytes of the stream.
     pub fn feed(&mut self, bytes: &[u8], items: &mut impl FnMut(Item)) -> Result<(), String> {
         self.pending.extend_from_slice(bytes);
         let mut start = 0;
         while let Some(at) = self.pending[self.scanned..].iter().position(|b| matches!(b, b'\n' | b'\r')) {
             let end = self.scanned + at;
             self.scanned = end + 1;
-            // A line feed right after a carriage return belongs to it.
+            // A line feed right after a carriage return belongs to the same line break.
             let half = self.after_cr && self.pending[end] == b'\n' && start == end;
             self.after_cr = self.pending[end] == b'\r';
             if !half {
@@ -99,7 +99,7 @@ impl Parser {
                 (Some(data), event, id) => {
                     items(Item::Frame(Frame { id, event: event.unwrap_or_else(|| "message".into()), data }))
                 }
-                // Half of the browsers and libraries forget it.
+                // An event without data: half of the browsers and libraries ignore its id.
                 (None, None, Some(id)) => return Err(format!("an id without data: {id:?}")),
                 (None, Some(event), _) => return Err(format!("an event without data: {event:?}")),
                 (None, None, None) => {}
@@ -126,31 +126,31 @@ impl Parser {
     }
 }
 
-/// What a client asks for.
+/// A client's request.
 #[derive(Clone, Debug, Default)]
 pub struct Request {
     /// The topics.
     pub topics: Vec<String>,
-    /// Where to begin, as the parameter `since`.
+    /// Where to start, as the parameter `since`.
     pub since: Option<String>,
-    /// Where to begin, as the header `Last-Event-ID`, which wins.
+    /// Where to start, as the header `Last-Event-ID`, which takes precedence.
     pub last_event_id: Option<String>,
-    /// Who asks, as `Authorization: Bearer`.
+    /// The token, as `Authorization: Bearer`.
     pub token: Option<String>,
 }
 
 impl Request {
-    /// Asks for what comes from now on.
+    /// Asks for a stream that starts now.
     pub fn live(topics: &[&str]) -> Self {
         Self { topics: topics.iter().map(|topic| (*topic).to_owned()).collect(), ..Self::default() }
     }
 
-    /// Asks for what comes behind a position.
+    /// Asks for the events after a position.
     pub fn since(topics: &[&str], since: &str) -> Self {
         Self { since: Some(since.to_owned()), ..Self::live(topics) }
     }
 
-    /// Goes on behind the last event that was seen.
+    /// Resumes after the last event that was seen.
     pub fn resume(topics: &[&str], last_event_id: &str) -> Self {
         Self { last_event_id: Some(last_event_id.to_owned()), ..Self::live(topics) }
     }
@@ -180,7 +180,7 @@ pub struct Sse {
 }
 
 impl Sse {
-    /// Connects; an answer other than 200 with an event stream is an error.
+    /// Connects. A response other than 200 with an event stream is an error.
     pub fn connect(address: SocketAddr, request: &Request) -> io::Result<Self> {
         let mut headers = vec![("Accept", "text/event-stream"), ("Cache-Control", "no-cache")];
         if let Some(id) = &request.last_event_id {
@@ -208,12 +208,12 @@ impl Sse {
         &self.response.head
     }
 
-    /// The id that a browser would come back with.
+    /// The id that a browser would reconnect with.
     pub fn last_id(&self) -> Option<&str> {
         self.last_id.as_deref()
     }
 
-    /// Waits until the stream has told where it begins, before any event.
+    /// Waits until the stream has sent its position, before any event.
     #[track_caller]
     pub fn wait_id(&mut self) {
         while self.last_id.is_none() {
@@ -237,7 +237,7 @@ impl Sse {
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => {
                     panic!("nothing came for {DEADLINE:?}; the last id was {:?}", self.last_id)
                 }
-                // A proxy that was killed, or that gave this client up.
+                // The proxy was killed, or has disconnected this client.
                 Err(_) => return None,
             }
             let items = &mut self.items;
@@ -252,14 +252,14 @@ impl Sse {
         item
     }
 
-    /// The next event, comments left out; `None` when the stream has ended.
+    /// The next event, without comments; `None` when the stream has ended.
     #[track_caller]
     pub fn frame_or_end(&mut self) -> Option<Frame> {
         let start = std::time::Instant::now();
         loop {
             match self.item()? {
                 Item::Frame(frame) => return Some(frame),
-                // Heartbeats alone must not keep a test that waits for an event alive.
+                // Heartbeats alone must not keep a test alive that waits for an event.
                 _ => assert!(
                     start.elapsed() < DEADLINE,
                     "only comments for {DEADLINE:?}; the last id was {:?}",
@@ -294,7 +294,7 @@ impl Sse {
         }
     }
 
-    /// Waits until the proxy ends the stream; gives what came before.
+    /// Waits until the proxy ends the stream; returns the events before.
     #[track_caller]
     pub fn rest(&mut self) -> Vec<Frame> {
         std::iter::from_fn(|| self.frame_or_end()).collect()

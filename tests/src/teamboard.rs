@@ -1,21 +1,18 @@
-//! Teamboard, the demonstration: its schema and people in a database, its backend, and a teammate who is always at
-//! work.
+//! Teamboard, the demonstration: its schema and people in a database, its backend, and a teammate who is always moving
+//! notes.
 
-use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use jsonwebtoken::{EncodingKey, Header};
 
-use crate::cluster::tail;
 use crate::database::{Database, Session};
 use crate::http;
 use crate::process::{Process, Signal, fresh_path};
-use crate::wait::eventually;
 
-/// The schema, its watches and rules, and somebody to play with; it creates the extension and the roles below.
+/// The schema, its watches and rules, and some people. It also creates the extension and the roles below.
 const SCHEMA: &str = include_str!("../../sql/examples/teamboard.sql");
 
 /// The role that its backend logs in with.
@@ -24,13 +21,13 @@ pub const BACKEND_ROLE: &str = "teamboard_backend";
 /// The role that its proxy logs in with.
 pub const PROXY_ROLE: &str = "teamboard_proxy";
 
-/// The role of everyone who is signed in.
+/// The role of everyone who has signed in.
 const ROLE: &str = "teamboard_member";
 
-/// The cookie in which its people carry their token.
+/// The cookie with a person's token.
 pub const COOKIE: &str = "teamboard_token";
 
-/// The URL of a board's stream, as the page has it, for `--route`.
+/// The path of a board's stream, as the page uses it, for `--route`.
 pub const ROUTE: &str = "/api/boards/{id}/events=boards_{id}";
 
 /// Creates it in an empty database, and waits until the relay runs.
@@ -46,7 +43,7 @@ pub fn binary() -> PathBuf {
         .unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release/teamboard"))
 }
 
-/// Writes a fresh secret that signs tokens into the temporary folder; gives its path.
+/// Writes a new secret for signing tokens into the temporary folder; returns its path.
 pub fn secret() -> PathBuf {
     let path = fresh_path("secret");
     let secret: String = std::iter::repeat_with(fastrand::alphanumeric).take(48).collect();
@@ -54,14 +51,14 @@ pub fn secret() -> PathBuf {
     path
 }
 
-/// A token for a person, good as long as the secret is.
+/// A token for a person. It does not expire.
 pub fn token(secret: &Path, person: i64) -> String {
     let key = EncodingKey::from_secret(&std::fs::read(secret).expect("read the secret"));
     let claims = serde_json::json!({ "role": ROLE, "sub": person.to_string() });
     jsonwebtoken::encode(&Header::default(), &claims, &key).expect("sign a token")
 }
 
-/// A running backend. Dropped, it is gone.
+/// A running backend. Dropping it ends it.
 #[derive(Debug)]
 pub struct Backend {
     _process: Process,
@@ -69,35 +66,31 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// Starts one whose page reads its streams from `events_url`, and waits until it answers.
+    /// Starts a backend whose page reads its streams from `events_url`, and waits until it answers.
     #[track_caller]
     pub fn start(port: u16, database_url: &str, secret: &Path, events_url: &str) -> Self {
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         let path = fresh_path("teamboard.log");
-        let log = File::create(&path).expect("create the backend's log");
         let mut command = Command::new(binary());
         command.args(["--database-url", database_url, "--listen", &address.to_string(), "--events-url", events_url]);
         command.arg("--jwt-secret-file").arg(secret);
-        command.stdin(Stdio::null()).stdout(log.try_clone().expect("share the log")).stderr(log);
-        let mut process = Process::spawn(&mut command, Signal::SIGKILL)
-            .unwrap_or_else(|error| panic!("start {}: {error}", binary().display()));
-        eventually("the backend answers", || {
-            assert!(process.exited().is_none(), "the backend has ended:\n{}", tail(&path));
+        let process = Process::start(&mut command, Signal::SIGKILL, &path);
+        process.wait_until_up("the backend answers", &path, || {
             http::get(address, "/api/config").is_ok_and(|(head, _)| head.status == 200).then_some(())
         });
         Self { _process: process, address }
     }
 
-    /// Where its page is.
+    /// The URL of its page.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 }
 
-/// The person that [`work`] plays, and the board that they work on, as the schema has them.
+/// The person that [`work`] plays, and the board that the person works on, as in the schema.
 pub const TEAMMATE: (&str, i64, i64) = ("Robin", 5, 5);
 
-/// Moves notes about, as a person would by drag and drop, until the database is gone.
+/// Moves notes, as a person would by drag and drop, until the database is gone.
 pub fn work(mut session: Session) {
     let (_, person, board) = TEAMMATE;
     session.run(&format!("SET ROLE {ROLE}"));
@@ -125,7 +118,7 @@ pub fn work(mut session: Session) {
 /// How far one movement goes at most in each direction, in pixels.
 const REACH: i32 = 140;
 
-/// The steps of one movement, each an UPDATE, and the time between them: what a browser sends while one drags.
+/// The steps of one movement, each an UPDATE, and the time between them: what a browser sends during a drag.
 const STEPS: i32 = 12;
 const STEP_TIME: Duration = Duration::from_millis(60);
 

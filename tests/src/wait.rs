@@ -1,16 +1,16 @@
-//! Waiting for a condition. Who sleeps elsewhere in this crate sets a pace, or tries again; nobody hopes that something
-//! has happened.
+//! Waiting for a condition. Elsewhere in this crate a sleep only sets a pace or separates two attempts; no test sleeps
+//! and hopes that something has happened.
 
 use std::time::{Duration, Instant};
 
-/// How long a condition may take before the test has failed. It is a verdict, not a wait: generous enough for a machine
-/// that is busy with something else.
+/// How long a condition may take before the test fails. It does not slow down tests that pass, and is generous enough
+/// for a busy machine.
 pub const DEADLINE: Duration = Duration::from_secs(90);
 
-/// Between two looks at a condition.
+/// The time between two checks of a condition.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Waits until `condition` gives a value, and fails with `what` if it doesn't within [`DEADLINE`].
+/// Waits until `condition` returns a value, and fails with `what` if that takes longer than [`DEADLINE`].
 #[track_caller]
 pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
@@ -23,7 +23,7 @@ pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T 
     }
 }
 
-/// Waits until `condition` holds, and fails with `what` if it doesn't within [`DEADLINE`].
+/// Waits until `condition` holds, and fails with `what` if that takes longer than [`DEADLINE`].
 #[track_caller]
 pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
     eventually(what, || condition().then_some(()));

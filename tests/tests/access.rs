@@ -1,5 +1,5 @@
-//! Who may subscribe: tokens, rules, and streams that end with the right to them. The login role is in `login_role`,
-//! attacks are in `attacks` and `attacks_on_rules`.
+//! Who may subscribe: tokens, rules, and streams that end when access does. The login role is in `login_role`, attacks
+//! are in `attacks` and `attacks_on_rules`.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -18,18 +18,18 @@ use crate::{all_until_now, has_psql, titles};
 /// The secret of tokens, without the newline that its file ends with.
 pub const SECRET: &str = "a secret for tests that has more than 32 bytes";
 
-/// What stands in each good token and must be in no log.
+/// A text in every good token that no log may contain.
 pub const MARK: &str = "mark-0f3a9c";
 
-/// A database with boards and their members, in which row-level security says who sees a board: person 1 boards 5 and
-/// 7, person 2 boards 6 and 7. Board 8 is for everybody.
+/// A database with boards and their members. Row-level security decides who sees a board: person 1 boards 5 and 7,
+/// person 2 boards 6 and 7. Everyone sees board 8.
 pub struct Team<'c> {
     pub db: Database<'c>,
-    /// The role of those who have signed in.
+    /// The role of people who have signed in.
     pub member: String,
-    /// The role of those who have not.
+    /// The role of people who have not.
     pub guest: String,
-    /// The file of the secret.
+    /// The file with the secret.
     pub secret: PathBuf,
 }
 
@@ -64,19 +64,19 @@ impl<'c> Team<'c> {
         Self { db, member, guest, secret }
     }
 
-    /// Starts a proxy that goes by the secret.
+    /// Starts a proxy that uses the secret.
     pub fn proxy(&self, args: &[&str]) -> Proxy {
         let secret = self.secret.to_str().expect("a path of text");
         Proxy::start_verbose(&self.proxy_url(), &[&["--jwt-secret-file", secret], args].concat())
     }
 
-    /// Where the database is for a proxy.
+    /// The database's URL for a proxy.
     fn proxy_url(&self) -> String {
         self.db.cluster().url(self.db.name(), &self.db.proxy_role())
     }
 
-    /// The role that a proxy checks access with if it is not the one it listens with: that one can't take the
-    /// subscribers' roles then.
+    /// A role that checks access if it is not the role that the proxy listens with. The latter then can't become the
+    /// subscribers' roles.
     pub fn gate_role(&self) -> String {
         let (gate, proxy) = (self.db.role("gate"), self.db.proxy_role());
         self.db.session().run(&format!(
@@ -88,7 +88,7 @@ impl<'c> Team<'c> {
         gate
     }
 
-    /// Starts a proxy with two logins, after [`Self::gate_role`].
+    /// Starts a proxy with two logins, as in [`Self::gate_role`].
     pub fn proxy_with_gate(&self, args: &[&str]) -> Proxy {
         let url = self.db.cluster().url(self.db.name(), &format!("{}_gate", self.db.name()));
         self.proxy(&[&["--gate-url", &url], args].concat())
@@ -99,7 +99,7 @@ impl<'c> Team<'c> {
         json!({"role": self.member, "sub": person.to_string(), "email": MARK})
     }
 
-    /// A person's token, for an hour.
+    /// A person's token, which is valid for an hour.
     pub fn token(&self, person: i64) -> String {
         self.token_until(person, now() + 3600.0)
     }
@@ -120,7 +120,7 @@ fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock that is right").as_secs_f64()
 }
 
-/// The answer to a request; the body is empty if it is a stream.
+/// The response to a request; the body is empty if it is a stream.
 #[track_caller]
 pub fn ask(proxy: &Proxy, path: &str, headers: &[(&str, &str)]) -> (Head, String) {
     let mut response = http::open(proxy.address(), path, headers).expect("ask the proxy");
@@ -137,7 +137,7 @@ pub fn status(proxy: &Proxy, path: &str, token: &str) -> u16 {
     ask(proxy, path, &[("Authorization", &format!("Bearer {token}"))]).0.status
 }
 
-/// No part of a token, and no claim that only a token told, is in the log.
+/// The log contains no part of a token, and no claim that came only from a token.
 #[track_caller]
 pub fn silent_about(proxy: &Proxy, tokens: &[&str]) {
     let log = proxy.log();
@@ -155,7 +155,7 @@ pub fn open(proxy: &Proxy, topic: &str, token: &str) -> Sse {
 }
 
 #[test]
-fn who_sees_a_board_gets_its_stream_and_nobody_else() {
+fn only_those_who_may_see_a_board_get_its_stream() {
     let team = Team::new();
     let proxy = team.proxy(&["--route", "/api/boards/{id}/events=boards_{id}"]);
     let (ada, ben) = (team.token(1), team.token(2));
@@ -166,7 +166,7 @@ fn who_sees_a_board_gets_its_stream_and_nobody_else() {
         assert_eq!(status(&proxy, path, &ada), 200, "{path}");
         assert_eq!(status(&proxy, path, &ben), 403, "{path}");
     }
-    // One topic that is not theirs is one too many; it alone is named.
+    // One forbidden topic is enough for a refusal, and only that topic is named.
     let (head, body) =
         ask(&proxy, "/events?topic=boards_7&topic=boards_5", &[("Authorization", &format!("Bearer {ben}"))]);
     assert_eq!((head.status, head.header("content-type")), (403, Some("application/problem+json")));
@@ -176,7 +176,7 @@ fn who_sees_a_board_gets_its_stream_and_nobody_else() {
 }
 
 #[test]
-fn without_a_token_one_is_the_anonymous_role_or_nobody() {
+fn a_client_without_a_token_has_the_anonymous_role_or_is_refused() {
     let team = Team::new();
     let strict = team.proxy(&[]);
     let (head, body) = ask(&strict, "/events?topic=boards_8", &[]);
@@ -185,7 +185,7 @@ fn without_a_token_one_is_the_anonymous_role_or_nobody() {
     let proxy = team.proxy(&["--anon-role", &team.guest]);
     assert_eq!(ask(&proxy, "/events?topic=boards_8", &[]).0.status, 200);
     assert_eq!(ask(&proxy, "/events?topic=boards_5", &[]).0.status, 403);
-    // A token that names no role is the anonymous role's, one that names a role is that one's.
+    // A token that names no role has the anonymous role; a token that names a role has that role.
     let mut claims = team.claims(1);
     assert_eq!(status(&proxy, "/events?topic=boards_5", &sign(&claims)), 200);
     claims.as_object_mut().expect("an object").remove("role");
@@ -237,7 +237,7 @@ fn a_token_comes_by_header_cookie_or_query() {
 }
 
 #[test]
-fn audience_and_issuer_are_asked_for() {
+fn audience_and_issuer_are_required() {
     let team = Team::new();
     let proxy = team.proxy(&["--jwt-audience", "app", "--jwt-issuer", "login"]);
     let with = |aud: Value, iss: Value| {
@@ -258,7 +258,7 @@ fn a_stream_ends_when_its_token_expires() {
     let team = Team::new();
     let proxy = team.proxy(&[]);
     let mut lasting = open(&proxy, "boards_5", &team.token(1));
-    // Within the ten seconds that clocks may be apart.
+    // Within the ten seconds by which clocks may differ.
     let mut stream = open(&proxy, "boards_5", &team.token_until(1, now() - 7.0));
     team.db.session().run("INSERT INTO board_items VALUES (1, 5, 'before')");
     assert_eq!(titles(&stream.rest()), ["before"]);
@@ -268,11 +268,11 @@ fn a_stream_ends_when_its_token_expires() {
 }
 
 #[test]
-fn a_file_of_keys_that_cannot_be_read_to_its_end_stops_nothing_else() {
+fn a_key_file_that_cannot_be_read_stops_nothing_else() {
     let team = Team::new();
     let mut proxy = team.proxy(&[]);
     let mut stream = open(&proxy, "boards_5", &team.token_until(1, now() - 5.0));
-    // Whoever opens it waits for a writer, as for a file server that is gone.
+    // Opening it blocks until there is a writer, as with a file server that is down.
     fs::remove_file(&team.secret).expect("remove the secret");
     assert!(Command::new("mkfifo").arg(&team.secret).status().expect("run mkfifo").success());
     proxy.signal(Signal::SIGHUP);
@@ -284,7 +284,7 @@ fn a_file_of_keys_that_cannot_be_read_to_its_end_stops_nothing_else() {
 }
 
 #[test]
-fn a_right_that_is_taken_back_ends_the_stream() {
+fn revoked_access_ends_the_stream() {
     let team = Team::new();
     let proxy = team.proxy(&["--reauthorize", "200ms"]);
     let (ada, ben) = (team.token(1), team.token(2));
@@ -294,7 +294,7 @@ fn a_right_that_is_taken_back_ends_the_stream() {
     assert_eq!(status(&proxy, "/events?topic=boards_7", &ben), 403);
     team.db.session().run("INSERT INTO board_items VALUES (1, 7, 'without him')");
     assert_eq!(titles(&all_until_now(&team.db, "boards_7", &mut hers)), ["without him"]);
-    // So does a rule that is gone.
+    // The same happens when the rule is dropped.
     team.db.session().run("SELECT tidings.disallow('boards_{id}')");
     assert_eq!(hers.rest(), []);
     assert_eq!(proxy.metric("tidings_auth_ended_total"), 2.0);
@@ -317,7 +317,7 @@ fn replay_is_authorized_like_live() {
 }
 
 #[test]
-fn a_database_that_cannot_be_asked_is_no_answer() {
+fn while_the_database_cannot_be_asked_nobody_is_admitted_or_denied() {
     let cluster = Cluster::start(&[]);
     let team = Team::within(&cluster);
     let proxy = team.proxy(&["--reauthorize", "200ms"]);
@@ -381,7 +381,7 @@ fn an_open_proxy_says_so_loudly() {
     assert!(db.proxy(&[]).log().contains("EVERYONE MAY SUBSCRIBE TO EVERY TOPIC"));
 }
 
-/// The key set of `keys/set.json`, in a file of its own, and the private key of each.
+/// The key set of `keys/set.json`, in its own file, and the private key of each key.
 pub fn key_set() -> (PathBuf, [(&'static str, Algorithm, EncodingKey); 4]) {
     let file = fresh_path("jwks");
     fs::write(&file, include_str!("keys/set.json")).expect("write the keys");
@@ -394,7 +394,7 @@ pub fn key_set() -> (PathBuf, [(&'static str, Algorithm, EncodingKey); 4]) {
     (file, keys)
 }
 
-/// Starts a proxy that goes by a key set.
+/// Starts a proxy that uses a key set.
 pub fn proxy_by_keys(team: &Team<'_>, file: &Path) -> Proxy {
     Proxy::start_verbose(&team.proxy_url(), &["--jwks-file", file.to_str().expect("a path of text")])
 }
@@ -436,7 +436,7 @@ fn keys_are_read_again_on_sighup_and_when_their_file_changes() {
     let mut stream = open(&proxy, "boards_5", &rsa);
     assert_eq!(answers(), [200, 200]);
 
-    // Always of the same time of change, so only the content can tell; and never half written.
+    // Always with the same modification time, so only the content differs; and never half written.
     let modified = fs::metadata(&file).and_then(|metadata| metadata.modified()).expect("the time of change");
     let replace = |text: &str| {
         let replacement = fresh_path("jwks");
@@ -451,22 +451,22 @@ fn keys_are_read_again_on_sighup_and_when_their_file_changes() {
     replace(&only(0));
     proxy.signal(Signal::SIGHUP);
     until("the signal is followed", || answers() == [200, 401]);
-    // What is no key set changes nothing, and is told once.
+    // A file that is not a key set changes nothing, and is logged once.
     let told = || proxy.log().matches("the old ones stay").count();
     replace("{");
     until("it says so", || told() == 1);
     assert_eq!(answers(), [200, 401]);
-    // The same fault in other words is no news; the next fault is.
+    // The same fault is not logged again; another one is.
     replace("{ ");
     fs::remove_file(&file).expect("remove the keys");
     until("it says so", || proxy.log().contains("No such file"));
     assert_eq!((told(), answers()), (2, [200, 401]));
-    // A key of a kind that this version does not know is passed over, and takes nobody else along.
+    // A key of a kind that this version does not know is skipped, and the others are still used.
     let unknown = json!({"kty": "AKP", "kid": "new", "alg": "ML-DSA-44", "pub": "AAAA"});
     replace(&json!({"keys": [unknown, set["keys"][1]]}).to_string());
     until("the rotation takes effect", || answers() == [401, 200]);
     assert!(proxy.log().contains("key 1 \"new\""), "{}", proxy.log());
-    // The stream has outlived all this.
+    // The stream is still open after all this.
     team.db.session().run("INSERT INTO board_items VALUES (1, 5, 'a')");
     assert_eq!(titles(&[stream.frame()]), ["a"]);
 }

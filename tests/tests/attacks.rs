@@ -1,5 +1,5 @@
-//! What somebody tries with a token who wants a stream that is not theirs. Each attempt is refused, and spoils nothing
-//! for the others. Attempts with topics, roles and rules are in `attacks_on_rules`.
+//! What an attacker with a token may try to get a stream that is not theirs. Each attempt is refused, and does not
+//! affect others. Attempts with topics, roles and rules are in `attacks_on_rules`.
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Value, json};
@@ -10,7 +10,7 @@ use crate::access::{SECRET, Team, ask, key_set, proxy_by_keys, sign, silent_abou
 /// The stream of a board that person 1 sees and person 2 does not.
 pub const BOARD: &str = "/events?topic=boards_5";
 
-/// Base64 as tokens have it.
+/// Base64 as in tokens.
 fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let mut text = String::new();
@@ -23,17 +23,17 @@ fn base64(bytes: &[u8]) -> String {
     text
 }
 
-/// A token whose header and signature are anything.
+/// A token with any header and signature.
 fn raw(header: &Value, claims: &Value, signature: &str) -> String {
     format!("{}.{}.{signature}", base64(header.to_string().as_bytes()), base64(claims.to_string().as_bytes()))
 }
 
-/// The value of the header that carries a token.
+/// The value of the header with a token.
 pub fn bearer(token: &str) -> String {
     format!("Bearer {token}")
 }
 
-/// Whoever may still may.
+/// A permitted client still gets its stream.
 #[track_caller]
 pub fn still_serves(team: &Team<'_>, proxy: &Proxy) {
     assert_eq!(status(proxy, BOARD, &team.token(1)), 200);
@@ -41,7 +41,7 @@ pub fn still_serves(team: &Team<'_>, proxy: &Proxy) {
 }
 
 #[test]
-fn a_public_key_is_no_secret() {
+fn a_public_key_is_not_accepted_as_a_secret() {
     let team = Team::new();
     let (file, keys) = key_set();
     let proxy = proxy_by_keys(&team, &file);
@@ -65,7 +65,7 @@ fn a_public_key_is_no_secret() {
             }
         }
     }
-    // Nor is the right key with an algorithm that is not its own.
+    // Nor the right key with the wrong algorithm.
     let (kid, _, rsa) = &keys[0];
     for algorithm in [Algorithm::RS384, Algorithm::RS512, Algorithm::PS256] {
         let header = Header { kid: Some((*kid).into()), ..Header::new(algorithm) };
@@ -75,7 +75,7 @@ fn a_public_key_is_no_secret() {
 }
 
 #[test]
-fn a_token_without_a_signature_is_none() {
+fn a_token_without_a_signature_is_refused() {
     let team = Team::new();
     let proxy = team.proxy(&["--anon-role", &team.guest]);
     let claims = team.claims(1);
@@ -90,7 +90,7 @@ fn a_token_without_a_signature_is_none() {
     for header in [json!({}), json!([]), json!("HS256"), json!({"alg": null}), json!({"alg": ["HS256"]})] {
         assert_eq!(status(&proxy, BOARD, &raw(&header, &claims, signature)), 401, "{header}");
     }
-    // The payload of one and the signature of another.
+    // The payload of one token and the signature of another.
     let swapped = raw(&json!({"alg": "HS256", "typ": "JWT"}), &json!({"role": team.member, "sub": "2"}), signature);
     assert_eq!(status(&proxy, BOARD, &swapped), 401);
     still_serves(&team, &proxy);
@@ -98,7 +98,7 @@ fn a_token_without_a_signature_is_none() {
 }
 
 #[test]
-fn what_a_token_says_about_its_key_opens_nothing() {
+fn the_key_that_a_token_brings_is_ignored() {
     let team = Team::new();
     let (file, _) = key_set();
     let proxy = proxy_by_keys(&team, &file);
@@ -139,7 +139,7 @@ fn what_a_token_says_about_its_key_opens_nothing() {
 }
 
 #[test]
-fn a_token_has_a_size() {
+fn the_size_of_a_token_is_limited() {
     let team = Team::new();
     let proxy = team.proxy(&[]);
     let mut claims = team.claims(1);
@@ -153,7 +153,7 @@ fn a_token_has_a_size() {
     assert!([401, 414, 431].contains(&answer), "{answer}");
     let answer = ask(&proxy, BOARD, &[("Authorization", &bearer(&"x".repeat(70_000)))]).0.status;
     assert!([401, 431].contains(&answer), "{answer}");
-    // Deep claims overflow no parser's stack, here or in the database.
+    // Deeply nested claims overflow no parser's stack, here or in the database.
     for depth in [100, 1500] {
         let payload =
             format!("{{\"role\":\"{}\",\"sub\":\"2\",\"x\":{}{}}}", team.member, "[".repeat(depth), "]".repeat(depth));
@@ -164,7 +164,7 @@ fn a_token_has_a_size() {
     silent_about(&proxy, &[&fits, &large]);
 }
 
-/// A rightly signed token whose claims are this very text.
+/// A correctly signed token with exactly this text as its claims.
 fn signed_text(payload: &str) -> String {
     let message = format!("{}.{}", base64(b"{\"alg\":\"HS256\"}"), base64(payload.as_bytes()));
     let key = EncodingKey::from_secret(SECRET.as_bytes());
@@ -173,7 +173,7 @@ fn signed_text(payload: &str) -> String {
 }
 
 #[test]
-fn a_claim_is_a_value_whatever_it_holds() {
+fn a_claim_is_only_a_value_whatever_it_contains() {
     let team = Team::new();
     let proxy = team.proxy(&[]);
     let hostile = [
@@ -196,7 +196,7 @@ fn a_claim_is_a_value_whatever_it_holds() {
             assert_eq!(status(&proxy, BOARD, &sign(&claims)), 403, "{name}: {value:?}");
         }
     }
-    // Claims that are harmless with such values beside them are as good as before, but for what jsonb cannot hold.
+    // Claims that are harmless work as before in the company of such values, except where jsonb can't represent them.
     for value in hostile {
         let mut claims = team.claims(1);
         claims["x"] = json!(value);
@@ -206,7 +206,7 @@ fn a_claim_is_a_value_whatever_it_holds() {
     for sub in [json!(null), json!([1]), json!({"a": 1}), json!(true), json!(1.5)] {
         let mut claims = team.claims(2);
         claims["sub"] = sub.clone();
-        // The library that checks tokens wants a text there; what it lets pass, the rule refuses.
+        // The library that checks tokens expects a text there; the rule refuses what the library lets pass.
         assert!([401, 403].contains(&status(&proxy, BOARD, &sign(&claims))), "{sub}");
     }
     for payload in ["[]", "null", "\"x\"", "1", "{", "", "{\"role\": \"a\"} x"] {
@@ -218,7 +218,7 @@ fn a_claim_is_a_value_whatever_it_holds() {
 }
 
 #[test]
-fn one_bad_claim_spoils_nothing_for_those_who_come_with_it() {
+fn a_bad_claim_does_not_affect_other_clients_in_the_same_statement() {
     let team = Team::new();
     let proxy = team.proxy(&[]);
     let mut poisoned = team.claims(1);
@@ -252,18 +252,18 @@ fn only_the_first_token_counts() {
     ] {
         assert_eq!(ask(&proxy, BOARD, headers).0.status, 401, "{headers:?}");
     }
-    // Given twice in the URL, it is an error whichever comes first.
+    // Given twice in the URL, it is an error, in either order.
     for twice in [format!("token=x&token={good}"), format!("token={good}&token=x")] {
         assert_eq!(ask(&proxy, &format!("{BOARD}&{twice}"), &[]).0.status, 400, "{twice}");
     }
     assert_eq!(ask(&proxy, &format!("{BOARD}&token={good}"), &[("Cookie", "sid=x")]).0.status, 401);
-    // What stands beside it in the cookies, in whatever encoding, does not matter.
+    // Other cookies do not matter, whatever their encoding.
     let beside = format!("name=Chloé; SID=x; sidx=y; {cookie}");
     assert_eq!(ask(&proxy, BOARD, &[("Cookie", &beside)]).0.status, 200);
 }
 
 #[test]
-fn a_claim_that_is_there_twice_is_one_claim() {
+fn a_repeated_claim_counts_once() {
     let team = Team::new();
     let proxy = team.proxy(&[]);
     let member = &team.member;
@@ -280,7 +280,7 @@ fn a_claim_that_is_there_twice_is_one_claim() {
 }
 
 #[test]
-fn a_claim_writes_no_line_of_the_log() {
+fn a_claim_cannot_forge_a_log_line() {
     let team = Team::new();
     let proxy = team.proxy(&[]);
     let mut claims = team.claims(2);

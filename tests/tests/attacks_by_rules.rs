@@ -1,5 +1,5 @@
-//! Attacks by the code behind a rule: the function of a policy, an operator in a schema where others may write. The
-//! attacker owns a table that a rule queries, and nothing else. Attacks from outside are in `attacks` and
+//! Attacks by the code of a rule: the function of a policy, or an operator in a schema where others may create objects.
+//! The attacker owns a table that a rule queries, and nothing else. Attacks from outside are in `attacks` and
 //! `attacks_on_rules`.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -29,7 +29,7 @@ fn spied_on(team: &Team<'_>) -> String {
     mallory
 }
 
-/// Sets what `spy()` does from now on, in PL/pgSQL. It allows access if it reaches its end.
+/// Sets the body of `spy()`, in PL/pgSQL. It allows access if it runs to its end.
 fn spy(team: &Team<'_>, mallory: &str, body: &str, options: &str) {
     team.db.session_as(mallory).run(&format!(
         "CREATE OR REPLACE FUNCTION art.spy() RETURNS boolean LANGUAGE plpgsql {options} AS $spy$
@@ -61,7 +61,7 @@ fn a_rules_code_does_not_become_the_proxys_role() {
     ] {
         spy(&team, &mallory, &format!("{change} {read}"), "");
         assert_eq!(status(&proxy, DRAWINGS, &team.token(1)), 403, "{change}");
-        // Nor if the error is caught.
+        // Nor does it if the error is caught.
         spy(&team, &mallory, &format!("BEGIN {change} EXCEPTION WHEN OTHERS THEN NULL; END; {read}"), "");
         assert_eq!(status(&proxy, DRAWINGS, &team.token(1)), 403, "{change}");
     }
@@ -73,7 +73,7 @@ fn a_rules_code_does_not_become_the_proxys_role() {
     still_serves(&team, &proxy);
 }
 
-/// What a rule does to the session, and the query that finds a row if that is still visible.
+/// What a rule does to the session, and a query that finds a row if the effect is still visible.
 const TRACES: &[(&str, &str)] = &[
     ("SELECT pg_advisory_lock(4711)", "SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"),
     (
@@ -97,7 +97,7 @@ const TRACES: &[(&str, &str)] = &[
 ];
 
 #[test]
-fn what_a_rules_code_leaves_behind_is_gone_in_the_same_question_and_the_next() {
+fn what_a_rules_code_leaves_in_the_session_does_not_affect_other_topics_or_questions() {
     let team = Team::new();
     let member = &team.member;
     team.db.session().run(&format!(
@@ -106,7 +106,7 @@ fn what_a_rules_code_leaves_behind_is_gone_in_the_same_question_and_the_next() {
          AS 'BEGIN EXECUTE statement; EXCEPTION WHEN OTHERS THEN NULL; END'"
     ));
     for (act, seen) in TRACES {
-        // Each with connections of its own.
+        // Each with its own connections.
         let proxy = team.proxy(&["--max-topics", "8"]);
         team.db.session().with("SELECT tidings.allow('act', $1), tidings.allow('seen', $2)", &[act, seen]);
         for path in ["/events?topic=act&topic=seen", "/events?topic=seen&topic=act", "/events?topic=seen"] {
@@ -119,7 +119,7 @@ fn what_a_rules_code_leaves_behind_is_gone_in_the_same_question_and_the_next() {
 }
 
 #[test]
-fn a_rules_code_notifies_nobody() {
+fn a_rules_code_cannot_notify() {
     let team = Team::new();
     let proxy = team.proxy(&[]);
     let mut listener = team.db.session();
@@ -141,14 +141,14 @@ fn a_rules_code_notifies_nobody() {
     assert_eq!(heard, ["probe"]);
 }
 
-/// What ends the session of a rule's code: an error that is fatal there, with a code that blames the server.
+/// How a rule's code can end its session: an error that is fatal, with a code that blames the server.
 const ENDS_THE_SESSION: &[&str] = &[
     "PERFORM set_config('exit_on_error', 'on', true); RAISE 'x' USING ERRCODE = '57P01';",
     "PERFORM set_config('exit_on_error', 'on', true); RAISE 'x' USING ERRCODE = 'XX000';",
 ];
 
 #[test]
-fn a_rules_code_that_ends_its_session_keeps_nobodys_stream_from_being_looked_at() {
+fn a_rule_that_ends_its_session_does_not_prevent_reviews_of_other_streams() {
     for end in ENDS_THE_SESSION {
         let team = Team::new();
         let mallory = spied_on(&team);
@@ -168,7 +168,7 @@ fn a_rules_code_that_ends_its_session_keeps_nobodys_stream_from_being_looked_at(
 }
 
 #[test]
-fn a_rules_code_that_ends_its_session_costs_only_its_askers_their_answer() {
+fn a_rule_that_ends_its_session_affects_only_its_own_clients() {
     let team = Team::new();
     let mallory = spied_on(&team);
     let proxy = team.proxy(&[]);
@@ -190,7 +190,7 @@ fn a_rules_code_that_ends_its_session_costs_only_its_askers_their_answer() {
 }
 
 #[test]
-fn an_operator_of_somebody_elses_does_not_stand_in_for_one_of_a_rule() {
+fn another_roles_operator_does_not_replace_one_in_a_rule() {
     let team = Team::new();
     let mallory = team.db.role("mallory");
     team.db.session().run(&format!(
@@ -202,7 +202,7 @@ fn an_operator_of_somebody_elses_does_not_stand_in_for_one_of_a_rule() {
     let proxy = team.proxy(&[]);
     let rooms = |name: &str| status(&proxy, &format!("/events?topic=rooms_{name}"), &team.token(1));
     assert_eq!((rooms("hall"), rooms("vault")), (200, 403));
-    // It fits better than any of Postgres's own.
+    // It matches better than any of Postgres's own operators.
     team.db.session_as(&mallory).run(
         "CREATE FUNCTION public.yes(varchar, text) RETURNS boolean LANGUAGE sql AS 'SELECT true';
          CREATE OPERATOR public.= (LEFTARG = varchar, RIGHTARG = text, FUNCTION = public.yes)",
@@ -210,7 +210,7 @@ fn an_operator_of_somebody_elses_does_not_stand_in_for_one_of_a_rule() {
     assert_eq!((rooms("hall"), rooms("vault")), (200, 403));
 }
 
-/// A session whose notices are kept.
+/// A session that records its notices.
 fn listened_to(team: &Team<'_>, role: &str) -> (Session, Arc<Mutex<Vec<DbError>>>) {
     let notices = Arc::new(Mutex::new(Vec::new()));
     let mut config = team.db.cluster().config(team.db.name(), role);
@@ -220,7 +220,7 @@ fn listened_to(team: &Team<'_>, role: &str) -> (Session, Arc<Mutex<Vec<DbError>>
 }
 
 #[test]
-fn a_rule_whose_names_others_can_shadow_is_told_when_it_is_made() {
+fn a_rule_whose_names_can_be_shadowed_gives_a_warning() {
     let team = Team::new();
     let (maker, mallory) = (team.db.role("maker"), team.db.role("mallory"));
     team.db.session().run(&format!(
@@ -238,7 +238,7 @@ fn a_rule_whose_names_others_can_shadow_is_told_when_it_is_made() {
         ));
         std::mem::take(&mut *notices.lock().expect("the notices"))
     };
-    // With its schema nothing is left to shadow.
+    // With its schema given, nothing can be shadowed any more.
     assert_eq!(told("open, closed", "closed.rooms").len(), 0);
     assert_eq!(path(&team), "pg_catalog, pg_temp");
     let notices = told("open, \"$user\", closed", "rooms");
@@ -253,7 +253,7 @@ fn a_rule_whose_names_others_can_shadow_is_told_when_it_is_made() {
 }
 
 #[test]
-fn a_rule_may_ask_for_the_claims_without_a_second_thought() {
+fn a_rule_that_reads_the_claims_gives_no_warning() {
     let team = Team::new();
     team.db.session().run(
         "INSERT INTO members VALUES (9, 9);
@@ -263,14 +263,14 @@ fn a_rule_may_ask_for_the_claims_without_a_second_thought() {
     let proxy = team.proxy(&[]);
     assert_eq!(status(&proxy, "/events?topic=member", &team.token(1)), 200);
     assert_eq!(status(&proxy, "/events?topic=member", &team.token(2)), 403);
-    // Nothing of it stays in the session that made the rule.
+    // No trace of it stays in the session that created the rule.
     let mut session = team.db.session();
     session.run("BEGIN; SET LOCAL request.jwt.claims = 'mine'; SELECT tidings.allow('x', 'SELECT')");
     assert_eq!(session.one::<String>("SELECT current_setting('request.jwt.claims')"), "mine");
 }
 
 #[test]
-fn a_role_that_goes_while_it_is_asked_about_lets_nobody_in() {
+fn a_role_that_is_dropped_during_a_check_admits_nobody() {
     const ROUNDS: usize = 1500;
     let team = Team::new();
     let (gate, racer) = (team.db.role("gate"), format!("{}_racer", team.db.name()));
@@ -286,7 +286,7 @@ fn a_role_that_goes_while_it_is_asked_about_lets_nobody_in() {
                     let claims = format!(r#"{{"role": "{racer}"}}"#);
                     let mut let_in = 0;
                     while !is_over.load(Relaxed) {
-                        // That there is no such role any more may be an error.
+                        // An error that the role does not exist any more is fine too.
                         let asked =
                             "SELECT count(*) FROM tidings.check_subscription($1::text::jsonb, '{never}') WHERE allowed";
                         let answer = session.client().query_one(asked, &[&claims]);
@@ -309,7 +309,7 @@ fn a_role_that_goes_while_it_is_asked_about_lets_nobody_in() {
 }
 
 #[test]
-fn a_broken_rule_that_was_written_by_hand_keeps_nobody_out() {
+fn a_broken_rule_written_by_hand_does_not_affect_other_topics() {
     let team = Team::new();
     let maker = team.db.role("maker");
     team.db.session().run(&format!("SELECT tidings.grant_manager('{maker}')"));
@@ -322,7 +322,7 @@ fn a_broken_rule_that_was_written_by_hand_keeps_nobody_out() {
 }
 
 #[test]
-fn a_missing_argument_is_no_yes_to_a_rule() {
+fn a_missing_argument_does_not_allow_anything() {
     let team = Team::new();
     let mut session = team.db.session();
     let role = format!("'{}'::regrole", team.member);

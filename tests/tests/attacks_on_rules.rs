@@ -1,4 +1,5 @@
-//! What somebody tries with topics and roles, and what rules may not do. Attempts with tokens are in `attacks`.
+//! What an attacker may try with topics and roles, and what rules must not be able to do. Attempts with tokens are in
+//! `attacks`.
 
 use std::collections::BTreeSet;
 
@@ -10,11 +11,11 @@ use crate::all_until_now;
 use crate::attacks::{BOARD, bearer, still_serves};
 
 #[test]
-fn nobody_becomes_a_role_that_is_not_for_subscribers() {
+fn a_token_cannot_name_a_role_that_is_not_for_subscribers() {
     let team = Team::new();
     let proxy = team.proxy(&["--anon-role", &team.guest]);
     let (own, stranger) = (team.db.proxy_role(), team.db.role("stranger"));
-    // A proxy that was made a member of one by mistake lets nobody in at all: see `login_role`.
+    // A proxy that is a member of such a role by mistake admits nobody at all: see `login_role`.
     let root = team.db.role("root");
     team.db.session().run(&format!(
         "ALTER ROLE {root} SUPERUSER; GRANT SELECT ON boards TO {own}, {stranger}; ALTER TABLE boards DISABLE ROW LEVEL SECURITY"
@@ -51,14 +52,14 @@ fn nobody_becomes_a_role_that_is_not_for_subscribers() {
         assert_eq!(status(&proxy, BOARD, &sign(&json!({"role": role, "sub": "1"}))), 403, "{role}");
     }
     assert_eq!(status(&proxy, BOARD, &team.token(1)), 200);
-    // The anonymous role is no way in either.
+    // Nor is the anonymous role a way in.
     let proxy = team.proxy(&["--anon-role", "postgres"]);
     assert_eq!(ask(&proxy, BOARD, &[]).0.status, 403);
     assert_eq!(status(&proxy, BOARD, &sign(&json!({"sub": "1"}))), 403);
 }
 
 #[test]
-fn what_a_rules_query_does_to_the_session_is_gone_after_it() {
+fn what_a_rule_does_to_the_session_is_undone_after_it() {
     let team = Team::new();
     let proxy = team.proxy(&["--max-topics", "8"]);
     let ada = team.claims(1).to_string();
@@ -78,7 +79,7 @@ fn what_a_rules_query_does_to_the_session_is_gone_after_it() {
         ("fails", "SELECT 1 / (SELECT 0 FROM (SELECT set_config('role', 'none', false)) s)".into()),
     ] {
         team.db.session().with("SELECT tidings.allow($1, $2)", &[&topic, &query]);
-        // In the same question, and in the next on the same connection.
+        // For the same question, and for the next one on the same connection.
         for path in [format!("/events?topic={topic}&topic=boards_5"), format!("/events?topic=boards_5&topic={topic}")] {
             assert_eq!(status(&proxy, &path, &team.token(2)), 403, "{path}");
         }
@@ -86,7 +87,7 @@ fn what_a_rules_query_does_to_the_session_is_gone_after_it() {
             still_serves(&team, &proxy);
         }
     }
-    // A rule reads and does not write.
+    // A rule can read but not write.
     team.db.session().run(&format!(
         "CREATE TABLE seen (); GRANT INSERT, SELECT ON seen TO {};
          CREATE FUNCTION note() RETURNS boolean LANGUAGE sql AS 'INSERT INTO seen DEFAULT VALUES RETURNING true';
@@ -94,20 +95,20 @@ fn what_a_rules_query_does_to_the_session_is_gone_after_it() {
         team.member
     ));
     assert_eq!(status(&proxy, "/events?topic=noted", &team.token(1)), 403);
-    // One that raises what the check itself raises is a failure, as any other error.
+    // A rule that raises the error that the check itself raises has failed, like with any other error.
     team.db.session().run(
         "CREATE FUNCTION yes() RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN RAISE 'yes' USING ERRCODE = 'TI010'; END $$;
          SELECT tidings.allow('yes', 'SELECT yes()')",
     );
     assert_eq!(status(&proxy, "/events?topic=yes", &team.token(1)), 403);
-    // One that takes too long is a no.
+    // A rule that takes too long denies access.
     team.db.session().run("SELECT tidings.allow('slow', 'SELECT pg_sleep(600)')");
     assert_eq!(status(&proxy, "/events?topic=slow", &team.token(1)), 403);
     still_serves(&team, &proxy);
 }
 
 #[test]
-fn a_topic_that_only_looks_like_one_is_another() {
+fn similar_topics_are_different_topics() {
     let team = Team::new();
     let proxy = team.proxy(&["--route", "/api/boards/{id}/events=boards_{id}"]);
     let ben = team.token(2);
@@ -140,7 +141,7 @@ fn a_topic_that_only_looks_like_one_is_another() {
     ] {
         let path = format!("/events?topic={}", escape(topic));
         assert_eq!(status(&proxy, &path, &ben), 403, "{topic}");
-        // Beside one that is his own it is refused as well.
+        // It is refused also together with a topic that is his own.
         assert_eq!(status(&proxy, &format!("{path}&topic=boards_6"), &ben), 403, "{topic}");
     }
     for topic in [
@@ -176,12 +177,12 @@ fn a_topic_that_only_looks_like_one_is_another() {
 }
 
 #[test]
-fn a_board_that_is_not_theirs_answers_like_one_that_does_not_exist() {
+fn a_forbidden_board_looks_like_one_that_does_not_exist() {
     let team = Team::new();
     let proxy = team.proxy(&[]);
     let ben = bearer(&team.token(2));
     let mut bodies = BTreeSet::new();
-    // Not his, not there, no number, and no rule for it.
+    // A board that is not his, one that does not exist, an id that is not a number, and a topic without a rule.
     for topic in ["boards_5", "boards_999", "boards_abc", "secrets_1"] {
         let (head, body) = ask(&proxy, &format!("/events?topic={topic}"), &[("Authorization", &ben)]);
         let names = ["content-type", "cache-control", "content-length", "retry-after", "www-authenticate"];
@@ -204,7 +205,7 @@ fn a_board_that_is_not_theirs_answers_like_one_that_does_not_exist() {
 }
 
 #[test]
-fn a_hole_is_a_value_in_a_rule_on_text() {
+fn a_hole_of_a_template_is_only_a_value() {
     let team = Team::new();
     let proxy = team.proxy(&[]);
     team.db.session().run(
@@ -236,7 +237,7 @@ fn a_hole_is_a_value_in_a_rule_on_text() {
 }
 
 #[test]
-fn no_value_makes_the_topic_of_other_values() {
+fn no_values_make_the_topic_of_other_values() {
     let team = Team::new();
     let mut session = team.db.session();
     session.run(
@@ -245,7 +246,7 @@ fn no_value_makes_the_topic_of_other_values() {
          SELECT tidings.allow('chat_{tenant}_{room}',
              'SELECT WHERE {tenant} = current_setting(''request.jwt.claims'', true)::json ->> ''email''')",
     );
-    // Whoever belongs to the tenant `mark-0f3a9c` wants to read along in room `board` of the tenant `mark-0f3a9c_corp`.
+    // A member of the tenant `mark-0f3a9c` tries to read room `board` of the tenant `mark-0f3a9c_corp`.
     let proxy = team.proxy(&["--route", "/chat/{tenant}/{room}=chat_{tenant}_{room}"]);
     let topic = format!("chat_{MARK}_corp_board");
     let mut sse = open(&proxy, &topic, &team.token(1));
@@ -255,7 +256,7 @@ fn no_value_makes_the_topic_of_other_values() {
         all_until_now(&team.db, &topic, &mut sse).iter().map(|frame| frame.json()["record"]["says"].clone()).collect();
     assert_eq!(said, ["for you"]);
     assert_eq!(status(&proxy, &format!("/chat/{MARK}_corp/board"), &team.token(1)), 400);
-    // Where nothing tells where a value ends, there is no rule.
+    // If the end of a value can't be recognized, there is no rule.
     for refused in ["chat_{tenant}{room}", "{a}{b}-{c}"] {
         let error = session.refused(&format!("SELECT tidings.allow('{refused}', 'SELECT')"));
         assert_eq!(error.code().code(), "22023", "{error}");

@@ -1,5 +1,5 @@
-//! Everything that was committed while the relay was down becomes ticks of bounded size, in the right order, with
-//! nothing missing.
+//! Everything that was committed while the relay was down becomes ticks of bounded size, in the right order, and
+//! complete.
 
 use tidings_tests::process::{Signal, send};
 use tidings_tests::sse::Request;
@@ -11,7 +11,7 @@ use crate::{create_boards, passed_over, titles};
 /// The most segments of a tick, and what its last transaction may add.
 const BOUND: i64 = 10_000;
 
-/// Writers that all wait for each other's row; each gets its transaction's number before it waits.
+/// Writers that all wait for each other's row; each gets its transaction id before it waits.
 const WRITERS: usize = 4;
 
 /// The transactions of each writer.
@@ -53,8 +53,8 @@ fn create_counter(db: &Database<'_>) {
 }
 
 #[test]
-fn a_backlog_is_told_in_order_in_ticks_of_bounded_size() {
-    // With few processes, the margin that a cut has to look at is small.
+fn a_backlog_is_sent_in_order_in_ticks_of_bounded_size() {
+    // With few processes, the margin that a cut must consider is small.
     let cluster = Cluster::start(&[("max_connections", "40"), ("max_worker_processes", "8")]);
     let db = cluster.database();
     create_counter(&db);
@@ -62,8 +62,8 @@ fn a_backlog_is_told_in_order_in_ticks_of_bounded_size() {
     let mut log = Log::from_here(&db);
     let proxy = db.proxy(&[]);
     let mut session = db.session();
-    // One transaction runs the whole time with an old number and waits for the row at the end; one is prepared and
-    // stays for long.
+    // One transaction runs the whole time with an old id and waits for the row at the end; one is prepared and stays
+    // for a long time.
     let (mut old, mut prepared) = (db.session(), db.session());
     old.run("BEGIN; INSERT INTO board_items VALUES (1, 5, 'old')");
     prepared.run("BEGIN; INSERT INTO board_items VALUES (2, 5, 'prepared'); PREPARE TRANSACTION 'p'");
@@ -97,13 +97,13 @@ fn a_backlog_is_told_in_order_in_ticks_of_bounded_size() {
 }
 
 #[test]
-fn a_large_transaction_that_outlasts_a_backlog_makes_its_ticks_no_smaller() {
+fn a_long_transaction_does_not_make_the_ticks_of_a_backlog_smaller() {
     let cluster = Cluster::start(&[("max_connections", "40"), ("max_worker_processes", "8")]);
     let db = cluster.database();
     create_counter(&db);
     let (mut session, mut long) = (db.session(), db.session());
     send(db.wait_relay(), Signal::SIGSTOP);
-    // By itself it would fill three ticks.
+    // Alone it would fill three ticks.
     long.run(
         "BEGIN; SELECT tidings.publish_text('bulk', (SELECT string_agg(md5((random() * i * n)::text), '')
            FROM generate_series(1, 10000) n)) FROM generate_series(1, 150) i",
@@ -119,7 +119,7 @@ fn a_large_transaction_that_outlasts_a_backlog_makes_its_ticks_no_smaller() {
 }
 
 #[test]
-fn a_page_of_a_backlog_reads_what_it_holds_and_not_the_backlog() {
+fn a_page_of_a_backlog_reads_only_its_own_segments() {
     let cluster = Cluster::start(&[("max_connections", "40"), ("max_worker_processes", "8")]);
     let db = cluster.database();
     create_counter(&db);
@@ -137,7 +137,7 @@ fn a_page_of_a_backlog_reads_what_it_holds_and_not_the_backlog() {
                 WHERE schemaname = 'tidings' AND relname LIKE 'log%'";
     for (place, what) in [(&start, "the start"), (&middle, "the middle")] {
         for read in ["tidings.segments($1, 10000)", "tidings.changes($1, NULL, 10)"] {
-            // A session's counts are of all it has done, but for what it has reported meanwhile.
+            // A session's counts cover everything that it has done except what it has already reported.
             let mut session = db.session();
             session.run("BEGIN");
             assert!(!session.all(&format!("SELECT FROM {read}"), &[place]).is_empty());
@@ -163,7 +163,7 @@ fn tear_off(session: &mut Session) {
 }
 
 #[test]
-fn a_segment_that_cannot_be_read_stops_nothing_but_itself() {
+fn a_segment_that_cannot_be_read_affects_only_its_own_events() {
     let cluster = Cluster::start(&[]);
     let db = cluster.database();
     create_boards(&db);
@@ -179,7 +179,7 @@ fn a_segment_that_cannot_be_read_stops_nothing_but_itself() {
     }
     for (id, make_unreadable) in (1..).zip(ways) {
         send(relay, Signal::SIGSTOP);
-        // Random, or it would be compressed into the row.
+        // Random, so that it can't be compressed into the row.
         session.run(&format!(
             "INSERT INTO board_items SELECT {id}, 5, string_agg(md5(random()::text), '') FROM generate_series(1, 200)"
         ));

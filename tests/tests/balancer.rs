@@ -1,5 +1,4 @@
-//! Two proxies behind a load balancer, with the configurations that `docs/` gives: nobody notices that one is
-//! restarted.
+//! Two proxies behind a load balancer, with the configurations of `docs/`: no client notices that one is restarted.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -40,12 +39,12 @@ fn rolling_restart(start: Start) {
         assert!(proxy.terminate().success());
         writers.wait_for(100);
         proxy.restart();
-        // The next one's turn comes when the load balancer sends clients here again.
+        // The next proxy is restarted only when the load balancer sends clients to this one again.
         until("it gets clients again", || {
             let _probe = Sse::connect(balancer.address(), &Request::live(&["probe"]));
             proxy.metric("tidings_streams_total") > 0.0
         });
-        // Newcomers even it out.
+        // New clients even out the load.
         drop((0..CLIENTS).map(|_| Sse::connect(balancer.address(), &Request::live(&["probe"]))).collect::<Vec<_>>());
     }
     writers.wait_for(100);
@@ -53,19 +52,19 @@ fn rolling_restart(start: Start) {
     ledger.close();
     for follower in followers {
         assert!(follower.connections() > 1, "it was never cut off");
-        // Any other answer than a stream makes a browser give up for good.
+        // With any response other than a stream, a browser would give up for good.
         assert_eq!(follower.refusals(), 0, "attempts that got no stream");
         ledger.check(&follower.finish());
     }
 }
 
 #[test]
-fn a_rolling_restart_behind_haproxy_loses_and_doubles_nothing() {
+fn a_rolling_restart_behind_haproxy_loses_and_repeats_nothing() {
     rolling_restart(Balancer::haproxy);
 }
 
 #[test]
-fn a_rolling_restart_behind_nginx_loses_and_doubles_nothing() {
+fn a_rolling_restart_behind_nginx_loses_and_repeats_nothing() {
     rolling_restart(Balancer::nginx);
 }
 
@@ -77,7 +76,7 @@ fn events_come_through_unbuffered() {
     for (i, (name, start)) in BALANCERS.into_iter().enumerate() {
         let balancer = start([proxies[0].address(), proxies[1].address()], nobody());
         let mut sse = Sse::connect(balancer.address(), &Request::live(&["boards_5"])).expect(name);
-        // The next one is written only when the one before has come.
+        // The next event is written only when the one before has arrived.
         for n in 1..=20 {
             session.run(&format!("INSERT INTO board_items VALUES ({}, 5, '{name} {n}')", i * 100 + n));
             assert_eq!(titles(&[sse.frame()]), [format!("{name} {n}")]);
@@ -90,7 +89,7 @@ fn events_come_through_a_cache() {
     let db = boards();
     let proxy = db.proxy(&[]);
     let varnish = Balancer::varnish(proxy.address());
-    // Two of the same URL: a cache would like to answer both by one.
+    // Two requests with the same URL: a cache would like to answer both with one response.
     let open = || Sse::connect(varnish.address(), &Request::live(&["boards_5"])).expect("a stream");
     let mut clients = [open(), open()];
     for n in 1..=5 {
@@ -134,10 +133,10 @@ fn events_come_through_over_http2() {
 }
 
 #[test]
-fn the_article_s_path_and_the_page_come_from_one_place() {
+fn the_stream_and_the_page_come_from_the_same_origin() {
     let db = boards();
     let proxies = two_proxies(&db, &["--route", "/api/boards/{id}/events=boards_{id}"]);
-    // Any web application does; this one answers at /healthz and knows no page.
+    // Any web application would do; this one answers /healthz and has no pages.
     let web = db.proxy(&[]);
     for (i, (name, start)) in BALANCERS.into_iter().enumerate() {
         let balancer = start([proxies[0].address(), proxies[1].address()], web.address());
@@ -159,7 +158,7 @@ fn the_article_s_path_and_the_page_come_from_one_place() {
 }
 
 #[test]
-fn while_no_proxy_is_there_a_browser_is_told_to_come_back() {
+fn without_a_proxy_a_browser_gets_a_time_to_reconnect() {
     let db = boards();
     let mut proxies = two_proxies(&db, &[]);
     let balancers =
@@ -184,7 +183,7 @@ fn while_no_proxy_is_there_a_browser_is_told_to_come_back() {
     for (name, balancer) in &balancers {
         let mut sse = eventually("streams again", || {
             let mut sse = Sse::connect(balancer.address(), &Request::live(&["boards_5"])).ok()?;
-            // What tells to come back has no comment.
+            // The response with the time to reconnect has no comment.
             matches!(sse.item()?, tidings_tests::Item::Retry(ms) if ms != 5000).then_some(sse)
         });
         db.session().publish("boards_5", &format!("\"{name}\""));

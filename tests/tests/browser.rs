@@ -1,5 +1,5 @@
-//! Teamboard in a real browser. Here is what the tests need of us, a cluster with Teamboard in it; they themselves, and
-//! the proxy and the backend that they start and stop, are in `tests/browser`, driven by node.
+//! Teamboard in a real browser. This file provides a cluster with Teamboard. The tests themselves, and the proxy and
+//! the backend that they start and stop, are in `tests/browser` and run in node.
 
 use std::path::Path;
 use std::process::Command;
@@ -9,7 +9,7 @@ use tidings_tests::cluster::{Cluster, Installation, SUPERUSER};
 use tidings_tests::process::{Process, Signal, fresh_path};
 use tidings_tests::{proxy, teamboard};
 
-/// How long they may take all together: a verdict on a browser that hangs.
+/// How long all of them together may take, in case a browser hangs.
 const LIMIT: Duration = Duration::from_secs(900);
 
 #[test]
@@ -31,7 +31,7 @@ fn teamboard_in_a_browser() {
     command.env("TEAMBOARD_BACKEND", teamboard::binary());
     command.env("TEAMBOARD_PROXY", proxy::binary());
     command.env("TEAMBOARD_PSQL", Installation::get().bin.join("psql"));
-    // Debian has them where an ordinary account's PATH does not lead.
+    // Debian installs them where an ordinary account's PATH does not look.
     for (variable, program) in [("TEAMBOARD_NGINX", "nginx"), ("TEAMBOARD_HAPROXY", "haproxy")] {
         command.env(variable, Path::new("/usr/sbin").join(program));
     }
@@ -39,7 +39,7 @@ fn teamboard_in_a_browser() {
     command.env("TEAMBOARD_ARTIFACTS", &artifacts);
     command.env("TEAMBOARD_ROUTE", teamboard::ROUTE);
     command.env("TEAMBOARD_COOKIE", teamboard::COOKIE);
-    // Told to end, it ends the browser, the proxy and the backend.
+    // When it is terminated, it ends the browser, the proxy and the backend.
     let mut node = Process::spawn(&mut command, Signal::SIGTERM).expect("start node");
     let start = Instant::now();
     let status = loop {

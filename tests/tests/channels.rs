@@ -14,7 +14,7 @@ struct Channel {
 }
 
 impl Channel {
-    /// Opens it and waits until the proxy says that it listens.
+    /// Opens it and waits until the proxy listens.
     #[track_caller]
     fn open(proxy: &Proxy, name: &str) -> Self {
         let path = format!("/channels/{}", http::escape(name));
@@ -51,7 +51,7 @@ impl Channel {
     }
 }
 
-/// A proxy of a database without the extension, by a role that may log in and nothing else.
+/// A proxy of a database without the extension, with a role that may only log in.
 fn proxy(db: &Database<'_>, args: &[&str]) -> Proxy {
     Proxy::start(&db.cluster().url(db.name(), &db.role("listener")), args)
 }
@@ -60,7 +60,7 @@ fn notify(db: &Database<'_>, channel: &str, payload: &str) {
     db.session().with("SELECT pg_notify($1, $2)", &[&channel, &payload]);
 }
 
-/// What the proxy's connection did last.
+/// The last statement of the proxy's connection.
 fn last_statement(db: &Database<'_>) -> Vec<String> {
     let role = format!("{}_listener", db.name());
     let rows =
@@ -69,7 +69,7 @@ fn last_statement(db: &Database<'_>) -> Vec<String> {
 }
 
 #[test]
-fn what_is_notified_reaches_the_channels_clients_and_no_others() {
+fn a_notification_reaches_the_clients_of_its_channel_and_no_others() {
     let db = shared().empty_database();
     let proxy = proxy(&db, &["--channel", "board_*", "--channel", "News&\"more\""]);
     let mut one = Channel::open(&proxy, "board_5");
@@ -113,7 +113,7 @@ fn the_proxy_listens_from_the_first_client_to_the_last() {
 }
 
 #[test]
-fn after_the_database_was_away_clients_are_told_so_and_hear_again() {
+fn after_the_database_was_away_clients_get_a_reset_and_then_notifications() {
     let db = shared().empty_database();
     let proxy = proxy(&db, &["--channel", "*"]);
     let mut channel = Channel::open(&proxy, "board_5");
@@ -129,7 +129,7 @@ fn after_the_database_was_away_clients_are_told_so_and_hear_again() {
 }
 
 #[test]
-fn only_what_the_patterns_name_is_served() {
+fn only_channels_that_match_a_pattern_are_served() {
     let db = shared().empty_database();
     let proxy = proxy(&db, &["--channel", "board_*"]);
     let long = "board_".to_owned() + &"x".repeat(60);
@@ -155,7 +155,7 @@ fn a_burst_of_notifications_in_one_transaction_arrives_whole() {
 }
 
 #[test]
-fn a_name_that_the_databases_encoding_lacks_disturbs_nobody() {
+fn a_channel_name_outside_the_databases_encoding_affects_no_other_channel() {
     for encoding in ["LATIN1", "EUC_JP"] {
         let db = shared().database_of(&format!("ENCODING '{encoding}' LOCALE 'C'"));
         let proxy = proxy(&db, &["--channel", "*"]);
@@ -164,7 +164,7 @@ fn a_name_that_the_databases_encoding_lacks_disturbs_nobody() {
         let mut channel = Channel::open(&proxy, name);
         let path = format!("/channels/{}", http::escape(lacking));
         let mut response = http::open(proxy.address(), &path, &[]).expect("an answer");
-        // The first one waits for the database, and its stream ends; who comes later is told at once.
+        // The first client waits for the database, and its stream ends; later ones get the error at once.
         let start = Instant::now();
         while response.read(&mut Vec::new()).expect("the end") {
             assert!(start.elapsed() < DEADLINE, "the stream goes on");

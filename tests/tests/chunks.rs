@@ -75,7 +75,7 @@ fn a_stream_over_http_1_1_is_chunked_to_its_end() {
     let chunks = chunks(&body);
     assert_whole(&items(&chunks.concat()));
     for chunk in chunks {
-        // A reader that looks at chunks one by one sees whole blocks.
+        // A reader that looks at single chunks sees complete blocks.
         assert!(chunk.ends_with(b"\n\n"), "{:?}", String::from_utf8_lossy(&chunk));
     }
 }
@@ -97,7 +97,7 @@ fn events_come_through_a_web_server_that_compresses() {
     let port = server.line()["port"].as_u64().and_then(|port| u16::try_from(port).ok()).expect("a port");
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     let path = "/events?topic=boards_5";
-    // It does compress what it may.
+    // It does compress other responses.
     let plain = http::open(address, "/metrics", &[("Accept-Encoding", "gzip")]).expect("an answer");
     assert_eq!(plain.head.header("content-encoding"), Some("gzip"));
     let mut response = http::open(address, path, &[("Accept-Encoding", "gzip")]).expect("an answer");
@@ -112,7 +112,7 @@ fn events_come_through_a_web_server_that_compresses() {
 }
 
 #[test]
-fn python_s_requests_hands_out_each_event_as_it_comes() {
+fn python_requests_returns_each_event_as_it_arrives() {
     let db = boards();
     let proxy = db.proxy(&[]);
     let url = format!("http://{}/events?topic=boards_5", proxy.address());

@@ -1,4 +1,4 @@
-//! Clients that others have written, against a real proxy: they see what the standard says, and go on where they were.
+//! Clients by other authors against a real proxy: they see what the standard says, and resume after a restart.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::boards;
 
 const TOPICS: [&str; 2] = ["boards_5", "Übersicht & mehr"];
 
-/// Event names, as far as a client must be told them.
+/// Names of events, for clients that must know them.
 const NAMES: [&str; 4] = ["message", "changed", "html", "très long nom: d'événement"];
 
 /// The data of the last event.
@@ -34,7 +34,7 @@ fn url(proxy: &Proxy) -> String {
     format!("http://{}/events?{}", proxy.address(), topics.join("&"))
 }
 
-/// Texts that a careless server or client would spoil.
+/// Texts that a careless server or client would damage.
 fn awkward_texts() -> Vec<String> {
     let texts = [
         "plain",
@@ -48,7 +48,7 @@ fn awkward_texts() -> Vec<String> {
         "\u{feff}no mark",
     ];
     let mut texts: Vec<String> = texts.map(str::to_owned).into();
-    // More than any buffer on the way.
+    // More than any buffer in between.
     texts.push("ü".repeat(100_000));
     texts.push("line\n".repeat(5_000));
     texts
@@ -62,7 +62,7 @@ fn publish(session: &mut Session, first_row: i32) {
     session.run(&format!("INSERT INTO board_items VALUES ({first_row}, 5, 'une ligne d''une table')"));
 }
 
-/// A client in a process of its own, which tells what it got, one line of JSON for each event.
+/// A client in its own process, which prints one line of JSON for each event.
 pub struct Client {
     _process: Process,
     lines: Receiver<serde_json::Value>,
@@ -115,14 +115,14 @@ fn is_end(frame: &Frame) -> bool {
     frame.data == END
 }
 
-/// What our own strict client makes of all that follows.
+/// What our own strict client reads from the same stream.
 fn reference(proxy: &Proxy) -> Follower {
     Follower::start(Habits::faithful(proxy.address()), Request::live(&TOPICS), is_end)
 }
 
-/// Lets events come before, during and after a restart of the proxy, and compares what `command`'s client got with what
-/// it should have got.
-fn goes_on_where_it_was(db: &Database<'_>, proxy: &mut Proxy, command: Command) {
+/// Sends events before, during and after a restart of the proxy, and compares what `command`'s client received with
+/// what it should have received.
+fn resumes_where_it_was(db: &Database<'_>, proxy: &mut Proxy, command: Command) {
     let reference = reference(proxy);
     let client = Client::start(command);
     client.wait_open();
@@ -159,7 +159,7 @@ fn python(script: &str, proxy: &Proxy) -> Command {
     command
 }
 
-/// A client by one of npm's packages, which reconnects by itself; it tells events of these names.
+/// A client based on one of npm's packages, which reconnects by itself. It prints events with these names.
 pub fn npm(package: &str, url: &str, names: &[&str]) -> Command {
     let mut command = Command::new("node");
     command.arg(folder().join("eventsource.mjs")).args([package, url]).args(names);
@@ -167,29 +167,29 @@ pub fn npm(package: &str, url: &str, names: &[&str]) -> Command {
 }
 
 #[test]
-fn the_npm_package_eventsource_goes_on_where_it_was() {
+fn the_npm_package_eventsource_resumes() {
     for package in ["eventsource", "eventsource-2"] {
         let (db, mut proxy) = database_and_proxy();
         let command = npm(package, &url(&proxy), &NAMES);
-        goes_on_where_it_was(&db, &mut proxy, command);
+        resumes_where_it_was(&db, &mut proxy, command);
     }
 }
 
 #[test]
-fn the_python_package_httpx_sse_goes_on_where_it_was() {
+fn the_python_package_httpx_sse_resumes() {
     let (db, mut proxy) = database_and_proxy();
     let command = python("httpx_sse_client.py", &proxy);
-    goes_on_where_it_was(&db, &mut proxy, command);
+    resumes_where_it_was(&db, &mut proxy, command);
 }
 
 #[test]
-fn the_python_package_sseclient_py_goes_on_where_it_was() {
+fn the_python_package_sseclient_py_resumes() {
     let (db, mut proxy) = database_and_proxy();
     let command = python("sseclient_py_client.py", &proxy);
-    goes_on_where_it_was(&db, &mut proxy, command);
+    resumes_where_it_was(&db, &mut proxy, command);
 }
 
-/// What curl prints from its start until `is_last` accepts an event.
+/// What curl prints until `is_last` accepts an event.
 fn curl(proxy: &Proxy, last_id: Option<&str>, begun: impl FnOnce(), is_last: impl Fn(&[Frame]) -> bool) -> Vec<Frame> {
     let mut command = Command::new("curl");
     command.args(["--silent", "--show-error", "--fail", "--no-buffer"]).arg(url(proxy));
@@ -218,7 +218,7 @@ fn curl(proxy: &Proxy, last_id: Option<&str>, begun: impl FnOnce(), is_last: imp
 }
 
 #[test]
-fn curl_prints_an_event_stream_and_goes_on_behind_an_id() {
+fn curl_prints_an_event_stream_and_resumes_after_an_id() {
     let (db, mut proxy) = database_and_proxy();
     let reference = reference(&proxy);
     let mut session = db.session();

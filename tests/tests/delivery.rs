@@ -1,4 +1,4 @@
-//! Exactly the committed events, each once and in one order for all, whatever happens to the connections.
+//! Exactly the committed events, each once and in the same order for all clients, whatever happens to the connections.
 
 use tidings_tests::follower::Habits;
 use tidings_tests::ledger::{self, Ledger, TOPICS};
@@ -22,7 +22,7 @@ fn sixteen_random_writers_reach_every_client_exactly() {
 }
 
 #[test]
-fn a_listen_connection_that_is_cut_over_and_over_loses_and_doubles_nothing() {
+fn a_listen_connection_that_breaks_again_and_again_loses_and_repeats_nothing() {
     let db = shared().database();
     let ledger = Ledger::create(&db);
     let proxy = db.proxy(&[]);
@@ -51,7 +51,7 @@ fn two_proxies_give_the_same_ids_and_the_same_order() {
     let proxies = [db.proxy(&[]), db.proxy(&[])];
     let [one, two] = [&proxies[0], &proxies[1]]
         .map(|proxy| Follower::start(Habits::faithful(proxy.address()), Request::live(&TOPICS), ledger::is_end));
-    // And a third client who wanders from one to the other.
+    // And a third client that moves from one to the other.
     let wander = Habits {
         proxies: proxies.iter().map(|proxy| proxy.address()).collect(),
         leave_after: Some(37),

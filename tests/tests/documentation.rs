@@ -1,4 +1,4 @@
-//! Every object explains itself, what is public is in the reference, and nothing is granted to PUBLIC.
+//! Every object has a comment, every public object is in the reference, and nothing is granted to PUBLIC.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use tidings_tests::cluster::SUPERUSER;
 use tidings_tests::process::{Process, Signal};
 use tidings_tests::{Cluster, Database, Proxy, Session, shared, until};
 
-/// The public surface: what docs/sql.md has a section for.
+/// The public objects: those with a section in docs/sql.md.
 const PUBLIC: &[&str] = &[
     "watch",
     "unwatch",
@@ -38,7 +38,7 @@ fn names(session: &mut Session, sql: &str) -> Vec<String> {
     session.all(sql, &[]).iter().map(|row| row.get(0)).collect()
 }
 
-/// The objects of the extension, one row each: class, OID, column, and a name for people.
+/// The objects of the extension, one row each: class, OID, column, and a readable name.
 const OBJECTS: &str = "
     SELECT d.classid, d.objid, 0 AS objsubid, pg_describe_object(d.classid, d.objid, 0) AS name
     FROM pg_depend d JOIN pg_extension e ON d.refobjid = e.oid AND d.refclassid = 'pg_extension'::regclass
@@ -67,7 +67,7 @@ fn every_object_has_a_comment() {
     assert!(bare.is_empty(), "without a comment:\n{}", bare.join("\n"));
     let count: i64 = session.one(&format!("SELECT count(*) FROM ({OBJECTS}) o"));
     assert!(count > 60, "only {count} objects were looked at");
-    // Every object of the schema is the extension's, so that DROP EXTENSION takes it along.
+    // Every object of the schema belongs to the extension, so that DROP EXTENSION drops it.
     let strays = names(
         &mut session,
         "SELECT c.relname::text FROM pg_class c WHERE relnamespace = 'tidings'::regnamespace AND relkind IN ('r', 'p', 'v', 'S')
@@ -77,7 +77,7 @@ fn every_object_has_a_comment() {
 }
 
 #[test]
-fn what_is_public_is_in_the_reference() {
+fn every_public_object_is_in_the_reference() {
     let db = shared().database();
     let mut session = db.session();
     let reference = reference();
@@ -91,7 +91,7 @@ fn what_is_public_is_in_the_reference() {
         let headings = [format!("### {name}("), format!("### {name}\n")];
         assert!(headings.iter().any(|heading| reference.contains(heading)), "docs/sql.md has no section for {name}");
     }
-    // Views are public, all of them, with every column.
+    // All views are public, with every column.
     let columns = session.all(
         "SELECT c.relname::text, a.attname::text FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
          WHERE c.relnamespace = 'tidings'::regnamespace AND c.relkind = 'v' AND a.attnum > 0",
@@ -125,7 +125,7 @@ fn what_is_public_is_in_the_reference() {
             "docs/sql.md: {name} is {default} by default, not as in {line}"
         );
     }
-    // And whatever else is called by its full name there exists.
+    // And everything else that is called by its full name there exists.
     for word in reference
         .split(|c: char| !(c.is_alphanumeric() || c == '_' || c == '.'))
         .filter_map(|word| word.strip_prefix("tidings."))
@@ -162,7 +162,7 @@ fn the_examples_of_the_reference_run() {
         if sql.contains("ALTER SYSTEM") {
             continue;
         }
-        // One by one, each after what the ones before have left.
+        // One by one, each after those before it.
         session.run(&sql);
         count += 1;
     }
@@ -190,7 +190,7 @@ fn nothing_is_granted_to_public() {
 }
 
 #[test]
-fn default_privileges_of_the_database_open_nothing() {
+fn default_privileges_grant_nothing_of_ours() {
     let db = shared().empty_database();
     let role = db.role("stranger");
     let mut session = db.session();
@@ -227,7 +227,7 @@ fn grant_proxy_grants_the_same_however_often() {
     session.run(&format!("DROP OWNED BY {quoted}; DROP ROLE {quoted}"));
 }
 
-/// What Debian's clusters begin with, but for the socket: there we are the superuser by another name.
+/// What Debian's clusters start with, except for the socket: there we are the superuser by another name.
 const DEBIAN_HBA: &str = "local all all trust
 host all all 127.0.0.1/32 scram-sha-256
 host all all ::1/128 scram-sha-256
@@ -266,7 +266,7 @@ fn the_first_example_of_the_readme_works_with_debian_s_password_rules() {
 }
 
 #[test]
-fn a_column_of_text_brings_a_large_integer_whole() {
+fn a_large_integer_in_a_text_column_keeps_its_digits() {
     let db = shared().database();
     let mut session = db.session();
     session.run(
@@ -286,7 +286,7 @@ fn a_column_of_text_brings_a_large_integer_whole() {
 fn pg_dump_holds_no_lock_on_the_log() {
     let db = shared().database();
     let mut session = db.session();
-    // More than a pipe holds, so that the dump stands still when nobody reads it.
+    // More than a pipe holds, so that the dump stops when nobody reads it.
     session.run("CREATE TABLE items AS SELECT repeat('x', 1000) FROM generate_series(1, 1000)");
     let mut command = db.cluster().tool("pg_dump");
     command.arg(db.name()).stdout(Stdio::piped());
@@ -343,7 +343,7 @@ fn every_metric_is_on_the_dashboard_and_no_other() {
     for name in there.iter().filter(|name| !name.ends_with("_sum") && !name.ends_with("_count")) {
         assert!(shown.contains(name), "the dashboard does not show {name}");
     }
-    // The alarms, with the labels that they ask for.
+    // The alarms, with the labels that they use.
     let operations = document("operations.md");
     for name in words(&operations, "tidings_").into_iter().filter(|name| *name != "tidings_proxy") {
         assert!(there.contains(name), "docs/operations.md speaks of {name}, which is not there");

@@ -1,4 +1,4 @@
-//! The shutdown of a proxy: streams end one after another, and until its turn comes each keeps every promise.
+//! The shutdown of a proxy: streams end one after another, and until then each keeps every guarantee.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -25,13 +25,13 @@ fn rest(mut stream: Sse) -> Vec<Item> {
     std::iter::from_fn(|| stream.item()).collect()
 }
 
-/// Whether the proxy sent the client a wait before it ended the stream.
+/// Whether the proxy sent the client a time to reconnect before it ended the stream.
 fn said_goodbye(items: &[Item]) -> bool {
     matches!(items.last(), Some(Item::Retry(_)))
 }
 
 #[test]
-fn heartbeats_go_on_until_a_streams_turn_comes() {
+fn heartbeats_continue_until_a_stream_ends() {
     let db = boards();
     let proxy = db.proxy(&["--heartbeat", "50ms", "--drain", "4s"]);
     let streams = [proxy.live(&["boards_5"]), proxy.live(&["boards_5"])];
@@ -44,11 +44,11 @@ fn heartbeats_go_on_until_a_streams_turn_comes() {
         let live = items.iter().skip_while(|item| !matches!(item, Item::Frame(frame) if frame.data.contains("leave")));
         live.filter(|item| matches!(item, Item::Comment(_) | Item::Position(_))).count()
     });
-    // One was ended at once, the other one two seconds later.
+    // One ended at once, the other one two seconds later.
     assert!(counts.iter().any(|count| *count >= 5), "{counts:?}");
 }
 
-/// Opens streams that then lose their access; counts those that end without a goodbye.
+/// Opens streams that then lose their access; returns how many end without a time to reconnect.
 fn taken_away(args: &[&str], token: impl Fn(&Team<'_>) -> String, take_away: impl Fn(&Team<'_>)) -> usize {
     let team = Team::new();
     let proxy = team.proxy(&[&["--drain", "200s"], args].concat());
@@ -60,7 +60,7 @@ fn taken_away(args: &[&str], token: impl Fn(&Team<'_>) -> String, take_away: imp
     streams.into_iter().map(rest).filter(|items| !said_goodbye(items)).count()
 }
 
-// Within the first fifty seconds the turn is that of one stream only.
+// In the first fifty seconds only one of the streams ends by the drain.
 
 #[test]
 fn a_token_that_expires_while_the_proxy_drains_ends_its_streams() {
@@ -74,16 +74,16 @@ fn a_token_that_expires_while_the_proxy_drains_ends_its_streams() {
 }
 
 #[test]
-fn a_right_that_is_taken_back_while_the_proxy_drains_ends_the_streams() {
+fn access_that_is_revoked_while_the_proxy_drains_ends_the_streams() {
     let take_away = |team: &Team<'_>| team.db.session().run("DELETE FROM members WHERE board_id = 5");
     assert!(taken_away(&["--reauthorize", "200ms"], |team| team.token(1), take_away) >= 3);
 }
 
 #[test]
-fn a_request_that_is_on_its_way_at_sigterm_is_sent_elsewhere() {
+fn a_request_that_arrives_at_sigterm_gets_a_time_to_reconnect() {
     let db = boards();
     let proxy = db.proxy(&["--drain", "60s"]);
-    // Two streams: the second one's turn comes much later, so the proxy stays.
+    // Two streams: the second one ends much later, so the proxy stays up.
     let _streams = [proxy.live(&["boards_5"]), proxy.live(&["boards_5"])];
     let mut requests = ["text/event-stream", "*/*"].map(|accept| {
         let mut socket = TcpStream::connect(proxy.address()).expect("connect");
@@ -113,7 +113,7 @@ struct Raw {
     streams: u32,
 }
 
-/// The kinds of frames that matter here.
+/// The kinds of frames that this test needs.
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const GOAWAY: u8 = 7;
@@ -129,11 +129,11 @@ impl Raw {
         Self { socket, streams: 0 }
     }
 
-    /// Asks for `/events`; gives the stream's number.
+    /// Requests `/events`; returns the stream's number.
     fn ask(&mut self, accept: &str) -> u32 {
         let id = 2 * self.streams + 1;
         self.streams += 1;
-        // GET and http by their numbers in the static table; authority, path and accept as they are.
+        // GET and http by their numbers in the static table; authority, path and accept as literals.
         let mut block = vec![0x82, 0x86];
         for (head, value) in [(&[0x01][..], "x"), (&[0x04], "/events?topic=boards_5"), (&[0x0F, 0x04], accept)] {
             block.extend_from_slice(head);
@@ -156,7 +156,7 @@ impl Raw {
         (head[3], head[4], u32::from_be_bytes([head[5], head[6], head[7], head[8]]), payload)
     }
 
-    /// The body of a response, to its end.
+    /// The complete body of a response.
     fn body(&mut self, id: u32) -> String {
         let mut body = Vec::new();
         loop {
@@ -173,7 +173,7 @@ impl Raw {
 }
 
 #[test]
-fn an_http2_connection_is_told_to_go_away_and_its_streams_end_with_a_goodbye() {
+fn an_http2_connection_gets_a_goaway_and_its_streams_get_their_last_frames() {
     let db = boards();
     let mut proxy = db.proxy(&["--drain", "10s", "--heartbeat", "1h"]);
     let mut client = Raw::connect(proxy.address());
@@ -181,14 +181,15 @@ fn an_http2_connection_is_told_to_go_away_and_its_streams_end_with_a_goodbye() {
     proxy.wait_clients(3);
     begin(&proxy);
     while client.frame().0 != GOAWAY {}
-    // A client that still sends a request is sent elsewhere: an error would stop an EventSource permanently.
+    // A client that sends a request during the drain gets a time to reconnect, because an error would stop an
+    // EventSource for good.
     let late = client.ask("text/event-stream");
     let body = client.body(late);
     assert!(body.starts_with("retry: ") && !body.contains("tidings"), "{body:?}");
     let late = client.ask("*/*");
     let problem: serde_json::Value = serde_json::from_str(&client.body(late)).expect("JSON");
     assert_eq!((&problem["status"], &problem["detail"]), (&json!(503), &json!("shutting down")));
-    // One was ended at once, which may have been passed over meanwhile.
+    // One ended at once; it may have been skipped in the meantime.
     let mut left: Vec<u32> = streams.to_vec();
     let mut last: Vec<u8> = Vec::new();
     while left.len() > 1 {

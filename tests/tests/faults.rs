@@ -1,4 +1,4 @@
-//! Crashes: nothing committed is missing, nothing comes twice, and nothing was shown that then vanished.
+//! Crashes: no committed event is missing or repeated, and clients never see what a crash undoes.
 
 use tidings_tests::follower::Habits;
 use tidings_tests::ledger::{self, Ledger, TOPICS};
@@ -7,7 +7,7 @@ use tidings_tests::{Cluster, Database, Follower, Frame};
 
 use crate::{all_until_now, create_boards, titles};
 
-/// Lets writers and clients work while `fault` strikes three times, and judges what the clients got.
+/// Lets writers and clients work while `fault` strikes three times, and checks what the clients received.
 fn survive(db: &Database<'_>, setup: &str, fault: impl Fn()) {
     let ledger = Ledger::create(db);
     let proxies = [db.proxy(&[]), db.proxy(&[])];
@@ -19,7 +19,7 @@ fn survive(db: &Database<'_>, setup: &str, fault: impl Fn()) {
     for _ in 0..3 {
         let seen = followers[0].seen();
         writers.wait_for(300);
-        // Clients must be in the middle of it, or there is nothing that could vanish.
+        // Clients must be reading at that time, or a crash could not undo anything that they have seen.
         tidings_tests::until("the clients get on", || followers[0].seen() > seen);
         fault();
     }
@@ -34,14 +34,14 @@ fn survive(db: &Database<'_>, setup: &str, fault: impl Fn()) {
 }
 
 #[test]
-fn a_killed_relay_loses_and_doubles_nothing() {
+fn a_killed_relay_loses_and_repeats_nothing() {
     let cluster = Cluster::start(&[]);
     let db = cluster.database();
     survive(&db, "", || db.kill_relay());
 }
 
 #[test]
-fn a_killed_server_loses_and_doubles_nothing() {
+fn a_killed_server_loses_and_repeats_nothing() {
     let cluster = Cluster::start(&[]);
     let db = cluster.database();
     survive(&db, "", || {
@@ -52,8 +52,8 @@ fn a_killed_server_loses_and_doubles_nothing() {
 }
 
 #[test]
-fn nothing_was_shown_that_then_vanished_also_with_asynchronous_commits() {
-    // A lazy WAL writer: what a crash takes from the writers is worth the name.
+fn clients_never_see_what_a_crash_undoes_even_with_asynchronous_commits() {
+    // A slow WAL writer, so that a crash takes many commits from the writers.
     let cluster = Cluster::start(&[("wal_writer_delay", "2s"), ("wal_writer_flush_after", "0")]);
     let db = cluster.database();
     survive(&db, "SET synchronous_commit = off", || {
@@ -64,7 +64,7 @@ fn nothing_was_shown_that_then_vanished_also_with_asynchronous_commits() {
 }
 
 #[test]
-fn a_restarted_server_loses_and_doubles_nothing() {
+fn a_restarted_server_loses_and_repeats_nothing() {
     let cluster = Cluster::start(&[]);
     let db = cluster.database();
     survive(&db, "", || {
@@ -94,7 +94,7 @@ fn a_prepared_transaction_outlives_a_crash() {
 }
 
 #[test]
-fn a_prepared_transaction_hides_nothing_when_somebody_writes_before_the_relay_is_back() {
+fn a_prepared_transaction_hides_no_event_that_is_written_before_the_relay_is_back() {
     let cluster = Cluster::start(&[]);
     let db = cluster.database();
     create_boards(&db);
@@ -106,7 +106,7 @@ fn a_prepared_transaction_hides_nothing_when_somebody_writes_before_the_relay_is
     tidings_tests::process::send(db.wait_relay(), tidings_tests::process::Signal::SIGSTOP);
     db.session().run("INSERT INTO board_items VALUES (3, 5, 'read by the page')");
     let position: String = db.session().one("SELECT tidings.position()");
-    // Its locks outlive the crash, so the next relay waits for it.
+    // Its locks survive the crash, so the next relay waits for it.
     db.session().run("BEGIN; LOCK TABLE tidings.tick; PREPARE TRANSACTION 'lock'");
     cluster.kill();
     cluster.boot();
@@ -128,7 +128,7 @@ fn what_was_committed_right_before_a_crash_arrives_after_it() {
     create_boards(&db);
     let proxy = db.proxy(&[]);
     let mut sse = proxy.live(&["boards_5"]);
-    // Stopped, the relay announces nothing: only the log knows of it when the server dies.
+    // The relay is stopped and announces nothing: when the server dies, only the log has the event.
     tidings_tests::process::send(db.wait_relay(), tidings_tests::process::Signal::SIGSTOP);
     db.session().run("INSERT INTO board_items VALUES (1, 5, 'unannounced')");
     cluster.kill();
@@ -138,7 +138,7 @@ fn what_was_committed_right_before_a_crash_arrives_after_it() {
 }
 
 #[test]
-fn what_a_page_has_read_right_before_a_crash_is_not_told_again() {
+fn what_a_page_read_right_before_a_crash_is_not_repeated() {
     let cluster = Cluster::start(&[]);
     let db = cluster.database();
     create_boards(&db);
@@ -164,9 +164,9 @@ fn a_relay_that_ends_early_after_a_crash_hides_nothing() {
     let db = cluster.database();
     create_boards(&db);
     let mut session = db.session();
-    // Its locks outlive the crash: the next relay waits with what it has to do first.
+    // Its locks survive the crash, so the next relay waits with its first task.
     session.run("BEGIN; LOCK TABLE tidings.tick IN SHARE MODE; PREPARE TRANSACTION 'lock'");
-    // What the page has read is lost, and the numbers of its transactions are given to others.
+    // What the page has read is lost, and other transactions get the same ids.
     let wal_writer: i32 = session.one("SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'");
     tidings_tests::process::send(wal_writer.unsigned_abs(), tidings_tests::process::Signal::SIGSTOP);
     session.run("SET synchronous_commit = off");

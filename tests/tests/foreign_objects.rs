@@ -1,5 +1,5 @@
-//! Tidings never calls objects of others: no function, operator or type, in whatever schema and whatever the session's
-//! `search_path`.
+//! Tidings never calls objects of other roles: no function, operator or type, in any schema and with any `search_path`
+//! of the session.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -23,7 +23,7 @@ const TYPES: &[&str] =
 /// Words that stand for an operator, which is also looked up in the path.
 const OPERATORS: &[&str] = &["between", "ilike", "in", "like", "natural", "using", "similar"];
 
-/// The files of a folder and those below with this ending.
+/// The files with this ending in a folder and its subfolders.
 fn files(folder: &str, ending: &str) -> Vec<String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(folder);
     let mut texts = Vec::new();
@@ -66,7 +66,7 @@ fn literals(source: &str) -> Vec<String> {
                         end = at + 1;
                         break;
                     }
-                    // Whatever is escaped is no SQL.
+                    // Escaped characters do not occur in SQL.
                     '\\' => drop(chars.next()),
                     _ => literal.push(char),
                 }
@@ -78,7 +78,7 @@ fn literals(source: &str) -> Vec<String> {
     literals
 }
 
-/// Whether a text is an SQL statement, and not a word of a sentence.
+/// Whether a text is an SQL statement rather than a word of a sentence.
 fn is_statement(text: &str) -> bool {
     let words = ["SELECT ", "WITH ", "INSERT ", "UPDATE ", "DELETE ", "TRUNCATE ", "SET ", "CALL ", "DO "];
     words.iter().any(|word| text.trim_start().starts_with(word))
@@ -87,7 +87,7 @@ fn is_statement(text: &str) -> bool {
 /// The names in a statement, or in the body of a function, that are looked up in the session's path.
 fn looked_up(statement: &str) -> Vec<String> {
     let lines: Vec<&str> = statement.lines().map(|line| line.split("--").next().unwrap_or_default()).collect();
-    // Strings are every other piece between quotes. Neither := nor FOREACH … IN ARRAY are SQL.
+    // Strings are every other piece between quotes. `:=` and `FOREACH … IN ARRAY` are not SQL.
     let text: String = lines
         .join(" ")
         .split('\'')
@@ -147,7 +147,7 @@ fn looked_up(statement: &str) -> Vec<String> {
 }
 
 #[test]
-fn what_is_looked_up_is_found() {
+fn the_search_for_unqualified_names_finds_them() {
     for (statement, expected) in [
         ("SELECT unnest($1::pg_catalog.text[])", &["unnest"][..]),
         ("SELECT a = 1 FROM tidings.log", &["= 1 FROM tid"]),
@@ -162,7 +162,7 @@ fn what_is_looked_up_is_found() {
 }
 
 #[test]
-fn no_statement_of_ours_looks_up_a_name_in_the_sessions_path() {
+fn none_of_our_statements_looks_up_a_name_in_the_sessions_path() {
     let mut count = 0;
     for source in ["stream-proxy/src", "pg-extension/src"].iter().flat_map(|folder| files(folder, "rs")) {
         for statement in literals(&source).iter().filter(|literal| is_statement(literal)) {
@@ -171,7 +171,8 @@ fn no_statement_of_ours_looks_up_a_name_in_the_sessions_path() {
         }
     }
     assert!(count > 10, "{count} statements");
-    // Nor does a function of the extension: its path is locked, but for those that ask what a name means to the caller.
+    // Nor does a function of the extension: its path is fixed, except for those that ask what a name means to the
+    // caller.
     let db = shared().database();
     let mut session = db.session();
     let open = session.all(
@@ -187,8 +188,8 @@ fn no_statement_of_ours_looks_up_a_name_in_the_sessions_path() {
     }
 }
 
-/// Makes, in a schema, what a name or an operator of ours would mean if it were looked up there: all that takes what it
-/// may be given, and writes into the server's log that it was called. `$1` are the words of our SQL.
+/// Creates, in a schema, every object that a name or an operator of ours could mean if it were looked up there. Each
+/// writes into the server's log when it is called. `$1` are the words of our SQL.
 const TRAPS: &str = include_str!("traps.sql");
 
 /// All words of our SQL.
@@ -205,7 +206,7 @@ fn words() -> Vec<String> {
     words.into_iter().collect()
 }
 
-/// Sets the traps that `TRAPS` makes, in a schema.
+/// Creates the traps of `TRAPS` in a schema.
 fn set_traps(session: &mut Session, schema: &str) {
     session.run("SET search_path = pg_catalog");
     session.with(
@@ -220,13 +221,13 @@ fn set_traps(session: &mut Session, schema: &str) {
 }
 
 #[test]
-fn nothing_that_others_have_made_is_called() {
+fn no_object_of_another_role_is_called() {
     // Partitions are emptied as well.
     let cluster = Cluster::start(&[("tidings.retention", "1")]);
     for release in [None, Some("0.1.0"), Some("0.1.1")] {
         let db = cluster.empty_database();
         let (evil, proxy, member, manager) = (db.role("evil"), db.role("proxy"), db.role("member"), db.role("manager"));
-        // The database is theirs, and so are its settings. A session that knows of it has a path of its own.
+        // The attackers own the database, so they can change its settings. A session that knows this sets its own path.
         let mut dba = db.session();
         dba.run(&format!("ALTER DATABASE {} OWNER TO {evil}; GRANT CREATE ON SCHEMA public TO {evil}", db.name()));
         let mut theirs = db.session_as(&evil);

@@ -1,4 +1,4 @@
-//! What a client sees of a change: the frames, and that nothing in a row can break out of them.
+//! What a client receives for a change: the frames, and that nothing in a row can break out of them.
 
 use std::io::Write;
 
@@ -8,7 +8,7 @@ use tidings_tests::{Item, shared};
 
 use crate::{all_until_now, boards};
 
-/// What a writer may store to break out of a frame.
+/// Texts that a writer may store to break out of a frame.
 const HOSTILE: &[&str] = &[
     "a\nb",
     "\n\n",
@@ -132,7 +132,7 @@ fn multi_line_and_unicode_texts_survive() {
     }
     for text in HOSTILE {
         let frame = sse.frame();
-        // The grammar knows one kind of line end: a browser gives every one of them back as a newline.
+        // The grammar has only one kind of line end, so a browser returns each of them as a newline.
         assert_eq!(frame.data, text.replace("\r\n", "\n").replace('\r', "\n"), "{text:?}");
         assert_eq!(frame.event, "html");
     }
@@ -161,7 +161,7 @@ fn nothing_in_a_row_can_forge_a_frame() {
         log.extend([insert, update]);
     }
     assert_eq!(all_until_now(&db, "boards_5", &mut sse), []);
-    // The same from the log, which takes another way.
+    // The same events from the log, which take another path.
     let mut again = proxy.open(&Request::since(&["boards_5"], "earliest"));
     assert_eq!(all_until_now(&db, "boards_5", &mut again)[..log.len()], log);
 }
@@ -173,7 +173,7 @@ fn no_topic_and_no_event_name_can_forge_a_frame() {
     session.run("CREATE TABLE rooms (name text); SELECT tidings.watch('rooms', topic => 'room {name}')");
     let proxy = db.proxy(&[]);
     for text in HOSTILE.iter().filter(|text| text.chars().any(char::is_control)) {
-        // The row is stored; a name that makes no topic makes no event.
+        // The row is stored; a name that makes no valid topic makes no event.
         session.with("INSERT INTO rooms VALUES ($1)", &[text]);
         for sql in [
             "SELECT tidings.publish($1, '1')",
@@ -193,7 +193,7 @@ fn no_topic_and_no_event_name_can_forge_a_frame() {
         if !name.is_empty() {
             session.with("SELECT tidings.publish_text($1, $2, event => $2)", &[&topic, name]);
             let frame = sse.frame();
-            // Leading blanks belong to the name too, but for the one that the grammar takes.
+            // Leading blanks belong to the name too, except for the one that the grammar removes.
             assert_eq!((frame.event.as_str(), frame.data.as_str()), (*name, *name));
         }
         assert_eq!(all_until_now(&db, &topic, &mut sse), []);

@@ -7,7 +7,8 @@ use tidings_tests::{Cluster, Session, shared, until};
 use crate::access::{Team, open, status};
 use crate::titles;
 
-/// Settings that break a program which leaves them to chance: what it reads, what it writes, how long it lives.
+/// Settings that break a program that does not set them itself: what it reads, what it writes, how long its sessions
+/// live.
 const HOSTILE: &[(&str, &str)] = &[
     ("search_path", "trap, public, pg_catalog"),
     ("default_transaction_isolation", "serializable"),
@@ -50,19 +51,19 @@ const HOSTILE: &[(&str, &str)] = &[
     ("synchronous_commit", "off"),
 ];
 
-/// Makes all of these settings in the way that the statement says, and those that only newer versions know.
+/// Sets all of these with the given statement, also those that only newer versions know.
 fn be_hostile(session: &mut Session, alter: &str, role: &str) {
     let version: i32 = session.one("SELECT current_setting('server_version_num')::int / 10000");
     let newer = [(17, ("transaction_timeout", "1s")), (16, ("debug_parallel_query", "on"))];
     let newer = newer.into_iter().filter(|(since, _)| *since <= version).map(|(_, setting)| setting);
     for (name, value) in HOSTILE.iter().copied().chain(newer).chain([("role", role)]) {
-        // A list of schemas is no list when it stands between quotes.
+        // In quotes, a list of schemas would be one name.
         let value = if name == "search_path" { value.to_owned() } else { format!("'{value}'") };
         session.run(&format!("{alter} SET {name} = {value}"));
     }
 }
 
-/// A team in a separate cluster whose database, relay and proxy role have hostile settings, and a session from before.
+/// A separate cluster whose database, relay and proxy role have hostile settings, and a session from before.
 struct Hostile<'c> {
     team: Team<'c>,
     writer: Session,
@@ -101,14 +102,15 @@ fn read_until(stream: &mut Response, bytes: &mut Vec<u8>, text: &str) {
 }
 
 #[test]
-fn a_proxy_serves_everything_whatever_the_database_and_its_role_are_set_to() {
+fn a_proxy_works_whatever_the_settings_of_the_database_and_its_role() {
     let cluster = Cluster::start(&[]);
     let mut hostile = Hostile::within(&cluster);
     let position: String = hostile.writer.one("SELECT tidings.position()");
     hostile.write(1, "before");
     let proxy = hostile.team.proxy(&["--channel", "boards_*", "--reauthorize", "1s"]);
     let token = hostile.team.token(1);
-    // Through a rule; from the log, by an earlier position; live; by plain NOTIFY; and in the registry of open topics.
+    // Through a rule; from the log, after an earlier position; live; by plain NOTIFY; and in the registry of open
+    // topics.
     assert_eq!(status(&proxy, "/events?topic=boards_6", &token), 403);
     let mut old = proxy.open(&Request::resume(&["boards_5"], &position).by(&token));
     assert_eq!(titles(&[old.frame()]), ["before"]);
@@ -134,12 +136,12 @@ fn a_proxy_serves_everything_whatever_the_database_and_its_role_are_set_to() {
 }
 
 #[test]
-fn a_relay_runs_whatever_its_database_and_the_superuser_are_set_to() {
+fn a_relay_works_whatever_the_settings_of_its_database_and_the_superuser() {
     let cluster = Cluster::start(&[]);
     let mut hostile = Hostile::within(&cluster);
     let proxy = hostile.team.proxy(&[]);
     let mut stream = open(&proxy, "boards_5", &hostile.team.token(1));
-    // Whose session the relay's is. The writer's is from before.
+    // The role of the relay's session. The writer's session is from before.
     be_hostile(&mut hostile.writer, "ALTER ROLE postgres", &hostile.nobody);
     hostile.writer.run(&format!("ALTER ROLE postgres SET session_authorization = '{}'", hostile.nobody));
     let relay = |writer: &mut Session| writer.one::<Option<i32>>("SELECT tidings.relay_pid()");
@@ -149,7 +151,7 @@ fn a_relay_runs_whatever_its_database_and_the_superuser_are_set_to() {
     let running = relay(&mut hostile.writer);
     hostile.write(1, "a");
     assert_eq!(titles(&[stream.frame()]), ["a"]);
-    // Longer than a session, a transaction or a lock may take here.
+    // Longer than a session, a transaction or a lock may last here.
     let last = "SELECT max(tick) FROM tidings.tick";
     for id in 2..7 {
         let tick: i64 = hostile.writer.one(last);
@@ -158,7 +160,7 @@ fn a_relay_runs_whatever_its_database_and_the_superuser_are_set_to() {
         until("it has ticked", || hostile.writer.one::<i64>(last) > tick);
     }
     assert_eq!(relay(&mut hostile.writer), running, "{}", cluster.log_tail());
-    // So does the launcher: it starts the next one.
+    // So does the launcher, which starts the next relay.
     hostile.writer.run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type LIKE 'tidings%'");
     until("another relay runs", || relay(&mut hostile.writer).is_some_and(|pid| Some(pid) != running));
     hostile.write(9, "d");
@@ -176,8 +178,8 @@ fn a_serializable_database_s_writers_do_not_fail_because_of_a_proxy() {
     let position: String = session.one("SELECT tidings.position()");
     session.run("INSERT INTO board_items VALUES (1, 5, 'before')");
     let proxy = team.proxy(&[]);
-    // One transaction reads what another one then writes; that is all right by itself. Whoever, in between, reads
-    // serializably what the first one is going to write (the log, say) makes it fail.
+    // One transaction reads what another one then writes, which is fine. But if, in between, a third one with
+    // serializable isolation reads what the first one is going to write (the log, for instance), the first one fails.
     let mut writer = db.session();
     writer.run("BEGIN; SELECT n FROM account; INSERT INTO board_items VALUES (2, 5, 'during')");
     session.run("UPDATE account SET n = 2");

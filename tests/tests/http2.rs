@@ -1,4 +1,4 @@
-//! Streams over HTTP/2: many on one connection, and each ends by itself.
+//! Streams over HTTP/2: many on one connection, and each ends separately.
 
 use std::time::Duration;
 
@@ -36,13 +36,13 @@ impl Client {
         Self::with_window(proxy, 64 * 1024)
     }
 
-    /// A client whose streams take that many bytes ahead of their reader.
+    /// A client whose streams accept this many bytes ahead of their reader.
     fn with_window(proxy: &Proxy, window: u32) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("tokio");
         let (requests, connection) = runtime.block_on(async {
             let socket = TcpStream::connect(proxy.address()).await.expect("connect");
-            // Streams stand in one another's way only by their own windows, not by the connection's.
+            // Streams can delay one another only by their own windows, not by the connection's.
             let mut builder = h2::client::Builder::new();
             builder.initial_window_size(window).initial_connection_window_size(1 << 30);
             let (requests, connection) = builder.handshake(socket).await.expect("speak HTTP/2");
@@ -54,7 +54,7 @@ impl Client {
         Self { runtime, requests, connection, authority: proxy.address().to_string() }
     }
 
-    /// Asks for something; gives the head of the answer, and all of its body.
+    /// Sends a request; returns the head and the whole body of the response.
     fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Result<(Parts, Vec<u8>), h2::Error> {
         let uri = format!("http://{}{path}", self.authority);
         let mut request = http::Request::builder().method(method).uri(uri);
@@ -91,7 +91,7 @@ impl Client {
         })
     }
 
-    /// Reads what comes next, and gives it back to the window. `None` at the end, whatever its kind.
+    /// Reads what arrives next, and releases its part of the window. `None` at the end, for any reason.
     fn read(&self, stream: &mut Stream, pace: f64) -> Option<()> {
         let data = self.runtime.block_on(async { timeout(DEADLINE, stream.body.data()).await });
         let bytes = data.expect("something comes")?.ok()?;
@@ -107,12 +107,12 @@ impl Client {
         Some(())
     }
 
-    /// The next event. `None` at the end, whatever its kind.
+    /// The next event. `None` at the end, for any reason.
     fn frame(&self, stream: &mut Stream) -> Option<Frame> {
         self.frame_at(stream, f64::INFINITY)
     }
 
-    /// The same at a pace, in bytes a second.
+    /// The same at a limited rate, in bytes a second.
     fn frame_at(&self, stream: &mut Stream, pace: f64) -> Option<Frame> {
         while stream.frames.is_empty() {
             self.read(stream, pace)?;
@@ -126,9 +126,9 @@ fn clients(proxy: &Proxy) -> usize {
 }
 
 #[test]
-fn a_stream_that_its_client_cancels_is_gone_at_once_and_its_connection_goes_on() {
+fn a_stream_that_its_client_cancels_ends_at_once_and_its_connection_continues() {
     let db = boards();
-    // No heartbeat comes to help.
+    // No heartbeat helps.
     let proxy = db.proxy(&["--heartbeat", "1h"]);
     let mut client = Client::connect(&proxy);
     let mut streams: Vec<Stream> = (0..20).map(|i| client.open(&format!("boards_{i}"))).collect();
@@ -143,7 +143,8 @@ fn a_stream_that_its_client_cancels_is_gone_at_once_and_its_connection_goes_on()
     assert_eq!(proxy.metric("tidings_topics") as usize, 1, "the hub has let go of the others");
 }
 
-/// Lets one stream of a connection take nothing until the proxy gives it up; the other one misses nothing.
+/// Lets the client read nothing from one stream of a connection until the proxy ends it; the other stream misses
+/// nothing.
 fn give_up(args: &[&str], cause: &str) {
     let db = boards();
     let proxy = db.proxy(args);
@@ -159,7 +160,7 @@ fn give_up(args: &[&str], cause: &str) {
         clients(&proxy) == 1
     });
     assert_eq!(proxy.metrics()[&format!("tidings_evictions_total{{cause=\"{cause}\"}}")], 1.0);
-    // What its window held is all that it gets.
+    // It gets only what its window held.
     let mut got = 0;
     while client.frame(&mut sleeps).is_some() {
         got += 1;
@@ -174,12 +175,12 @@ fn give_up(args: &[&str], cause: &str) {
 }
 
 #[test]
-fn a_stream_whose_queue_is_full_is_reset_though_its_client_takes_nothing() {
+fn a_stream_whose_queue_is_full_is_reset_even_if_its_client_reads_nothing() {
     give_up(&["--heartbeat", "1h", "--client-queue-bytes", "256KiB"], "queue");
 }
 
 #[test]
-fn a_stream_that_takes_nothing_for_a_heartbeat_is_reset_though_its_client_takes_nothing() {
+fn a_stream_whose_client_reads_nothing_for_a_heartbeat_is_reset() {
     give_up(&["--heartbeat", "300ms", "--client-queue-bytes", "1GiB"], "heartbeat");
 }
 
@@ -215,12 +216,12 @@ fn streams_that_read_nothing_share_a_large_event_that_waits_for_them() {
     let mut asleep: Vec<Stream> =
         (0..STREAMS).map(|_| client.open_query(&format!("topic=boards_5&since={first}"))).collect();
     for stream in &mut asleep {
-        // What comes first, and then nothing is taken any more.
+        // Its client reads the beginning, and then nothing more.
         client.read(stream, f64::INFINITY).expect("a stream");
     }
     let grown = memory(proxy.pid(), "RssAnon").expect("a running proxy").saturating_sub(before);
     assert!(grown < 40 << 20, "{grown} bytes for {STREAMS} streams");
-    // It is there, whole, for whoever wakes up.
+    // A client that wakes up finds the whole event.
     for id in [2, 3] {
         assert_eq!(client.frame(&mut asleep[7]).expect("an event").json()["record"]["id"], id);
     }
@@ -234,7 +235,7 @@ fn a_connection_without_a_stream_is_closed_and_one_with_a_stream_is_not() {
     let mut stream = busy.open("boards_5");
     let idle = Client::connect(&proxy);
     until("the one that asks for nothing is closed", || idle.connection.is_finished());
-    // It may ask again and again, but not be there without asking.
+    // It may ask again and again, but must not stay without asking.
     let asks = Client::connect(&proxy);
     assert_eq!(asks.ask("GET", "/healthz", &[]).expect("an answer").0.status, 200);
     until("the one that has its answer is closed", || asks.connection.is_finished());
@@ -265,7 +266,7 @@ fn connections_without_a_stream_count_for_their_address() {
 }
 
 #[test]
-fn head_tells_the_length_of_a_text_and_of_a_stream_none() {
+fn head_gives_the_length_of_a_text_and_none_of_a_stream() {
     let db = boards();
     let proxy = db.proxy(&[]);
     let client = Client::connect(&proxy);
@@ -282,14 +283,14 @@ fn head_tells_the_length_of_a_text_and_of_a_stream_none() {
     assert!(length.is_some_and(|length| length != "0"));
 }
 
-/// A header that makes the head of a request, as HTTP/1.1 writes it, so long.
+/// A header that makes the head of a request exactly this long, as HTTP/1.1 writes it.
 fn padding(authority: &str, total: usize) -> String {
     let rest = format!("GET /healthz HTTP/1.1\r\nhost: {authority}\r\nx-padding: \r\n\r\n").len();
     "x".repeat(total - rest)
 }
 
 #[test]
-fn the_longest_head_is_as_long_as_the_flag_says() {
+fn the_flag_limits_the_length_of_a_head_exactly() {
     let db = boards();
     let proxy = db.proxy(&["--max-header-bytes", "8KiB"]);
     let authority = proxy.address().to_string();
@@ -297,7 +298,7 @@ fn the_longest_head_is_as_long_as_the_flag_says() {
         let padding = padding(&authority, length);
         let over_2 = Client::connect(&proxy).ask("GET", "/healthz", &[("x-padding", &padding)]).expect("an answer");
         assert_eq!(over_2.0.status, status, "{length} bytes over HTTP/2");
-        // Written at once, so that it is read at once.
+        // Written in one piece, so that it is read in one piece.
         let over_1 =
             tidings_tests::http::open(proxy.address(), "/healthz", &[("X-Padding", &padding)]).expect("an answer");
         assert_eq!(over_1.head.status, status, "{length} bytes over HTTP/1.1");
@@ -305,7 +306,7 @@ fn the_longest_head_is_as_long_as_the_flag_says() {
 }
 
 #[test]
-fn a_limit_of_many_gibibytes_is_no_limit_of_none() {
+fn a_limit_of_many_gibibytes_does_not_overflow() {
     let db = boards();
     let proxy = db.proxy(&["--max-header-bytes", "4GiB"]);
     let padding = "x".repeat(15_000);

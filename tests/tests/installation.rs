@@ -1,12 +1,12 @@
-//! The extension is the same wherever, by whom and after what it is installed.
+//! The extension is the same wherever, by whomever and after whatever it is installed.
 
 use std::path::Path;
 
 use tidings_tests::{Cluster, Database, Session, shared};
 
-use crate::life_cycle::description;
 use crate::passed_over;
 use crate::rights::open_to;
+use crate::upgrade::description;
 
 /// The releases that an update starts from; `None` is a new installation.
 const BEFORE: [Option<&str>; 3] = [None, Some("0.1.0"), Some("0.1.1")];
@@ -31,7 +31,7 @@ fn same(db: &Database<'_>) {
 }
 
 #[test]
-fn a_schema_that_others_have_made_or_filled_is_refused_and_nothing_of_it_is_called() {
+fn a_schema_that_another_role_has_created_or_filled_is_refused_and_nothing_in_it_is_called() {
     let trap = |schema: &str| {
         format!(
             "CREATE FUNCTION {schema}.format(text, regclass) RETURNS text LANGUAGE plpgsql AS
@@ -52,7 +52,7 @@ fn a_schema_that_others_have_made_or_filled_is_refused_and_nothing_of_it_is_call
         // An empty schema is refused too, because its owner could fill it later.
         owner.run("DROP FUNCTION tidings.format");
         assert!(dba.refused(&create).message().contains(&evil));
-        // The right owner, but with objects of others.
+        // The right owner, but with objects of other roles.
         owner.run(&trap("tidings"));
         dba.run("ALTER SCHEMA tidings OWNER TO CURRENT_USER");
         let error = dba.refused(&create);
@@ -111,7 +111,7 @@ fn settings_of_the_session_that_installs_change_nothing() {
 }
 
 #[test]
-fn a_database_of_another_encoding_is_told_which_one_is_needed() {
+fn a_database_of_another_encoding_gets_an_error_that_names_the_right_one() {
     for encoding in ["EUC_JP", "LATIN1", "SQL_ASCII"] {
         let db = shared().database_of(&format!("ENCODING '{encoding}' LOCALE 'C'"));
         let error = db.session().refused("CREATE EXTENSION tidings");
@@ -140,9 +140,9 @@ fn names_and_operations_mean_the_same_in_every_language() {
 }
 
 #[test]
-fn what_default_privileges_give_away_is_taken_back() {
+fn what_default_privileges_grant_is_revoked() {
     for release in BEFORE {
-        // These defaults are the superuser's in a database.
+        // Default privileges that the superuser has set in a database.
         let db = shared().empty_database();
         let (lucky, proxy) = (db.role("lucky"), db.role("p"));
         let mut dba = db.session();
@@ -159,7 +159,7 @@ fn what_default_privileges_give_away_is_taken_back() {
 }
 
 #[test]
-fn an_update_gives_proxies_and_makers_of_watches_and_rules_what_is_new_and_a_dump_carries_it() {
+fn an_update_grants_new_objects_to_proxies_and_managers_and_a_dump_keeps_the_grants() {
     let cluster = Cluster::start(&[]);
     let db = cluster.empty_database();
     let mut dba = db.session();
@@ -178,7 +178,7 @@ fn an_update_gives_proxies_and_makers_of_watches_and_rules_what_is_new_and_a_dum
     assert_eq!(rights(&db, &maker), rights(&fresh, &new_maker));
     assert_eq!(rights(&db, &ruler), rights(&fresh, &new_ruler));
     assert_eq!(rights(&db, &app), ["tidings", "tidings.watches"]);
-    // And all of that is in a dump: it is the DBA's, not the extension's.
+    // And a dump contains all of that: it belongs to the DBA, not to the extension.
     let output = cluster.tool("pg_dump").arg(db.name()).output().expect("run pg_dump");
     let dump = String::from_utf8_lossy(&output.stdout).into_owned();
     let granted = |role: &str| dump.lines().filter(|line| line.ends_with(&format!("TO {role};"))).count();
@@ -189,7 +189,7 @@ fn an_update_gives_proxies_and_makers_of_watches_and_rules_what_is_new_and_a_dum
     dba.run(&format!("DROP OWNED BY {proxy}, {maker}, {app}; DROP ROLE {proxy}, {maker}, {app}"));
 }
 
-/// All scripts that an installation of this version runs, with the statements in plain strings alone.
+/// All scripts that an installation of this version runs, reduced to plain strings.
 #[test]
 fn scripts_are_ascii_and_have_no_backslash_in_a_plain_string() {
     let sql = Path::new(env!("CARGO_MANIFEST_DIR")).join("../sql");
@@ -205,7 +205,7 @@ fn scripts_are_ascii_and_have_no_backslash_in_a_plain_string() {
         let text = std::fs::read_to_string(&path).expect("a script");
         for (n, line) in text.lines().enumerate() {
             assert!(line.is_ascii(), "{}:{}: {line}", path.display(), n + 1);
-            // The strings of a line are every other piece between its quotes; in front of an escape string stands an E.
+            // The strings of a line are every other piece between its quotes; an escape string has an E in front.
             let mut pieces = line.split('\'');
             let mut before = pieces.next().unwrap_or_default();
             for (inside, piece) in pieces.enumerate() {

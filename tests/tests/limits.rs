@@ -1,4 +1,4 @@
-//! Each limit bites where it should, is counted, and hurts nobody else.
+//! Each limit takes effect where it should, is counted, and affects nobody else.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -13,11 +13,11 @@ use crate::{all_until_now, boards, titles};
 
 const STREAM: &str = "/events?topic=boards_5";
 
-/// Those who are in go on, an EventSource is told to come back much later, and others are told 503.
+/// Open streams continue, an EventSource gets a long time to reconnect, and others get 503.
 #[track_caller]
 fn is_full(db: &Database<'_>, proxy: &Proxy, stays: &mut Sse, limit: &str) {
     let mut turned_away = proxy.live(&["boards_5"]);
-    // `--retry` is 1 s: 15 times that, more or less by half.
+    // `--retry` is 1 s: 15 times that, varied by up to half.
     let Some(Item::Retry(wait)) = turned_away.item() else { panic!("a time to wait comes first") };
     assert!((7_500..=22_500).contains(&wait), "{wait}");
     assert_eq!(turned_away.item(), None, "and the end");
@@ -30,7 +30,7 @@ fn is_full(db: &Database<'_>, proxy: &Proxy, stays: &mut Sse, limit: &str) {
 }
 
 #[test]
-fn there_are_only_so_many_streams() {
+fn the_number_of_streams_is_limited() {
     let db = boards();
     let proxy = db.proxy(&["--max-clients", "3", "--retry", "1s"]);
     let mut streams: Vec<Sse> = (0..3).map(|_| proxy.live(&["boards_5"])).collect();
@@ -42,12 +42,12 @@ fn there_are_only_so_many_streams() {
 }
 
 #[test]
-fn one_address_has_only_so_many_streams() {
+fn the_number_of_streams_of_one_address_is_limited() {
     let db = boards();
     let proxy = db.proxy(&["--max-clients-per-address", "2", "--retry", "1s"]);
     let mut streams: Vec<Sse> = (0..2).map(|_| proxy.live(&["boards_5"])).collect();
     is_full(&db, &proxy, &mut streams[0], "clients_per_address");
-    // Another address is another matter.
+    // Another address is not limited by this.
     let mut command = Command::new("curl");
     command.args(["--silent", "--interface", "127.0.0.77", "--head", &format!("http://{}{STREAM}", proxy.address())]);
     let output = command.output().expect("run curl");
@@ -58,7 +58,7 @@ fn one_address_has_only_so_many_streams() {
 }
 
 #[test]
-fn who_takes_too_long_to_ask_is_hung_up_on() {
+fn a_client_that_takes_too_long_for_its_request_is_disconnected() {
     let db = boards();
     let proxy = db.proxy(&["--header-timeout", "300ms"]);
     let mut stays = proxy.live(&["boards_5"]);
@@ -80,12 +80,12 @@ fn who_takes_too_long_to_ask_is_hung_up_on() {
 }
 
 #[test]
-fn a_proxy_that_is_full_still_says_how_it_is() {
+fn a_full_proxy_still_answers_health_checks() {
     let db = boards();
     let proxy = db.proxy(&["--max-clients", "1", "--header-timeout", "1h"]);
     let mut stays = proxy.live(&["boards_5"]);
     proxy.wait_clients(1);
-    // Connections that ask for nothing: as many as there may be, and more than a few.
+    // Connections without requests: as many as are allowed, and a few more.
     let crowd: Vec<TcpStream> =
         (0..1025).map(|_| TcpStream::connect(proxy.address()).expect("a place in the kernel's queue")).collect();
     let ask = |path, headers: &[_]| http::open(proxy.address(), path, headers).and_then(http::Response::whole);
@@ -95,7 +95,7 @@ fn a_proxy_that_is_full_still_says_how_it_is() {
     for path in ["/healthz", "/readyz"] {
         assert_eq!(ask(path, &[]).expect("an answer").0.status, 200, "{path}");
     }
-    // An EventSource would give up for good on that.
+    // That status would make an EventSource give up for good.
     let (head, body) = ask(STREAM, &[("Accept", "text/event-stream")]).expect("an answer");
     assert_eq!(head.status, 200);
     assert!(body.starts_with("retry: "), "{body}");
@@ -107,7 +107,7 @@ fn a_proxy_that_is_full_still_says_how_it_is() {
 }
 
 #[test]
-fn out_of_file_descriptors_nobody_who_is_connected_is_dropped() {
+fn without_file_descriptors_no_open_stream_is_dropped() {
     let db = boards();
     let proxy = db.proxy(&[]);
     let mut stays = proxy.live(&["boards_5"]);
@@ -115,10 +115,10 @@ fn out_of_file_descriptors_nobody_who_is_connected_is_dropped() {
     let limit = format!("--nofile={}", used + 10);
     let status = Command::new("prlimit").args(["--pid", &proxy.pid().to_string(), &limit]).status();
     assert!(status.expect("run prlimit").success());
-    // The kernel still takes them; the proxy can't.
+    // The kernel still accepts them; the proxy can't.
     let crowd: Vec<TcpStream> =
         (0..30).map(|_| TcpStream::connect(proxy.address()).expect("a place in the kernel's queue")).collect();
-    // It can't be asked for its metrics now. Who is served goes on to be.
+    // Its metrics can't be requested now. Open streams continue.
     for id in 1..=20 {
         db.session().run(&format!("INSERT INTO board_items VALUES ({id}, 5, 'served')"));
         assert_eq!(titles(&[stays.frame()]), ["served"]);
@@ -132,7 +132,7 @@ fn out_of_file_descriptors_nobody_who_is_connected_is_dropped() {
 }
 
 #[test]
-fn a_stream_of_a_certain_age_ends_in_good_order_and_its_client_misses_nothing() {
+fn a_stream_that_is_too_old_ends_properly_and_its_client_misses_nothing() {
     let db = boards();
     let proxy = db.proxy(&["--max-stream-age", "1s", "--heartbeat", "200ms", "--retry", "100ms"]);
     let is_end = |frame: &tidings_tests::Frame| frame.json()["record"]["title"] == "the last";
@@ -151,7 +151,7 @@ fn a_stream_of_a_certain_age_ends_in_good_order_and_its_client_misses_nothing() 
 }
 
 #[test]
-fn clients_that_come_back_at_once_are_served_from_memory() {
+fn clients_that_reconnect_at_once_are_served_from_memory() {
     const CLIENTS: usize = 300;
     let db = boards();
     let proxy = db.proxy(&[]);
@@ -183,7 +183,7 @@ fn clients_that_come_back_at_once_are_served_from_memory() {
 }
 
 #[test]
-fn a_page_of_the_log_that_takes_long_holds_up_no_short_question() {
+fn a_slow_page_of_the_log_does_not_delay_short_queries() {
     let db = boards();
     db.session().run("INSERT INTO board_items VALUES (1, 5, 'n')");
     until("it is in a tick", || db.session().one("SELECT EXISTS (SELECT FROM tidings.changes('earliest'))"));
@@ -206,12 +206,13 @@ fn a_page_of_the_log_that_takes_long_holds_up_no_short_question() {
 }
 
 #[test]
-fn who_reads_the_log_slowly_delays_nobody() {
+fn a_client_that_reads_the_log_slowly_delays_nobody() {
     const ROWS: i64 = 20_000;
     let db = boards();
     db.session()
         .run(&format!("INSERT INTO board_items SELECT i, 5, repeat('.', 1000) FROM generate_series(1, {ROWS}) i"));
-    // Nothing is in memory, and as many read the log as may at once, none of whom takes more than the kernel does.
+    // Nothing is in memory, and as many clients read the log as may at once, none of which reads more than the kernel
+    // does.
     let proxy = db.proxy(&["--history-bytes", "0", "--max-replays", "2", "--heartbeat", "1h"]);
     let slow: Vec<Sse> = (0..4).map(|_| proxy.open(&Request::since(&["boards_5"], "earliest"))).collect();
     until("they are being served", || proxy.metric("tidings_replays") == 4.0);

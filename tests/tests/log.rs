@@ -1,9 +1,9 @@
-//! The log as SQL reads it: quicker than a stream where a test asks what was captured, not how it travels.
+//! The log as SQL reads it: faster than a stream for a test of what was captured, not of how it is delivered.
 
 use serde_json::Value;
 use tidings_tests::{Database, Session, eventually, shared};
 
-/// One event, as `tidings.changes` gives it.
+/// One event, as `tidings.changes` returns it.
 #[derive(Clone, Debug)]
 pub struct Event {
     pub position: String,
@@ -32,14 +32,14 @@ pub struct Log {
 }
 
 impl Log {
-    /// Starts behind everything that has been committed so far.
+    /// Starts after everything that has been committed so far.
     pub fn from_here(db: &Database<'_>) -> Self {
         let mut session = db.session();
         let after = session.one("SELECT tidings.position()");
         Self { session, after }
     }
 
-    /// What has been committed since the last call, in order. A mark of our own stands behind it all.
+    /// What has been committed since the last call, in order. A mark of this test comes after all of it.
     #[track_caller]
     pub fn news(&mut self) -> Vec<Event> {
         const MARK: &str = "a mark that stands behind all others";
@@ -54,7 +54,7 @@ impl Log {
         events
     }
 
-    /// Passes over everything that has been committed so far.
+    /// Skips everything that has been committed so far.
     pub fn skip_to_now(&mut self) {
         self.after = self.session.one("SELECT tidings.position()");
     }
@@ -81,7 +81,7 @@ impl Log {
     }
 }
 
-/// A database of its own after this SQL, and its log from there on.
+/// A new database after this SQL, and its log from there on.
 pub fn with(sql: &str) -> (Database<'static>, Log) {
     let db = shared().database();
     db.session().run(sql);

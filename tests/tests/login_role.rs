@@ -1,4 +1,4 @@
-//! The role that a proxy logs in with: what it can do, what it is warned of, and whom it may stand for.
+//! The role that a proxy logs in with: its rights, warnings about them, and which roles it may become.
 
 use serde_json::json;
 use tidings_tests::cluster::free_port;
@@ -9,11 +9,11 @@ use crate::access::{Team, ask, open, sign, status};
 
 const BOARD: &str = "/events?topic=boards_5";
 
-/// What the log says when the login role has rights of its own.
+/// The warning in the log when the login role has rights of its own.
 const WARNING: &str = "inherits the rights of these roles";
 
 #[test]
-fn the_proxys_role_can_do_nothing_by_itself() {
+fn the_proxys_role_has_no_other_rights() {
     let team = Team::new();
     let mut session = team.db.session_as(&team.db.proxy_role());
     for attempt in [
@@ -30,7 +30,8 @@ fn the_proxys_role_can_do_nothing_by_itself() {
     }
 }
 
-/// What makes a role one that the proxy must not be able to become; each makes a chain of two grants to `{login}`.
+/// Ways in which a role becomes one that the proxy must not be able to become; each makes a chain of two grants to
+/// `{login}`.
 fn ways_up(team: &Team<'_>) -> Vec<String> {
     let (middle, root) = (team.db.role("middle"), team.db.role("root"));
     let mut ways = vec![format!("ALTER ROLE {root} SUPERUSER; GRANT {root} TO {middle}")];
@@ -76,7 +77,7 @@ fn a_login_that_is_or_can_become_a_superuser_is_refused_at_the_start() {
 }
 
 #[test]
-fn a_login_that_gets_a_way_to_a_superuser_lets_nobody_in() {
+fn a_login_that_gains_a_way_to_superuser_admits_nobody() {
     let team = Team::new();
     let gate = team.gate_role();
     let proxy = team.proxy_with_gate(&["--reauthorize", "200ms"]);
@@ -117,12 +118,12 @@ fn a_login_that_only_checks_access_reads_no_events() {
     ] {
         session.forbidden(attempt);
     }
-    // Nor does one who reads them take the subscribers' roles.
+    // Nor can a login that reads events become the subscribers' roles.
     let claims = team.claims(1);
     let reason = format!("SELECT reason FROM tidings.check_subscription('{claims}', '{{boards_5}}')");
     let mut listener = team.db.session_as(&own);
     assert_eq!(listener.one::<String>(&reason), "the proxy may not take the role");
-    // The role that listens is no subscriber's, whoever has been made a member of it.
+    // The role that listens is not a subscriber's role, even if it has members.
     team.db.session().run(&format!("GRANT {own} TO {gate}; GRANT SELECT ON boards TO {own}"));
     assert_eq!(status(&proxy, BOARD, &sign(&json!({"role": own, "sub": "1"}))), 403);
     assert!(proxy.log().contains("the role is a proxy's own"), "{}", proxy.log());
@@ -130,7 +131,7 @@ fn a_login_that_only_checks_access_reads_no_events() {
 }
 
 #[test]
-fn rights_that_the_login_role_has_by_itself_are_told() {
+fn a_login_role_with_inherited_rights_gives_a_warning() {
     let team = Team::new();
     let proxy = team.proxy(&[]);
     assert_eq!(status(&proxy, BOARD, &team.token(1)), 200);
@@ -142,7 +143,7 @@ fn rights_that_the_login_role_has_by_itself_are_told() {
 }
 
 #[test]
-fn a_role_that_the_proxy_may_not_take_any_more_ends_its_streams() {
+fn a_role_that_is_revoked_from_the_proxy_ends_its_streams() {
     let team = Team::new();
     let proxy = team.proxy(&["--reauthorize", "200ms", "--anon-role", &team.guest]);
     let mut stream = open(&proxy, "boards_5", &team.token(1));
@@ -151,7 +152,7 @@ fn a_role_that_the_proxy_may_not_take_any_more_ends_its_streams() {
     assert_eq!((stream.rest(), public.rest()), (vec![], vec![]));
     assert_eq!(status(&proxy, BOARD, &team.token(1)), 403);
     assert!(proxy.log().contains("the proxy may not take the role"), "{}", proxy.log());
-    // It is not the anonymous role's turn then.
+    // The anonymous role is not used then.
     assert_eq!(status(&proxy, "/events?topic=boards_8", &team.token(1)), 403);
     assert_eq!(ask(&proxy, "/events?topic=boards_8", &[]).0.status, 200);
 }

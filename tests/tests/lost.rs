@@ -48,7 +48,7 @@ fn insert(session: &mut Session, id: i32, title: &str) {
 }
 
 #[test]
-fn who_may_have_seen_what_a_failover_lost_is_told() {
+fn a_client_that_may_have_seen_what_a_failover_lost_gets_a_reset() {
     let primary = Cluster::start(&[]);
     let db = primary.database();
     create_boards(&db);
@@ -76,7 +76,7 @@ fn who_may_have_seen_what_a_failover_lost_is_told() {
     let url = standby.url(db.name(), &db_role(&db));
     let elsewhere = Proxy::start(&url, &[]);
     is_reset(&elsewhere.open(&Request::resume(&["boards_5"], lost.id())).frame());
-    // A client that has seen nothing of it misses nothing and gets no reset.
+    // A client that has seen none of the lost events misses nothing and gets no reset.
     let mut faithful = proxy.open(&Request::resume(&["boards_5"], kept.id()));
     assert_eq!(titles(&[faithful.frame(), faithful.frame()]), ["new", "newer"]);
     let metrics = proxy.metrics();
@@ -120,7 +120,7 @@ fn nobody_is_told(primary: &Cluster, proxy: &Proxy, db: &Database<'_>, fault: im
 }
 
 #[test]
-fn a_failover_to_a_synchronous_standby_tells_nobody_to_start_over() {
+fn a_failover_to_a_synchronous_standby_resets_no_client() {
     let primary = Cluster::start(&[]);
     let db = primary.database();
     create_boards(&db);
@@ -134,7 +134,7 @@ fn a_failover_to_a_synchronous_standby_tells_nobody_to_start_over() {
     let proxy = proxy_of(&primary, &standby, &db);
     nobody_is_told(&primary, &proxy, &db, || {
         let mut there = fail_over(&primary, &standby, &db);
-        // It has no standby of its own.
+        // Its primary has no standby.
         there.run("ALTER SYSTEM RESET synchronous_standby_names");
         there.run("SELECT pg_reload_conf()");
         there
@@ -142,7 +142,7 @@ fn a_failover_to_a_synchronous_standby_tells_nobody_to_start_over() {
 }
 
 #[test]
-fn a_crash_and_a_restart_of_the_relay_tell_nobody_to_start_over() {
+fn a_crash_and_a_restart_of_the_relay_reset_no_client() {
     let cluster = Cluster::start(&[]);
     let db = cluster.database();
     create_boards(&db);
@@ -157,7 +157,7 @@ fn a_crash_and_a_restart_of_the_relay_tell_nobody_to_start_over() {
 }
 
 #[test]
-fn a_tick_that_the_log_does_not_have_is_one_that_was_lost() {
+fn a_tick_that_is_not_in_the_log_counts_as_lost() {
     let db = boards();
     let proxy = db.proxy(&[]);
     let mut live = proxy.live(&["boards_5"]);

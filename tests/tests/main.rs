@@ -12,14 +12,14 @@ mod clients;
 mod delivery;
 mod documentation;
 mod drain;
+mod dropping;
+mod failover;
 mod faults;
 mod foreign_objects;
 mod frames;
 mod hostile_settings;
 mod http2;
 mod installation;
-mod life;
-mod life_cycle;
 mod limits;
 mod log;
 mod login_role;
@@ -35,6 +35,7 @@ mod places;
 mod position;
 mod pruning;
 mod relay_channel;
+mod relay_life;
 mod resume;
 mod retention;
 mod rights;
@@ -48,6 +49,7 @@ mod surface;
 mod tls;
 mod towards_postgres;
 mod transactions;
+mod upgrade;
 mod user_code;
 mod values;
 mod watch_options;
@@ -58,7 +60,7 @@ use std::io::Write;
 use tidings_tests::cluster::Installation;
 use tidings_tests::{Database, Frame, Session, Sse, shared};
 
-/// A database of its own with the table `board_items`, watched on `boards_{board_id}`.
+/// A new database with the table `board_items`, watched on `boards_{board_id}`.
 fn boards() -> Database<'static> {
     let db = shared().database();
     create_boards(&db);
@@ -72,7 +74,8 @@ fn create_boards(db: &Database<'_>) {
     );
 }
 
-/// Publishes an event that stands behind all others, and gives those before it: what has come, and all that will come.
+/// Publishes an event that comes after all others, and returns those before it: everything that has arrived, and
+/// everything that will.
 #[track_caller]
 fn all_until_now(db: &Database<'_>, topic: &str, sse: &mut Sse) -> Vec<Frame> {
     const MARK: &str = "nothing stands behind this mark";
@@ -80,22 +83,22 @@ fn all_until_now(db: &Database<'_>, topic: &str, sse: &mut Sse) -> Vec<Frame> {
     sse.before(|frame| frame.data.contains(MARK))
 }
 
-/// The titles of the rows that the events tell of, in order.
+/// The titles of the rows in the events, in order.
 #[track_caller]
 fn titles(frames: &[Frame]) -> Vec<String> {
     let title = |frame: &Frame| frame.json()["record"]["title"].as_str().map(str::to_owned);
     frames.iter().map(|frame| title(frame).unwrap_or_else(|| panic!("no title: {frame:?}"))).collect()
 }
 
-/// Says what a test leaves out because this Postgres cannot do it: aloud, for what a test prints is kept back unless it
-/// fails.
+/// Reports what a test leaves out because this Postgres can't do it. It goes directly to standard error, because
+/// libtest hides what a test prints unless it fails.
 fn passed_over(what: &str) {
     // libtest names a test's thread after the test.
     let test = std::thread::current().name().unwrap_or("a test").to_owned();
     let _ = writeln!(std::io::stderr(), "PASSED OVER in {test}: {what}");
 }
 
-/// Whether this Postgres was built with XML; if not, says that the test leaves it out.
+/// Whether this Postgres was built with XML; if not, reports that the test leaves it out.
 fn has_xml(session: &mut Session) -> bool {
     let has_xml = session.client().simple_query("SELECT '<a/>'::xml").is_ok();
     if !has_xml {
@@ -104,7 +107,7 @@ fn has_xml(session: &mut Session) -> bool {
     has_xml
 }
 
-/// Whether the programs of this Postgres run. The psql of one wheel crashes at its start, and pg_upgrade calls it.
+/// Whether the programs of this Postgres run. The psql of one wheel crashes when it starts, and pg_upgrade calls it.
 fn has_psql() -> bool {
     let psql = Installation::get().bin.join("psql");
     let runs = std::process::Command::new(psql).arg("--version").output().is_ok_and(|output| output.status.success());
@@ -114,7 +117,7 @@ fn has_psql() -> bool {
     runs
 }
 
-/// The seed of a random test: `TIDINGS_SEED` to repeat one, else a fresh one. The writers print it.
+/// The seed of a random test: `TIDINGS_SEED` to repeat a test, otherwise a new one. The writers print it.
 fn seed() -> u64 {
     std::env::var("TIDINGS_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| fastrand::u64(..1_000_000))
 }

@@ -1,14 +1,14 @@
-//! Servers with many databases, few of which have the extension.
+//! Servers with many databases, of which only few have the extension.
 
 use tidings_tests::cluster::free_port;
 use tidings_tests::{Cluster, Database, Proxy, Session, http, until};
 
 use crate::log::Log;
 
-/// More than any table of a fixed size should have to hold, and as many as a test can make.
+/// More than a table of fixed size should have to hold, and as many as a test can create.
 const MANY: usize = 70;
 
-/// A server with few worker processes and many databases, from before it started.
+/// A server with few worker processes and many databases that existed before it started.
 fn crowded() -> (Cluster, Vec<String>) {
     let cluster = Cluster::start(&[("max_worker_processes", "8")]);
     let mut session = cluster.session("postgres", "postgres");
@@ -32,7 +32,7 @@ fn workers(session: &mut Session, kind: &str) -> i64 {
 }
 
 #[test]
-fn databases_without_the_extension_take_nothing_from_those_that_have_it() {
+fn databases_without_the_extension_take_no_relay_from_those_that_have_it() {
     let (cluster, names) = crowded();
     let mut session = cluster.session("postgres", "postgres");
     let served: Vec<Database<'_>> = [0, MANY - 1].map(|n| Database::existing(&cluster, &names[n])).into();
@@ -43,7 +43,7 @@ fn databases_without_the_extension_take_nothing_from_those_that_have_it() {
     }
     until("nobody looks into the others any more", || workers(&mut session, "trial") == 0);
     assert_eq!(workers(&mut session, "relay"), 2);
-    // A starting server finds them among all others.
+    // When the server starts, they are found among all others.
     cluster.stop();
     cluster.boot();
     for db in &served {
@@ -53,7 +53,7 @@ fn databases_without_the_extension_take_nothing_from_those_that_have_it() {
 }
 
 #[test]
-fn a_place_is_given_back_and_taken_again() {
+fn a_relays_slot_is_released_and_used_again() {
     let cluster = Cluster::start(&[]);
     let db = cluster.database();
     let mut session = db.session();
@@ -67,7 +67,7 @@ fn a_place_is_given_back_and_taken_again() {
 }
 
 #[test]
-fn an_installation_that_was_prepared_gets_its_relay() {
+fn an_extension_created_by_a_prepared_transaction_gets_its_relay() {
     let cluster = Cluster::start(&[]);
     let db = cluster.empty_database();
     let mut session = db.session();
@@ -86,10 +86,10 @@ fn an_invalid_database_is_left_alone() {
     // The state that an interrupted DROP DATABASE leaves.
     session.run("UPDATE pg_database SET datconnlimit = -2 WHERE datname = 'broken'");
     cluster.stop();
-    // Up to here somebody may have been on the way to it while it was a whole one.
+    // Until now a process may have been about to connect, from before the database became invalid.
     let before = server_log(&cluster).len();
     cluster.boot();
-    // It was made before this one, and databases are looked at in their order.
+    // It was created before this one, and databases are visited in that order.
     let db = cluster.database();
     works(&db);
     let mut session = db.session();

@@ -1,4 +1,4 @@
-//! `tidings.open_topics`: SQL can ask who is looking.
+//! `tidings.open_topics`: SQL can ask which topics have subscribers.
 
 use std::collections::BTreeMap;
 
@@ -24,7 +24,7 @@ fn wait_open(db: &Database<'_>, expected: &[(&str, (i64, i64))]) {
 }
 
 #[test]
-fn no_topic_keeps_others_from_being_told() {
+fn no_topic_prevents_the_report_of_others() {
     let db = shared().database();
     let proxy = db.proxy(&[]);
     let long = "\u{10FFFF}".repeat(63);
@@ -55,7 +55,7 @@ fn a_topic_is_open_from_the_first_subscriber_at_any_proxy_to_the_last() {
 }
 
 #[test]
-fn a_drained_proxy_takes_its_topics_along_and_a_dead_one_s_lease_expires() {
+fn a_drained_proxy_closes_its_topics_and_the_lease_of_a_dead_one_expires() {
     let db = shared().database();
     let mut proxies = [db.proxy(&["--drain", "100ms"]), db.proxy(&[]), db.proxy(&[])];
     let _streams: Vec<Sse> = proxies.iter().map(|proxy| proxy.live(&["boards_5"])).collect();
@@ -67,7 +67,7 @@ fn a_drained_proxy_takes_its_topics_along_and_a_dead_one_s_lease_expires() {
 }
 
 #[test]
-fn no_number_that_is_reported_hides_the_topics_of_others() {
+fn no_reported_number_hides_the_topics_of_other_proxies() {
     let db = shared().database();
     let mut session = db.session();
     session.run("SELECT tidings.report(proxy, '{boards_5}', '{2147483647}') FROM unnest(ARRAY['a', 'b']) proxy");
@@ -76,7 +76,7 @@ fn no_number_that_is_reported_hides_the_topics_of_others() {
 }
 
 #[test]
-fn comings_and_goings_cost_a_bounded_number_of_reports() {
+fn changes_of_subscribers_cost_a_bounded_number_of_reports() {
     let db = shared().database();
     let proxy = db.proxy(&[]);
     let _stays = proxy.live(&["busy"]);
@@ -91,6 +91,6 @@ fn comings_and_goings_cost_a_bounded_number_of_reports() {
     wait_open(&db, &[("busy", (1, 1))]);
     session.run("SELECT pg_stat_clear_snapshot()");
     let commits = session.one::<i64>(statements) - before;
-    // A thousand clients came and went; the looks of this test are among the commits.
+    // A thousand clients connected and disconnected; this test's own queries are among the commits.
     assert!(commits < 300, "{commits} transactions");
 }

@@ -9,7 +9,7 @@ use tidings_tests::shared;
 use crate::{all_until_now, boards, titles};
 
 #[test]
-fn who_wrote_first_and_commits_last_is_delivered_once() {
+fn a_transaction_that_writes_first_and_commits_last_is_delivered_once() {
     let db = boards();
     let proxy = db.proxy(&[]);
     let mut sse = proxy.live(&["boards_5"]);
@@ -45,7 +45,7 @@ fn updates_of_one_row_by_16_writers_arrive_in_commit_order() {
             let mut session = db.session();
             scope.spawn(move || {
                 for i in 0..EACH {
-                    // Half of the transactions have their xid long before they get the row.
+                    // Half of the transactions have their transaction id long before they get the row.
                     let early = if (writer + i) % 2 == 0 { "SELECT pg_current_xact_id();" } else { "" };
                     session.run(&format!("BEGIN; {early} UPDATE counters SET n = n + 1; COMMIT"));
                 }
@@ -59,14 +59,14 @@ fn updates_of_one_row_by_16_writers_arrive_in_commit_order() {
 }
 
 #[test]
-fn a_transaction_stands_behind_all_that_it_waited_for() {
+fn a_transaction_comes_after_all_that_it_waited_for() {
     let db = boards();
     let proxy = db.proxy(&[]);
     let mut sse = proxy.live(&["boards_5"]);
     let (mut waiter, mut holder) = (db.session(), db.session());
     holder.run("INSERT INTO board_items VALUES (1, 5, 'new')");
     assert_eq!(titles(&[sse.frame()]), ["new"]);
-    // Stopped, the relay finds both transactions in one tick; the waiter's xid is the lower one.
+    // The relay is stopped, so it finds both transactions in one tick; the one that waited has the lower id.
     let relay = db.wait_relay();
     send(relay, Signal::SIGSTOP);
     waiter.run("BEGIN; SELECT pg_current_xact_id()");
@@ -87,7 +87,7 @@ fn a_transaction_stands_behind_all_that_it_waited_for() {
 }
 
 #[test]
-fn the_events_of_one_transaction_stand_together() {
+fn the_events_of_one_transaction_come_together() {
     const WRITERS: usize = 8;
     const EACH: usize = 20;
     const ROWS: usize = 10;
@@ -106,7 +106,7 @@ fn the_events_of_one_transaction_stand_together() {
                 for round in 0..EACH {
                     session.run("BEGIN");
                     for n in 0..ROWS {
-                        // Every row a round trip of its own, so the writers interleave.
+                        // One round trip for every row, so that the writers interleave.
                         session.run(&format!("INSERT INTO notes VALUES ({writer}, {round}, {n})"));
                     }
                     session.run("COMMIT");

@@ -37,8 +37,8 @@ fn segments(session: &mut Session) -> i64 {
 }
 
 #[test]
-fn what_a_trigger_changes_comes_after_what_it_was_fired_for() {
-    // Its name sorts before the watch's trigger, or after it.
+fn what_an_after_trigger_changes_comes_after_the_row_it_was_fired_for() {
+    // Its name sorts before or after the watch's trigger.
     for name in ["a_bump", "z_bump"] {
         let (db, mut log) =
             nest(&format!("CREATE TRIGGER {name} AFTER INSERT ON nest FOR EACH ROW EXECUTE FUNCTION bump()"));
@@ -63,7 +63,7 @@ fn copy(session: &mut Session, rows: &str) {
 }
 
 #[test]
-fn a_row_that_a_trigger_puts_back_is_there_at_the_end() {
+fn a_row_that_a_trigger_restores_exists_at_the_end() {
     let (db, mut log) = nest(
         "CREATE FUNCTION put_back() RETURNS trigger LANGUAGE plpgsql AS
          $$ BEGIN INSERT INTO nest VALUES (OLD.id, OLD.n + 1); RETURN NULL; END $$;
@@ -96,7 +96,7 @@ fn what_a_before_trigger_changes_comes_before_the_row_it_was_fired_for() {
 }
 
 #[test]
-fn positions_that_a_before_trigger_shifts_end_as_they_are() {
+fn positions_that_a_before_trigger_shifts_end_up_correct() {
     let (db, mut log) = nest(
         "CREATE FUNCTION shift() RETURNS trigger LANGUAGE plpgsql AS
          $$ BEGIN UPDATE nest SET n = n + 1 WHERE n >= NEW.n; RETURN NEW; END $$;
@@ -118,7 +118,7 @@ fn positions_that_a_before_trigger_shifts_end_as_they_are() {
 }
 
 #[test]
-fn what_triggers_before_and_after_a_row_change_stands_on_both_sides_of_it() {
+fn what_before_and_after_triggers_change_comes_before_and_after_the_row() {
     let (db, mut log) = nest(
         "CREATE FUNCTION add_one() RETURNS trigger LANGUAGE plpgsql AS
          $$ BEGIN INSERT INTO nest VALUES (NEW.id + 100, 0); PERFORM tidings.publish('nest', '0'); RETURN NEW; END $$;
@@ -130,7 +130,7 @@ fn what_triggers_before_and_after_a_row_change_stands_on_both_sides_of_it() {
     let expected =
         "INSERT 101 0, published 0, INSERT 102 0, published 0, INSERT 1 10, INSERT 2 20, UPDATE 1 11, UPDATE 2 21";
     assert_eq!(told(&log.news()).join(", "), expected);
-    // Where the rows of a COPY end and its triggers begin is not known: each row has its place nevertheless.
+    // It is not specified where the rows of a COPY end and its triggers begin, but each row has its place.
     copy(&mut session, "3\t30\n4\t40\n");
     let expected =
         "INSERT 103 0, published 0, INSERT 104 0, published 0, INSERT 3 30, UPDATE 3 31, INSERT 4 40, UPDATE 4 41";
@@ -162,7 +162,7 @@ fn what_a_trigger_before_a_statement_changes_comes_before_the_rows_of_a_copy() {
 }
 
 #[test]
-fn cascades_publications_and_truncations_have_their_places() {
+fn cascades_publications_and_truncations_come_in_order() {
     let (db, mut log) = nest(
         "CREATE TABLE kid (id int PRIMARY KEY, n int REFERENCES nest ON DELETE CASCADE);
          SELECT tidings.watch('kid', topic => 'kid');
@@ -191,9 +191,9 @@ fn cascades_publications_and_truncations_have_their_places() {
 }
 
 #[test]
-fn rows_written_early_stand_in_order_too() {
+fn rows_that_are_flushed_early_come_in_order_too() {
     const ROWS: usize = 300;
-    // Kilobytes a row: more than a buffer holds, many times over.
+    // Kilobytes a row: many times what a buffer holds.
     let (db, mut log) = nest("CREATE TRIGGER a_bump AFTER INSERT ON nest FOR EACH ROW EXECUTE FUNCTION bump()");
     db.session().run(&format!(
         "BEGIN; INSERT INTO nest VALUES (0, 0);
@@ -212,8 +212,8 @@ fn rows_written_early_stand_in_order_too() {
     assert!(events.iter().all(|event| tick(event) == tick(&events[0])), "one transaction, one tick");
 }
 
-/// Tables whose triggers do anything, at random, three deep. What runs before a row is changed writes no key that it
-/// may have freed.
+/// Tables whose triggers do random things, three levels deep. A trigger that runs before a row is changed writes no key
+/// that the change may have freed.
 const ANYTHING: &str = "
 CREATE TABLE nodes (id int PRIMARY KEY, n int NOT NULL, pad text);
 CREATE TABLE kids (id int PRIMARY KEY, node int REFERENCES nodes ON DELETE CASCADE ON UPDATE CASCADE, n int NOT NULL, pad text);
@@ -354,7 +354,7 @@ fn anything(session: &mut Session, random: &mut fastrand::Rng) {
 }
 
 #[test]
-fn whoever_applies_the_events_one_by_one_ends_with_the_rows_that_are_there() {
+fn applying_the_events_one_by_one_gives_the_rows_of_the_table() {
     const TRANSACTIONS: usize = 300;
     let seed = crate::seed();
     println!("seed {seed}");

@@ -1,4 +1,4 @@
-//! Rows of one transaction whose log holds what their payloads have in common only once: what is told of them is whole.
+//! Rows of one transaction whose log stores only once what their payloads have in common: their events are complete.
 
 use serde_json::{Value, json};
 use tidings_tests::Session;
@@ -9,7 +9,7 @@ use crate::log::{Event, with};
 const ITEMS: &str = "CREATE TABLE items (id int PRIMARY KEY, board_id int, title text, done boolean DEFAULT false);
                      SELECT tidings.watch('items', topic => 'b{board_id}')";
 
-/// The `id` of the rows that events tell of, each with all of its columns.
+/// The `id` of the rows in the events, each of which has all columns.
 #[track_caller]
 fn ids(events: &[Event]) -> Vec<i64> {
     let id = |event: &Event| {
@@ -34,9 +34,9 @@ fn logged(session: &mut Session) -> i64 {
 }
 
 #[test]
-fn savepoints_take_nothing_of_each_others_rows() {
+fn savepoints_do_not_mix_their_rows() {
     let (db, mut log) = with(ITEMS);
-    // The outline first stands in a part that is rolled back, then in one that is released, then in their parent.
+    // The outline first is in a subtransaction that is rolled back, then in one that is released, then in their parent.
     db.session().run(&format!(
         "BEGIN; {} SAVEPOINT a; {} ROLLBACK TO a; {} SAVEPOINT b; {} RELEASE b; {} SAVEPOINT c; {} ROLLBACK TO c; {} COMMIT",
         insert(1..=1),
@@ -52,7 +52,7 @@ fn savepoints_take_nothing_of_each_others_rows() {
 }
 
 #[test]
-fn large_transactions_are_whole_in_each_of_their_segments() {
+fn each_segment_of_a_large_transaction_can_be_read_alone() {
     let (db, mut log) = with(ITEMS);
     let mut session = db.session();
     session.run(&format!(
@@ -67,7 +67,7 @@ fn large_transactions_are_whole_in_each_of_their_segments() {
 }
 
 #[test]
-fn the_log_has_once_what_rows_have_in_common() {
+fn the_log_stores_once_what_rows_have_in_common() {
     let (db, mut log) = with(ITEMS);
     let mut session = db.session();
     session.run(&insert(1..=1000));
@@ -77,7 +77,7 @@ fn the_log_has_once_what_rows_have_in_common() {
 }
 
 #[test]
-fn each_operation_and_each_watch_is_told_in_its_own_form() {
+fn each_operation_and_each_watch_has_its_own_form() {
     let (db, mut log) = with(ITEMS);
     let mut session = db.session();
     session.run(r#"SELECT tidings.watch('items', topic => 'all', name => 'other', payload => '["$type", "$id", {"was": "$old.title"}]', old_record => 'full')"#);
@@ -111,7 +111,7 @@ fn each_operation_and_each_watch_is_told_in_its_own_form() {
 }
 
 #[test]
-fn a_value_whose_text_takes_sql_may_send_events_of_its_own() {
+fn a_value_whose_output_runs_sql_may_send_its_own_events() {
     let (db, mut log) = with(
         "CREATE TYPE mood AS ENUM ('calm', 'wild');
          CREATE TABLE noted (id int, note text);
@@ -145,7 +145,7 @@ fn a_value_whose_text_takes_sql_may_send_events_of_its_own() {
 }
 
 #[test]
-fn more_watches_than_a_segment_has_outlines_are_told_whole() {
+fn watches_beyond_the_outlines_of_a_segment_are_sent_without_outline() {
     let (db, mut log) = with("CREATE TABLE items (id int)");
     let mut session = db.session();
     session.run("SELECT tidings.watch('items', topic => 't' || i, name => 'w' || i, payload => ('[\"$id\", ' || i || ']')::jsonb) FROM generate_series(1, 140) i");
@@ -173,12 +173,12 @@ fn a_long_outline_is_not_kept() {
     for (id, event) in (1..).zip(&events) {
         assert_eq!(event.json(), json!({"text": text, "id": id}));
     }
-    // Nobody can make a reader expand a few bytes of the log to as much as he likes.
+    // Nobody can make a reader expand a few bytes of the log without limit.
     assert!(logged(&mut session) > 3 * text.len() as i64);
 }
 
 #[test]
-fn a_payload_is_as_long_as_it_is_when_it_is_filled() {
+fn a_payload_is_measured_when_its_outline_is_filled() {
     let (db, mut log) = with("CREATE TABLE items (id int, title text); SELECT tidings.watch('items', topic => 't')");
     let empty = r#"{"schema":"public","table":"items","type":"INSERT","record":{"id":1,"title":""},"old_record":null}"#;
     let most = 4096 - empty.len();
@@ -193,7 +193,7 @@ fn a_payload_is_as_long_as_it_is_when_it_is_filled() {
 }
 
 #[test]
-fn a_segment_does_not_grow_beyond_all_bounds_when_it_is_read() {
+fn a_segment_grows_only_within_bounds_when_it_is_read() {
     let (db, mut log) = with(
         "CREATE TABLE short (id int);
          SELECT tidings.watch('short', topic => 's', payload => jsonb_build_object('text', repeat('z', 8000), 'id', '$id'))",
@@ -211,11 +211,11 @@ fn a_segment_does_not_grow_beyond_all_bounds_when_it_is_read() {
 }
 
 #[test]
-fn rows_too_large_to_refer_to_stand_between_others() {
+fn rows_that_are_too_large_to_refer_to_come_between_others() {
     let (db, mut log) = with(
         "CREATE TABLE mixed (id int, text text); SELECT tidings.watch('mixed', topic => 'm', old_record => 'full')",
     );
-    // Around the limit, and whether the one before was above it or below; the same text begins all of them.
+    // Around the limit, after a row above it or below it; all of them begin with the same text.
     let lengths = "SELECT i, repeat('abcdefgh', 8190) || repeat('x', i % 40) FROM generate_series(1, 200) i";
     db.session().run(&format!(
         "BEGIN; INSERT INTO mixed {lengths}; SAVEPOINT a; UPDATE mixed SET text = text || '!'; ROLLBACK TO a;
@@ -231,7 +231,7 @@ fn rows_too_large_to_refer_to_stand_between_others() {
 }
 
 #[test]
-fn a_segment_with_a_text_again_and_again_does_not_grow_beyond_all_bounds_when_it_is_read() {
+fn a_segment_with_a_repeated_text_grows_only_within_bounds_when_it_is_read() {
     let (db, mut log) = with("CREATE TABLE same (id int, text text); SELECT tidings.watch('same', topic => 's')");
     let mut session = db.session();
     session.run("INSERT INTO same SELECT i, repeat('abcdefgh', 6000) FROM generate_series(1, 1000) i");
@@ -260,7 +260,7 @@ fn a_tick_whose_events_are_longer_than_its_log_is_announced_by_a_hint() {
 }
 
 #[test]
-fn an_update_of_many_long_columns_keeps_to_the_longest_payload() {
+fn an_update_of_many_long_columns_keeps_the_limit_of_a_payload() {
     let columns: Vec<_> = (0..60).map(|i| format!("c{i} text")).collect();
     let (db, mut log) = with(&format!(
         "CREATE TABLE many (id int, {}); SELECT tidings.watch('many', topic => 'm', payload => '[\"$id\", \"$old_record\"]')",
@@ -277,12 +277,12 @@ fn an_update_of_many_long_columns_keeps_to_the_longest_payload() {
     session.run(&format!("UPDATE many SET {}", set("NULL")));
     let peak = watch.finish()[0] / 1024 / 1024;
     assert_eq!(log.only().payload, r#"{"truncated":true}"#);
-    // The old row has 180 MB; two of its columns are more than a payload may have.
+    // The old row has 180 MB; two of its columns are already more than a payload may have.
     assert!(peak < 100, "the backend took {peak} MiB");
 }
 
 #[test]
-fn a_backend_gives_back_the_memory_of_a_payload_that_was_too_long() {
+fn a_backend_frees_the_memory_of_a_payload_that_was_too_long() {
     let (db, mut log) =
         with("CREATE TABLE large (id int, a text, b text); SELECT tidings.watch('large', topic => 'l')");
     let mut session = db.session();

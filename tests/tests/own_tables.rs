@@ -1,4 +1,4 @@
-//! What a DBA may do to the tables of tidings itself, and what a disk does.
+//! What a DBA may do to the tables of Tidings, and what a full disk does.
 
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
@@ -12,7 +12,7 @@ const ITEMS: &str = "CREATE TABLE items (id int PRIMARY KEY, board_id int, title
                      SELECT tidings.watch('items', topic => 'b{board_id}')";
 
 #[test]
-fn a_column_that_somebody_added_to_the_log_stays_empty() {
+fn an_added_column_of_the_log_stays_empty() {
     let (db, mut log) = with(ITEMS);
     let mut session = db.session();
     session.run("ALTER TABLE tidings.log ADD COLUMN note text, ADD COLUMN more text; INSERT INTO items VALUES (1, 5)");
@@ -23,7 +23,7 @@ fn a_column_that_somebody_added_to_the_log_stays_empty() {
 }
 
 #[test]
-fn an_index_that_our_tables_cannot_keep_is_refused() {
+fn an_index_that_our_tables_cannot_have_is_refused() {
     let (db, mut log) = with(ITEMS);
     let mut session = db.session();
     for sql in [
@@ -40,7 +40,7 @@ fn an_index_that_our_tables_cannot_keep_is_refused() {
 }
 
 #[test]
-fn an_index_that_the_log_cannot_keep_is_named_by_an_error() {
+fn an_index_that_prevents_writes_to_the_log_is_named_in_the_error() {
     let (db, mut log) = with(ITEMS);
     let mut session = db.session();
     let insert = "INSERT INTO items SELECT count(*), 5 FROM items";
@@ -57,10 +57,10 @@ fn an_index_that_the_log_cannot_keep_is_named_by_an_error() {
 }
 
 #[test]
-fn an_index_that_somebody_added_to_the_log_hides_nothing() {
+fn an_added_index_of_the_log_hides_nothing() {
     let (db, mut log) = with(ITEMS);
     let mut session = db.session();
-    // A hash finds equal keys only. It is older than ours once that has been made anew.
+    // A hash index finds only equal keys. It is older than ours once that has been recreated.
     session.run("CREATE INDEX mine ON tidings.log USING hash (xid)");
     session.run("REINDEX INDEX CONCURRENTLY tidings.log_0_xid_idx");
     for id in 1..=3 {
@@ -75,7 +75,7 @@ fn every_index_of_the_log_gets_every_row() {
     let (mut writer, mut dba, mut whole) = (db.session(), db.session(), db.session());
     dba.run("SET enable_seqscan = off");
     whole.run("SET enable_indexscan = off; SET enable_bitmapscan = off; SET enable_indexonlyscan = off");
-    // The writer knows the log's indexes from its last row.
+    // The writer's session has cached the log's indexes since its last row.
     for (step, sql) in [
         "SELECT",
         "CREATE INDEX mine ON tidings.log (stamp)",
@@ -123,7 +123,7 @@ fn a_log_that_is_rewritten_while_the_relay_waits_for_it_loses_nothing() {
 }
 
 #[test]
-fn a_null_that_somebody_wrote_into_the_log_stops_the_relay_and_not_the_server() {
+fn a_null_written_into_the_log_stops_the_relay_but_not_the_server() {
     let cluster = Cluster::start(&[]);
     let db = cluster.database();
     let mut log = Log::from_here(&db);
@@ -170,7 +170,7 @@ fn thousands_of_savepoints_leave_a_writer_s_memory_flat() {
     assert!(ids.iter().copied().eq(0..=20_001), "{} events", ids.len());
 }
 
-/// Limits how large a file a backend may write: to it, that is a full disk.
+/// Limits how large a file a backend may write, which looks like a full disk to it.
 fn limit_files(session: &mut Session, size: &str) {
     let pid = session.backend().to_string();
     // The limits of a process are changed by its own account.
@@ -182,8 +182,8 @@ fn limit_files(session: &mut Session, size: &str) {
 }
 
 #[test]
-fn a_full_disk_aborts_the_transaction_with_nothing_half_sent() {
-    // WAL segments are there already, so they are written within the limit.
+fn a_full_disk_aborts_the_transaction_and_sends_nothing_of_it() {
+    // WAL segments exist already, so they are written within the limit.
     let cluster = Cluster::start(&[]);
     let db = cluster.database();
     let mut session = db.session();
@@ -208,7 +208,7 @@ fn a_full_disk_aborts_the_transaction_with_nothing_half_sent() {
     session.run("ROLLBACK");
     assert_eq!(session.one::<i64>("SELECT count(*) FROM items"), 1);
     assert_eq!(log.news().len(), 0);
-    // At the commit, too; and a small one still fits.
+    // At the commit too; and a small one still fits.
     let error = session.refused("BEGIN; INSERT INTO items SELECT i, 5 FROM generate_series(1, 20) i; SELECT tidings.publish_text('big', repeat('x', 8000000)), tidings.publish_text('big', repeat('y', 8000000)), tidings.publish_text('big', repeat('y', 8000000)), tidings.publish_text('big', repeat('y', 8000000)), tidings.publish_text('big', repeat('y', 8000000)); COMMIT");
     assert!(error.message().contains("File too large"), "{error}");
     session.run("ROLLBACK");

@@ -19,7 +19,7 @@ fn refused_as_second(session: &mut Session, sql: &str, names: &[&str]) {
 }
 
 #[test]
-fn a_second_watch_of_one_name_is_refused_in_words_of_watches() {
+fn a_second_watch_of_the_same_name_is_refused_with_an_error_about_watches() {
     let (db, mut log) = with(PARTS);
     let mut session = db.session();
     session.run("SELECT tidings.watch('whole', topic => 'whole')");
@@ -48,7 +48,7 @@ fn kept(session: &mut Session) -> i64 {
 }
 
 #[test]
-fn partitions_share_a_compiled_watch_and_different_ones_are_bounded() {
+fn partitions_share_a_compiled_watch_and_the_number_of_different_ones_is_bounded() {
     let (db, mut log) = with(
         "CREATE TABLE whole (id int, part int) PARTITION BY LIST (part);
          DO $$ BEGIN
@@ -71,7 +71,7 @@ fn partitions_share_a_compiled_watch_and_different_ones_are_bounded() {
     session
         .run("ALTER TABLE whole ADD title text; INSERT INTO whole SELECT i, i, 'new' FROM generate_series(1, 301) i");
     assert!(log.news().iter().all(|event| event.json()["record"]["title"] == "new"));
-    // Tables of their own, more than are kept.
+    // Separate tables, more than a session keeps.
     session.run(
         "DO $$ BEGIN
              FOR i IN 1..510 LOOP

@@ -1,4 +1,4 @@
-//! A client's position: what it resumes from, even if it has had no event yet, or none for long.
+//! A client's position: it can resume from it even if it has had no event yet, or none for a long time.
 
 use tidings_tests::sse::Request;
 use tidings_tests::{Cable, Cluster, Database, Frame, Item, Proxy, Sse, until};
@@ -6,7 +6,7 @@ use tidings_tests::{Cable, Cluster, Database, Frame, Item, Proxy, Sse, until};
 use crate::boards;
 use crate::clients::{Client, npm};
 
-/// Packages of npm that open a stream, lose it, and reconnect, each in its own way.
+/// npm packages that open a stream, lose it, and reconnect, each in its own way.
 const PACKAGES: [&str; 4] = ["eventsource", "eventsource-2", "event-source-polyfill", "reconnecting-eventsource"];
 
 /// What the clients listen to.
@@ -32,7 +32,7 @@ fn event(client: &Client) -> Frame {
     }
 }
 
-/// Publishes while the client can't be reached; the client gets that once, and then live events.
+/// Publishes while the client can't be reached; the client gets that event once, and then live events.
 fn misses_nothing(client: &Client, cable: &Cable, proxy: &Proxy, db: &Database<'_>) {
     cable.cut();
     db.session().publish("quiet", r#""missed""#);
@@ -43,7 +43,7 @@ fn misses_nothing(client: &Client, cable: &Cable, proxy: &Proxy, db: &Database<'
 }
 
 #[test]
-fn a_client_cut_off_before_its_first_event_misses_nothing() {
+fn a_client_that_is_cut_off_before_its_first_event_misses_nothing() {
     for package in PACKAGES {
         let db = boards();
         let proxy = db.proxy(&["--retry", "100ms"]);
@@ -53,7 +53,7 @@ fn a_client_cut_off_before_its_first_event_misses_nothing() {
 }
 
 #[test]
-fn a_client_of_a_quiet_topic_does_not_fall_out_of_retention() {
+fn the_position_of_a_client_of_a_quiet_topic_does_not_expire() {
     for package in PACKAGES {
         let cluster = Cluster::start(&[("tidings.retention", "1s")]);
         let db = cluster.database();
@@ -89,7 +89,7 @@ fn place(sse: &mut Sse) -> String {
 }
 
 #[test]
-fn a_client_that_comes_with_an_old_place_and_missed_nothing_is_told_the_present_one() {
+fn a_client_with_an_old_position_that_missed_nothing_gets_the_current_one() {
     let db = boards();
     let proxy = db.proxy(&["--heartbeat", "1h"]);
     let old = place(&mut proxy.live(&["quiet"]));

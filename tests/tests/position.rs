@@ -1,4 +1,4 @@
-//! Data that was read in one snapshot, and the stream that goes on right behind it.
+//! Data that was read in one snapshot, and a stream that continues exactly from there.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +11,7 @@ use tidings_tests::{Cluster, Follower, shared, until};
 use crate::{all_until_now, boards, create_boards, titles};
 
 #[test]
-fn data_and_stream_together_are_the_table() {
+fn data_and_stream_together_equal_the_table() {
     const READERS: usize = 4;
     let db = shared().database();
     let ledger = Ledger::create(&db);
@@ -34,7 +34,7 @@ fn data_and_stream_together_are_the_table() {
                         let position: String = session.one("SELECT tidings.position()");
                         session.run("COMMIT");
                         let n = reader + readings.len();
-                        // Some go to the stream at once, some cut it off and resume with the long ids.
+                        // Some clients open a stream at once, some are cut off and resume with the long ids.
                         let habits = Habits {
                             proxies: vec![proxies[n % 2].address(), proxies[(n + 1) % 2].address()],
                             leave_after: (n % 3 == 0).then_some(1 + n % 5),
@@ -74,7 +74,8 @@ fn a_position_divides_a_tick_by_what_its_snapshot_saw() {
     let db = boards();
     let proxy = db.proxy(&[]);
     let (mut long, mut short) = (db.session(), db.session());
-    // A transaction that runs while the snapshot is taken, and one that is committed before but ticked after.
+    // A transaction that is running when the snapshot is taken, and one that is committed before but gets its tick
+    // after.
     tidings_tests::process::send(db.wait_relay(), tidings_tests::process::Signal::SIGSTOP);
     long.run("BEGIN; INSERT INTO board_items VALUES (1, 5, 'running')");
     short.run("INSERT INTO board_items VALUES (2, 5, 'committed before')");
@@ -92,24 +93,24 @@ fn a_position_divides_a_tick_by_what_its_snapshot_saw() {
     let mut got = titles(&frames);
     got.sort();
     assert_eq!(got, ["committed after", "running"]);
-    // Behind the first of the two the id still knows what the snapshot saw.
+    // After the first of the two, the id still has what the snapshot saw.
     let mut resumed = proxy.open(&Request::resume(&["boards_5"], frames[0].id()));
-    // The ids may differ in transactions of other databases, which a snapshot lists and which end meanwhile.
+    // The ids may differ in transactions of other databases, which a snapshot lists and which end in between.
     let again = resumed.frame();
     assert_eq!((again.place(), &again.data), (frames[1].place(), &frames[1].data));
 }
 
 #[test]
-fn ids_behind_a_snapshot_name_only_transactions_that_still_matter() {
-    // A cluster of its own: a snapshot lists the transactions of other databases, too.
+fn ids_after_a_snapshot_name_only_transactions_that_still_matter() {
+    // A separate cluster, because a snapshot lists the transactions of other databases too.
     let cluster = Cluster::start(&[]);
     let db = cluster.database();
     create_boards(&db);
     let proxy = db.proxy(&[]);
     let relay = db.wait_relay();
     tidings_tests::process::send(relay, tidings_tests::process::Signal::SIGSTOP);
-    // Of twelve that run when the snapshot is taken, one commits before it is ticked, one later, the others never
-    // wrote.
+    // Of the twelve transactions that are running at the time of the snapshot, one commits before its tick, one later,
+    // and the others never write.
     let mut running: Vec<_> = (0..12).map(|_| db.session()).collect();
     let xids: Vec<u64> = running
         .iter_mut()
@@ -155,7 +156,7 @@ fn a_long_list_of_transactions_is_not_repeated_in_each_id() {
         session.run(&format!("INSERT INTO board_items VALUES ({id}, 5, 'n')"));
     }
     until("they are in ticks", || session.all("SELECT FROM tidings.changes('earliest')", &[]).len() == 3);
-    // What somebody made up: all transactions that there were ran at the same time, and at a time that never comes.
+    // A made-up position: all transactions that there were ran at the same time, at a time that never comes.
     let next: u64 =
         session.one::<String>("SELECT pg_snapshot_xmax(pg_current_snapshot())::text").parse().expect("a number");
     let oldest = next.saturating_sub(2500).max(3);
@@ -182,7 +183,7 @@ fn a_position_in_an_untouched_database_misses_nothing() {
 }
 
 #[test]
-fn a_position_is_exact_beside_data_of_the_same_statement() {
+fn a_position_is_exact_for_data_of_the_same_statement() {
     const ROWS: i64 = 1000;
     let db = boards();
     let mut readings: Vec<(String, i64)> = Vec::new();
@@ -194,7 +195,7 @@ fn a_position_is_exact_beside_data_of_the_same_statement() {
             }
         });
         let mut session = db.session();
-        // One transaction, in which each statement has a snapshot of its own.
+        // One transaction in which each statement has its own snapshot.
         session.run("BEGIN ISOLATION LEVEL READ COMMITTED");
         while !writer.is_finished() {
             let row = session.all("SELECT tidings.position(), (SELECT count(*) FROM board_items)", &[]).remove(0);
@@ -206,7 +207,7 @@ fn a_position_is_exact_beside_data_of_the_same_statement() {
         session.one::<i64>("SELECT count(*) FROM tidings.changes('earliest', NULL, 5000)") == ROWS
     });
     assert!(readings.iter().any(|(_, seen)| (1..ROWS).contains(seen)), "nothing was read meanwhile");
-    // Some of them, all through the time.
+    // Some of them during the whole time.
     let step = readings.len() / 50 + 1;
     for (position, seen) in readings.into_iter().step_by(step) {
         let rows = session.all("SELECT count(*) FROM tidings.changes($1, NULL, 5000)", &[&position]);

@@ -1,4 +1,4 @@
-//! Clients that vanish are pruned, and the others notice nothing.
+//! Clients that vanish are pruned without effect on the others.
 
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
@@ -12,9 +12,9 @@ use tidings_tests::{Frame, Item, Proxy, http, until};
 use crate::{all_until_now, boards, titles};
 
 #[test]
-fn closed_sockets_are_pruned_and_the_others_notice_nothing() {
+fn closed_sockets_are_pruned_without_effect_on_the_others() {
     let db = boards();
-    // No heartbeat comes to help: the socket's end is enough.
+    // No heartbeat helps: the end of the socket is enough.
     let proxy = db.proxy(&["--heartbeat", "1h"]);
     let mut stays = proxy.live(&["boards_5"]);
     let leaves: Vec<_> = (0..20).map(|_| proxy.live(&["boards_5"])).collect();
@@ -25,7 +25,7 @@ fn closed_sockets_are_pruned_and_the_others_notice_nothing() {
     assert_eq!(titles(&all_until_now(&db, "boards_5", &mut stays)), ["for who stayed"]);
 }
 
-/// A process of its own with an open stream.
+/// A client with an open stream in its own process.
 fn client_process(address: std::net::SocketAddr) -> Process {
     let script = format!(
         "exec 3<>/dev/tcp/{}/{}; printf 'GET /events?topic=boards_5 HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n' >&3; exec cat <&3",
@@ -51,15 +51,15 @@ fn a_killed_client_is_pruned() {
 }
 
 #[test]
-fn a_frozen_client_is_pruned_and_the_others_notice_nothing() {
+fn a_frozen_client_is_pruned_without_effect_on_the_others() {
     let db = boards();
-    // The queue is not what gives it away: nothing that is sent here fills it.
+    // It is not noticed by its queue: nothing that is sent here fills it.
     let proxy = db.proxy(&["--heartbeat", "100ms", "--client-queue-bytes", "1GiB"]);
     let mut stays = proxy.live(&["boards_5"]);
     let client = client_process(proxy.address());
     proxy.wait_clients(2);
     client.signal(Signal::SIGSTOP);
-    // Its socket takes what the kernel buffers, and then nothing more.
+    // Its socket accepts what the kernel buffers, and then nothing more.
     let mut session = db.session();
     let mut sent = 0;
     until("the frozen client is pruned", || {
@@ -90,7 +90,7 @@ fn a_client_that_was_frozen_for_a_while_resumes_without_loss() {
         }
         proxy.metric("tidings_clients") as usize == 0
     });
-    // It wakes up: first what its socket still holds, then the rest.
+    // When it wakes up it gets what its socket still holds, then the rest.
     let mut got = sleeper.rest();
     while got.len() < id - 1 {
         let last = sleeper.last_id().expect("an id").to_owned();
@@ -122,7 +122,7 @@ fn idle_clients_get_a_comment_at_every_heartbeat_and_stay() {
     assert_eq!(titles(&[idle.frame()]), ["a"]);
 }
 
-/// A stream over a connection that holds next to nothing for its reader, and what has come of it.
+/// A stream over a connection that buffers almost nothing for its reader, and what has arrived.
 struct Narrow {
     response: http::Response,
     parser: Parser,
@@ -141,7 +141,7 @@ impl Narrow {
         Self { response, parser: Parser::default(), frames: Vec::new() }
     }
 
-    /// Reads at a pace, in bytes a second, until `n` events have come.
+    /// Reads at a limited rate, in bytes a second, until `n` events have arrived.
     fn read(&mut self, pace: usize, n: usize) {
         while self.frames.len() < n {
             let mut bytes = Vec::new();

@@ -24,7 +24,7 @@ fn rotate(db: &Database<'_>, proxies: &[&Proxy]) {
 }
 
 #[test]
-fn the_channels_name_stands_where_nobody_else_can_read_it() {
+fn the_channels_name_is_stored_where_nobody_else_can_read_it() {
     let available = "SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'pg_stat_statements')";
     let has_statistics = shared().session("postgres", "postgres").one(available);
     let mut settings =
@@ -73,7 +73,7 @@ fn the_channels_name_stands_where_nobody_else_can_read_it() {
 }
 
 #[test]
-fn a_channel_that_is_rotated_under_load_loses_and_doubles_nothing() {
+fn a_channel_that_is_rotated_under_load_loses_and_repeats_nothing() {
     const ROTATIONS: usize = 5;
     const WRITERS: i64 = 2;
     let db = boards();
@@ -137,7 +137,7 @@ fn a_rotation_that_is_rolled_back_changes_nothing() {
 }
 
 #[test]
-fn who_is_granted_it_listens_by_name_or_by_function() {
+fn a_role_with_the_grant_can_listen_by_name_or_by_function() {
     let db = boards();
     let (role, stranger) = (db.role("granted"), db.role("stranger"));
     db.session().run(&format!(

@@ -1,4 +1,4 @@
-//! Going on behind the last event that was seen.
+//! Resuming after the last event that was seen.
 
 use tidings_tests::follower::Habits;
 use tidings_tests::http;
@@ -8,7 +8,7 @@ use tidings_tests::{Database, Follower, Frame, Proxy, Sse, shared, until};
 
 use crate::{all_until_now, boards, titles};
 
-/// Some transactions of different sizes and what a client got of them: small ones, one that takes several
+/// Transactions of different sizes and what a client received of them: small ones, one that takes several
 /// notifications, and one that is read from the log.
 fn history(db: &Database<'_>, proxy: &Proxy) -> Vec<Frame> {
     let mut sse = proxy.live(&["boards_5"]);
@@ -30,7 +30,7 @@ fn a_client_may_move_between_two_proxies_at_any_event() {
     let db = boards();
     let proxies = [db.proxy(&[]), db.proxy(&[])];
     let frames = history(&db, &proxies[0]);
-    // A third one knows them from the log only.
+    // The third proxy can only read them from the log.
     let late = db.proxy(&[]);
     for (i, frame) in frames.iter().enumerate() {
         for proxy in [&proxies[0], &proxies[1], &late] {
@@ -42,7 +42,7 @@ fn a_client_may_move_between_two_proxies_at_any_event() {
 }
 
 #[test]
-fn a_resumed_stream_goes_on_live_without_gap_or_double() {
+fn a_resumed_stream_becomes_live_without_gap_or_repetition() {
     let db = boards();
     let proxy = db.proxy(&[]);
     let frames = history(&db, &proxy);
@@ -76,7 +76,7 @@ fn the_header_wins_over_the_parameters() {
 }
 
 #[test]
-fn what_is_no_position_is_refused() {
+fn an_invalid_position_is_refused() {
     let db = boards();
     let proxy = db.proxy(&[]);
     for since in ["x", "-1", "5-", "5-1-1", "1:2", "9999999999999999999-1", "5-1%0Aid:%20x", "Earliest"] {
@@ -86,9 +86,9 @@ fn what_is_no_position_is_refused() {
     }
 }
 
-/// Positions that no proxy gave: each gets an answer that is final, and nobody is in a loop because of it.
+/// Positions that no proxy sent: each gets a final answer, and nothing loops because of it.
 #[test]
-fn a_made_up_position_holds_up_nobody() {
+fn a_made_up_position_delays_nobody() {
     let db = boards();
     let proxy = db.proxy(&["--max-replays", "1"]);
     let mut stays = proxy.live(&["boards_5"]);
@@ -126,7 +126,7 @@ fn a_made_up_position_holds_up_nobody() {
     until("nobody is on the way any more", || proxy.metric("tidings_replays") == 0.0);
     db.session().publish("boards_5", "\"for all who are there\"");
     for stream in [&mut stays].into_iter().chain(&mut streams) {
-        // One whose position no server will ever come to has ended.
+        // The stream for a position that no server will ever reach has ended.
         let frames = std::iter::from_fn(|| stream.frame_or_end());
         for frame in frames.take_while(|frame| !frame.data.contains("for all")) {
             assert!(["changed", "reset"].contains(&&*frame.event), "{frame:?}");
@@ -136,13 +136,13 @@ fn a_made_up_position_holds_up_nobody() {
 }
 
 #[test]
-fn a_killed_proxy_loses_and_doubles_nothing_for_clients_that_resume() {
+fn a_killed_proxy_loses_and_repeats_nothing_for_clients_that_resume() {
     let db = shared().database();
     let ledger = Ledger::create(&db);
     let mut proxy = db.proxy(&[]);
     let follow = || Follower::start(Habits::faithful(proxy.address()), Request::live(&TOPICS), ledger::is_end);
     let followers = [follow(), follow()];
-    // One that has no id yet when the proxy dies begins again where it wanted to begin.
+    // A client that has no id yet when the proxy dies starts again where its first request started.
     let since = Request::since(&TOPICS, &db.session().one::<String>("SELECT tidings.position()"));
     let third = Follower::start(Habits::faithful(proxy.address()), since, ledger::is_end);
     let writers = ledger.start(8, crate::seed(), "");
@@ -166,7 +166,7 @@ fn a_killed_proxy_loses_and_doubles_nothing_for_clients_that_resume() {
 }
 
 #[test]
-fn a_drained_proxy_ends_its_streams_and_exits_well() {
+fn a_drained_proxy_ends_its_streams_and_exits_with_success() {
     let db = boards();
     let mut proxy = db.proxy(&["--drain", "200ms"]);
     let mut streams: Vec<_> = (0..5).map(|_| proxy.live(&["boards_5"])).collect();
@@ -183,7 +183,7 @@ fn a_drained_proxy_ends_its_streams_and_exits_well() {
 }
 
 #[test]
-fn a_proxy_that_was_told_no_access_mode_refuses_to_start() {
+fn a_proxy_without_an_access_mode_refuses_to_start() {
     let db = boards();
     let url = db.cluster().url(db.name(), &db.proxy_role());
     let output = std::process::Command::new(tidings_tests::proxy::binary())

@@ -1,4 +1,4 @@
-//! What the relay throws away, and what it may not.
+//! What the relay removes from the log, and what it must keep.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::process::Stdio;
@@ -15,7 +15,7 @@ use crate::passed_over;
 /// In seconds.
 const WEEK: i32 = 7 * 24 * 3600;
 
-/// Retention for a test that waits until it has passed.
+/// The retention time in a test that waits until it has passed.
 const SHORT: &[(&str, &str)] = &[("tidings.retention", "2s")];
 
 fn events_table(db: &Database<'_>) {
@@ -27,7 +27,7 @@ fn oldest(session: &mut Session) -> i64 {
     session.one("SELECT oldest_position FROM tidings.status")
 }
 
-/// Whether the log still has what stands behind a position; `Err` if it has been given up.
+/// Whether the log still has what comes after a position; `Err` if it has expired.
 fn read(session: &mut Session, position: &str) -> Result<usize, String> {
     match session.client().query("SELECT FROM tidings.changes($1, NULL, 100)", &[&position]) {
         Ok(rows) => Ok(rows.len()),
@@ -45,7 +45,7 @@ fn retain(session: &mut Session, time: &str) {
 }
 
 #[test]
-fn events_leave_after_the_retention_time_and_never_before() {
+fn events_expire_after_the_retention_time_and_never_before() {
     let cluster = Cluster::start(SHORT);
     let db = cluster.database();
     events_table(&db);
@@ -54,10 +54,10 @@ fn events_leave_after_the_retention_time_and_never_before() {
     let (mut id, mut starts) = (0, BTreeSet::new());
     until("the log has rotated several times", || {
         id += 1;
-        // Noted before the event is there, so the event is younger than the note says.
+        // Noted before the event exists, so the event is younger than the note.
         kept.push_back((Instant::now(), session.one("SELECT tidings.position()")));
         session.run(&format!("INSERT INTO items VALUES ({id}, repeat('x', 1000))"));
-        // The oldest goes first. What is given up is given up for good, and always says so.
+        // The oldest events expire first. An expired position stays expired, and always gives the error.
         while let Some((noted, position)) = kept.front() {
             let Err(code) = read(&mut session, position) else { break };
             assert_eq!(code, "TI001");
@@ -67,7 +67,7 @@ fn events_leave_after_the_retention_time_and_never_before() {
         }
         starts.len() > 3
     });
-    // The rest goes by itself, without anybody writing, but for the last tick.
+    // The rest expires without anybody writing, except for the last tick.
     until("the log is empty", || session.one::<i64>("SELECT count(*) FROM tidings.log") == 0);
     let position: String = session.one("SELECT tidings.position()");
     assert_eq!(read(&mut session, &position), Ok(0));
@@ -83,7 +83,7 @@ fn the_log_stays_bounded_under_load() {
     let db = cluster.database();
     events_table(&db);
     let mut session = db.session();
-    // Random texts: compressed they would prove little.
+    // Random texts, because compressed ones would prove little.
     let write = "INSERT INTO items SELECT i, (SELECT string_agg(md5((random() * i * j)::text), '') FROM generate_series(1, 50) j) FROM generate_series(1, 100) i";
     let (mut written, mut most) = (0, 0);
     let start = Instant::now();
@@ -96,7 +96,7 @@ fn the_log_stays_bounded_under_load() {
         rotations.len() > 8
     });
     let rate = written as f64 / start.elapsed().as_secs_f64();
-    // Half as long again as the retention time, and the time between two looks at the partitions.
+    // One and a half times the retention time, and the time between two checks of the partitions.
     assert!(most as f64 <= rate * (2.0 * 1.5 + 2.0) * 1.5, "{most} bytes at {rate:.0} bytes/s");
     assert!((most as f64) < written as f64 / 2.0, "{most} of {written} bytes");
 }
@@ -108,7 +108,7 @@ fn a_transaction_older_than_the_retention_time_loses_nothing() {
     events_table(&db);
     let mut log = Log::from_here(&db);
     let (mut old, mut prepared, mut session) = (db.session(), db.session(), db.session());
-    // One has written to the log early, one has only kept its events in memory, one is prepared.
+    // One has written to the log early, one has its events only in memory, one is prepared.
     old.run("BEGIN; INSERT INTO items SELECT i, repeat('x', 1000) FROM generate_series(1, 2000) i");
     let mut idle = db.session();
     idle.run("BEGIN; INSERT INTO items VALUES (5000)");
@@ -127,23 +127,23 @@ fn a_transaction_older_than_the_retention_time_loses_nothing() {
     session.run("COMMIT PREPARED 'old'");
     let ids: Vec<i64> = log.news().iter().filter_map(|event| event.json()["record"]["id"].as_i64()).collect();
     assert_eq!(ids.len(), 2001 + 1 + 1000);
-    // In one tick they stand in the order of their stamps, and the prepared one took its stamp when it was prepared.
+    // In one tick they come in the order of their stamps, and the prepared one got its stamp when it was prepared.
     let first = ids.iter().position(|id| *id == 1).expect("the first row");
     assert_eq!(ids[first..first + 2001], (1..=2001).collect::<Vec<i64>>());
-    // And then all of it goes.
+    // And then all of it expires.
     retain(&mut session, "1s");
     until("the start of the log moves on", || oldest(&mut session) > held);
     until("the log is empty", || session.one::<i64>("SELECT count(*) FROM tidings.log") == 0);
 }
 
 #[test]
-fn a_reader_in_the_way_stops_neither_writers_nor_for_good_the_rotation() {
+fn a_reader_that_holds_a_lock_stops_neither_writers_nor_the_rotation_for_good() {
     let cluster = Cluster::start(SHORT);
     let db = cluster.database();
     events_table(&db);
     let (mut reader, mut session) = (db.session(), db.session());
     session.run("INSERT INTO items VALUES (0)");
-    // The reader's snapshot is to see it, and it sees only what is in a tick.
+    // The reader's snapshot must see it, and it sees only what is in a tick.
     until("the event is in a tick", || session.one::<i64>("SELECT count(*) FROM tidings.events") == 1);
     let first = oldest(&mut session);
     reader.run("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM tidings.events");
@@ -153,7 +153,7 @@ fn a_reader_in_the_way_stops_neither_writers_nor_for_good_the_rotation() {
         let before = Instant::now();
         session.run("INSERT INTO items VALUES (1)");
         slowest = slowest.max(before.elapsed());
-        // New readers are not held up behind a waiting TRUNCATE, either.
+        // Nor are new readers delayed behind a waiting TRUNCATE.
         read(&mut session, "earliest").expect("readable");
         assert_eq!(oldest(&mut session), first, "thrown away under a reader");
         start.elapsed() > Duration::from_secs(6)
@@ -174,7 +174,7 @@ fn readers_who_follow_each_other_without_a_pause_do_not_stop_the_rotation() {
     session.run("INSERT INTO items VALUES (0)");
     let script = fresh_path("read.sql");
     std::fs::write(&script, "SELECT count(*) FROM tidings.changes('earliest');\n").expect("write the script");
-    // So many that some are always at it.
+    // So many that some are always reading.
     let mut readers = cluster.tool("pgbench");
     readers.args(["-n", "-c", "6", "-j", "2", "-T", "3600", "-f"]).arg(script).arg(db.name());
     readers.stdout(Stdio::null()).stderr(Stdio::null());
@@ -191,7 +191,7 @@ fn readers_who_follow_each_other_without_a_pause_do_not_stop_the_rotation() {
 }
 
 #[test]
-fn a_partition_that_has_only_the_tick_of_others_events_is_kept_as_long_as_they_are() {
+fn a_partition_with_only_the_tick_of_retained_events_is_kept() {
     let cluster = Cluster::start(&[("tidings.retention", "1s"), ("max_prepared_transactions", "1")]);
     let db = cluster.database();
     events_table(&db);
@@ -201,7 +201,7 @@ fn a_partition_that_has_only_the_tick_of_others_events_is_kept_as_long_as_they_a
     session.run("BEGIN; INSERT INTO items VALUES (1); PREPARE TRANSACTION 'old'");
     session.run("INSERT INTO items VALUES (2)");
     until("another partition is the current one", || session.one::<i16>(slot) != first);
-    // Nothing rotates any more.
+    // Nothing is rotated any more.
     retain(&mut session, "1h");
     let second: i16 = session.one(slot);
     session.run("INSERT INTO items VALUES (3)");
@@ -209,7 +209,7 @@ fn a_partition_that_has_only_the_tick_of_others_events_is_kept_as_long_as_they_a
         session.one::<i64>("SELECT count(*) FROM tidings.events WHERE payload LIKE '%\"id\":3,%'") == 1
     });
     let used: i64 = session.one("SELECT last_tick FROM tidings.status");
-    // A look at the partitions comes once a second: the two ticks are to lie further apart.
+    // The partitions are checked once a second, and the two ticks must be further apart than that.
     until("some time has passed", || session.one::<i64>("SELECT tidings.stamp()") > used + 2_500_000);
     let position: String = session.one("SELECT tidings.position()");
     let noted = Instant::now();
@@ -228,7 +228,7 @@ fn a_partition_that_has_only_the_tick_of_others_events_is_kept_as_long_as_they_a
 }
 
 #[test]
-fn an_old_snapshot_is_told_of_a_gap_and_not_shown_one() {
+fn an_old_snapshot_gets_an_error_instead_of_a_gap() {
     let cluster = Cluster::start(SHORT);
     let db = cluster.database();
     events_table(&db);
@@ -236,7 +236,7 @@ fn an_old_snapshot_is_told_of_a_gap_and_not_shown_one() {
     let position: String = session.one("SELECT tidings.position()");
     session.run("INSERT INTO items VALUES (1)");
     until("it is in a tick", || read(&mut session, &position) == Ok(1));
-    // The snapshot is there, but no lock on the log yet.
+    // The snapshot exists, but no lock on the log yet.
     reader.run("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM items");
     until("it has been thrown away", || {
         session.run("INSERT INTO items VALUES (2)");
@@ -246,7 +246,7 @@ fn an_old_snapshot_is_told_of_a_gap_and_not_shown_one() {
 }
 
 #[test]
-fn rotation_goes_on_across_restarts_that_come_sooner_than_the_retention_time() {
+fn rotation_continues_across_restarts_that_are_more_frequent_than_the_retention_time() {
     let cluster = Cluster::start(&[("tidings.retention", "4s")]);
     let db = cluster.database();
     events_table(&db);
@@ -282,7 +282,7 @@ fn a_publication_of_all_tables_does_not_stop_the_relay() {
 }
 
 #[test]
-fn the_status_tells_sizes_and_the_oldest_position() {
+fn the_status_shows_sizes_and_the_oldest_position() {
     let cluster = Cluster::start(&[("tidings.retention", "90min")]);
     let db = cluster.database();
     events_table(&db);
@@ -301,7 +301,7 @@ fn the_status_tells_sizes_and_the_oldest_position() {
 }
 
 #[test]
-fn a_client_whose_position_has_gone_is_reset_and_then_live() {
+fn a_client_whose_position_has_expired_is_reset_and_then_live() {
     use tidings_tests::sse::Request;
     let cluster = Cluster::start(&[("tidings.retention", "1s")]);
     let db = cluster.database();
@@ -321,7 +321,7 @@ fn a_client_whose_position_has_gone_is_reset_and_then_live() {
 }
 
 #[test]
-fn a_clock_that_was_ahead_stops_no_rotation() {
+fn a_clock_that_was_ahead_does_not_stop_the_rotation() {
     if !Clock::can_jump() {
         return passed_over("a clock that jumps: there is no libfaketime");
     }
@@ -347,7 +347,7 @@ fn a_clock_that_was_ahead_stops_no_rotation() {
 }
 
 #[test]
-fn a_clock_that_jumps_ahead_throws_nothing_away() {
+fn a_clock_that_jumps_ahead_expires_nothing() {
     if !Clock::can_jump() {
         return passed_over("a clock that jumps: there is no libfaketime");
     }
@@ -357,14 +357,15 @@ fn a_clock_that_jumps_ahead_throws_nothing_away() {
     events_table(&db);
     let mut session = db.session();
     if session.one::<i32>("SELECT current_setting('server_version_num')::int") < 160_000 {
-        // It forks them inside a system call that libfaketime leaves alone, and so all that they do later.
+        // The postmaster forks them inside a system call that libfaketime does not intercept, and so everything that
+        // they do later.
         return passed_over("a relay whose clock jumps: workers of PostgreSQL 15 see the real one");
     }
     let position: String = session.one("SELECT tidings.position()");
     let mut log = Log::from_here(&db);
     session.run("INSERT INTO items VALUES (1)");
     assert_eq!(log.news().len(), 1);
-    // The relay tells of each jump, and then looks at the partitions.
+    // The relay logs each jump, and then checks the partitions.
     for jump in 1..=4 {
         clock.set(WEEK + jump * 3600);
         until("the relay has seen the jump", || {

@@ -1,10 +1,10 @@
-//! Who may read: nobody who was not granted it.
+//! Who may read: only roles with the grant.
 
 use tidings_tests::{Session, shared};
 
 use crate::{boards, titles};
 
-/// What somebody without rights may try to read or to do.
+/// What a role without rights may try to read or to do.
 const ATTEMPTS: &[&str] = &[
     "SELECT * FROM tidings.log",
     "SELECT * FROM tidings.events",
@@ -27,7 +27,7 @@ const ATTEMPTS: &[&str] = &[
 ];
 
 #[test]
-fn a_writer_without_rights_writes_and_its_events_arrive() {
+fn events_of_a_writer_without_rights_arrive() {
     let db = boards();
     let writer = db.role("writer");
     db.session().run(&format!("GRANT INSERT, UPDATE, SELECT, DELETE ON board_items TO {writer}"));
@@ -46,7 +46,7 @@ fn a_writer_without_rights_writes_and_its_events_arrive() {
 }
 
 #[test]
-fn an_owner_without_rights_alters_tables_as_before() {
+fn an_owner_without_rights_can_alter_tables_as_before() {
     let db = boards();
     let owner = db.role("owner");
     db.session().run(&format!(
@@ -74,12 +74,12 @@ fn ungranted_roles_read_nothing() {
         for attempt in ATTEMPTS {
             session.forbidden(attempt);
         }
-        // And whatever else there is.
+        // And everything else in the schema.
         assert_eq!(open_to(&mut session), [""; 0], "open to {role}");
     }
 }
 
-/// What the session may do anything with in the schema, and the schema itself, in order.
+/// Everything in the schema that the session has rights on, and the schema itself, in order.
 pub fn open_to(session: &mut Session) -> Vec<String> {
     let open = session.all(
         "SELECT c.oid::regclass::text FROM pg_class c WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = 'tidings')
@@ -97,7 +97,7 @@ pub fn open_to(session: &mut Session) -> Vec<String> {
     open
 }
 
-/// Whatever has been notified to `listener` by now: a probe of our own stands behind it in the queue.
+/// Everything that has been notified to `listener` by now: a probe of this test comes after it in the queue.
 pub fn heard(listener: &mut Session, db: &tidings_tests::Database<'_>) -> Vec<(String, String)> {
     use postgres::fallible_iterator::FallibleIterator;
     db.session().run("NOTIFY probe, 'probe'");
@@ -116,7 +116,7 @@ pub fn heard(listener: &mut Session, db: &tidings_tests::Database<'_>) -> Vec<(S
 }
 
 #[test]
-fn a_guessed_channel_tells_nothing() {
+fn a_guessed_channel_receives_nothing() {
     let db = boards();
     let other = shared().database();
     let stranger = db.role("stranger");
@@ -158,7 +158,7 @@ fn a_guessed_channel_tells_nothing() {
     db.session().run("INSERT INTO board_items VALUES (1, 5, 'secret')");
     assert_eq!(titles(&[sse.frame()]), ["secret"]);
     assert_eq!(heard(&mut spy, &db), []);
-    // Whoever knows the channel does hear it, so the spy's silence means something.
+    // A role that knows the channel does receive it, so it means something that the spy receives nothing.
     let told = heard(&mut granted, &db);
     assert!(told.iter().any(|(name, payload)| *name == channel && payload.contains("secret")), "{told:?}");
     // 128 random bits have at least 22 characters.
@@ -193,7 +193,7 @@ fn the_proxy_role_reads_what_it_needs_and_writes_nothing() {
 }
 
 #[test]
-fn an_application_and_a_manager_get_what_they_need_and_no_more() {
+fn an_application_and_a_manager_have_exactly_the_rights_they_need() {
     let db = boards();
     let (app, manager) = (db.role("app"), db.role("manager"));
     db.session().run(&format!(
@@ -249,13 +249,13 @@ fn an_application_and_a_manager_get_what_they_need_and_no_more() {
 }
 
 #[test]
-fn nobody_but_the_relay_is_believed() {
+fn only_the_relays_notifications_are_accepted() {
     let db = boards();
     let stranger = db.role("stranger");
     let channel: String = db.session().one("SELECT tidings.channel()");
     let proxy = db.proxy(&[]);
     let mut sse = proxy.live(&["boards_5"]);
-    // Somebody who got hold of the channel, and writes what looks like a tick.
+    // A role that got hold of the channel, and sends what looks like a tick.
     let forged = "1 9000000000000000 1 1 1\n1 8 7 8\nboards_5changed\"forged\"";
     let mut session = db.session_as(&stranger);
     session.run(&format!("NOTIFY \"{channel}\", E'{}'", forged.replace('\n', "\\n")));

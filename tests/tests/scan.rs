@@ -44,14 +44,14 @@ fn walk(session: &mut Session, topic: &str, max_rows: i32, max_bytes: i32) -> (V
 }
 
 #[test]
-fn a_place_behind_many_ticks_costs_none_of_them() {
+fn a_position_after_many_ticks_reads_none_of_them() {
     const TICKS: i64 = 5000;
     let db = tidings_tests::shared().database();
     let mut session = db.session();
     session.publish("t", "1");
     until("it is in a tick", || session.all("SELECT FROM tidings.changes('earliest')", &[]).len() == 1);
     let last: i64 = session.one("SELECT max(tick) FROM tidings.tick");
-    // As the relay makes them, for this transaction only.
+    // The log rows as the relay marks them, for this transaction only.
     session.run(&format!(
         "BEGIN ISOLATION LEVEL REPEATABLE READ;
          INSERT INTO tidings.tick SELECT t.slot, t.tick + i, t.tick + i - 1, t.until, t.until, 0
@@ -78,7 +78,7 @@ fn a_place_behind_many_ticks_costs_none_of_them() {
 }
 
 #[test]
-fn a_large_transaction_is_not_read_for_each_tick_that_it_outlasts() {
+fn a_long_transaction_is_not_read_again_for_each_tick() {
     const TICKS: usize = 20;
     let db = tidings_tests::shared().database();
     let (mut session, mut long) = (db.session(), db.session());
@@ -107,13 +107,13 @@ fn a_large_transaction_is_not_read_for_each_tick_that_it_outlasts() {
         session.run(sql);
         let read = session.one::<i64>(read) - before;
         session.run("COMMIT");
-        // The scan looks at the sizes, too, and those that began in a tick are looked at there.
+        // The scan also reads the sizes of segments, including those that began in an earlier tick.
         assert!(read <= 4 * segments, "{sql} reads {read} of {segments} segments");
     }
 }
 
 #[test]
-fn a_rare_topic_in_a_large_log_is_read_a_stretch_at_a_time() {
+fn a_rare_topic_in_a_large_log_is_read_in_bounded_pages() {
     let cluster = Cluster::start(&[("track_functions", "all")]);
     let db = cluster.database();
     rare_among_many(&db);
@@ -131,7 +131,7 @@ fn a_rare_topic_in_a_large_log_is_read_a_stretch_at_a_time() {
             assert!(places.is_sorted(), "{places:?}");
         }
     }
-    // No call decodes much more than its limit: none gets further than the limit and the segment that it began.
+    // No call decodes much more than its limit: at most the limit and the segment that it had begun.
     let (_, ends) = walk(&mut session, "rare", 1000, 4 * MIB);
     let mut before = String::from("earliest");
     for end in ends {
@@ -167,7 +167,7 @@ fn a_rare_topic_in_a_large_log_is_read_a_stretch_at_a_time() {
 }
 
 #[test]
-fn a_segment_that_makes_far_more_than_it_takes_is_not_held_in_memory() {
+fn a_segment_that_expands_a_lot_is_not_held_in_memory() {
     let cluster = Cluster::start(&[("work_mem", "4MB")]);
     let db = cluster.database();
     let mut session = db.session();

@@ -1,5 +1,5 @@
-//! docs/security.md as a reader follows it: each block of SQL and of shell is run as it stands, and what comes of it is
-//! what the document shows. Only the address of the database and the port of the proxy are others.
+//! docs/security.md as a reader would follow it: each block of SQL and of shell is run as it is, and the output must be
+//! what the document shows. Only the address of the database and the port of the proxy differ.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ fn blocks(page: &str) -> Vec<(&str, &str)> {
     page.split("```").skip(1).step_by(2).map(|block| block.split_once('\n').expect("a fence and a text")).collect()
 }
 
-/// A terminal in a folder of its own, in which the proxy is a command.
+/// A terminal in its own folder, in which the proxy is a command.
 struct Terminal {
     folder: PathBuf,
     /// The functions that have been defined.
@@ -36,12 +36,12 @@ impl Terminal {
         command
     }
 
-    /// Starts what goes on until it is ended.
+    /// Starts a command that runs until it is ended.
     fn start(&self, text: &str, output: &Path) -> Process {
         Process::spawn(&mut self.command(&format!("exec {text}"), output), Signal::SIGKILL).expect("start bash")
     }
 
-    /// Runs what ends by itself.
+    /// Runs a command that ends by itself.
     fn run(&self, text: &str, output: &Path) {
         let status = self.command(text, output).status().expect("run bash");
         assert!(status.success(), "{text}\n{}", read(output));
@@ -52,7 +52,7 @@ fn read(output: &Path) -> String {
     fs::read_to_string(output).expect("read an output")
 }
 
-/// Runs SQL; a statement with its answer behind it in a comment must give that.
+/// Runs SQL; a statement with its answer in a comment after it must return that answer.
 fn run_sql(db: &Database<'_>, text: &str) {
     let mut session = db.session();
     for line in text.lines().filter(|line| line.contains("; ") && line.contains("-- {")) {
@@ -64,7 +64,7 @@ fn run_sql(db: &Database<'_>, text: &str) {
 }
 
 #[test]
-fn the_example_of_the_page_about_security_does_what_it_says() {
+fn the_example_in_the_security_page_works() {
     let cluster = Cluster::start(&[]);
     let db = cluster.database();
     let port = free_port();

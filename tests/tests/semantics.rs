@@ -18,7 +18,7 @@ fn titles(events: &[Event]) -> Vec<String> {
 }
 
 #[test]
-fn an_update_that_changes_nothing_is_no_event() {
+fn an_update_that_changes_nothing_makes_no_event() {
     let (db, mut log) = with(BOARDS);
     let mut session = db.session();
     session.run("INSERT INTO items VALUES (1, 5, repeat('long ', 5000)), (2, 5, NULL), (3, 5, '1')");
@@ -39,7 +39,7 @@ fn a_row_that_moves_to_another_topic_leaves_the_old_one() {
     session.run("INSERT INTO items VALUES (1, 5, 'a'); UPDATE items SET board_id = 6, title = 'b'");
     let events = log.news();
     assert_eq!(titles(&events), ["INSERT b5 a", "DELETE b5 a", "INSERT b6 b"]);
-    // Each tells of the whole row, also with the previous values that an UPDATE would leave out.
+    // Each event has the whole row, also with the previous values that an UPDATE would leave out.
     assert_eq!(events[1].json()["old_record"], json!({"id": 1, "board_id": 5, "title": "a"}));
     assert_eq!(events[1].json()["record"], Value::Null);
     assert_eq!(events[2].json()["record"], json!({"id": 1, "board_id": 6, "title": "b"}));
@@ -52,20 +52,20 @@ fn a_topic_has_one_reading() {
     let mut session = db.session();
     let skipped = "SELECT skipped FROM tidings.status";
     let before: i64 = session.one(skipped);
-    // The first value ends where its separator begins, and the last one may hold anything.
+    // The first value ends where its separator begins, and the last one may contain anything.
     session.run("INSERT INTO t VALUES ('1__2', '3'), ('1_', '2__3'), ('1', '2__3')");
     assert_eq!(kinds(&log.news()), ["INSERT 1__2__3"]);
     assert_eq!(session.one::<i64>(skipped) - before, 2);
     // A row that goes to no topic, and comes from none.
     session.run("UPDATE t SET b = '4' WHERE a = '1__2'; UPDATE t SET a = '1__2' WHERE a = '1'; UPDATE t SET a = '1' WHERE b = '4'");
     assert_eq!(kinds(&log.news()), ["DELETE 1__2__3", "INSERT 1__4"]);
-    // Of two watches one may make a topic of the row.
+    // One of two watches may make a topic of the row.
     session.run("SELECT tidings.watch('t', topic => '{b}/{a}', name => 'other'); INSERT INTO t VALUES ('x__y', 'z')");
     assert_eq!(kinds(&log.news()), ["INSERT z/x__y"]);
 }
 
 #[test]
-fn a_watch_of_an_older_version_whose_holes_touch_makes_no_events_and_no_errors() {
+fn a_watch_of_an_older_version_with_adjacent_holes_makes_no_events_and_no_errors() {
     let (db, mut log) = with(
         "CREATE TABLE t (a text, b text);
          CREATE TRIGGER tidings_default AFTER INSERT OR UPDATE OR DELETE ON t FOR EACH ROW
@@ -77,7 +77,7 @@ fn a_watch_of_an_older_version_whose_holes_touch_makes_no_events_and_no_errors()
     session.run("INSERT INTO t VALUES ('1', '2'); UPDATE t SET a = '3'; ALTER TABLE t ADD c int; DELETE FROM t");
     assert_eq!(log.news().len(), 0);
     assert_eq!(session.one::<i64>(skipped) - before, 3);
-    // A rule of that kind allows nothing, and spoils no other.
+    // A rule of that kind allows nothing, and does not affect others.
     let matches =
         "SELECT tidings.match_topic('{a}{b}', 'xy') IS NULL AND tidings.match_topic('{a}-{b}', 'x-y') = '{x,y}'";
     assert!(session.one::<bool>(matches));
@@ -97,7 +97,7 @@ fn a_null_in_the_topic_means_no_event() {
 }
 
 #[test]
-fn merge_and_upsert_tell_what_they_did() {
+fn merge_and_upsert_send_what_they_did() {
     let (db, mut log) = with(BOARDS);
     let mut session = db.session();
     session.run("INSERT INTO items VALUES (1, 5, 'a'), (2, 5, 'b'), (3, 5, 'c')");
@@ -121,7 +121,7 @@ fn merge_and_upsert_tell_what_they_did() {
 }
 
 #[test]
-fn foreign_key_actions_tell_of_every_row_they_touch() {
+fn foreign_key_actions_send_every_row_they_touch() {
     let (db, mut log) = with(
         "CREATE TABLE boards (id int PRIMARY KEY);
          CREATE TABLE cards (id int PRIMARY KEY, board_id int REFERENCES boards ON DELETE CASCADE ON UPDATE CASCADE);
@@ -143,7 +143,7 @@ fn foreign_key_actions_tell_of_every_row_they_touch() {
 }
 
 #[test]
-fn partitions_speak_in_the_name_of_the_table_that_is_watched() {
+fn events_of_partitions_name_the_watched_table() {
     let (db, mut log) = with(
         "CREATE TABLE parts (id int, board_id int, title text) PARTITION BY RANGE (id);
          CREATE TABLE low PARTITION OF parts FOR VALUES FROM (0) TO (10);
@@ -215,7 +215,7 @@ fn inherited_tables_are_watched_one_by_one() {
 }
 
 #[test]
-fn generated_and_identity_columns_are_told_as_they_are_stored() {
+fn generated_and_identity_columns_are_sent_as_stored() {
     let (db, mut log) = with(
         "CREATE TABLE things (id int GENERATED ALWAYS AS IDENTITY, a int, twice int GENERATED ALWAYS AS (a * 2) STORED, at date DEFAULT '2024-05-01');
          SELECT tidings.watch('things', topic => 't{twice}')",
@@ -227,7 +227,7 @@ fn generated_and_identity_columns_are_told_as_they_are_stored() {
 }
 
 #[test]
-fn columns_that_are_generated_when_they_are_read_are_left_out_and_cannot_be_named() {
+fn virtual_generated_columns_are_left_out_and_cannot_be_named() {
     let db = shared().database();
     let mut session = db.session();
     if session.one::<i32>("SELECT current_setting('server_version_num')::int") < 180_000 {
@@ -268,13 +268,13 @@ fn a_before_trigger_has_the_last_word_on_the_row() {
 }
 
 #[test]
-fn columns_may_come_and_go_and_change_while_a_session_writes() {
+fn columns_may_be_added_dropped_and_changed_while_a_session_writes() {
     let (db, mut log) = with(
         "CREATE TABLE items (gone int, id int PRIMARY KEY, board_id int, title text); ALTER TABLE items DROP COLUMN gone;
          SELECT tidings.watch('items', topic => 'b{board_id}')",
     );
     let (mut session, mut ddl) = (db.session(), db.session());
-    // The same prepared statement all along: its session has compiled the watch before each change.
+    // The same prepared statement during all changes: its session has compiled the watch before each of them.
     let insert = session.client().prepare("INSERT INTO items (id, board_id) VALUES ($1, 5)").expect("prepare");
     let mut record = |id: i32| {
         session.client().execute(&insert, &[&id]).expect("insert");
@@ -291,7 +291,7 @@ fn columns_may_come_and_go_and_change_while_a_session_writes() {
     assert_eq!(record(4), json!({"id": 4, "board_id": 5, "added": "was an array"}));
     ddl.run("ALTER TABLE items RENAME COLUMN added TO \"re\"\"named\"; ALTER TABLE items ADD COLUMN title text DEFAULT 'again'");
     assert_eq!(record(5), json!({"id": 5, "board_id": 5, "re\"named": "was an array", "title": "again"}));
-    // Rows from before, whose missing columns are only in the catalog.
+    // Old rows, whose missing columns are only in the catalog.
     ddl.run("UPDATE items SET board_id = 6 WHERE id = 1");
     let events = log.news();
     assert_eq!(kinds(&events), ["DELETE b5", "INSERT b6"]);
@@ -342,7 +342,7 @@ fn types_may_change_while_a_session_writes() {
 }
 
 #[test]
-fn a_column_that_a_watch_names_goes_by_no_way_round() {
+fn a_column_that_a_watch_names_cannot_be_dropped_or_renamed() {
     let (db, mut log) = with(
         "CREATE TYPE mood AS ENUM ('sad'); CREATE SCHEMA s; CREATE DOMAIN s.board AS int; CREATE TYPE pair AS (id int, board int);
          CREATE TABLE moods (m mood); CREATE TABLE boards (b s.board, m mood); CREATE TABLE pairs OF pair;
@@ -362,7 +362,7 @@ fn a_column_that_a_watch_names_goes_by_no_way_round() {
     }
     session.run("INSERT INTO moods VALUES ('sad'); INSERT INTO boards VALUES (1); INSERT INTO pairs VALUES (1, 2)");
     assert_eq!(kinds(&log.news()), ["INSERT mood sad", "INSERT board", "INSERT pair 2"]);
-    // What no watch names may go, and so may the whole table.
+    // Columns that no watch names may be dropped, and so may the whole table.
     session.run("BEGIN; DROP TABLE moods; DROP TYPE mood CASCADE; ROLLBACK");
     session.run("DROP TABLE moods; DROP TYPE mood CASCADE; ALTER TYPE pair DROP ATTRIBUTE id CASCADE");
     session.run("INSERT INTO boards VALUES (2); INSERT INTO pairs VALUES (3)");
@@ -370,7 +370,7 @@ fn a_column_that_a_watch_names_goes_by_no_way_round() {
 }
 
 #[test]
-fn a_cast_to_json_counts_as_soon_as_it_is_there() {
+fn a_cast_to_json_is_used_as_soon_as_it_exists() {
     let (db, mut log) = with(
         "CREATE TYPE mood AS ENUM ('sad'); CREATE TABLE t (m mood); SELECT tidings.watch('t', topic => 't');
          CREATE FUNCTION to_json(mood) RETURNS json LANGUAGE sql STRICT RETURN json_build_object('mood', $1::text)",

@@ -1,4 +1,4 @@
-//! Large rows, large transactions, slow readers: memory stays bounded, and writers notice nothing.
+//! Large rows, large transactions, slow readers: memory stays bounded, and writers are not affected.
 
 use tidings_tests::follower::Habits;
 use tidings_tests::ledger::{self, Ledger, TOPICS};
@@ -31,7 +31,7 @@ fn a_row_of_a_megabyte_arrives() {
 fn a_row_of_a_megabyte_reaches_a_client_with_the_usual_queue() {
     let db = boards();
     let proxy = db.proxy(&[]);
-    // The row alone is more than may wait for a client; whoever reads still gets it, if need be by resuming.
+    // The row alone is more than may wait for a client; a client that reads still gets it, by resuming if necessary.
     let follower = Follower::start(Habits::faithful(proxy.address()), Request::live(&["boards_5"]), |frame| {
         frame.data == "\"end\""
     });
@@ -56,7 +56,7 @@ fn a_transaction_of_a_million_rows_arrives_in_bounded_memory() {
     let before: i64 =
         reading.one("SELECT sum(pg_total_relation_size(relid))::bigint FROM pg_partition_tree('tidings.log')");
     session.run(&format!("INSERT INTO big SELECT i, 'row number ' || i FROM generate_series(1, {ROWS}) i"));
-    // Whoever falls behind is sent away and resumes, as a browser would.
+    // A client that falls behind is disconnected and resumes, as a browser would.
     let (mut expected, mut tick, mut visits) = (1, 0, 1);
     while expected <= ROWS {
         let Some(frame) = sse.frame_or_end() else {
@@ -82,8 +82,8 @@ fn a_transaction_of_a_million_rows_arrives_in_bounded_memory() {
         "backend {backend} MiB, relay {relay} MiB, proxy {served} MiB of anonymous memory; {visits} connections; log {} MiB",
         (log - before) / 1024 / 1024
     );
-    // The rows are some 150 MiB as payloads. The backend and the relay hold a buffer of a few MiB beside what every
-    // backend needs; the proxy its history of 64 MiB and the pages it reads.
+    // The rows are some 150 MiB as payloads. The backend and the relay have a buffer of a few MiB in addition to what
+    // every backend needs; the proxy has its history of 64 MiB and the pages that it reads.
     assert!(backend < 64, "the backend took {backend} MiB");
     assert!(relay < 64, "the relay took {relay} MiB");
     assert!(served < 160, "the proxy took {served} MiB");
@@ -91,7 +91,7 @@ fn a_transaction_of_a_million_rows_arrives_in_bounded_memory() {
 
 #[test]
 fn a_stopped_proxy_never_blocks_or_fails_a_writer() {
-    // Ticks travel whole, however many transactions they gather: hints would be too small to fill a socket.
+    // Ticks are sent whole, however many transactions they have: hints would be too small to fill a socket.
     let cluster = Cluster::start(&[("tidings.notify_inline_limit", "480kB")]);
     let db = cluster.database();
     let ledger = Ledger::create(&db);
@@ -125,7 +125,7 @@ fn a_stopped_proxy_never_blocks_or_fails_a_writer() {
 }
 
 #[test]
-fn a_client_that_reads_slowly_misses_nothing_and_slows_nobody() {
+fn a_client_that_reads_slowly_misses_nothing_and_delays_nobody() {
     let db = boards();
     let proxy = db.proxy(&["--client-queue-bytes", "64KiB"]);
     let mut slow = proxy.live(&["boards_5"]);
@@ -134,7 +134,8 @@ fn a_client_that_reads_slowly_misses_nothing_and_slows_nobody() {
     session.run("INSERT INTO board_items VALUES (0, 5, 'first')");
     assert_eq!(titles(&[slow.frame()]), ["first"]);
     assert_eq!(titles(&[quick.frame()]), ["first"]);
-    // One event after the other, so that whoever reads is never behind; the slow one reads nothing meanwhile.
+    // One event after the other, so that a client that reads never falls behind; the slow one reads nothing in the
+    // meantime.
     let mut id = 0;
     tidings_tests::until("the slow client is sent away", || {
         for _ in 0..50 {
@@ -155,7 +156,7 @@ fn a_client_that_reads_slowly_misses_nothing_and_slows_nobody() {
     drop(slow);
 }
 
-/// Resumes, as often as it takes, until there are `n` events.
+/// Resumes, as often as needed, until there are `n` events.
 fn resume_until(proxy: &tidings_tests::Proxy, last: &str, got: &mut Vec<tidings_tests::Frame>, n: usize) -> Sse {
     let mut last = last.to_owned();
     loop {
@@ -172,7 +173,7 @@ fn resume_until(proxy: &tidings_tests::Proxy, last: &str, got: &mut Vec<tidings_
 }
 
 #[test]
-fn topics_of_one_event_each_take_no_more_memory_than_history_may() {
+fn topics_of_one_event_each_stay_within_the_memory_for_history() {
     const EVENTS: i64 = 200_000;
     const BUDGET: u64 = 16 * MIB;
     let db = shared().database();
@@ -189,6 +190,6 @@ fn topics_of_one_event_each_take_no_more_memory_than_history_may() {
     tidings_tests::until("all have come", || proxy.metric("tidings_events_received_total") >= EVENTS as f64);
     let (grown, topics) = (memory().saturating_sub(before), proxy.metric("tidings_topics"));
     assert!(topics > 10_000.0, "{topics} topics");
-    // Beside it what the reading of the log leaves behind: pages of a mebibyte and what was made of them.
+    // In addition to what is left from reading the log: pages of a mebibyte and what was made of them.
     assert!(grown < BUDGET * 13 / 10 + 12 * MIB, "{} MiB for {topics} topics", grown / MIB);
 }

@@ -6,7 +6,7 @@ use tidings_tests::process::{Signal, send};
 use tidings_tests::sse::Request;
 use tidings_tests::{Cluster, Database, Session, until};
 
-use crate::life_cycle::catch_up;
+use crate::failover::catch_up;
 use crate::{all_until_now, create_boards, passed_over, titles};
 
 /// How far the standby's clock differs from the primary's, in seconds.
@@ -40,8 +40,8 @@ fn continue_relay(db: &Database<'_>) {
     send(db.relay().expect("a relay"), Signal::SIGCONT);
 }
 
-/// Reads on a standby whose clock is so far beside the primary's, while transactions are open there: some that end
-/// afterwards, some with savepoints, one that is prepared; and some are committed but in no tick yet.
+/// Reads on a standby whose clock differs this much from the primary's, while transactions are open there: some that
+/// end afterwards, some with savepoints, one that is prepared; and some are committed but in no tick yet.
 fn read_beside_open_transactions(offset: i32) {
     let primary = Cluster::start(&[]);
     let db = primary.database();
@@ -98,7 +98,7 @@ fn read_beside_open_transactions(offset: i32) {
 }
 
 #[test]
-fn a_position_of_a_standby_whose_clock_is_ahead_misses_and_doubles_nothing() {
+fn a_position_of_a_standby_whose_clock_is_ahead_misses_and_repeats_nothing() {
     if !Clock::can_jump() {
         return passed_over("a clock that is wrong: there is no libfaketime");
     }
@@ -106,7 +106,7 @@ fn a_position_of_a_standby_whose_clock_is_ahead_misses_and_doubles_nothing() {
 }
 
 #[test]
-fn a_position_of_a_standby_whose_clock_is_behind_misses_and_doubles_nothing() {
+fn a_position_of_a_standby_whose_clock_is_behind_misses_and_repeats_nothing() {
     if !Clock::can_jump() {
         return passed_over("a clock that is wrong: there is no libfaketime");
     }
@@ -114,14 +114,14 @@ fn a_position_of_a_standby_whose_clock_is_behind_misses_and_doubles_nothing() {
 }
 
 #[test]
-fn what_a_standby_shows_before_its_primary_does_is_not_told_again() {
+fn what_a_standby_shows_before_its_primary_is_not_repeated() {
     let primary = Cluster::start(&[]);
     let db = primary.database();
     create_boards(&db);
     let standby = primary.standby();
     let proxy = db.proxy(&[]);
     let mut session = db.session();
-    // The commit waits for a standby that never comes, and meanwhile the one that is there replays it.
+    // The commit waits for a standby that never connects, and in the meantime the existing one replays it.
     session.run("SET synchronous_commit = local");
     session.run("ALTER SYSTEM SET synchronous_standby_names = 'another'");
     session.run("SELECT pg_reload_conf()");
@@ -142,7 +142,7 @@ fn what_a_standby_shows_before_its_primary_does_is_not_told_again() {
     let (seen, position) = read(&mut there);
     assert_eq!(seen.len(), all.len());
     let mut sse = proxy.open(&Request::since(&["boards_5"], &position));
-    // Ticks go on beside it, cut after the position.
+    // Ticks are cut in the meantime, after the position.
     session.run("INSERT INTO board_items VALUES (0, 5, 'beside it')");
     all.push("beside it".to_owned());
     session.run("ALTER SYSTEM RESET synchronous_standby_names");
@@ -181,7 +181,7 @@ fn a_standby_waits_with_a_position_that_it_has_not_reached() {
 }
 
 #[test]
-fn an_old_snapshot_of_a_standby_is_told_of_a_gap_and_not_shown_one() {
+fn an_old_snapshot_of_a_standby_gets_an_error_instead_of_a_gap() {
     let primary = Cluster::start(&[("tidings.retention", "1s")]);
     let db = primary.database();
     create_boards(&db);

@@ -1,4 +1,4 @@
-//! Slow rules, and many clients that ask for them: what that costs the others. Attacks by a rule's code are in
+//! Slow rules, and many clients that ask for them: how they affect other clients. Attacks by a rule's code are in
 //! `attacks_by_rules`.
 
 use std::io::Write;
@@ -16,7 +16,7 @@ use crate::attacks::BOARD;
 /// How many clients ask for slow topics at the same time.
 const STORM: usize = 60;
 
-/// A team with rules for topics `slow_…` that take longer than a rule may.
+/// A database with rules for topics `slow_…` that take longer than a rule may.
 fn team() -> Team<'static> {
     let team = Team::new();
     team.db.session().run("SELECT tidings.allow('slow_{x}', 'SELECT FROM pg_sleep(30)')");
@@ -47,7 +47,7 @@ fn token_of(team: &Team<'_>, n: usize) -> String {
 }
 
 #[test]
-fn who_hangs_up_is_not_asked_for() {
+fn a_check_whose_client_disconnects_is_not_asked() {
     let team = team();
     let proxy = team.proxy(&[]);
     let ada = team.token(1);
@@ -58,7 +58,7 @@ fn who_hangs_up_is_not_asked_for() {
     });
     drop(storm);
     assert_eq!(status(&proxy, BOARD, &ada), 200);
-    // Nothing of it is left, long before the rules' time would have been over, one after the other.
+    // None of them is left, long before the rules could have run one after the other.
     until("nobody sleeps", || sleepers(&mut session, &team) == 0);
     until("it is counted", || {
         proxy.metrics()["tidings_auth_checks_ended_total{cause=\"gone\"}"] > STORM as f64 / 2.0
@@ -73,8 +73,8 @@ fn who_hangs_up_is_not_asked_for() {
     until("it is cancelled", || sleepers(&mut session, &team) == 0 && gone() > before);
 }
 
-/// Runs a storm of requests that wait for their answers, by so many people, and `body` beside it, which is told how
-/// many answers there are. The proxy is gone at the end.
+/// Runs a storm of requests that wait for their answers, from this many people, and at the same time `body`, which gets
+/// the number of answers so far. The proxy is gone at the end.
 fn beside_storm(team: &Team<'_>, proxy: &Proxy, people: usize, body: impl FnOnce(&AtomicUsize)) {
     let (answered, is_over) = (AtomicUsize::new(0), AtomicBool::new(false));
     let mut session = team.db.session();
@@ -110,7 +110,7 @@ fn beside_storm(team: &Team<'_>, proxy: &Proxy, people: usize, body: impl FnOnce
 }
 
 #[test]
-fn another_user_is_answered_while_a_storm_of_slow_rules_rages() {
+fn another_user_is_answered_during_a_storm_of_slow_rules() {
     for people in [1, STORM] {
         let team = team();
         let proxy = team.proxy(&[]);
@@ -126,12 +126,12 @@ fn another_user_is_answered_while_a_storm_of_slow_rules_rages() {
 }
 
 #[test]
-fn an_anonymous_visitor_does_not_wait_for_those_of_another_network() {
+fn an_anonymous_client_does_not_wait_for_those_of_another_network() {
     let team = team();
     team.db.session().run("SELECT tidings.allow('open_{x}', 'SELECT')");
     let proxy = team.proxy(&["--anon-role", &team.guest]);
     let mut session = team.db.session();
-    // All of them have the same claims. Each question is slow in its own statement first.
+    // All of them have the same claims. Each question is first slow in its own statement.
     let storm: Vec<_> = (0..STORM).map(|n| send_from_elsewhere(&proxy, &format!("/events?topic=slow_{n}"))).collect();
     until("a rule of the storm runs", || sleepers(&mut session, &team) > 0);
     let before = proxy.metric("tidings_auth_questions_total");
@@ -153,7 +153,7 @@ fn send_from_elsewhere(proxy: &Proxy, path: &str) -> TcpStream {
 }
 
 #[test]
-fn a_right_that_is_taken_back_ends_the_stream_while_a_storm_rages() {
+fn revoked_access_ends_the_stream_during_a_storm() {
     let team = team();
     let proxy = team.proxy(&["--reauthorize", "200ms"]);
     let mut his = open(&proxy, "boards_7", &team.token(2));
@@ -166,7 +166,7 @@ fn a_right_that_is_taken_back_ends_the_stream_while_a_storm_rages() {
 }
 
 #[test]
-fn streams_whose_rules_become_slow_end_and_hold_up_no_others() {
+fn streams_whose_rules_become_slow_end_and_do_not_delay_others() {
     let team = Team::new();
     team.db.session().run(&format!(
         "CREATE TABLE slowness AS SELECT 0 AS seconds; GRANT SELECT ON slowness TO {};
@@ -192,7 +192,7 @@ fn streams_whose_rules_become_slow_end_and_hold_up_no_others() {
 }
 
 #[test]
-fn a_rule_that_does_not_let_itself_be_cancelled_is_ended() {
+fn a_rule_that_ignores_its_cancellation_is_terminated() {
     let team = Team::new();
     team.db.session().run(
         "CREATE FUNCTION stay() RETURNS boolean LANGUAGE plpgsql AS $$
@@ -221,7 +221,7 @@ fn a_rule_that_does_not_let_itself_be_cancelled_is_ended() {
 fn a_worker_that_cannot_connect_does_not_answer_for_one_that_can() {
     let team = Team::new();
     let gate = team.gate_role();
-    // One for requests and one for open streams: no second one for requests.
+    // One for requests and one for open streams, but no second one for requests.
     team.db.session().run(&format!("ALTER ROLE {gate} CONNECTION LIMIT 2"));
     let proxy = team.proxy_with_gate(&["--reauthorize", "200ms"]);
     let ada = team.token(1);

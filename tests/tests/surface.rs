@@ -1,4 +1,4 @@
-//! The proxy's answers over HTTP, as docs/http.md describes them.
+//! The proxy's responses over HTTP, as docs/http.md describes them.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -10,7 +10,7 @@ use tidings_tests::{Cluster, DEADLINE, Proxy, eventually, until};
 use crate::{all_until_now, boards};
 
 const STREAM: &str = "/events?topic=boards_5";
-/// Method, target and headers of a request, and the status that it gets.
+/// Method, target and headers of a request, and the status of its response.
 type Case<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], u16);
 
 const ORIGIN: &str = "https://app.example.org";
@@ -22,7 +22,7 @@ fn ask(proxy: &Proxy, method: &str, path: &str, headers: &[(&str, &str)]) -> (He
 }
 
 #[test]
-fn every_error_is_a_problem_that_says_what_is_wrong() {
+fn every_error_is_a_problem_document_that_says_what_is_wrong() {
     let db = boards();
     let proxy = db.proxy(&["--max-topics", "2"]);
     let long = format!("{STREAM}&topic={}", "x".repeat(256));
@@ -70,7 +70,7 @@ fn every_error_is_a_problem_that_says_what_is_wrong() {
 }
 
 #[test]
-fn head_answers_like_get_without_a_body_and_takes_no_place() {
+fn head_answers_like_get_without_a_body_and_opens_no_stream() {
     let db = boards();
     let proxy = db.proxy(&[]);
     for (path, kind) in [
@@ -86,7 +86,7 @@ fn head_answers_like_get_without_a_body_and_takes_no_place() {
 }
 
 #[test]
-fn only_a_listed_website_may_read_and_it_may_with_credentials() {
+fn only_a_listed_website_may_read_also_with_credentials() {
     let db = boards();
     let proxy = db.proxy(&["--cors-origin", ORIGIN, "--cors-origin", "http://localhost:3000"]);
     let preflight = |origin| {
@@ -99,7 +99,7 @@ fn only_a_listed_website_may_read_and_it_may_with_credentials() {
         assert_eq!(streams[0].header("allow"), Some("GET, HEAD, OPTIONS"));
         let open = http::open(proxy.address(), STREAM, &[("Origin", origin)]).expect("a stream");
         streams.push(open.head);
-        // A page must be able to read what is wrong, too.
+        // A page must be able to read errors too.
         streams.push(ask(&proxy, "GET", "/events", &[("Origin", origin)]).0);
         for head in streams {
             assert_eq!(head.header("access-control-allow-origin"), Some(origin));
@@ -118,7 +118,7 @@ fn only_a_listed_website_may_read_and_it_may_with_credentials() {
 }
 
 #[test]
-fn what_the_proxy_counts_adds_up() {
+fn the_metrics_add_up() {
     let db = boards();
     let proxy = db.proxy(&[]);
     let mut streams = [proxy.live(&["boards_5"]), proxy.live(&["boards_5"]), proxy.live(&["boards_6"])];
@@ -128,7 +128,7 @@ fn what_the_proxy_counts_adds_up() {
     for sse in &mut streams[..2] {
         assert_eq!(all_until_now(&db, "boards_5", sse).len(), 10);
     }
-    // The mark of each look is an event for both. A client may have an event a moment before it is counted.
+    // The mark of each check is an event for both clients. A client may have an event a moment before it is counted.
     let after = eventually("all is counted", || {
         let after = proxy.metrics();
         let rise = |name: &str| after[name] - before[name];
@@ -143,11 +143,11 @@ fn what_the_proxy_counts_adds_up() {
     assert_eq!(after["tidings_upstream_connected"], 1.0);
 }
 
-/// Sends bytes and takes what comes back until the end, or until it says nothing more.
+/// Sends bytes and reads the response until its end, or until nothing more arrives.
 fn talk(proxy: &Proxy, bytes: &[u8]) -> Vec<u8> {
     let mut socket = TcpStream::connect(proxy.address()).expect("connect");
     socket.set_read_timeout(Some(DEADLINE)).expect("set a limit");
-    // A server that hangs up in the middle is right to.
+    // The server may close the connection in the middle.
     let _ = socket.write_all(bytes);
     let _ = socket.shutdown(std::net::Shutdown::Write);
     let mut answer = Vec::new();
@@ -156,7 +156,7 @@ fn talk(proxy: &Proxy, bytes: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn no_bytes_hurt_the_proxy_or_those_it_serves() {
+fn no_bytes_affect_the_proxy_or_its_other_clients() {
     let db = boards();
     let proxy = db.proxy(&["--max-header-bytes", "8KiB", "--header-timeout", "2s"]);
     let mut stays = proxy.live(&["boards_5"]);
@@ -210,7 +210,7 @@ fn it_is_not_ready_while_no_relay_runs() {
     let proxy = db.proxy(&[]);
     let mut session = db.session();
     let launcher = session.one::<i32>("SELECT pid FROM pg_stat_activity WHERE backend_type = 'tidings launcher'");
-    // Who is stopped starts no relay.
+    // A stopped launcher starts no relay.
     process::send(launcher.unsigned_abs(), Signal::SIGSTOP);
     session.run("SELECT pg_terminate_backend(tidings.relay_pid())");
     let reason = eventually("the proxy notices", || {

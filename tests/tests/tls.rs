@@ -1,4 +1,4 @@
-//! TLS: both protocols by ALPN, and a certificate that is renewed while streams go on.
+//! TLS: both protocols by ALPN, and a certificate that is renewed while streams continue.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -11,7 +11,7 @@ use tidings_tests::{Database, Proxy, until};
 
 use crate::boards;
 
-/// Certificate and key of a server, which is its own authority.
+/// Certificate and key of a server, signed by itself.
 struct Identity {
     certificate: PathBuf,
     key: PathBuf,
@@ -47,7 +47,7 @@ fn start(db: &Database<'_>, identity: &Identity) -> Proxy {
     proxy
 }
 
-/// A request by curl that trusts what the arguments say.
+/// A request by curl, which trusts what the arguments name.
 fn curl(proxy: &Proxy, args: &[&str], path: &str) -> Command {
     let mut command = Command::new("curl");
     let port = proxy.address().port();
@@ -56,7 +56,7 @@ fn curl(proxy: &Proxy, args: &[&str], path: &str) -> Command {
     command
 }
 
-/// The protocol and the status of an answer, if there is one.
+/// The protocol and the status of the response, if there is one.
 fn answer(proxy: &Proxy, args: &[&str], path: &str) -> Option<String> {
     let mut command = curl(proxy, args, path);
     let output = command.args(["--output", "/dev/null", "--write-out", "%{http_version} %{http_code}"]).output();
@@ -65,7 +65,7 @@ fn answer(proxy: &Proxy, args: &[&str], path: &str) -> Option<String> {
 }
 
 #[test]
-fn a_certificate_is_renewed_while_streams_go_on() {
+fn a_certificate_is_renewed_while_streams_continue() {
     let db = boards();
     let (first, second) = (Identity::create(), Identity::create());
     let old_authority = fresh_path("authority.pem");
@@ -77,7 +77,7 @@ fn a_certificate_is_renewed_while_streams_go_on() {
     let http1 = [&trust_old[..], &["--http1.1"]].concat();
     assert_eq!(answer(&proxy, &http1, "/healthz").as_deref(), Some("1.1 200"));
     assert_eq!(answer(&proxy, &trust_new, "/healthz"), None);
-    // A stream of each kind, through all that follows.
+    // A stream of each kind, which stays open during the whole test.
     let mut processes = Vec::new();
     let mut streams: Vec<_> = [&trust_old[..], &http1]
         .into_iter()
@@ -101,7 +101,7 @@ fn a_certificate_is_renewed_while_streams_go_on() {
         }
     };
     all_see("before");
-    // Half a renewal, the new certificate and the old key: the old ones stay in use.
+    // Half a renewal, the new certificate with the old key: the old ones stay in use.
     let key = fs::read(&first.key).expect("read the key");
     second.replace(&first);
     fs::write(&first.key, &key).expect("write the key");

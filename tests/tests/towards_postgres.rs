@@ -25,7 +25,7 @@ impl Authority {
         Self { certificate, key }
     }
 
-    /// Certificate and key of this name.
+    /// Certificate and key for this name.
     fn vouch(&self, name: &str) -> (PathBuf, PathBuf) {
         let (certificate, key) = (fresh_path("certificate.pem"), fresh_path("certificate.key"));
         let (authority, secret) = (text(&self.certificate), text(&self.key));
@@ -49,7 +49,7 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("a path of text")
 }
 
-/// Whether this Postgres was built with TLS; if not, says that the test leaves it out.
+/// Whether this Postgres was built with TLS; if not, reports that the test leaves it out.
 fn speaks_tls() -> bool {
     let library: String = shared().session("postgres", "postgres").one("SHOW ssl_library");
     if library.is_empty() {
@@ -58,7 +58,7 @@ fn speaks_tls() -> bool {
     !library.is_empty()
 }
 
-/// A cluster that speaks TLS as `localhost`, and that authenticates TCP connections in this way.
+/// A cluster that uses TLS as `localhost`, and authenticates TCP connections in this way.
 fn start(authority: &Authority, method: &str) -> Cluster {
     let (certificate, key) = authority.vouch("localhost");
     let (rules, trusted) = (fresh_path("pg_hba.conf"), fresh_path("trusted.pem"));
@@ -86,7 +86,7 @@ fn gets_nowhere(place: &str, args: &[&str], why: &str) {
 }
 
 #[test]
-fn only_a_server_that_the_authority_vouches_for_is_believed() {
+fn only_a_server_with_a_certificate_of_the_authority_is_accepted() {
     if !speaks_tls() {
         return;
     }
@@ -128,7 +128,7 @@ fn only_a_server_that_the_authority_vouches_for_is_believed() {
 }
 
 #[test]
-fn a_certificate_says_who_the_proxy_is() {
+fn a_certificate_authenticates_the_proxy() {
     if !speaks_tls() {
         return;
     }
@@ -145,7 +145,7 @@ fn a_certificate_says_who_the_proxy_is() {
     let proxy = Proxy::start(&place(&identity), &[]);
     gets_nowhere(&place(&authority.vouch("somebody_else")), &[], "certificate authentication failed");
     gets_nowhere(&place(&Authority::new().vouch(&role)), &[], "upstream lost");
-    // A new one is shown after SIGHUP: this one is another's.
+    // A new certificate is presented after SIGHUP: this one is for another name.
     let (certificate, key) = authority.vouch("somebody_else");
     fs::copy(&certificate, &identity.0).expect("replace the certificate");
     fs::copy(&key, &identity.1).expect("replace the key");
@@ -193,7 +193,7 @@ fn a_password_is_read_from_its_file_at_each_connection() {
     assert_eq!(stream.frame().data, "3");
     assert!(!proxy.log().contains("secret"), "{}", proxy.log());
 
-    // As libpq has it, and without TLS there is nothing to bind to.
+    // As in libpq; without TLS there is nothing to bind to.
     let passfile = fresh_path("passfile");
     fs::write(&passfile, format!("localhost:*:*:{role}:the second secret\n")).expect("write the passwords");
     fs::set_permissions(&passfile, fs::Permissions::from_mode(0o600)).expect("close the file to others");
@@ -203,7 +203,7 @@ fn a_password_is_read_from_its_file_at_each_connection() {
 }
 
 #[test]
-fn an_unknown_parameter_of_the_connection_is_named_and_nothing_else() {
+fn an_unknown_connection_parameter_is_named_without_its_value() {
     let mut proxy = Proxy::start_at(free_port(), "postgres://u:hidden@127.0.0.1/db?schema=hidden", &[]);
     until("it has refused to start", || proxy.log().contains("unknown parameter \"schema\""));
     assert!(!proxy.terminate().success());

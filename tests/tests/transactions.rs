@@ -1,4 +1,4 @@
-//! What is committed is sent, what is not committed is not.
+//! What is committed is sent; what is not committed is not.
 
 use tidings_tests::shared;
 
@@ -78,7 +78,7 @@ fn a_caught_exception_sends_nothing_of_its_block() {
 }
 
 #[test]
-fn a_large_rolled_back_savepoint_sends_nothing_and_takes_nothing_along() {
+fn a_large_rolled_back_savepoint_sends_nothing_and_loses_nothing_else() {
     let db = boards();
     let proxy = db.proxy(&[]);
     let mut sse = proxy.live(&["boards_5"]);
@@ -102,7 +102,7 @@ fn a_large_rolled_back_savepoint_sends_nothing_and_takes_nothing_along() {
 }
 
 #[test]
-fn a_prepared_transaction_sends_when_it_is_committed_and_not_before() {
+fn a_prepared_transaction_sends_only_when_it_is_committed() {
     let db = boards();
     let proxy = db.proxy(&[]);
     let mut sse = proxy.live(&["boards_5"]);
@@ -114,7 +114,7 @@ fn a_prepared_transaction_sends_when_it_is_committed_and_not_before() {
         .run(&format!("BEGIN; INSERT INTO board_items VALUES (2, 5, 'never'); PREPARE TRANSACTION '{}'", gid("never")));
     session.run("INSERT INTO board_items VALUES (3, 5, 'meanwhile')");
     assert_eq!(titles(&all_until_now(&db, "boards_5", &mut sse)), ["meanwhile"]);
-    // By another session than the one that wrote, and without any other commit that could wake the relay.
+    // From a session other than the one that wrote, and without any other commit that could wake the relay.
     let mut other = db.session();
     other.run(&format!("ROLLBACK PREPARED '{}'", gid("never")));
     other.run(&format!("COMMIT PREPARED '{}'", gid("kept")));
@@ -222,11 +222,11 @@ fn two_transactions_of_one_session_do_not_mix() {
 }
 
 #[test]
-fn where_a_transaction_begins_and_ends_no_catalog_is_read() {
+fn no_catalog_is_read_where_a_transaction_begins_and_ends() {
     const ROUNDS: usize = 300;
     let db = shared().database();
     let mut session = db.session();
-    // All that this session has done is counted once it has ended; the relay looks there once a second.
+    // All statistics of this session are counted when it has ended; the relay reports its own once a second.
     let read = "SELECT sum(idx_scan + seq_scan)::bigint FROM pg_stat_sys_tables WHERE relname = 'pg_extension'";
     let before: i64 = session.one(read);
     for _ in 0..ROUNDS {

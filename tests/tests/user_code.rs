@@ -1,4 +1,4 @@
-//! Casts and output functions of users, in a writer: they may cost a value, never a write.
+//! Casts and output functions of users, in a writer: they may lose a value, never a write.
 
 use serde_json::{Value, json};
 use tidings_tests::Session;
@@ -34,7 +34,7 @@ SELECT tidings.watch('noted', topic => 'noted');
 ";
 
 #[test]
-fn a_cast_that_fails_or_gives_null_costs_the_value_and_not_the_write() {
+fn a_cast_that_fails_or_returns_null_loses_its_value_but_not_the_write() {
     let (db, mut log) = with(&MOODS.replace("CREATE TABLE t", "CREATE TYPE pair AS (a mood, b int); CREATE TABLE t"));
     let mut session = db.session();
     session.run(
@@ -65,7 +65,7 @@ fn a_cast_that_fails_or_gives_null_costs_the_value_and_not_the_write() {
 }
 
 #[test]
-fn what_ends_the_writer_is_not_held_back_by_the_guard_of_a_cast() {
+fn an_error_that_must_end_the_writer_is_not_caught_around_a_cast() {
     let (db, mut log) = with(
         "CREATE TYPE slow AS ENUM ('a');
          CREATE FUNCTION slow_json(slow) RETURNS json LANGUAGE plpgsql AS $$
@@ -105,7 +105,8 @@ fn geometries_of_postgis_never_fail_a_write() {
     let point = json!({"type": "Point", "coordinates": [1, 2]});
     let event = written(&mut session, &mut log, &insert(1, "POINT(1 2)"));
     assert_eq!(event.json()["record"], json!({"id": 1, "at": point, "also": [point]}));
-    // One that GeoJSON does not have, and one whose GeoJSON is no JSON: their text, which Postgres reads again.
+    // A geometry that GeoJSON does not have, and one whose GeoJSON is not JSON: they are sent as their text, which
+    // Postgres can read again.
     for text in ["CIRCULARSTRING(0 0,1 1,1 0)", "POINT(NaN NaN)"] {
         let event = written(&mut session, &mut log, &insert(2, text));
         let at = event.json()["record"]["at"].as_str().expect("a text").to_owned();
@@ -114,7 +115,7 @@ fn geometries_of_postgis_never_fail_a_write() {
         session.run("UPDATE places SET at = ST_Translate(at, 1, 1); DELETE FROM places WHERE id = 2");
         log.news();
     }
-    // A role that may not read what PostGIS asks.
+    // A role that may not read the table that PostGIS reads.
     let role = db.role("surveyor");
     session.run(&format!(
         "REVOKE SELECT ON spatial_ref_sys FROM PUBLIC; GRANT SELECT, INSERT, DELETE ON places TO {role}; DELETE FROM places"

@@ -1,7 +1,7 @@
 //! Values in an event are what `to_jsonb` makes of the row, whatever the type and the session's settings.
 //!
-//! The property test draws tables over all families of types and rows with all that is odd, and lets Postgres judge.
-//! `PROPTEST_CASES` sets how many; a failure prints the table and is shrunk first.
+//! The property test draws tables over all families of types, and rows with unusual values, and compares with Postgres.
+//! `PROPTEST_CASES` sets how many; a failure prints the table after it has been shrunk.
 
 mod bases;
 mod edges;
@@ -21,7 +21,7 @@ fn ident(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// A table, its rows twice (as inserted and as updated), and what the session is set to.
+/// A table, its rows twice (as inserted and as updated), and the session's settings.
 #[derive(Clone, Debug)]
 struct Case {
     names: Vec<String>,
@@ -62,13 +62,13 @@ fn case(has_xml: bool) -> BoxedStrategy<Case> {
         .boxed()
 }
 
-/// Writes the rows, updates each to the next one's values, deletes them; gives what Postgres says of each step.
+/// Writes the rows, updates each to the next one's values, and deletes them; returns what Postgres says at each step.
 fn write(session: &mut Session, case: &Case) -> Vec<(String, Option<String>, Option<String>)> {
     let mut ddl = Vec::new();
     let types: Vec<_> = case.types.iter().map(|of| of.create(&mut ddl)).collect();
     let columns: Vec<_> = case.names.iter().zip(&types).map(|(name, of)| format!("{} {of}", ident(name))).collect();
     ddl.push(format!("CREATE TABLE v.t (n int, {})", columns.join(", ")));
-    // A case before may have failed in the middle.
+    // An earlier case may have failed in the middle.
     session.run("ROLLBACK");
     session.run(&format!(
         "BEGIN; DROP SCHEMA IF EXISTS v CASCADE; CREATE SCHEMA v; SET LOCAL search_path = v, pg_catalog; {};
@@ -142,7 +142,7 @@ fn check(session: &mut Session, log: &RefCell<Log>, case: &Case) -> Result<(), T
 }
 
 #[test]
-fn values_are_what_to_jsonb_says_for_any_table_row_and_setting() {
+fn values_equal_to_jsonb_for_any_table_row_and_setting() {
     let db = shared().database();
     let session = RefCell::new(db.session());
     let has_xml = crate::has_xml(&mut session.borrow_mut());
@@ -157,7 +157,7 @@ fn values_are_what_to_jsonb_says_for_any_table_row_and_setting() {
 }
 
 #[test]
-fn times_of_the_same_second_keep_their_own_fractions_and_zones() {
+fn times_of_the_same_second_keep_their_fractions_and_zones() {
     let db = shared().database();
     let mut session = db.session();
     let mut log = Log::from_here(&db);

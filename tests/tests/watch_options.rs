@@ -1,11 +1,11 @@
-//! What a watch can be told, and what it refuses.
+//! The options of a watch, and what it refuses.
 
 use serde_json::{Value, json};
 use tidings_tests::{Database, shared, until};
 
 use crate::log::{Event, Log, kinds, topics};
 
-/// Names that Postgres allows and that have everything that SQL, JSON and a template's neighbours trip over.
+/// Names that Postgres allows and that contain everything that could confuse SQL, JSON or a template.
 pub const HOSTILE: &[&str] = &[
     "a b",
     "it's \"quoted\"",
@@ -39,7 +39,7 @@ fn records(events: &[Event]) -> Vec<Value> {
 }
 
 #[test]
-fn no_watch_keeps_the_others_from_being_listed() {
+fn no_watch_prevents_the_listing_of_others() {
     let (db, _) = items();
     let mut session = db.session();
     session.run("SET statement_timeout = '30s'");
@@ -54,7 +54,7 @@ fn no_watch_keeps_the_others_from_being_listed() {
 }
 
 #[test]
-fn columns_are_what_is_told_and_what_makes_an_event() {
+fn only_chosen_columns_are_sent_and_make_events() {
     let (db, mut log) = items();
     let mut session = db.session();
     session.run("SELECT tidings.watch('items', topic => 'b{board_id}', columns => '{title,id}')");
@@ -65,7 +65,7 @@ fn columns_are_what_is_told_and_what_makes_an_event() {
     session.run("UPDATE items SET title = 'b', secret = NULL");
     let update = log.only().json();
     assert_eq!((&update["record"], &update["old_record"]), (&json!({"id": 1, "title": "b"}), &json!({"title": "a"})));
-    // The topic's column need not be captured to count.
+    // The topic's column counts even if it is not captured.
     session.run("UPDATE items SET board_id = 6; DELETE FROM items");
     let events = log.news();
     assert_eq!(kinds(&events), ["DELETE b5", "INSERT b6", "DELETE b6"]);
@@ -73,7 +73,7 @@ fn columns_are_what_is_told_and_what_makes_an_event() {
 }
 
 #[test]
-fn excluded_columns_are_neither_told_nor_make_an_event() {
+fn excluded_columns_are_not_sent_and_make_no_event() {
     let (db, mut log) = items();
     let mut session = db.session();
     session.run("SELECT tidings.watch('items', topic => 'b{board_id}', exclude => '{secret,hits}')");
@@ -141,7 +141,7 @@ fn a_payload_may_be_any_json_value() {
 }
 
 #[test]
-fn operations_choose_what_is_told() {
+fn only_chosen_operations_make_events() {
     let (db, mut log) = items();
     let mut session = db.session();
     for (operations, expected) in [
@@ -186,7 +186,7 @@ fn a_condition_looks_at_old_and_new() {
 }
 
 #[test]
-fn old_record_tells_the_old_row_as_much_as_asked() {
+fn old_record_adds_the_chosen_part_of_the_old_row() {
     let (db, mut log) = items();
     let mut session = db.session();
     session.run(
@@ -201,12 +201,12 @@ fn old_record_tells_the_old_row_as_much_as_asked() {
     let last = row("b", Value::Null, 1);
     assert_eq!(old("changed"), [Value::Null, json!({"title": "a", "hits": 0}), json!({"board_id": 5}), last.clone()]);
     assert_eq!(old("full"), [Value::Null, row("a", 5.into(), 0), row("b", 5.into(), 1), last.clone()]);
-    // A DELETE without the old row would say nothing at all.
+    // A DELETE without the old row would contain nothing at all.
     assert_eq!(old("none"), [Value::Null, Value::Null, Value::Null, last]);
 }
 
 #[test]
-fn several_watches_on_one_table_each_tell_their_own() {
+fn several_watches_on_one_table_each_send_their_events() {
     let (db, mut log) = items();
     let mut session = db.session();
     session.run(
@@ -228,7 +228,7 @@ fn several_watches_on_one_table_each_tell_their_own() {
 }
 
 #[test]
-fn truncate_is_told_on_a_topic_without_columns() {
+fn truncate_is_sent_to_a_topic_without_columns() {
     let (db, mut log) = items();
     let mut session = db.session();
     session.run("SELECT tidings.watch('items', topic => '{{all}}', operations => '{INSERT,TRUNCATE}', event => 'e')");
@@ -243,7 +243,7 @@ fn truncate_is_told_on_a_topic_without_columns() {
     let error = session
         .refused("SELECT tidings.watch('items', topic => 'b{board_id}', operations => '{TRUNCATE}', name => 'no')");
     assert_eq!(error.code().code(), "22023");
-    // One watch, whatever it is made of, and it goes as one.
+    // One watch, whatever triggers it consists of, and it is dropped as one.
     assert!(session.one::<bool>("SELECT tidings.unwatch('items')"));
     session.run("INSERT INTO items VALUES (1, 5, 'a'); TRUNCATE items");
     assert_eq!(log.news().len(), 0);
@@ -257,14 +257,14 @@ fn a_watch_of_the_same_name_replaces_the_one_before() {
     session.run("SELECT tidings.watch('items', topic => 'after', operations => '{INSERT}')");
     session.run("INSERT INTO items VALUES (1, 5, 'a'); UPDATE items SET title = 'b'; TRUNCATE items");
     assert_eq!(kinds(&log.news()), ["INSERT after"]);
-    // No watch can be named so that it takes the place of another one's triggers.
+    // No watch can have a name that would replace another one's triggers.
     session.run("SELECT tidings.watch('items', topic => 'x', name => 'x', operations => '{TRUNCATE}')");
     let error = session.refused("SELECT tidings.watch('items', topic => 'y', name => 'x_truncate')");
     assert_eq!(error.code().code(), "22023");
 }
 
 #[test]
-fn the_view_tells_all_options_of_a_watch() {
+fn the_view_shows_all_options_of_a_watch() {
     let (db, _) = items();
     let mut session = db.session();
     session.run(
@@ -288,7 +288,7 @@ fn the_view_tells_all_options_of_a_watch() {
     assert_eq!(default["operations"], json!(["INSERT", "TRUNCATE"]));
     assert_eq!(default["exclude"], json!(["secret"]));
     assert_eq!(default["enabled"], json!(false));
-    // What the view tells makes the same watch again.
+    // The options in the view create the same watch again.
     session.run(
         "CREATE TABLE copy (LIKE items);
          SELECT tidings.watch('copy', topic, event, payload::jsonb, columns, exclude, operations, condition, old_record, name) FROM tidings.watches;",
@@ -300,7 +300,7 @@ fn the_view_tells_all_options_of_a_watch() {
     assert_eq!(differ, 0);
 }
 
-/// What `tidings.watch` has to refuse, and the SQLSTATE.
+/// What `tidings.watch` must refuse, and the SQLSTATE.
 const WRONG: &[(&str, &str)] = &[
     ("topic => 'b{board}'", "42703"),
     ("topic => 'b{ID}'", "42703"),
@@ -354,7 +354,7 @@ const WRONG: &[(&str, &str)] = &[
 ];
 
 #[test]
-fn everything_wrong_is_refused_at_once_with_a_code_and_a_hint() {
+fn every_invalid_option_is_refused_at_once_with_a_code_and_a_hint() {
     let (db, mut log) = items();
     let mut session = db.session();
     session.run("CREATE FUNCTION mine() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'");
@@ -370,7 +370,7 @@ fn everything_wrong_is_refused_at_once_with_a_code_and_a_hint() {
             }
             Err(error) => {
                 let error = error.as_db_error().expect("an error of the server");
-                // Postgres's own errors about a condition need no hint of ours.
+                // Postgres's own errors about a condition need no hint from us.
                 let ours = error.code().code().starts_with("22");
                 if error.code().code() != *code || (ours && error.hint().is_none_or(str::is_empty)) {
                     faults.push(format!(
@@ -458,7 +458,7 @@ fn names_may_be_anything_that_postgres_allows() {
         let watch: String = name.chars().take(10).collect();
         let literal = name.chars().filter(|c| !c.is_control()).collect::<String>();
         let escaped = literal.replace('{', "{{").replace('}', "}}");
-        // Two kinds of names mean something else in a payload: there the whole record has to do.
+        // Two kinds of names mean something else in a payload: the whole record is used instead.
         let special = name.starts_with('$') || name.starts_with("old.");
         let payload = json!({ *name: if special { "fixed".to_owned() } else { format!("${name}") }, "all": "$record" })
             .to_string();
@@ -503,7 +503,7 @@ fn names_may_be_anything_that_postgres_allows() {
 }
 
 #[test]
-fn an_event_has_no_name_that_streams_have_for_themselves() {
+fn an_event_cannot_have_a_name_that_streams_use_themselves() {
     let db = shared().database();
     let mut session = db.session();
     session.run("CREATE TABLE items (id int)");
@@ -530,9 +530,9 @@ fn an_event_has_no_name_that_streams_have_for_themselves() {
             assert!(error.hint().is_some_and(|hint| hint.contains(name)), "{error}");
         }
     }
-    // As a topic it disturbs nobody.
+    // As a topic it affects nobody else.
     session.run("SELECT tidings.publish('reset', '1', event => 'Reset')");
-    // One that an earlier version has let through fails no writer.
+    // A topic that an earlier version allowed fails no writer.
     session.run(
         "SELECT tidings.watch('items', topic => 'a', event => 'resex');
          UPDATE pg_trigger SET tgargs = decode(replace(encode(tgargs, 'hex'), encode('resex', 'hex'), encode('reset', 'hex')), 'hex')

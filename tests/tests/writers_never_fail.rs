@@ -36,10 +36,10 @@ fn a_payload_that_is_too_long_is_sent_without_its_record_and_marked() {
 }
 
 #[test]
-fn a_value_that_no_client_could_read_is_no_hindrance() {
+fn a_value_that_no_client_could_read_does_not_stop_the_write() {
     let (db, mut log) =
         with("CREATE TABLE big (id int, data bytea, title text); SELECT tidings.watch('big', topic => 'big')");
-    // As hexadecimal digits it would be longer than anything that Postgres can hold in one piece.
+    // As hexadecimal digits it would be longer than anything that Postgres can have in one value.
     db.session().run(
         "ALTER TABLE big ALTER COLUMN data SET STORAGE EXTENDED;
          INSERT INTO big SELECT 1, decode(repeat('00', 268435455 / 2), 'hex') || decode(repeat('00', 268435455 / 2), 'hex') || decode(repeat('00', 268435455 / 2), 'hex')
@@ -49,7 +49,7 @@ fn a_value_that_no_client_could_read_is_no_hindrance() {
 }
 
 #[test]
-fn a_value_that_grows_beyond_what_postgres_can_write_is_left_out() {
+fn a_value_that_becomes_longer_than_postgres_allows_is_left_out() {
     let (db, mut log) =
         with("CREATE TYPE pair AS (t text); CREATE TABLE t (p pair, j jsonb); SELECT tidings.watch('t', topic => 't')");
     // As JSON each character takes six.
@@ -62,7 +62,7 @@ fn a_value_that_grows_beyond_what_postgres_can_write_is_left_out() {
 }
 
 #[test]
-fn small_values_with_a_text_longer_than_any_fail_nobody() {
+fn small_values_with_a_text_that_is_too_long_fail_no_write() {
     let (db, mut log) = with(
         "CREATE TYPE pair AS (n numeric[], j jsonb);
          CREATE TABLE t (id int, n numeric[], p pair, topic numeric[]); SELECT tidings.watch('t', topic => '{topic}')",
@@ -92,7 +92,7 @@ fn small_values_with_a_text_longer_than_any_fail_nobody() {
 }
 
 #[test]
-fn json_that_jsonb_cannot_hold_is_told_as_it_was_typed() {
+fn json_that_jsonb_cannot_represent_is_sent_as_it_was_typed() {
     let (db, mut log) = with("CREATE TABLE t (id int, j json, js json[]); SELECT tidings.watch('t', topic => 't')");
     let mut session = db.session();
     for (text, expected) in [
@@ -105,13 +105,13 @@ fn json_that_jsonb_cannot_hold_is_told_as_it_was_typed() {
         let event = log.only();
         assert!(event.payload.contains(expected), "{text}: {}", event.payload);
     }
-    // Inside of arrays and composites, too.
+    // Inside of arrays and composites too.
     session.with("INSERT INTO t VALUES (1, NULL, ARRAY[$1::text::json, NULL])", &[&r#"{"a": "\u0000"}"#]);
     assert!(log.only().payload.contains(r"\u0000"));
 }
 
 #[test]
-fn a_topic_that_cannot_be_is_skipped_with_a_warning() {
+fn an_invalid_topic_is_skipped_with_a_warning() {
     let (db, mut log) = with("CREATE TABLE t (name text); SELECT tidings.watch('t', topic => 't{name}')");
     let mut session = db.session();
     let skipped = "SELECT skipped FROM tidings.status";
@@ -124,7 +124,7 @@ fn a_topic_that_cannot_be_is_skipped_with_a_warning() {
 }
 
 #[test]
-fn a_value_that_has_no_text_makes_no_topic_and_no_error() {
+fn a_value_without_a_text_makes_no_topic_and_no_error() {
     let (db, mut log) =
         with("CREATE TABLE t (id int, b bytea); SELECT tidings.watch('t', topic => 'b{b}', columns => '{id}')");
     // Four characters for each byte are more than a text may have.
@@ -133,7 +133,7 @@ fn a_value_that_has_no_text_makes_no_topic_and_no_error() {
 }
 
 #[test]
-fn a_lock_timeout_is_not_for_the_log() {
+fn a_lock_timeout_does_not_apply_to_the_log() {
     let (db, mut log) = with(ITEMS);
     let mut session = db.session();
     let mut holder = db.session();
@@ -155,7 +155,7 @@ fn a_lock_timeout_is_not_for_the_log() {
 }
 
 #[test]
-fn a_statement_timeout_holds_for_the_log_as_for_any_write() {
+fn a_statement_timeout_applies_to_the_log_as_to_any_write() {
     let (db, mut log) = with(ITEMS);
     let mut session = db.session();
     let mut holder = db.session();
@@ -188,7 +188,7 @@ fn a_read_only_transaction_may_write_its_temporary_tables() {
 }
 
 #[test]
-fn replication_roles_fire_what_they_are_told_to() {
+fn replication_roles_fire_the_triggers_that_they_should() {
     let (db, mut log) = with(ITEMS);
     let mut session = db.session();
     session.run("SET session_replication_role = replica; INSERT INTO items VALUES (1, 5)");
@@ -202,7 +202,7 @@ fn replication_roles_fire_what_they_are_told_to() {
 }
 
 #[test]
-fn capture_can_be_switched_off_by_those_who_may() {
+fn capture_can_be_switched_off_with_the_right_to_do_so() {
     let (db, mut log) = with(ITEMS);
     let mut session = db.session();
     session.run("BEGIN; SET LOCAL tidings.capture = off; INSERT INTO items VALUES (1, 5); COMMIT; INSERT INTO items VALUES (2, 5)");
@@ -261,7 +261,7 @@ fn set_role_and_security_definer_make_no_difference() {
 }
 
 #[test]
-fn a_hostile_search_path_catches_nothing() {
+fn a_hostile_search_path_has_no_effect() {
     let (db, mut log) = with(
         "CREATE TABLE parts (id int, board_id int, at timestamptz, tags text[]) PARTITION BY LIST (id);
          CREATE TABLE one PARTITION OF parts FOR VALUES IN (1);
@@ -269,7 +269,7 @@ fn a_hostile_search_path_catches_nothing() {
                 tidings.watch('parts', topic => 'shaped', name => 'shaped', payload => '{\"r\": \"$record\", \"t\": \"$table\"}')",
     );
     let role = db.role("attacker");
-    // Whatever could be called by an unqualified name, with the types that are looked up most.
+    // Everything that could be called by an unqualified name, with the types that are looked up most.
     let mut evil = format!(
         "GRANT INSERT, UPDATE, DELETE ON parts TO {role}; CREATE SCHEMA evil AUTHORIZATION {role}; GRANT {role} TO postgres; SET ROLE {role};"
     );
@@ -357,7 +357,7 @@ fn maintenance_makes_no_events() {
 }
 
 #[test]
-fn who_publishes_while_another_session_drops_the_extension_commits() {
+fn a_publisher_commits_while_another_session_drops_the_extension() {
     let (db, _) = with("CREATE TABLE rows (id int)");
     let mut session = db.session();
     session.publish("a", "1");
@@ -368,13 +368,13 @@ fn who_publishes_while_another_session_drops_the_extension_commits() {
 }
 
 #[test]
-fn replicated_changes_are_told_where_the_trigger_is_enabled_always() {
+fn replicated_changes_are_sent_where_the_trigger_is_enabled_always() {
     let (publisher, subscriber) = (shared().database(), shared().database());
     let tables =
         "CREATE TABLE items (id int PRIMARY KEY, board_id int, title text); CREATE TABLE quiet (id int PRIMARY KEY)";
     let slot = format!("{}_slot", publisher.name());
     publisher.session().run(&format!("{tables}; CREATE PUBLICATION all_of_it FOR TABLE items, quiet"));
-    // In one cluster the slot must be there before the subscription, or each waits for the other.
+    // In one cluster the slot must exist before the subscription, or each waits for the other.
     publisher.session().run(&format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')"));
     let mut session = subscriber.session();
     session.run(tables);
@@ -415,7 +415,7 @@ fn a_payload_that_asks_for_whole_rows_again_and_again_takes_no_memory_for_them()
     let mut session = db.session();
     let columns: Vec<_> = (0..1600).map(|i| format!("c{i} int")).collect();
     session.run(&format!("CREATE TABLE wide ({})", columns.join(", ")));
-    // As a value for each column of each, it would take 20 GB to compile.
+    // With a value for each column in each place it would take 20 GB to compile.
     session.run(
         "SELECT tidings.watch('wide', topic => 'w', payload => (SELECT jsonb_agg('$record'::text) FROM generate_series(1, 10000)))",
     );

@@ -1,5 +1,5 @@
-//! `make run`: a throw-away cluster with Teamboard in it, a proxy, and Teamboard's backend. Ctrl-C ends all and leaves
-//! nothing behind.
+//! `make run`: a throw-away cluster with Teamboard, a proxy, and Teamboard's backend. Ctrl-C ends and removes
+//! everything.
 
 use std::net::TcpListener;
 
@@ -10,14 +10,14 @@ use tidings_tests::proxy::Proxy;
 use tidings_tests::sse::Request;
 use tidings_tests::teamboard::{self, Backend, TEAMMATE};
 
-/// Where the page and the proxy listen unless somebody else does.
+/// The ports of the page and the proxy, unless they are in use.
 const PAGE_PORT: u16 = 8000;
 const PROXY_PORT: u16 = 8080;
 
-/// How soon a stream ends whose right is taken back: short, because somebody stands by and looks.
+/// How soon a stream ends after its access is revoked: short, because somebody is watching.
 const REAUTHORIZE: &str = "2s";
 
-/// Switches the teammate off who moves notes about.
+/// Switches off the teammate who moves notes.
 const ALONE: &str = "--alone";
 
 fn main() {
@@ -26,7 +26,7 @@ fn main() {
         [flag] if flag == ALONE => true,
         _ => panic!("the only argument is {ALONE}: no teammate who moves notes about"),
     };
-    // Blocked, they wait for the end of this function, where everything is put away.
+    // Blocked here, the signals are waited for at the end of this function, which then cleans up.
     let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect();
     signals.thread_block().expect("block the signals");
 
@@ -79,7 +79,7 @@ Ctrl-C ends it and removes everything.",
     database.keep(); // it goes with the cluster
 }
 
-/// The port, or a free one if somebody listens there.
+/// This port, or a free one if it is in use.
 fn port(wanted: u16) -> u16 {
     TcpListener::bind(("127.0.0.1", wanted)).map_or_else(|_| free_port(), |_| wanted)
 }

@@ -1,4 +1,4 @@
-//! The edges of what the extension writes itself, with Postgres as the judge.
+//! The limits of what the extension writes itself, compared with Postgres.
 
 use std::fmt::Write;
 
@@ -7,7 +7,7 @@ use tidings_tests::{Session, shared};
 use super::member;
 use crate::log::Log;
 
-/// Inserts the values that a query gives, one row each, and compares what is told of them with `to_jsonb`.
+/// Inserts the values that a query returns, one row each, and compares their events with `to_jsonb`.
 fn compare(session: &mut Session, log: &mut Log, of: &str, values: &str) {
     session.run("DROP TABLE IF EXISTS edges");
     session.run(&format!("CREATE TABLE edges (n bigserial, v {of}, many {of}[])"));
@@ -37,7 +37,7 @@ fn literals(of: &str, values: &[&str]) -> String {
 }
 
 #[test]
-fn numerics_are_told_to_the_last_digit() {
+fn numerics_are_sent_to_the_last_digit() {
     let db = shared().database();
     let (mut session, mut log) = (db.session(), Log::from_here(&db));
     let values = "0 -0.0 0.000 1 -1 10 9999 10000 10001 99999999 100000000 100000001 1e20 12345678901234567890.123456789
@@ -51,7 +51,7 @@ fn numerics_are_told_to_the_last_digit() {
 }
 
 #[test]
-fn floats_are_told_in_their_shortest_form() {
+fn floats_are_sent_in_their_shortest_form() {
     let db = shared().database();
     let (mut session, mut log) = (db.session(), Log::from_here(&db));
     for digits in ["1", "3", "0", "-15"] {
@@ -66,7 +66,7 @@ fn floats_are_told_in_their_shortest_form() {
 }
 
 #[test]
-fn documents_are_told_with_all_that_is_nested_in_them() {
+fn documents_are_sent_with_everything_nested_in_them() {
     let db = shared().database();
     let (mut session, mut log) = (db.session(), Log::from_here(&db));
     let values = [
@@ -107,7 +107,7 @@ fn documents_are_told_with_all_that_is_nested_in_them() {
 }
 
 #[test]
-fn times_are_told_up_to_the_edges_of_their_range() {
+fn times_are_sent_up_to_the_edges_of_their_range() {
     let db = shared().database();
     let (mut session, mut log) = (db.session(), Log::from_here(&db));
     session.run("SET DateStyle = 'SQL, DMY'");
@@ -137,7 +137,7 @@ fn times_are_told_up_to_the_edges_of_their_range() {
 }
 
 #[test]
-fn intervals_are_told_with_all_their_signs() {
+fn intervals_are_sent_with_all_their_signs() {
     let db = shared().database();
     let (mut session, mut log) = (db.session(), Log::from_here(&db));
     for style in ["postgres", "postgres_verbose", "sql_standard", "iso_8601"] {
@@ -161,7 +161,7 @@ fn intervals_are_told_with_all_their_signs() {
 }
 
 #[test]
-fn arrays_are_told_whatever_their_bounds_and_elements() {
+fn arrays_are_sent_whatever_their_bounds_and_elements() {
     let db = shared().database();
     let (mut session, mut log) = (db.session(), Log::from_here(&db));
     session.run(
@@ -187,7 +187,7 @@ fn arrays_are_told_whatever_their_bounds_and_elements() {
     told_as_it_is(&mut session, &mut log, &insert);
     let several = "INSERT INTO edges (words, ints, amounts) VALUES ('{}', '{}', '{}'), ('{{a,b},{c,NULL}}', '{{1},{2}}', '{{{1}}}'), ('{NULL}', '{NULL}', '{NULL}')";
     told_as_it_is(&mut session, &mut log, several);
-    // As they come from tables, with short headers, and so long that they are compressed.
+    // As they come from tables, with short headers, and long enough to be compressed.
     let many = "INSERT INTO edges (v, words, ints, amounts, docs) SELECT repeat('-', i),
         (SELECT array_agg(CASE WHEN j % 9 > 0 THEN repeat(j::text, j % 4) END) FROM generate_series(1, i) j),
         (SELECT array_agg(j * j) FROM generate_series(1, i) j), (SELECT array_agg(j / 3.0) FROM generate_series(1, i) j),
@@ -198,11 +198,11 @@ fn arrays_are_told_whatever_their_bounds_and_elements() {
 }
 
 #[test]
-fn instants_are_told_in_every_zone_at_before_and_after_each_change() {
+fn instants_are_sent_in_every_zone_at_before_and_after_each_change() {
     let db = shared().database();
     let (mut session, mut log) = (db.session(), Log::from_here(&db));
-    // Looked for in steps of two months, then to the second by halving. Postgres keeps a table of the changes up to the
-    // years from 2700 to 3000, by the zone, and reckons from there on.
+    // Searched in steps of two months, then to the second by halving. Postgres has a table of the changes up to the
+    // years 2700 to 3000, depending on the zone, and computes later ones.
     session.run(
         "CREATE FUNCTION changes(zone text) RETURNS SETOF timestamptz LANGUAGE plpgsql AS $$
          DECLARE low bigint; high bigint; middle bigint; t bigint;

@@ -1,4 +1,4 @@
-//! Types of all kinds, one made of another, and values of each in its text form.
+//! Types of all kinds, some made from others, and values of each in its text form.
 
 use proptest::prelude::*;
 
@@ -7,7 +7,7 @@ use super::bases::{BASES, Family, text};
 /// A column's type.
 #[derive(Clone, Debug)]
 pub enum Type {
-    /// A built-in one: its name, and how its values are drawn.
+    /// A built-in type: its name, and how its values are drawn.
     Base(&'static str, Family),
     /// An array; the number of dimensions of its values.
     Array(Box<Type>, usize),
@@ -43,7 +43,7 @@ pub fn any_type(has_xml: bool) -> BoxedStrategy<Type> {
     leaf.prop_recursive(3, 8, 3, |inner| {
         prop_oneof![
             2 => (inner.clone(), 1..=3usize).prop_map(|(of, dimensions)| match of {
-                // Postgres knows no array of arrays: the domain in between makes it two types.
+                // Postgres has no array of arrays; the domain in between makes it two types.
                 Type::Array(..) => Type::Array(Box::new(Type::Domain(Box::new(of))), dimensions),
                 of => Type::Array(Box::new(of), dimensions),
             }),
@@ -55,7 +55,7 @@ pub fn any_type(has_xml: bool) -> BoxedStrategy<Type> {
 }
 
 impl Type {
-    /// The name of the type; what has to be created for it goes into `ddl`.
+    /// The name of the type; the statements that create it are added to `ddl`.
     pub fn create(&self, ddl: &mut Vec<String>) -> String {
         let name = |ddl: &Vec<String>| format!("\"t {}\"", ddl.len());
         match self {
@@ -92,11 +92,11 @@ impl Type {
         }
     }
 
-    /// What stands between the elements of an array of the type.
+    /// The separator between the elements of an array of the type.
     fn delimiter(&self) -> &'static str {
         match self {
             Self::Base("box", _) => ";",
-            // Arrays and domains take it over from what they are made of.
+            // Arrays and domains inherit it from what they are made of.
             Self::Array(of, _) | Self::Domain(of) => of.delimiter(),
             _ => ",",
         }
@@ -160,6 +160,6 @@ fn quoted(text: &str) -> String {
 
 pub fn literal(text: &str) -> String {
     let text = text.replace('\'', "''");
-    // With backslashes doubled it is the same whatever standard_conforming_strings says.
+    // With backslashes doubled it is the same with any standard_conforming_strings.
     if text.contains('\\') { format!("E'{}'", text.replace('\\', "\\\\")) } else { format!("'{text}'") }
 }

@@ -1,5 +1,5 @@
-//! How many clients a second get in, when all come at once, each with a token of its own, and row-level security
-//! decides; and whether those who read the log meanwhile are held up.
+//! How many clients a second are admitted when all connect at once, each with its own token, and row-level security
+//! decides; and whether clients that read the log in the meantime are delayed.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -16,16 +16,16 @@ use tidings_tests::{DEADLINE, Database, Proxy};
 use crate::report::{Report, Target};
 use crate::{Effort, median};
 
-/// Clients that come at once; fewer where a process may not have so many sockets.
+/// Clients that connect at once; fewer if a process may not have that many sockets.
 const CLIENTS: usize = 10_000;
 
-/// Threads that connect, and read the answers.
+/// Threads that connect, and read the responses.
 const THREADS: usize = 8;
 
 /// Members of a board.
 const TEAM: usize = 10;
 
-/// The topic whose log is read meanwhile, and its events.
+/// The topic whose log is read in the meantime, and its events.
 const LOGGED: &str = "access_logged";
 const EVENTS: usize = 50_000;
 
@@ -57,7 +57,7 @@ pub fn measure(database: &Database<'_>, effort: Effort, report: &mut Report) {
             rates.push(rate);
             replays.push(replay);
             questions.push(proxy.metric("tidings_auth_questions_total") - before);
-            // All are gone before the next come.
+            // All have disconnected before the next ones connect.
             proxy.wait_clients(0);
         }
         report.add(format!("authorizations/s, {who}"), median(&mut rates), "", Target::None);
@@ -68,7 +68,8 @@ pub fn measure(database: &Database<'_>, effort: Effort, report: &mut Report) {
     }
 }
 
-/// Boards with a team each, the policy that shows a board to its team, and a log to read; gives the subscribers' role.
+/// Boards with a team each, the policy that shows a board to its team, and a log to read; returns the subscribers'
+/// role.
 fn prepare(database: &Database<'_>, people: usize) -> String {
     let (role, proxy) = (database.role("access_member"), database.proxy_role());
     database.session().run(&format!(
@@ -97,14 +98,14 @@ fn token(role: &str, person: usize) -> String {
     encode(&Header::default(), &claims, &EncodingKey::from_secret(SECRET.as_bytes())).expect("sign")
 }
 
-/// All clients ask at once, and each waits for its answer; gives the answers per second, and the events per second that
-/// one more client has read from the log from the beginning to the end of it.
+/// All clients ask at once, and each waits for its response. Returns the responses per second, and the events per
+/// second that one more client has read from the log during that time.
 fn storm(proxy: &Proxy, asks: &[(String, String)], reader: &str) -> (f64, f64) {
     let address = proxy.address();
-    // In before the others, and replaying while they ask.
+    // Admitted before the others, and replaying while they ask.
     let mut log = proxy.open(&Request::since(&[LOGGED], "earliest").by(reader));
     log.frame();
-    // The connections are there before the first request: their making is not what is measured.
+    // The connections exist before the first request, so that connecting is not measured.
     let connected = Barrier::new(asks.len().div_ceil(asks.len().div_ceil(THREADS)) + 1);
     std::thread::scope(|scope| {
         let parts: Vec<_> = asks
@@ -117,7 +118,7 @@ fn storm(proxy: &Proxy, asks: &[(String, String)], reader: &str) -> (f64, f64) {
             log.take(EVENTS - 1);
             EVENTS as f64 / start.elapsed().as_secs_f64()
         });
-        // Nobody leaves before all are in.
+        // Nobody disconnects before all are admitted.
         let _in: Vec<Vec<TcpStream>> =
             parts.into_iter().map(|part| part.join().expect("a part of the clients")).collect();
         let rate = asks.len() as f64 / start.elapsed().as_secs_f64();
@@ -134,8 +135,8 @@ fn replay_rate(proxy: &Proxy, reader: &str) -> f64 {
     EVENTS as f64 / start.elapsed().as_secs_f64()
 }
 
-/// Connects for each, asks for all when everybody is connected, and only then reads the answers: all of them must be
-/// streams.
+/// Connects for each, sends all requests when everyone is connected, and only then reads the responses: all of them
+/// must be streams.
 fn enter(address: SocketAddr, asks: &[(String, String)], connected: &Barrier) -> Vec<TcpStream> {
     let mut sockets: Vec<TcpStream> =
         asks.iter().map(|_| TcpStream::connect(address).expect("connect to the proxy")).collect();

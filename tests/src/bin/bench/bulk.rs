@@ -1,4 +1,4 @@
-//! One statement that changes many rows: its time, the memory it takes, and what it leaves in the log and the WAL.
+//! One statement that changes many rows: its time, the memory that it takes, and what it writes to the log and the WAL.
 
 use std::io::{Read, Write};
 use std::time::Instant;
@@ -12,7 +12,7 @@ use crate::{Effort, overhead};
 
 const MIB: f64 = 1024.0 * 1024.0;
 
-/// The compared ways: pg_notify is left out, it would need a queue of its own for 200,000 notifications.
+/// The compared ways. pg_notify is left out, because it would need a larger queue for 200,000 notifications.
 const WAYS: [Way; 3] = [Way::None, Way::Tidings, Way::Log];
 
 /// What one statement took.
@@ -62,7 +62,7 @@ pub fn copied(rows: Rows) -> u32 {
 /// Puts the rows into an empty table that the UPDATE changes, without a trigger.
 pub fn fill(session: &mut Session, rows: Rows, table: &str) {
     let generate = match rows {
-        // Titles that compress no better than people's.
+        // Titles that compress no better than natural text.
         Rows::Narrow => "i % 100, 'Item number ' || i || ' ' || md5(i::text), 0",
         Rows::Wide => rows.expressions(),
     };
@@ -120,7 +120,7 @@ fn tell(report: &mut Report, what: &str, costs: &[Cost; 3]) {
     report.add(format!("{what}, memory of the relay"), costs[1].relay / MIB, "MiB", Target::None);
 }
 
-/// Alternates the ways; gives what each took, of every round.
+/// Alternates the ways; returns what each took in every round.
 fn rounds(
     database: &Database<'_>,
     rows: Rows,
@@ -135,7 +135,7 @@ fn rounds(
             let mut session = database.session();
             prepare(&mut session, &table);
             settle(database);
-            // Full-page images belong to the checkpoint, not to the way: every round begins with the same.
+            // Full-page images depend on the checkpoint, not on the way, so every round begins with one.
             session.run("CHECKPOINT");
             let (wal, log) = (overhead::wal(&mut session), log(&mut session, way));
             let watch = MemoryWatch::start(&[session.backend(), database.wait_relay()]);
@@ -157,7 +157,7 @@ fn rounds(
     (0..rounds).map(|_| round()).collect()
 }
 
-/// Waits until the relay has announced all that is committed.
+/// Waits until the relay has announced everything that is committed.
 pub fn settle(database: &Database<'_>) {
     let mut session = database.session();
     let last = |session: &mut Session| session.one::<i64>("SELECT coalesce(max(tick), 0) FROM tidings.tick");
@@ -166,7 +166,7 @@ pub fn settle(database: &Database<'_>) {
     tidings_tests::until("the relay has caught up", || last(&mut session) > before);
 }
 
-/// The size of what the way writes beside the table.
+/// The size of what the way writes in addition to the table.
 fn log(session: &mut Session, way: Way) -> f64 {
     let size = match way {
         Way::Log => "SELECT pg_total_relation_size('change_log')::bigint",

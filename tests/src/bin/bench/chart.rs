@@ -1,4 +1,4 @@
-//! A part's comparisons as bars in an SVG, each group to a scale of its own; a thin line spans the rounds.
+//! The comparisons of a part as bars in an SVG, each group with its own scale; a thin line spans the rounds.
 
 use std::fmt::Write;
 
@@ -15,7 +15,7 @@ const LINE: f64 = 20.0;
 /// The bars of one comparison.
 type Group<'a> = (&'a str, Vec<&'a Value>);
 
-/// The picture; none where nothing is compared.
+/// The picture; `None` if nothing is compared.
 pub fn draw(title: &str, lines: &[Value]) -> Option<String> {
     let mut groups: Vec<Group<'_>> = Vec::new();
     for line in lines.iter().filter(|line| line["who"].is_string()) {
@@ -40,7 +40,7 @@ pub fn draw(title: &str, lines: &[Value]) -> Option<String> {
     ))
 }
 
-/// Draws a group from `y` on; gives where the next one begins.
+/// Draws a group from `y` on; returns where the next one begins.
 fn draw_group(body: &mut String, (what, bars): &Group<'_>, mut y: f64) -> f64 {
     let number = |bar: &Value, name: &str| bar[name].as_f64().unwrap_or_default().max(0.0);
     let greatest = bars.iter().map(|bar| number(bar, "high")).fold(f64::MIN_POSITIVE, f64::max);

@@ -1,7 +1,7 @@
-//! What logical decoding costs the writers: wal2json in the server, `pg_recvlogical` as its consumer, no trigger.
+//! What logical decoding costs writers: wal2json in the server, `pg_recvlogical` as its consumer, no trigger.
 //!
-//! It needs `wal_level = logical`, which all writers pay for, so it has a cluster of its own; the others write to the
-//! usual one.
+//! It needs `wal_level = logical`, which all writers pay for, so it has a separate cluster; the other comparisons use
+//! the usual one.
 
 use std::process::Stdio;
 use std::time::Instant;
@@ -105,7 +105,7 @@ fn many(
             let mut session = database.session();
             prepare(&mut session, &table);
             session.run("CHECKPOINT");
-            // It begins behind what was prepared.
+            // It begins after what was prepared.
             let consumer = (turn == 1).then(|| Consumer::start(database));
             let start = Instant::now();
             work(&mut session, &table);
@@ -125,7 +125,7 @@ fn many(
     }
 }
 
-/// Newer minor versions load an output plugin of others only when told to; older ones don't know the setting.
+/// Newer minor versions load an output plugin of other authors only with this setting; older ones don't know it.
 fn trust_plugin(database: &Database<'_>) {
     const NAMED: &str =
         "SELECT coalesce(bool_and(setting ~ 'wal2json'), true) FROM pg_settings WHERE name = 'output_plugin_libraries'";
@@ -136,7 +136,7 @@ fn trust_plugin(database: &Database<'_>) {
     }
 }
 
-/// A running `pg_recvlogical` that throws away what it reads.
+/// A running `pg_recvlogical` that drops what it reads.
 struct Consumer<'a> {
     database: &'a Database<'a>,
     process: Process,
@@ -148,7 +148,7 @@ impl<'a> Consumer<'a> {
         session.run(&format!("SELECT pg_create_logical_replication_slot('{SLOT}', 'wal2json')"));
         let mut command = database.cluster().tool("pg_recvlogical");
         command.args(["--start", "--slot", SLOT, "--dbname", database.name(), "--file", "/dev/null"]);
-        // It reports what it has at every interval: that of a second is the shortest.
+        // It reports its position at every interval; a second is the shortest.
         command.args(["--option", "format-version=2", "--fsync-interval", "0", "--status-interval", "1"]);
         command.stdout(Stdio::null()).stderr(Stdio::null());
         let process = Process::spawn(&mut command, Signal::SIGTERM).expect("start pg_recvlogical");
@@ -158,7 +158,7 @@ impl<'a> Consumer<'a> {
         Self { database, process }
     }
 
-    /// Waits until the consumer has been sent everything, and ends it; gives the seconds that took.
+    /// Waits until the consumer has been sent everything, and ends it; returns how many seconds that took.
     fn catch_up(self) -> f64 {
         let mut session = self.database.session();
         let end: String = session.one("SELECT pg_current_wal_insert_lsn()::text");

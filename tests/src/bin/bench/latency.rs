@@ -1,6 +1,6 @@
 //! From a commit to the client: an SSE client of a proxy, and a raw listener on one `pg_notify` trigger.
 //!
-//! The time begins when the writer sends COMMIT and ends when the client has the event.
+//! The time starts when the writer sends COMMIT and ends when the client has the event.
 
 use std::io::{BufReader, Read, Write};
 use std::net::TcpStream;
@@ -16,19 +16,19 @@ use crate::report::{Report, Target};
 use crate::schema::{Rows, Way};
 use crate::{Effort, overhead, quantile, slow_commit};
 
-/// The board that the client follows; the load beside writes to others.
+/// The board that the client follows; the load writes to others.
 const BOARD: i64 = 0;
 
-/// Between two events, so the next one finds everybody at rest.
+/// The pause between two events, so that everything is idle at the next one.
 const PAUSE: Duration = Duration::from_millis(3);
 
-/// What writes to other boards meanwhile.
+/// The load on other boards in the meantime.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Load {
     None,
-    /// So many transactions per second, as long as the way allows them.
+    /// This many transactions per second, if the way allows them.
     Paced(u32),
-    /// So many clients that write as fast as they can.
+    /// This many clients that write as fast as they can.
     Full(u32),
 }
 
@@ -83,7 +83,7 @@ pub fn measure(database: &Database<'_>, effort: Effort, report: &mut Report) {
     slow_commit(database, false);
 }
 
-/// One series; gives the times in milliseconds.
+/// One series; returns the times in milliseconds.
 fn round(database: &Database<'_>, proxy: &Proxy, way: Way, load: Load, samples: usize) -> Vec<f64> {
     let writers = load.start(database, way);
     let table = Rows::Narrow.table(way);
@@ -91,7 +91,7 @@ fn round(database: &Database<'_>, proxy: &Proxy, way: Way, load: Load, samples: 
     let mut write = |client: &mut dyn FnMut()| {
         writer.run(&format!("BEGIN; INSERT INTO {table} (board_id, title) VALUES ({BOARD}, 'measured')"));
         let start = Instant::now();
-        // The client waits in a thread of its own: the event may be there before the writer has its answer.
+        // The client waits in its own thread, because the event may arrive before the writer has its answer.
         writer.run("COMMIT");
         client();
         start
@@ -110,7 +110,7 @@ fn round(database: &Database<'_>, proxy: &Proxy, way: Way, load: Load, samples: 
     let mut reader = reader;
     std::thread::spawn(move || while reader() && sender.send(Instant::now()).is_ok() {});
     if writers.is_some() {
-        // The load is on when its rows come.
+        // The load has started when its rows arrive.
         let mut session = database.session();
         let count = format!("SELECT count(*) FROM {table}");
         let before: i64 = session.one(&count);
@@ -122,14 +122,14 @@ fn round(database: &Database<'_>, proxy: &Proxy, way: Way, load: Load, samples: 
         let start =
             write(&mut || arrival = Some(arrivals.recv_timeout(tidings_tests::DEADLINE).expect("the event arrives")));
         let time = arrival.expect("an arrival").duration_since(start);
-        // The first ones warm up.
+        // The first ones are for warming up.
         if i >= 20 {
             times.push(time.as_secs_f64() * 1000.0);
         }
         std::thread::sleep(PAUSE);
     }
     drop(writers);
-    // One more event ends the reader: nobody takes it any more.
+    // One more event ends the reader, and nobody measures it.
     drop(arrivals);
     write(&mut || ());
     times
@@ -139,7 +139,7 @@ fn is_event(sse: &mut Sse) -> bool {
     sse.frame_or_end().is_some()
 }
 
-/// A bare listener that speaks just enough of the protocol: nothing stands between it and the server.
+/// A bare listener that implements just enough of the protocol, so that no library is measured.
 struct Listener(BufReader<TcpStream>);
 
 impl Listener {
@@ -167,7 +167,7 @@ impl Listener {
         listener
     }
 
-    /// Reads one message; gives its type.
+    /// Reads one message; returns its type.
     fn message(&mut self) -> Option<u8> {
         let mut head = [0; 5];
         self.0.read_exact(&mut head).ok()?;

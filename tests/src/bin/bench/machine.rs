@@ -1,4 +1,4 @@
-//! Where and with what the figures were measured.
+//! The machine and the software of a measurement.
 
 use std::fs;
 use std::process::Command;
@@ -16,7 +16,7 @@ pub fn describe() -> String {
     format!("{cores} cores ({model}) shared by all, {gibibytes:.0} GiB of memory, Linux {}", kernel.trim())
 }
 
-/// Of the database and of what is measured in it.
+/// The database and what is measured in it.
 pub fn versions(database: &Database<'_>) -> Vec<String> {
     let mut session = database.session();
     let mut version = |sql| session.one::<String>(sql);
@@ -38,7 +38,7 @@ pub fn today(database: &Database<'_>) -> String {
     database.session().one("SELECT (now() AT TIME ZONE 'UTC')::date::text")
 }
 
-/// What follows a name in a file of lines `name: value`.
+/// The value after a name in a file of lines `name: value`.
 fn value(path: &str, name: &str) -> Option<String> {
     let text = fs::read_to_string(path).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.trim_start().strip_prefix(':'))?;

@@ -1,12 +1,12 @@
-//! `make bench`: what Tidings costs and how fast it is, each figure beside its target.
+//! `make bench`: what Tidings costs and how fast it is, with a target beside each figure.
 //!
-//! All rounds of one comparison run in one cluster and alternate, so that a machine that is busy for a while is busy
-//! for all of them; the figure is the median. Unlike the tests, the cluster writes to the disk (`fsync = on`). The
-//! figures go to `docs/benchmarks.md`.
+//! All rounds of one comparison run in one cluster and alternate, so that other load on the machine affects all of
+//! them; the figure is the median. Unlike in the tests, the cluster writes to the disk (`fsync = on`). The figures go
+//! to `docs/benchmarks.md`.
 //!
-//! `--long` takes more and longer rounds; `--small` a hundredth of the clients and few rounds, to try the program: its
-//! figures go to `target/bench`. Naming parts (`overhead`, `decoding`, `latency`, `bulk`, `rendering`, `access`, and
-//! those of `load`) leaves the others out.
+//! `--long` takes more and longer rounds. `--small` takes a hundredth of the clients and few rounds, to try the
+//! program: its figures go to `target/bench`. Naming parts (`overhead`, `decoding`, `latency`, `bulk`, `rendering`,
+//! `access`, and those of `load`) runs only those.
 
 mod access;
 mod bulk;
@@ -26,7 +26,7 @@ use tidings_tests::{Cluster, Database};
 use page::Page;
 use report::Report;
 
-/// Settings of the measured cluster: durable, and nothing that strikes at some round and not at another.
+/// Settings of the measured cluster: durable, and nothing that affects only some of the rounds.
 const SETTINGS: &[(&str, &str)] = &[
     ("fsync", "on"),
     ("wal_level", "replica"),
@@ -49,15 +49,15 @@ struct Effort {
 }
 
 impl Effort {
-    /// More rounds: where the machine's own changes are larger than what is measured, the compared must take turns
-    /// often. They are no shorter, for the first second of a new session is its own cost: it meets each page of the
-    /// shared buffers for the first time, and whoever writes twice as many pages pays twice for that.
+    /// More rounds: if the machine itself varies more than what is measured, the compared ways must alternate often.
+    /// The rounds are not shorter, because the first second of a new session has its own cost: it touches each page of
+    /// the shared buffers for the first time, and a way that writes twice as many pages pays twice for that.
     fn more_rounds(self) -> usize {
         self.rounds * 3
     }
 }
 
-/// The parts that are not of [`load`].
+/// The parts that are not in [`load`].
 const PARTS: &[&str] = &["overhead", "decoding", "latency", "bulk", "rendering", "access"];
 
 fn main() {
@@ -106,14 +106,14 @@ fn main() {
     println!("\n{targets}");
 }
 
-/// Takes as many file descriptors as this process may have: each stream takes one here and one in the server.
+/// Raises the limit of file descriptors as far as this process may: each stream takes one here and one in the server.
 fn more_files() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit of open files");
     setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("raise the limit of open files");
 }
 
-/// Makes every commit of the cluster take a millisecond more, as a slow disk does, or no longer.
+/// Makes every commit of the cluster take a millisecond more, as on a slow disk, or no longer.
 fn slow_commit(database: &Database<'_>, slow: bool) {
     let mut session = database.session();
     let (delay, siblings) = if slow { (1000, 0) } else { (0, 5) };
@@ -126,7 +126,7 @@ fn slow_commit(database: &Database<'_>, slow: bool) {
     });
 }
 
-/// The value in the middle.
+/// The median.
 fn median(values: &mut [f64]) -> f64 {
     quantile(values, 0.5)
 }

@@ -10,8 +10,8 @@ use crate::report::{Report, Target};
 use crate::schema::{self, Rows, Way};
 use crate::{Effort, slow_commit};
 
-/// What is measured, and how many write at once. Wide rows only with the disk's own commits: what a slow commit hides,
-/// it hides of them too.
+/// What is measured, and how many clients write at once. Wide rows only with the disk's own commits, because a slow
+/// commit hides the same costs for them too.
 const SERIES: [(Rows, bool, &[u32]); 3] =
     [(Rows::Narrow, false, &[1, 8, 32, 64]), (Rows::Narrow, true, &[1, 8, 32]), (Rows::Wide, false, &[1, 8, 32])];
 
@@ -30,7 +30,7 @@ pub fn measure(database: &Database<'_>, effort: Effort, report: &mut Report) {
             let rounds = if slow { effort.rounds } else { effort.more_rounds() };
             for round in 0..rounds {
                 let mut tps = [0.0; Way::ALL.len()];
-                // The order turns, so nobody always comes first.
+                // The order rotates, so that no way always comes first.
                 for i in 0..tps.len() {
                     let i = (i + round) % tps.len();
                     let (way, of) = (Way::ALL[i].name(), format!("{clients} clients{label}"));
@@ -55,7 +55,7 @@ pub fn measure(database: &Database<'_>, effort: Effort, report: &mut Report) {
     slow_commit(database, false);
 }
 
-/// What one round of writing gave.
+/// The result of one round of writing.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
     /// Transactions per second.
@@ -68,7 +68,7 @@ pub struct Load {
 pub fn run(database: &Database<'_>, rows: Rows, way: Way, clients: u32, seconds: u32) -> Load {
     schema::empty(database, rows, way);
     let mut session = database.session();
-    // Full-page images belong to the checkpoint, not to the way: every round begins with the same.
+    // Full-page images depend on the checkpoint, not on the way, so every round begins with one.
     session.run("CHECKPOINT");
     let before = wal(&mut session);
     let output = pgbench(database, rows, way, 1000)

@@ -1,8 +1,7 @@
-//! `docs/benchmarks.md`: its words are written by hand, its figures and plots from the latest run of each part.
+//! `docs/benchmarks.md`: its words are written by hand, its figures and plots come from the latest run of each part.
 //!
-//! A part's figures are kept in `benchmarks/<part>.json`, so a part that is measured alone leaves those of the others
-//! as they are. On the page they stand between two comments, see [`begin`]; a part that has no place there gets one at
-//! the end.
+//! The figures of a part are stored in `benchmarks/<part>.json`, so measuring one part keeps the figures of the others.
+//! On the page they are between two comments, see [`begin`]; a part without such a place gets one at the end.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +11,7 @@ use serde_json::Value;
 use crate::chart;
 use crate::report::round;
 
-/// What ends a place for figures.
+/// The end of a place for figures.
 const END: &str = "<!-- end of figures -->";
 
 /// The name of the place of the table of targets.
@@ -26,21 +25,21 @@ pub struct Page {
 }
 
 impl Page {
-    /// The page of the documentation; with `trial` a copy of it in `target/bench`, so no figure of a trial gets among
-    /// the others.
+    /// The page of the documentation; with `trial` a copy of it in `target/bench`, so that figures of a trial are not
+    /// published.
     pub fn new(parts: Vec<&'static str>, trial: bool) -> Self {
         let dir = repository().join(if trial { "target/bench" } else { "docs" });
         fs::create_dir_all(dir.join("benchmarks")).expect("create the folder of the figures");
         Self { dir, parts }
     }
 
-    /// Keeps the figures of a part.
+    /// Stores the figures of a part.
     pub fn save(&self, part: &str, record: &Value) {
         let text = serde_json::to_string_pretty(record).expect("JSON");
         fs::write(self.file(part, "json"), text + "\n").expect("keep the figures");
     }
 
-    /// Writes the page with what is kept, and the plots; gives the table of targets.
+    /// Writes the page with the stored figures, and the plots; returns the table of targets.
     pub fn render(&self) -> String {
         let path = repository().join("docs/benchmarks.md");
         let mut page = fs::read_to_string(&path).unwrap_or_else(|_| "# Benchmarks\n".to_owned());
@@ -82,7 +81,7 @@ fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the repository")
 }
 
-/// What begins a part's place for figures.
+/// The beginning of a part's place for figures.
 fn begin(part: &str) -> String {
     format!("<!-- figures: {part} -->\n")
 }
@@ -98,7 +97,7 @@ fn fill(page: &mut String, part: &str, figures: &str) {
     page.replace_range(start..start + length, figures);
 }
 
-/// Where the figures come from, and who is missing.
+/// Where the figures come from, and what could not be measured.
 fn origin(record: &Value) -> String {
     let list = |name: &str, between: &str| {
         let items = record[name].as_array().into_iter().flatten().map(text_of);

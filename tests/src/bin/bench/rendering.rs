@@ -1,7 +1,7 @@
-//! What it takes to turn a row into JSON: the record of an event beside `to_jsonb(row)::text`.
+//! What it takes to turn a row into JSON: the record of an event compared with `to_jsonb(row)::text`.
 //!
-//! Rows are inserted in transactions that are rolled back and too small for an early flush, so nothing of an event is
-//! ever written. Each figure is the difference of two tables that differ in the rendering alone, spread over the rows:
+//! Rows are inserted in transactions that are rolled back and too small for an early flush, so no event is ever
+//! written. Each figure is the difference between two tables that differ only in the rendering, divided by the rows:
 //! - Tidings, the writer's part: a watch whose payload is the record, less a watch whose payload is a constant;
 //! - Tidings, the reader's part: `tidings.decode` of a segment of the one, less that of a segment of the other;
 //! - in a trigger: a plpgsql trigger that evaluates `to_jsonb(NEW)::text` and does nothing with it, less one that does
@@ -16,7 +16,7 @@ use crate::Effort;
 use crate::report::{Report, Target};
 use crate::schema::Rows;
 
-/// Rows of one transaction: their events stay below the size at which some are written before the commit.
+/// Rows of one transaction, few enough that none of their events are written before the commit.
 const BATCH: u32 = 200;
 
 /// Transactions of one round.
@@ -69,7 +69,7 @@ pub fn measure(database: &Database<'_>, effort: Effort, report: &mut Report) {
                 time(&mut session, &format!("SELECT {query} FROM generate_series(1, {BATCHES}), render_source r"))
             });
             let [read, skipped] = [TABLES[0].0, TABLES[1].0].map(|table| {
-                // It depends on `i`, or would be done once for all.
+                // It depends on `i`, or would be evaluated once for all rows.
                 let decoded = "render_segment s, tidings.decode(CASE WHEN i > 0 THEN s.data END, NULL) d";
                 let sum = "SELECT sum(octet_length(d.payload))";
                 time(
@@ -94,7 +94,7 @@ pub fn measure(database: &Database<'_>, effort: Effort, report: &mut Report) {
     }
 }
 
-/// Inserts and rolls back; gives the microseconds of a row.
+/// Inserts and rolls back; returns the microseconds of a row.
 fn insert(session: &mut Session, table: &str) -> f64 {
     session.run(&format!("TRUNCATE {table}"));
     time(

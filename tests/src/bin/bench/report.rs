@@ -1,4 +1,4 @@
-//! The figures of a part: each with its rounds, and what it should be.
+//! The figures of a part: each with its rounds and its target.
 
 use serde_json::{Value, json};
 use tidings_tests::Database;
@@ -6,7 +6,7 @@ use tidings_tests::Database;
 use crate::page::Page;
 use crate::{machine, quantile};
 
-/// What a figure should be.
+/// The target of a figure.
 #[derive(Clone, Copy, Debug)]
 pub enum Target {
     /// At least this.
@@ -20,11 +20,11 @@ pub enum Target {
 #[derive(Debug)]
 struct Line {
     what: String,
-    /// Which of the compared ones, where several are.
+    /// The name of the compared one, if there are several.
     who: Option<String>,
     unit: &'static str,
     target: Target,
-    /// One of each round.
+    /// The values, one for each round.
     values: Vec<f64>,
 }
 
@@ -40,18 +40,18 @@ pub struct Report {
 }
 
 impl Report {
-    /// A report that goes to `page`, of a program that was called with these options.
+    /// A report for `page`, of a program that was called with these options.
     pub fn new(page: Page, options: &[&str]) -> Self {
         let command = options.join(" ");
         Self { page, command, lines: Vec::new(), versions: Vec::new(), left_out: Vec::new() }
     }
 
-    /// Adds a figure, and shows it at once. The same one of another round joins it.
+    /// Adds a figure, and prints it at once. Values of further rounds are added to the same figure.
     pub fn add(&mut self, what: impl Into<String>, figure: f64, unit: &'static str, target: Target) {
         self.line(what.into(), None, figure, unit, target);
     }
 
-    /// The same for one of several that are compared, and plotted beside one another.
+    /// The same for one of several that are compared, and plotted together.
     pub fn compare(&mut self, what: impl Into<String>, who: &str, figure: f64, unit: &'static str, target: Target) {
         self.line(what.into(), Some(who.to_owned()), figure, unit, target);
     }
@@ -68,7 +68,7 @@ impl Report {
         }
     }
 
-    /// Names what was measured beside Tidings, with its version.
+    /// Names what was measured for comparison, with its version.
     pub fn version(&mut self, program: &str) {
         if !self.versions.iter().any(|known| known == program) {
             self.versions.push(program.to_owned());
@@ -84,7 +84,7 @@ impl Report {
         }
     }
 
-    /// Keeps the figures of a part, gives the table of all targets, and begins with the next one.
+    /// Stores the figures of a part, returns the table of all targets, and starts the next part.
     pub fn finish(&mut self, part: &str, database: &Database<'_>) -> String {
         let lines: Vec<Value> = self.lines.drain(..).map(|line| line.record()).collect();
         let mut versions = machine::versions(database);
@@ -121,7 +121,7 @@ impl Line {
     }
 }
 
-/// Three digits that count.
+/// Three significant digits.
 pub fn round(figure: f64) -> String {
     match figure.abs() {
         n if n >= 100.0 => format!("{figure:.0}"),

@@ -1,8 +1,8 @@
-//! The compared tables: the same columns, and one way each to learn of a change.
+//! The compared tables: the same columns, and each a different way to learn of a change.
 
 use tidings_tests::Database;
 
-/// A way to learn of a change, and so a table.
+/// A way to learn of a change, and its table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     /// No trigger at all.
@@ -28,7 +28,7 @@ impl Way {
         }
     }
 
-    /// How the report calls it.
+    /// Its name in the report.
     pub fn name(self) -> &'static str {
         match self {
             Self::None => "no trigger",
@@ -39,7 +39,7 @@ impl Way {
     }
 }
 
-/// What a row holds.
+/// What a row contains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rows {
     /// Six columns.
@@ -63,7 +63,7 @@ impl Rows {
     /// Both.
     pub const ALL: [Self; 2] = [Self::Narrow, Self::Wide];
 
-    /// How the report calls them.
+    /// Their names in the report.
     pub fn name(self) -> &'static str {
         match self {
             Self::Narrow => "rows",
@@ -88,7 +88,7 @@ impl Rows {
         }
     }
 
-    /// The columns that a writer gives.
+    /// The columns that a writer sets.
     pub fn columns(self) -> &'static str {
         match self {
             Self::Narrow => "board_id, title, position",
@@ -99,7 +99,7 @@ impl Rows {
         }
     }
 
-    /// Values for those columns as one client writes them, but for the board, which pgbench knows.
+    /// Values for those columns as one client writes them, except for the board, which pgbench knows.
     pub fn literals(self) -> &'static str {
         match self {
             Self::Narrow => ":board, 'Buy milk, bread and a bicycle', 7",
@@ -114,7 +114,7 @@ impl Rows {
         }
     }
 
-    /// Values for those columns in a row of their own for each `i`.
+    /// Values for those columns in a separate row for each `i`.
     pub fn expressions(self) -> &'static str {
         match self {
             Self::Narrow => "i % 1000, 'Item number ' || i, i % 17",

@@ -1,7 +1,8 @@
-//! `make chaos`: writers whose commits are on record, clients that come and go, and faults drawn from a seed; in the
-//! end every client must have got exactly what was committed.
+//! `make chaos`: writers whose commits are recorded, clients that connect and disconnect, and faults drawn from a seed.
+//! At the end every client must have received exactly what was committed.
 //!
-//! `--seed N` repeats a run, `--seeds K` takes K seeds from there on, `--minutes M` is how long faults strike in each.
+//! `--seed N` repeats a run, `--seeds K` runs K seeds starting with it, and `--minutes M` sets how long faults strike
+//! in each.
 
 mod check;
 mod clients;
@@ -34,24 +35,24 @@ use server::{DATABASE, PROXY_ROLE, Server};
 use strike::Stage;
 use writers::Writers;
 
-/// Commits answered so shortly before the loss of an asynchronous primary may be gone with it: the longest lag that a
-/// plan draws, and the time that a busy machine takes for the rest.
+/// Commits that were acknowledged this shortly before the loss of an asynchronous primary may be lost with it: the
+/// longest lag that a plan draws, and some time for a busy machine.
 const LAG: Duration = Duration::from_secs(5);
 
-/// Commits with `synchronous_commit = off` that were answered so shortly before a crash may be gone with it: Postgres
+/// Commits with `synchronous_commit = off` that were acknowledged this shortly before a crash may be lost: Postgres
 /// promises three times `wal_writer_delay`.
 const UNFLUSHED: Duration = Duration::from_millis(600);
 
-/// Faults that are listed for each client.
+/// How many faults are listed for each client.
 const LISTED: usize = 5;
 
-/// What a process may have open in the end more than in the beginning. Postgres keeps open what it has once used (the
-/// partitions of the log with their indexes, the catalogs): some hundred files, where a leak would be one for each of
-/// thousands of ticks. A proxy keeps its second connection.
+/// How many more files a process may have open at the end than at the beginning. Postgres keeps files open that it has
+/// used once (the partitions of the log with their indexes, the catalogs): some hundred files, where a leak would be
+/// one for each of thousands of ticks. A proxy keeps its second connection.
 const MORE_FILES: [(&str, usize); 2] = [("proxy", 4), ("relay", 120)];
 
-/// The memory beside the history that a process may keep in the end: what an allocator doesn't give back, of the 1 MiB
-/// pages that are read from the log and of queues that were full.
+/// The memory, in addition to the history, that a process may have at the end: what an allocator does not return, of
+/// the 1 MiB pages that are read from the log and of queues that were full.
 const MORE_MEMORY: u64 = 48 << 20;
 
 struct Options {
@@ -135,7 +136,7 @@ fn why(panic: &(dyn std::any::Any + Send)) -> String {
     text.unwrap_or("a panic").to_owned()
 }
 
-/// Runs a plan; gives what was wrong.
+/// Runs a plan; returns what went wrong.
 fn run(plan: &Plan, ports: [u16; 2], filter: Option<&Filter>, report: &Report) -> Vec<String> {
     let world = &plan.world;
     let server = Arc::new(Server::start(world, plan.time.as_secs_f64() / 60.0, ports));
@@ -151,7 +152,7 @@ fn run(plan: &Plan, ports: [u16; 2], filter: Option<&Filter>, report: &Report) -
         .collect();
     let addresses: Vec<SocketAddr> = proxies.iter().map(|proxy| locked(proxy).address()).collect();
     let sizes = Sizes::take(&server, &proxies);
-    // It has two proxies.
+    // The plan has two proxies.
     let balancer = Balancer::haproxy([addresses[0], addresses[1]], nobody());
     until("the balancer passes requests on", || {
         http::get(balancer.address(), "/events").is_ok_and(|(head, _)| head.status == 400)
@@ -179,7 +180,7 @@ fn run(plan: &Plan, ports: [u16; 2], filter: Option<&Filter>, report: &Report) -
     let (notes, refusals) = writers.finish();
     faults.extend(refusals);
     if !faults.is_empty() {
-        // It is broken already; what the clients have by now would only hide it.
+        // The run has failed already; waiting for the clients would only hide it.
         keep_logs(&server, &proxies, &balancer, report);
         return faults;
     }
@@ -197,7 +198,7 @@ fn run(plan: &Plan, ports: [u16; 2], filter: Option<&Filter>, report: &Report) -
         }
     };
 
-    // The writers' notes, the database, the log and the clients, each against the one before.
+    // The writers' notes, the database, the log and the clients, each compared with the one before.
     let truth = writers::truth(&server);
     let losses = if world.standby == Some(Standby::Asynchronous) { server.failovers() } else { Vec::new() };
     let mut times: Vec<_> = losses.iter().map(|failover| earlier(failover.at, LAG)..=failover.at).collect();
@@ -246,7 +247,7 @@ fn locked(proxy: &Mutex<Proxy>) -> std::sync::MutexGuard<'_, Proxy> {
     proxy.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Lets the lanes run beside one another until all are at their end, or one has failed.
+/// Runs the lanes at the same time until all have ended, or one has failed.
 fn strike_all(stage: &Stage<'_>, plan: &Plan) -> Vec<String> {
     let broken = AtomicBool::new(false);
     let end = Instant::now() + plan.time;
@@ -271,7 +272,7 @@ fn strike_all(stage: &Stage<'_>, plan: &Plan) -> Vec<String> {
     })
 }
 
-/// Waits until everybody is up again.
+/// Waits until every part is up again.
 fn settle(server: &Server, proxies: &[Mutex<Proxy>]) -> Option<String> {
     catch_unwind(AssertUnwindSafe(|| {
         server.recover();
@@ -299,14 +300,14 @@ impl Sizes {
         Some((open_files(pid)?, memory(pid, "RssAnon")?))
     }
 
-    /// Those of the beginning. All proxies are alike.
+    /// The figures of the beginning. All proxies are alike.
     fn take(server: &Server, proxies: &[Mutex<Proxy>]) -> Self {
         let relay = || server.database(|database| Self::of(database.wait_relay()));
         let proxy = eventually("the size of a proxy", || Self::of(locked(&proxies[0]).pid()));
         Self { proxy, relay: eventually("the size of the relay", relay) }
     }
 
-    /// What has grown that should not have.
+    /// What has grown that should not have grown.
     fn compare(&self, server: &Server, proxies: &[Mutex<Proxy>], history: &str, report: &Report) -> Vec<String> {
         let history: u64 = match history.strip_suffix("MiB") {
             Some(n) => n.parse::<u64>().map(|n| n << 20).unwrap_or(0),

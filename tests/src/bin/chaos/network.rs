@@ -1,8 +1,8 @@
-//! The way between the proxies and the database, and how it breaks.
+//! The network between the proxies and the database, and how it breaks.
 //!
-//! The whole run lives in a network namespace of its own. There a packet filter drops or refuses what goes to or comes
-//! from the database's ports, so that nothing else is touched, and a traffic class makes the way narrow. A kernel may
-//! have no `netem`, and the filter can't delay: for that there is a relay of our own.
+//! The whole run lives in its own network namespace. A packet filter there drops or refuses packets to and from the
+//! database's ports, so that nothing else is affected, and a traffic class limits the bandwidth. A kernel may have no
+//! `netem`, and the filter can't delay packets: [`Wire`] does that.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -12,13 +12,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Set in the process that runs in namespaces of its own.
+/// Set in the process that runs in its own namespaces.
 const INSIDE: &str = "TIDINGS_CHAOS_INSIDE";
 
-/// Buffers of a socket in bytes (least, usual, most): small ones, so that a slow client is a slow client.
+/// Socket buffers in bytes (least, usual, most). They are small, so that a client that reads slowly is a slow client.
 const BUFFERS: &str = "4096 32768 131072";
 
-/// Goes on in a network and a mount namespace of its own, where that is allowed; says whether it does.
+/// Continues in its own network and mount namespace if that is allowed; returns whether it is.
 pub fn enter() -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return true;
@@ -59,23 +59,23 @@ impl Filter {
         filter
     }
 
-    /// Loses that many percent of the packets.
+    /// Loses this percentage of the packets.
     pub fn lose(&self, percent: u8) {
         self.rules(&format!("numgen random mod 100 < {percent} drop"));
     }
 
-    /// Lets no packet through.
+    /// Lets no packet pass.
     pub fn cut(&self) {
         self.rules("drop");
     }
 
-    /// Answers every packet by a reset.
+    /// Answers every packet with a reset.
     pub fn refuse(&self) {
-        // The reset comes by here, too.
+        // The reset passes here too.
         self.rules("tcp flags & rst == 0 reject with tcp reset");
     }
 
-    /// Lets everything through.
+    /// Lets every packet pass.
     pub fn heal(&self) {
         self.rules("");
     }
@@ -87,7 +87,7 @@ impl Filter {
         } else {
             format!("tcp dport {{ {a}, {b} }} {verdict}\n tcp sport {{ {a}, {b} }} {verdict}\n")
         };
-        // One transaction: there is no moment without rules.
+        // One transaction, so that there is no moment without rules.
         let table = format!(
             "add table inet chaos
              delete table inet chaos
@@ -101,11 +101,11 @@ impl Filter {
         run("nft", &[&table]);
     }
 
-    /// Makes the way as narrow as so many kilobytes a second, or again as wide as it was.
+    /// Limits the bandwidth to this many kilobytes a second, or removes the limit.
     pub fn narrow(&self, kilobytes: Option<u16>) {
         let Some(kilobytes) = kilobytes else { return run("tc", &["qdisc", "del", "dev", "lo", "root"]) };
         let tc = |text: &str| run("tc", &text.split_whitespace().collect::<Vec<_>>());
-        // What no filter sends to the class passes as it is.
+        // Packets that no filter sends to the class pass without a limit.
         tc("qdisc add dev lo root handle 1: htb");
         tc(&format!("class add dev lo parent 1: classid 1:1 htb rate {}kbit", u32::from(kilobytes) * 8));
         for port in self.ports {
@@ -116,7 +116,7 @@ impl Filter {
     }
 }
 
-/// A relay on the way of one proxy to the database, which can be slow, stand still, or hang up.
+/// Forwards between one proxy and the database, and can be slow, stall, or hang up.
 #[derive(Debug, Default)]
 pub struct Wire {
     delay: AtomicU64,
@@ -125,7 +125,7 @@ pub struct Wire {
 }
 
 impl Wire {
-    /// A relay to each of the database's ports; gives its own.
+    /// Forwards to each of the database's ports; returns its own ports.
     pub fn start(ports: [u16; 2]) -> (Arc<Self>, [u16; 2]) {
         let wire = Arc::new(Self::default());
         let own = ports.map(|port| {
@@ -134,7 +134,7 @@ impl Wire {
             let wire = wire.clone();
             std::thread::spawn(move || {
                 for client in listener.incoming().flatten() {
-                    // Nobody there: the proxy sees its connection closed.
+                    // Nobody listens: the proxy sees its connection closed.
                     if let Ok(server) = TcpStream::connect(("127.0.0.1", port)) {
                         wire.connect(client, server);
                     }
@@ -145,12 +145,12 @@ impl Wire {
         (wire, own)
     }
 
-    /// From now on everything comes that much later.
+    /// From now on everything arrives this much later.
     pub fn delay(&self, delay: Duration) {
         self.delay.store(delay.as_millis() as u64, Ordering::Relaxed);
     }
 
-    /// From now on nothing goes further, or everything again.
+    /// From now on nothing is forwarded, or everything again.
     pub fn stall(&self, stalled: bool) {
         self.stalled.store(stalled, Ordering::Relaxed);
     }
@@ -173,7 +173,7 @@ impl Wire {
         open.extend([client, server]);
     }
 
-    /// Passes on what comes: read at once, with the time it is due noted, and written when it is.
+    /// Forwards what arrives: it is read at once, noted with the time when it is due, and written then.
     fn pass(&self, mut from: TcpStream, mut to: TcpStream) {
         let (sender, receiver) = std::sync::mpsc::channel::<(Instant, Vec<u8>)>();
         let mut back = from.try_clone().expect("share a socket");

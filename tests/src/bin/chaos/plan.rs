@@ -1,7 +1,8 @@
-//! What happens in a run: all of it drawn from the seed before anything starts, so that a seed can be repeated.
+//! What happens in a run: all of it is drawn from the seed before anything starts, so that a seed can be repeated.
 //!
-//! Three lanes run beside one another (one breaks the database, one the proxies, one the network), so that faults of
-//! different kinds overlap and those of one kind do not. When exactly a fault meets a transaction is up to the machine.
+//! Three lanes run at the same time (one breaks the database, one the proxies, one the network), so that faults of
+//! different kinds overlap and those of one kind do not. When exactly a fault hits a transaction depends on the
+//! machine.
 
 use std::fmt;
 use std::time::Duration;
@@ -17,10 +18,10 @@ pub enum Standby {
     Synchronous,
 }
 
-/// What a run takes place in.
+/// The environment of a run.
 #[derive(Clone, Debug)]
 pub struct World {
-    /// The proxies; the last one reaches the database through the relay of [`crate::network::Wire`].
+    /// The proxies; the last one reaches the database through a [`crate::network::Wire`].
     pub proxies: usize,
     /// The writers.
     pub writers: usize,
@@ -36,97 +37,97 @@ pub struct World {
     pub heartbeat: &'static str,
     /// Whether commits wait for the disk.
     pub synchronous_commit: bool,
-    /// The standby that a failover goes to.
+    /// The standby for failovers.
     pub standby: Option<Standby>,
-    /// Whether the cluster lies on a disk so small that it can be filled.
+    /// Whether the cluster is on a disk that is small enough to be filled.
     pub small_disk: bool,
-    /// Whether the server's clock can be put forward and back.
+    /// Whether the server's clock can be changed.
     pub clock: bool,
 }
 
 /// What can be broken on this machine.
 #[derive(Clone, Copy, Debug)]
 pub struct Means {
-    /// A network and mounts of our own.
+    /// Its own network and mounts are available.
     pub namespaces: bool,
-    /// libfaketime is there.
+    /// libfaketime is available.
     pub clock: bool,
 }
 
-/// One thing that goes wrong.
+/// One fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The relay is ended in good order.
+    /// The relay is terminated properly.
     TerminateRelay,
-    /// The relay is killed: Postgres restarts all of itself.
+    /// The relay is killed, so Postgres restarts all its processes.
     KillRelay,
-    /// The relay stands still.
+    /// The relay is stopped for a while.
     FreezeRelay,
-    /// One backend of a proxy is killed, the listening one or the reading one.
+    /// One backend of a proxy is killed, the one that listens or the one that reads.
     KillListener,
     /// All processes of the server are killed at once.
     KillServer,
-    /// The postmaster is killed, and a new one started as soon as it can be.
+    /// The postmaster is killed, and a new one is started as soon as possible.
     KillPostmaster,
-    /// The postmaster stands still.
+    /// The postmaster is stopped for a while.
     FreezePostmaster,
-    /// The server is restarted in good order.
+    /// The server is restarted properly.
     RestartServer,
-    /// Every backend and the relay are ended by `pg_terminate_backend`.
+    /// Every backend and the relay are terminated by `pg_terminate_backend`.
     TerminateAll,
-    /// Somebody listens and does not read, and the notification queue fills to that many percent.
+    /// A session listens and does not read, and the notification queue fills to this percentage.
     CrowdQueue(u8),
     /// The disk is full.
     FillDisk,
-    /// The server's clock jumps by that many seconds, and stays there.
+    /// The server's clock jumps by this many seconds, and stays there.
     JumpClock(i32),
-    /// The primary is gone, and the standby is promoted; it may have stood still for the time before.
+    /// The primary is lost, and the standby is promoted; it may have been stopped for some time before.
     Failover,
     /// A proxy is killed.
     KillProxy(usize),
-    /// A proxy is ended by SIGTERM.
+    /// A proxy is terminated by SIGTERM.
     TerminateProxy(usize),
-    /// A proxy stands still.
+    /// A proxy is stopped for a while.
     FreezeProxy(usize),
     /// No packet between proxies and database arrives.
     Cut,
-    /// That many percent of the packets between proxies and database are lost.
+    /// This percentage of the packets between proxies and database is lost.
     Loss(u8),
-    /// The way between proxies and database takes so many kilobytes a second, and as long as a queue there takes.
+    /// The bandwidth between proxies and database is this many kilobytes a second, with a short queue.
     Narrow(u16),
     /// Connections between proxies and database are reset.
     Refuse,
-    /// Everything between the last proxy and the database comes that many milliseconds later, both ways.
+    /// Everything between the last proxy and the database arrives this many milliseconds later, in both directions.
     Delay(u16),
-    /// What the last proxy and the database send each other is taken, and goes no further.
+    /// What the last proxy and the database send each other is accepted, and not forwarded.
     Stall,
     /// The connections of the last proxy to the database are closed.
     HangUp,
-    /// The proxies' backends are ended by `pg_terminate_backend`.
+    /// The proxies' backends are terminated by `pg_terminate_backend`.
     TerminateListeners,
 }
 
 /// A fault in its lane.
 #[derive(Clone, Copy, Debug)]
 pub struct Step {
-    /// The time of peace before it.
+    /// The quiet time before it.
     pub after: Duration,
-    /// What goes wrong.
+    /// The fault.
     pub fault: Fault,
-    /// How long, where that makes sense.
+    /// How long it lasts, if that makes sense.
     pub hold: Duration,
 }
 
-/// All that a seed says.
+/// Everything that follows from a seed.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// The seed.
     pub seed: u64,
     /// How long the lanes are drawn for.
     pub time: Duration,
-    /// Where it takes place.
+    /// The environment.
     pub world: World,
-    /// What goes wrong, lane by lane: database, proxies, network.
+    /// The faults of each lane: database, proxies, network.
     pub lanes: [Vec<Step>; 3],
 }
 
@@ -140,14 +141,15 @@ impl Plan {
             proxy_faults(&mut random, &world),
             network_faults(&mut random, means),
         ];
-        // The database is the slowest to come back, so it gets the longest peace; a cut network shows only if it lasts.
+        // The database takes longest to recover, so it gets the longest quiet time. A cut network has an effect only if
+        // it lasts.
         let peace = [(1.0, 5.0), (2.0, 8.0), (0.5, 5.0)];
         let holds = [(0.2, 4.0), (0.1, 5.0), (0.5, 9.0)];
         let lanes = std::array::from_fn(|i| steps(&mut random, time, &lanes[i], peace[i], holds[i]));
         Self { seed, time, world, lanes }
     }
 
-    /// A number that depends on the seed and on `who` draws with it.
+    /// A number that depends on the seed and on `who` draws it.
     pub fn random(&self, who: u64) -> Rng {
         Rng::with_seed(self.seed.wrapping_mul(1_000_003).wrapping_add(who))
     }
@@ -160,7 +162,8 @@ impl World {
             2 => Some(Standby::Synchronous),
             _ => None,
         };
-        // A small disk has no room for a standby's needs, and an unreal clock none for a retention in real time.
+        // A small disk has no room for what a standby needs, and a changed clock does not go with a retention in real
+        // time.
         let small_disk = means.namespaces && standby.is_none() && random.bool();
         let clock = means.clock && standby.is_none() && random.u8(..3) == 0;
         let short = !clock && time >= Duration::from_secs(120) && random.u8(..3) == 0;
@@ -180,7 +183,7 @@ impl World {
     }
 }
 
-/// Each fault that the lane knows, some more than once, so that in a shuffled row all of them come.
+/// Each fault of the lane, some more than once, so that all of them occur in the shuffled list.
 fn database_faults(random: &mut Rng, world: &World) -> Vec<Fault> {
     let mut faults = vec![
         Fault::TerminateRelay,
@@ -201,8 +204,8 @@ fn database_faults(random: &mut Rng, world: &World) -> Vec<Fault> {
         faults.push(Fault::CrowdQueue(12));
     }
     if world.clock {
-        // Postgres's timeouts go by that clock: one that is set back by N seconds delays the end of a deadlock among
-        // the writers by as many, and nobody waits for them that long.
+        // Postgres's timeouts use that clock: setting it back by N seconds delays the end of a deadlock among the
+        // writers by N seconds, and a run can't wait that long.
         faults.extend((0..3).map(|_| Fault::JumpClock(random.i32(-30..=30))));
     }
     if world.standby.is_some() {

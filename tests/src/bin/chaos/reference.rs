@@ -1,5 +1,5 @@
-//! What all clients are measured by: the log in its order, read by SQL while the run goes on. It is itself measured by
-//! the writers' truth in the end.
+//! The reference for all clients: the log in its order, read by SQL during the run. At the end it is compared with the
+//! writers' table.
 
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -16,13 +16,13 @@ use tidings_wire::Position;
 use crate::server::Server;
 use crate::writers::END;
 
-/// Events read at once.
+/// How many events are read at once.
 const PAGE: i32 = 5000;
 
-/// Between two looks at the log.
+/// The time between two reads of the log.
 const PAUSE: Duration = Duration::from_millis(60);
 
-/// A failover takes no longer than this back, in microseconds.
+/// The most that a failover can lose, in microseconds.
 const BACK: u64 = 300_000_000;
 
 /// A place in the order of events.
@@ -31,24 +31,24 @@ pub type Place = (u64, u32);
 /// An event of the log.
 #[derive(Clone, Debug)]
 pub struct Known {
-    /// Where it stands.
+    /// Its position.
     pub place: Place,
     /// The number of its topic.
     pub topic: usize,
-    /// What it says.
+    /// Its payload.
     pub print: u64,
-    /// The write it tells of.
+    /// The write that it describes.
     pub write: Write,
 }
 
-/// What an event says, in short.
+/// The payload in short.
 pub fn print(event: &str, data: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     (event, data).hash(&mut hasher);
     hasher.finish()
 }
 
-/// The place that a position names.
+/// The place that a position gives.
 pub fn place(position: &str) -> Option<Place> {
     position.parse::<Position>().ok().map(|position| position.place())
 }
@@ -58,7 +58,7 @@ pub fn place(position: &str) -> Option<Place> {
 pub struct Observer {
     thread: JoinHandle<Result<Vec<Known>, String>>,
     closed: Arc<AtomicBool>,
-    /// The longest time between two reads, in milliseconds: how far behind the observer was at the worst.
+    /// The longest time between two reads, in milliseconds: how far the observer was behind at most.
     worst: Arc<AtomicU64>,
 }
 
@@ -80,12 +80,12 @@ impl Observer {
         Self { thread, closed, worst }
     }
 
-    /// The longest time that passed so far between two reads that reached the end of the log.
+    /// The longest time so far between two reads that reached the end of the log.
     pub fn worst(&self) -> Duration {
         Duration::from_millis(self.worst.load(Ordering::Relaxed))
     }
 
-    /// Reads on until the last event, which has been published; gives all events.
+    /// Continues until the last event, which has been published; returns all events.
     pub fn finish(self) -> Result<Vec<Known>, String> {
         self.closed.store(true, Ordering::Relaxed);
         self.thread.join().unwrap_or_else(|_| Err("the observer panicked".to_owned()))
@@ -96,8 +96,8 @@ struct Reader {
     server: Arc<Server>,
     known: Vec<Known>,
     era: u64,
-    /// All before this has been read. It moves with the log also where that has no events: a position that stands still
-    /// is older than the retention one day.
+    /// Everything before this has been read. It advances with the log even if the log has no events, because a position
+    /// that does not move expires one day.
     after: String,
     /// When the end of the log was last reached.
     read: Instant,
@@ -108,7 +108,7 @@ impl Reader {
     fn run(&mut self, closed: &AtomicBool) -> Result<(), String> {
         let mut patience = 0;
         loop {
-            // Before the read: what is there now will be read.
+            // Taken before the read: everything that exists now will be read.
             let last_look = closed.load(Ordering::Relaxed);
             let more = match self.server.connect().map(|mut client| self.follow(&mut client, closed)) {
                 Some(Ok(true)) => return Ok(()),
@@ -129,7 +129,7 @@ impl Reader {
         }
     }
 
-    /// Reads until the connection breaks, another primary takes over, or, which is true, the end is read.
+    /// Reads until the connection breaks, another primary takes over, or the end is reached; true if it was reached.
     fn follow(&mut self, client: &mut Client, closed: &AtomicBool) -> Result<bool, postgres::Error> {
         let era = self.server.era();
         if era % 2 == 1 {
@@ -175,7 +175,7 @@ impl Reader {
         self.after = position;
     }
 
-    /// After a failover: forgets the events of ticks that the new primary doesn't have.
+    /// After a failover: drops the events of ticks that the new primary does not have.
     fn forget_lost(&mut self, client: &mut Client) -> Result<(), postgres::Error> {
         let Some(last) = self.known.last() else { return Ok(()) };
         let from = last.place.0.saturating_sub(BACK);

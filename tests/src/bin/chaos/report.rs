@@ -1,4 +1,4 @@
-//! The folder of a run: what happened when, and the logs of everything.
+//! The folder of a run: what happened when, and all logs.
 
 use std::fmt::Display;
 use std::fs::{self, File};
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-/// What a run leaves behind.
+/// The files that a run leaves.
 #[derive(Debug)]
 pub struct Report {
     dir: PathBuf,
@@ -31,7 +31,7 @@ impl Report {
         &self.dir
     }
 
-    /// Notes what happens, with the time.
+    /// Notes an event of the run, with the time.
     pub fn say(&self, what: impl Display) {
         let line = format!("{:8.3} {what}\n", self.start.elapsed().as_secs_f64());
         let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
@@ -44,13 +44,13 @@ impl Report {
         fs::write(self.dir.join(name), text).expect("write to the folder of the run");
     }
 
-    /// Copies a log, under the next free number.
+    /// Copies a log, with the next free number in its name.
     pub fn keep(&self, name: &str, log: &Path) {
         let free = (1..).map(|n| self.dir.join(format!("{name}-{n}.log"))).find(|path| !path.exists());
         let _ = fs::copy(log, free.expect("a free name"));
     }
 
-    /// All that has happened.
+    /// Everything that has happened.
     pub fn history(&self) -> String {
         fs::read_to_string(self.dir.join("history")).unwrap_or_default()
     }

@@ -1,4 +1,4 @@
-//! The database of a run: the primary of the moment, its standby, the disk it lies on and the clock it goes by.
+//! The database of a run: the current primary, its standby, the disk that they are on and the clock that they use.
 
 use std::fs;
 use std::ops::RangeInclusive;
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use postgres::{Client, Config, NoTls};
 use tidings_tests::clock::Clock;
 use tidings_tests::cluster::{SUPERUSER, Site};
-use tidings_tests::process::{Signal, fresh_path, is_running, send};
+use tidings_tests::process::{Signal, fresh_path, kill, send};
 use tidings_tests::{Cluster, Database, until};
 
 use crate::network::run;
@@ -24,18 +24,18 @@ pub const DATABASE: &str = "chaos";
 /// The role of the proxies.
 pub const PROXY_ROLE: &str = "chaos_proxy";
 
-/// What the small disk holds beside what a run of some minutes writes, in megabytes.
+/// The size of the small disk in addition to what a run of some minutes writes, in megabytes.
 const DISK: u64 = 500;
 
-/// What is left free of a disk that is full: less than a new file of WAL, which is 16 MB, more than nothing.
+/// How much of a full disk stays free: less than a new WAL file of 16 MB, but more than nothing.
 const LEFT: u64 = 3 << 20;
 
 /// A failover that has happened.
 #[derive(Clone, Copy, Debug)]
 pub struct Failover {
-    /// When the old primary was gone, in microseconds since the Unix epoch, as ticks are numbered.
+    /// When the old primary was lost, in microseconds since the Unix epoch, like the numbers of ticks.
     pub tick: u64,
-    /// The same.
+    /// The same time, on the clock of this process.
     pub at: Instant,
 }
 
@@ -52,12 +52,12 @@ pub struct Server {
     failovers: Mutex<Vec<Failover>>,
     /// From before the server crashed until it was back.
     crashes: Mutex<Vec<RangeInclusive<Instant>>>,
-    /// Rises when a failover begins and when it is over: even numbers are peace.
+    /// Incremented when a failover begins and when it ends; even numbers mean that none is running.
     era: AtomicU64,
 }
 
 impl Server {
-    /// Starts what the world asks for, with the database in it.
+    /// Starts what the plan asks for, with the database in it.
     pub fn start(world: &World, minutes: f64, ports: [u16; 2]) -> Self {
         let mut settings: Vec<(&str, String)> = vec![
             ("wal_keep_size", "1GB".to_owned()),
@@ -107,23 +107,23 @@ impl Server {
         server
     }
 
-    /// The primary of the moment.
+    /// The current primary.
     pub fn primary(&self) -> Arc<Cluster> {
         self.primary.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Does something with the database on the primary of the moment.
+    /// Calls `f` with the database on the current primary.
     pub fn database<T>(&self, act: impl FnOnce(&Database<'_>) -> T) -> T {
         let primary = self.primary();
         act(&Database::existing(&primary, DATABASE))
     }
 
-    /// How to connect to the primary of the moment, as the superuser.
+    /// How to connect to the current primary as the superuser.
     pub fn config(&self) -> Config {
         self.primary().config(DATABASE, SUPERUSER)
     }
 
-    /// A connection, if there is one to be had.
+    /// A connection, if one can be made.
     pub fn connect(&self) -> Option<Client> {
         self.config().connect(NoTls).ok()
     }
@@ -148,13 +148,13 @@ impl Server {
         self.crashes.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Waits until the server is there and its relay runs, and starts it if it has ended by itself.
+    /// Waits until the server is up and its relay runs, and starts the server if it has ended by itself.
     pub fn recover(&self) {
         self.primary().revive();
         self.database(|database| database.wait_relay());
     }
 
-    /// Starts a standby at that port, if the world has one.
+    /// Starts a standby at this port, if the plan has one.
     fn follow(&mut self, port: u16) {
         *self.standby.lock().unwrap_or_else(PoisonError::into_inner) = self.new_standby(port);
     }
@@ -174,7 +174,7 @@ impl Server {
         Some(standby)
     }
 
-    /// Waits until the standby has what the primary has, nearly.
+    /// Waits until the standby has nearly everything that the primary has.
     fn wait_standby(&self) {
         let state = if self.mode == Some(Standby::Synchronous) { "sync" } else { "async" };
         let close = format!(
@@ -187,8 +187,8 @@ impl Server {
         });
     }
 
-    /// Kills the primary, promotes the standby, and gives that one a new standby. An asynchronous one gets nothing of
-    /// what the primary does during `lag`.
+    /// Kills the primary, promotes the standby, and starts a new standby for it. An asynchronous standby receives
+    /// nothing of what the primary does during `lag`.
     pub fn fail_over(&self, lag: Duration, report: &Report) {
         self.wait_standby();
         let standby = self.standby.lock().unwrap_or_else(PoisonError::into_inner).take().expect("a standby");
@@ -199,10 +199,8 @@ impl Server {
             send(receiver, Signal::SIGSTOP);
             std::thread::sleep(lag);
             old.kill();
-            // What lies in its socket is lost with it. Killed, it takes the standby's other processes along, which come
-            // back.
-            send(receiver, Signal::SIGKILL);
-            until("the receiver has gone", || !is_running(receiver));
+            // What is in its socket is lost with it. Killing it also restarts the standby's other processes.
+            kill(receiver);
         } else {
             old.kill();
         }
@@ -221,7 +219,7 @@ impl Server {
         *self.standby.lock().unwrap_or_else(PoisonError::into_inner) = next;
     }
 
-    /// Fills the disk, but for a little.
+    /// Fills the disk almost completely.
     pub fn fill_disk(&self) {
         self.disk.as_ref().expect("a small disk").fill();
     }
@@ -231,7 +229,7 @@ impl Server {
         self.disk.as_ref().expect("a small disk").free();
     }
 
-    /// Puts the clock to that many seconds beside the real one.
+    /// Sets the clock this many seconds apart from the real one.
     pub fn set_clock(&self, offset: i32) {
         self.clock.as_ref().expect("a clock").set(offset);
     }

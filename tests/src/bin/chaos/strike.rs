@@ -1,12 +1,12 @@
-//! The faults themselves: how each one strikes and how it is healed.
+//! The faults themselves: how each one strikes and how it ends.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use postgres::NoTls;
 use tidings_tests::cluster::SUPERUSER;
-use tidings_tests::process::{Signal, is_running, send};
-use tidings_tests::{Proxy, eventually, until};
+use tidings_tests::process::{Signal, kill, send};
+use tidings_tests::{Proxy, eventually};
 
 use crate::network::{Filter, Wire};
 use crate::plan::{Fault, Step};
@@ -14,34 +14,34 @@ use crate::report::Report;
 use crate::server::{DATABASE, PROXY_ROLE, Server};
 use crate::writers::Writers;
 
-/// Commits that the writers must get through after each fault of the database, before the next one.
+/// Commits that the writers must complete after each fault of the database, before the next one.
 const PROGRESS: u64 = 30;
 
 /// Notifications of one transaction when the queue is filled, each of one page.
 const CROWD: u32 = 4000;
 
-/// The longest that a disk stays full until a writer has noticed.
+/// The longest time that a disk stays full until a writer has noticed.
 const FULL: Duration = Duration::from_secs(20);
 
-/// All that can be broken.
+/// Everything that can be broken.
 #[derive(Debug)]
 pub struct Stage<'a> {
     /// The database.
     pub server: &'a Server,
     /// The proxies.
     pub proxies: &'a [Mutex<Proxy>],
-    /// The network's filter, if there is a network of our own.
+    /// The network's filter, if there is a separate network.
     pub filter: Option<&'a Filter>,
-    /// The relay in front of the last proxy's database.
+    /// The connection between the last proxy and the database.
     pub wire: &'a Arc<Wire>,
     /// The writers.
     pub writers: &'a Writers,
-    /// Where it is noted.
+    /// Where faults are noted.
     pub report: &'a Report,
 }
 
 impl Stage<'_> {
-    /// Goes through a lane, until its end or until `over` says so.
+    /// Goes through a lane, until its end or until `over` returns true.
     pub fn play(&self, lane: &[Step], over: impl Fn() -> bool) {
         for step in lane {
             std::thread::sleep(step.after);
@@ -54,7 +54,7 @@ impl Stage<'_> {
         }
     }
 
-    /// Lets one fault strike, and heals it.
+    /// Lets one fault strike, and ends it.
     fn strike(&self, fault: Fault, hold: Duration) {
         let wait = || std::thread::sleep(hold);
         match fault {
@@ -105,7 +105,7 @@ impl Stage<'_> {
                 self.server.recover();
                 let crashed = match fault {
                     Fault::KillRelay | Fault::KillListener | Fault::KillServer | Fault::KillPostmaster => true,
-                    // Without room for WAL Postgres may give up, and start anew.
+                    // Without room for WAL Postgres may shut down, and start again.
                     Fault::FillDisk => self.checkpointer() != checkpointer,
                     _ => false,
                 };
@@ -123,7 +123,7 @@ impl Stage<'_> {
         let relay = || self.server.database(|database| database.wait_relay());
         match fault {
             Fault::TerminateRelay => self.terminate("backend_type = 'tidings relay'"),
-            Fault::KillRelay => self.kill(relay()),
+            Fault::KillRelay => kill(relay()),
             Fault::FreezeRelay => {
                 let relay = relay();
                 send(relay, Signal::SIGSTOP);
@@ -135,7 +135,7 @@ impl Stage<'_> {
                     format!("SELECT pid FROM pg_stat_activity WHERE usename = '{PROXY_ROLE}' ORDER BY pid LIMIT 1");
                 let pid = self.server.connect().and_then(|mut client| client.query_opt(&pid, &[]).ok().flatten());
                 if let Some(row) = pid {
-                    self.kill(u32::try_from(row.get::<_, i32>(0)).expect("a process id"));
+                    kill(u32::try_from(row.get::<_, i32>(0)).expect("a process id"));
                 }
             }
             Fault::KillServer => {
@@ -183,7 +183,7 @@ impl Stage<'_> {
         self.proxies[i].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The process id of the checkpointer, another one after each start of the server and after each crash.
+    /// The process id of the checkpointer, which changes with each start of the server and after each crash.
     fn checkpointer(&self) -> Option<i32> {
         let pid = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'";
         let row = self.server.connect().and_then(|mut client| client.query_opt(pid, &[]).ok().flatten());
@@ -194,12 +194,7 @@ impl Stage<'_> {
         self.writers.counts.no_room.load(std::sync::atomic::Ordering::Relaxed)
     }
 
-    fn kill(&self, pid: u32) {
-        send(pid, Signal::SIGKILL);
-        until("the killed one has gone", || !is_running(pid));
-    }
-
-    /// Ends backends, if there is a server to ask for it.
+    /// Terminates backends, if the server can be asked to.
     fn terminate(&self, which: &str) {
         let sql = format!(
             "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND {which}"
@@ -208,7 +203,7 @@ impl Stage<'_> {
         self.report.say(format_args!("{:?} terminated", count.map(|row| row.get::<_, i64>(0))));
     }
 
-    /// Somebody listens in a transaction that doesn't end, so that the queue keeps all that comes.
+    /// A session listens in a transaction that does not end, so that the queue keeps everything.
     fn crowd_queue(&self, percent: u8, hold: Duration) {
         let connect = || self.server.primary().config(DATABASE, SUPERUSER).connect(NoTls);
         let (mut listener, mut notifier) = (connect().expect("a listener"), connect().expect("a notifier"));

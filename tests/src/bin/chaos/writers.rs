@@ -1,12 +1,11 @@
-//! Writers that know what they did: each of their transactions is noted as committed, given up, or, where the answer to
-//! the COMMIT was lost, unknown.
+//! Writers that record what they did: each of their transactions is noted as committed, rolled back, or, if the answer
+//! to the COMMIT was lost, unknown.
 //!
-//! Each write leaves a row in the table `truth` within its transaction, as with the ledger of the tests. So the table
-//! tells what became of the unknown ones, and the notes tell whether the table itself is right.
+//! Each write adds a row to the table `truth` in its transaction, as in the ledger of the tests. So the table shows the
+//! outcome of the unknown ones, and the notes show whether the table itself is right.
 //!
-//! A few transactions are prepared and ended some seconds later, over whatever strikes meanwhile. The name of each says
-//! how it is to end, so whoever comes after a crash, or on another primary, finds in the database alone what is left to
-//! do.
+//! A few transactions are prepared and finished some seconds later, whatever strikes in between. The name of each says
+//! how it is to be finished, so after a crash, or on another primary, the database alone shows what is left to do.
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
@@ -25,51 +24,51 @@ use crate::plan::Plan;
 use crate::reference::place;
 use crate::server::Server;
 
-/// How many rows the writers fight for.
+/// How many rows the writers update in competition.
 const ITEMS: usize = 24;
 
 /// The name of the last event of each topic.
 pub const END: &str = "end";
 
-/// The longest pause between two transactions of a writer: the machine is to be broken, not worn out.
+/// The longest pause between two transactions of a writer: the run should test faults, not load.
 const PAUSE: f64 = 0.06;
 
 /// How many of 256 transactions are prepared.
 const PREPARED: u8 = 3;
 
-/// Before how many of 256 transactions a writer ends those that it has prepared: some seconds after they were.
+/// Before how many of 256 transactions a writer finishes those that it has prepared: some seconds after they were.
 const ENDED: u8 = 2;
 
-/// With so many prepared, a writer ends them before it prepares another. All writers together stay below the server's
-/// `max_prepared_transactions`, also where a PREPARE without an answer was not counted.
+/// With this many prepared, a writer finishes them before it prepares another. All writers together stay below the
+/// server's `max_prepared_transactions`, even if a PREPARE without an answer was not counted.
 const MOST_PREPARED: u32 = 8;
 
-/// What became of a transaction.
+/// The outcome of a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The COMMIT was answered, or the PREPARE of one that is to be committed: nothing but its primary's loss can undo
-    /// it.
+    /// The COMMIT was acknowledged, or the PREPARE of a transaction that is to be committed: only the loss of its
+    /// primary can undo it.
     Committed,
-    /// It failed before, or was rolled back, or is to be once prepared.
+    /// It failed before, or was rolled back, or is to be rolled back once prepared.
     GivenUp,
-    /// The COMMIT or the PREPARE was sent, and there was no answer.
+    /// The COMMIT or the PREPARE was sent, and no answer arrived.
     Unknown,
 }
 
-/// A transaction on record.
+/// A recorded transaction.
 #[derive(Clone, Debug)]
 pub struct Note {
     /// `<writer>.<number>`
     pub transaction: String,
     /// Its writes, without those of savepoints that were rolled back.
     pub writes: usize,
-    /// What became of it.
+    /// Its outcome.
     pub outcome: Outcome,
-    /// When that was known.
+    /// When the outcome was known.
     pub at: Instant,
 }
 
-/// The topic with that number.
+/// The topic with this number.
 pub fn topic(lane: usize) -> String {
     format!("lane_{lane}")
 }
@@ -88,7 +87,7 @@ pub fn prepare(server: &Server, topics: usize) {
     });
 }
 
-/// Publishes the event that stands behind all others of its topic, for each topic, in one transaction; gives its tick.
+/// Publishes the last event of each topic, all in one transaction; returns its tick.
 pub fn close(server: &Server, topics: usize) -> u64 {
     let publish = |lane| format!("SELECT tidings.publish('{}', '{{\"write\": \"{END}\"}}')", topic(lane));
     let all: Vec<String> = (0..topics).map(publish).collect();
@@ -103,14 +102,14 @@ pub fn close(server: &Server, topics: usize) -> u64 {
     })
 }
 
-/// Ends what is still prepared when all writers have finished.
+/// Finishes the transactions that are still prepared when all writers have finished.
 pub fn end_all_prepared(server: &Server) {
     tidings_tests::until("nothing is prepared any more", || {
         server.connect().is_some_and(|mut client| end_prepared(&mut client, "%").is_ok())
     });
 }
 
-/// Ends the prepared transactions with such names, each as its name says.
+/// Finishes the prepared transactions with such names, each as its name says.
 fn end_prepared(client: &mut Client, names: &str) -> Result<(), postgres::Error> {
     let ends = "SELECT format('%s PREPARED %L', split_part(gid, ' ', 2), gid) FROM pg_prepared_xacts WHERE gid LIKE $1";
     client.query(ends, &[&names])?.iter().try_for_each(|row| client.batch_execute(row.get(0)))
@@ -129,7 +128,8 @@ pub fn truth(server: &Server) -> Vec<Write> {
     })
 }
 
-/// What is wrong with the table, by the writers' notes. Commits answered within one of the `losses` may be gone.
+/// What is wrong with the table according to the writers' notes. Commits acknowledged within one of the `losses` may be
+/// gone.
 pub fn doubt(notes: &[Note], truth: &[Write], losses: &[RangeInclusive<Instant>]) -> (Vec<String>, usize) {
     let mut found: HashMap<&str, usize> = HashMap::new();
     for write in truth {
@@ -162,7 +162,7 @@ pub struct Counts {
     pub committed: AtomicU64,
     /// Transactions prepared.
     pub prepared: AtomicU64,
-    /// Errors for want of room on the disk.
+    /// Errors because the disk was full.
     pub no_room: AtomicU64,
     /// Connections lost.
     pub lost: AtomicU64,
@@ -179,7 +179,7 @@ pub struct Writers {
 }
 
 impl Writers {
-    /// Starts those of the plan.
+    /// Starts the writers of the plan.
     pub fn start(server: &Arc<Server>, plan: &Plan) -> Self {
         let (stop, counts, refusals) = (Arc::new(AtomicBool::new(false)), Arc::<Counts>::default(), Arc::default());
         let threads = (0..plan.world.writers).map(|number| {
@@ -210,7 +210,7 @@ impl Writers {
         tidings_tests::until("the writers get on", || self.counts.committed.load(Ordering::Relaxed) >= goal);
     }
 
-    /// Stops them; gives their notes, and the errors that they should not have got.
+    /// Stops them; returns their notes, and the errors that should not have occurred.
     pub fn finish(self) -> (Vec<Note>, Vec<String>) {
         self.stop.store(true, Ordering::Relaxed);
         let notes = self.threads.into_iter().flat_map(|thread| thread.join().expect("a writer")).collect();
@@ -226,7 +226,7 @@ struct Writer {
     topics: usize,
     durable: bool,
     transaction: u64,
-    /// Transactions that it has begun to prepare since it last ended those.
+    /// How many transactions it has begun to prepare since it last finished them.
     prepared: u32,
     counts: Arc<Counts>,
     refusals: Arc<Mutex<Vec<String>>>,
@@ -273,14 +273,14 @@ impl Writer {
         }
     }
 
-    /// `<writer>.<number>` of the transaction of the moment.
+    /// `<writer>.<number>` of the current transaction.
     fn transaction(&self) -> String {
         format!("{}.{}", self.name, self.transaction)
     }
 
-    /// Ends those that this writer has prepared, as far as they are to be had.
+    /// Finishes those that this writer has prepared, if the database can be asked to.
     fn end_prepared(&mut self, client: &mut Client) {
-        // The backend of a lost connection may just be at it, or have been.
+        // The backend of a lost connection may be about to do it, or have done it.
         const TAKEN: [SqlState; 2] = [SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE, SqlState::UNDEFINED_OBJECT];
         match end_prepared(client, &format!("{}.%", self.name)) {
             Ok(()) => self.prepared = 0,
@@ -289,7 +289,7 @@ impl Writer {
         }
     }
 
-    /// What an error says about the transaction. Those that no fault explains go on record.
+    /// What an error means for the transaction. Errors that no fault explains are recorded.
     fn judge(&self, client: &mut Client, error: &postgres::Error, sent_commit: bool) -> Outcome {
         const EXCUSED: [SqlState; 9] = [
             SqlState::T_R_DEADLOCK_DETECTED,
@@ -311,7 +311,8 @@ impl Writer {
                 .unwrap_or_else(PoisonError::into_inner)
                 .push(format!("a writer was refused: {error:?}"));
         }
-        // An ERROR aborts; whoever is cut off, or sees the server go down, doesn't know.
+        // After an ERROR the transaction has been aborted; if the connection was cut or the server shut down, the
+        // outcome is unknown.
         let aborted = error.as_db_error().is_some_and(|error| error.severity() == "ERROR");
         let _ = client.batch_execute("ROLLBACK");
         if sent_commit && !aborted { Outcome::Unknown } else { Outcome::GivenUp }
@@ -361,7 +362,7 @@ impl Writer {
     fn write(&mut self, client: &mut Client, work: &mut Work) -> Result<(), postgres::Error> {
         let prefix = format!("{}.", self.transaction());
         let lane = self.random.usize(..self.topics);
-        // A prepared transaction must not hold what the writers fight for: all would wait for its end.
+        // A prepared transaction must not lock the contended rows, because all other writers would wait for its end.
         let (rows, size) = match self.random.u16(..if work.prepares { 550 } else { 1000 }) {
             // Too much for one segment, for one notification, for a notification at all.
             0 => (self.random.usize(2_000..6_000), 40),
@@ -392,7 +393,7 @@ impl Writer {
     }
 }
 
-/// One transaction's own account.
+/// The record of one transaction.
 struct Work {
     number: usize,
     kept: usize,

@@ -1,4 +1,4 @@
-//! What is measured of several servers, one function a part.
+//! What is measured of several servers, one function for each part.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use crate::report::{Report, Target};
 /// Events of one burst.
 const BURST: usize = 100;
 
-/// From the write to one client, to a hundred, and to one beside thousands that are idle.
+/// From the write to one client, to a hundred, and to one among thousands that are idle.
 pub fn clients(database: &Database<'_>, scale: Scale, report: &mut Report) {
     let idle = scale.of(10_000);
     let rivals = [Rival::Tidings, Rival::Node, Rival::Rails];
@@ -40,7 +40,7 @@ pub fn clients(database: &Database<'_>, scale: Scale, report: &mut Report) {
     );
 }
 
-/// What a client costs that gets nothing but heartbeats.
+/// What a client costs that gets only heartbeats.
 pub fn idle(database: &Database<'_>, scale: Scale, report: &mut Report) {
     let clients = scale.of(15_000);
     let heartbeat = format!("{}s", scale.seconds);
@@ -54,12 +54,12 @@ pub fn idle(database: &Database<'_>, scale: Scale, report: &mut Report) {
             let (who, ours) = (rival.name(), rival == Rival::Tidings);
             let topics = names("idle", clients / 10 + 1);
             let asks = (0..clients).map(|i| Ask::live(server.path(&topics[i / 10]))).collect();
-            // A first client pays for what all share.
+            // The first client pays for what all clients share.
             drop(open(server, same(server, HALL, 1)));
             let (before, start) = (resident(server), Instant::now());
             let _crowd = open(server, asks);
             report.compare(format!("{label}: accepted"), who, start.elapsed().as_secs_f64(), "s", Target::None);
-            // Two rounds of heartbeats, and what it took to connect has been given back if it ever is.
+            // After two rounds of heartbeats, memory that connecting took has been returned, if it ever is.
             std::thread::sleep(pause * 2);
             let used = (resident(server) - before) / clients as f64 / 1024.0;
             let target = if ours { Target::AtMost(2.0) } else { Target::None };
@@ -73,7 +73,7 @@ pub fn idle(database: &Database<'_>, scale: Scale, report: &mut Report) {
     );
 }
 
-/// One topic that thousands follow, and thousands that one follows each.
+/// One topic with thousands of subscribers, and thousands of topics with one.
 pub fn fanout(database: &Database<'_>, scale: Scale, report: &mut Report) {
     let clients = scale.of(10_000);
     let rivals = [Rival::Nchan, Rival::Tidings, Rival::Node, Rival::Pushpin];
@@ -114,14 +114,14 @@ pub fn fanout(database: &Database<'_>, scale: Scale, report: &mut Report) {
     );
 }
 
-/// Reports the deliveries for each second that the server's processes computed, and gives them.
+/// Reports the deliveries for each CPU second of the server's processes, and returns them.
 fn delivered(run: &Series, label: &str, who: &str, report: &mut Report) -> f64 {
     let rate = run.deliveries_per_cpu_second();
     report.compare(format!("{label}: deliveries for each CPU second"), who, rate, "", Target::None);
     rate
 }
 
-/// Events that come together, so that clients have several to take.
+/// Events in a burst, so that clients have several to read.
 fn bursts(server: &dyn Server, crowd: &Crowd, clients: usize, scale: Scale) -> Series {
     crowd.forget();
     let before = cpu(server);

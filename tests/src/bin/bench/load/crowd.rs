@@ -1,6 +1,6 @@
-//! Very many streams, read by one thread: it takes little of the machine, so that what is measured is the server.
+//! Very many streams, read by one thread that takes little of the machine, so that the server is measured.
 //!
-//! An event whose data begins with `t=` and a time (see [`stamp`]) is an arrival; how long it took goes into a
+//! An event whose data begins with `t=` and a time (see [`stamp`]) is an arrival; the time that it took goes into a
 //! histogram.
 
 use std::io::{ErrorKind, Read, Write};
@@ -22,10 +22,10 @@ use super::histogram::Histogram;
 /// Clients that share one source address: fewer than there are ports.
 const PER_ADDRESS: usize = 4000;
 
-/// What a client that reads nothing lets the kernel keep for it, in bytes.
+/// How much the kernel stores for a client that reads nothing, in bytes.
 const SMALL_BUFFER: usize = 4096;
 
-/// What marks an arrival, after a space or not, before the time.
+/// The mark of an arrival, before the time, with or without a space in front.
 const MARK: &str = "data:";
 
 /// The microseconds since 1970.
@@ -34,26 +34,26 @@ pub fn now() -> u64 {
     u64::try_from(now.as_micros()).expect("a time before the year 500000")
 }
 
-/// The data of an event that is sent now, filled up to `size` bytes.
+/// The data of an event that is sent now, padded to `size` bytes.
 pub fn stamp(size: usize) -> String {
     let mut text = format!("t={} ", now());
     text.extend(std::iter::repeat_n('.', size.saturating_sub(text.len())));
     text
 }
 
-/// What one client asks for.
+/// The request of one client.
 #[derive(Clone, Debug)]
 pub struct Ask {
     /// Path and query.
     pub path: String,
-    /// The header of that name.
+    /// The header with this name.
     pub last_event_id: Option<String>,
-    /// Whether it stops reading as soon as it has asked.
+    /// Whether it stops reading as soon as it has sent the request.
     pub stalled: bool,
 }
 
 impl Ask {
-    /// Asks for what comes from now on.
+    /// Asks for a stream that starts now.
     pub fn live(path: impl Into<String>) -> Self {
         Self { path: path.into(), last_event_id: None, stalled: false }
     }
@@ -64,7 +64,7 @@ impl Ask {
     }
 }
 
-/// Open streams and what they have got.
+/// Open streams and what they have received.
 #[derive(Debug)]
 pub struct Crowd {
     thread: Option<JoinHandle<()>>,
@@ -82,7 +82,7 @@ struct Shared {
 }
 
 impl Crowd {
-    /// Opens a stream for each of `asks`, at most `at_once` of them waiting for an answer at the same time.
+    /// Opens a stream for each of `asks`; at most `at_once` of them wait for a response at the same time.
     pub fn start(address: SocketAddr, asks: Vec<Ask>, at_once: usize) -> Self {
         let (shared, size) = (Arc::new(Shared::default()), asks.len());
         let reader = Reader::new(address, asks, at_once, shared.clone());
@@ -111,7 +111,7 @@ impl Crowd {
         self.shared.arrivals.load(Relaxed)
     }
 
-    /// Counts from zero again.
+    /// Resets the counts to zero.
     pub fn forget(&self) {
         *self.shared.times() = Histogram::default();
         self.shared.arrivals.store(0, Relaxed);
@@ -145,7 +145,7 @@ struct Client {
     asked: bool,
     /// Whether the head of the response has been read.
     open: bool,
-    /// The beginning of a line whose end has not come yet.
+    /// The beginning of a line that is not complete yet.
     rest: Vec<u8>,
 }
 
@@ -175,7 +175,7 @@ impl Reader {
                 let Some(ask) = self.waiting.next() else { break };
                 self.connect(ask, poll.registry());
             }
-            // Now and then it looks whether it is to stop.
+            // It checks from time to time whether it should stop.
             if poll.poll(&mut events, Some(Duration::from_millis(50))).is_err() {
                 continue;
             }
@@ -200,7 +200,7 @@ impl Reader {
         if ask.stalled {
             socket.set_recv_buffer_size(SMALL_BUFFER).expect("a small buffer");
         }
-        // Else the port is looked for one by one among those of all the streams before, for seconds.
+        // Otherwise the kernel searches for a port one by one among those of all earlier streams, which takes seconds.
         setsockopt(&socket, IpBindAddressNoPort, &true).expect("leave the port to connect");
         socket.bind(&SocketAddr::from(source).into()).expect("a source address");
         if let Err(error) = socket.connect(&self.address.into()) {
@@ -212,7 +212,7 @@ impl Reader {
         self.clients.push(Some(Client { socket, ask, asked: false, open: false, rest: Vec::new() }));
     }
 
-    /// Does what there is to do for a client.
+    /// Reads and writes for a client what is possible now.
     fn serve(&mut self, number: usize, registry: &Registry, space: &mut [u8], times: &mut Vec<u64>) {
         let Some(client) = &mut self.clients[number] else { return };
         if !client.asked {
@@ -239,7 +239,7 @@ impl Reader {
                         assert!(space.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&space[..n]));
                     }
                     arrivals(&self.mark, &mut client.rest, &space[..n], times);
-                    // A short read has emptied the socket; the next bytes are an event of their own.
+                    // A short read has emptied the socket; the next bytes are another event.
                     if n < space.len() {
                         return;
                     }
@@ -253,7 +253,7 @@ impl Reader {
     }
 }
 
-/// Finds the arrivals in what has come, and keeps the line that has not ended yet.
+/// Finds the arrivals in the bytes, and keeps the line that is not complete yet.
 fn arrivals(mark: &Finder<'_>, rest: &mut Vec<u8>, bytes: &[u8], times: &mut Vec<u64>) {
     let Some(end) = memchr::memrchr(b'\n', bytes) else { return rest.extend_from_slice(bytes) };
     let now = now();

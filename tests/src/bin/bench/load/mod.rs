@@ -1,7 +1,7 @@
-//! The proxy under load: thousands of streams from one reader, a real database behind it.
+//! The proxy under load: thousands of streams from one reader, and a real database.
 //!
-//! CPU and memory are the proxy's own, from `/proc`. A time begins when the writer puts it into the event, before its
-//! transaction begins, and ends when the client reads it.
+//! CPU and memory are those of the proxy alone, from `/proc`. A time starts when the writer puts it into the event,
+//! before its transaction begins, and ends when the client reads it.
 
 mod against;
 mod crowd;
@@ -39,7 +39,7 @@ pub const PARTS: &[&str] = &[
     "neighbours",
 ];
 
-/// The topic that thousands follow.
+/// The topic with thousands of subscribers.
 const HALL: &str = "hall";
 
 /// Measures one part.
@@ -64,10 +64,10 @@ pub fn measure(part: &str, database: &Database<'_>, scale: Scale, report: &mut R
     }
 }
 
-/// How much is loaded.
+/// The size of the load.
 #[derive(Clone, Copy, Debug)]
 pub struct Scale {
-    /// By how much every number of clients and topics is divided.
+    /// Every number of clients and topics is divided by this.
     pub divisor: usize,
     /// Seconds of one series.
     pub seconds: u32,
@@ -90,7 +90,7 @@ trait Server {
     fn version(&self) -> Option<String> {
         None
     }
-    /// Where it listens.
+    /// The address that it listens on.
     fn address(&self) -> SocketAddr;
     /// The processes that serve.
     fn pids(&self) -> Vec<u32>;
@@ -100,7 +100,7 @@ trait Server {
     fn at_once(&self) -> usize {
         200
     }
-    /// What publishes a text to a topic and waits until that is done; may be called from a thread of its own.
+    /// Publishes a text to a topic and waits until that is done; may be called from a separate thread.
     fn publisher(&self) -> Publish<'_>;
 }
 
@@ -131,14 +131,14 @@ impl Server for Tidings<'_> {
 
     fn publisher(&self) -> Publish<'_> {
         let mut session = self.database.session();
-        // All of one call are one transaction.
+        // All topics of one call are in one transaction.
         let sql = "SELECT tidings.publish_text(topic, $2) FROM unnest($1::text[]) topic";
         let statement = session.client().prepare(sql).expect("prepare");
         Box::new(move |topics, text| _ = session.client().execute(&statement, &[&topics, &text]).expect("publish"))
     }
 }
 
-/// What a series of events cost and how it went.
+/// The cost and the results of a series of events.
 struct Series {
     /// The server's CPU time in seconds.
     cpu: f64,
@@ -206,12 +206,12 @@ fn resident(server: &dyn Server) -> f64 {
     server.pids().into_iter().map(|pid| memory(pid, "VmRSS").expect("the server runs") as f64).sum()
 }
 
-/// As many clients of one topic.
+/// This many clients of one topic.
 fn same(server: &dyn Server, topic: &str, n: usize) -> Vec<Ask> {
     vec![Ask::live(server.path(topic)); n]
 }
 
-/// Opens a stream for each of `asks`, as many at the same time as the server takes, and waits until all are open.
+/// Opens a stream for each of `asks`, as many at the same time as the server allows, and waits until all are open.
 fn open(server: &dyn Server, asks: Vec<Ask>) -> Crowd {
     Crowd::open(server.address(), asks, server.at_once())
 }

@@ -1,4 +1,5 @@
-//! What grows beside a stream, one function a part: watched tables, the retained log, and proxies on one database.
+//! The proxy with more of something else, one function for each part: watched tables, the retained log, and proxies on
+//! one database.
 
 use std::time::Instant;
 
@@ -16,10 +17,10 @@ const WRITERS: u32 = 8;
 /// Sessions that fill the log.
 const FILLERS: usize = 4;
 
-/// What a client has missed that comes back.
+/// What a client that reconnects has missed.
 const MISSED: usize = 1000;
 
-/// One table's writers, when more and more other tables are watched.
+/// The writers of one table, while the number of other watched tables grows.
 pub fn watches(database: &Database<'_>, scale: Scale, report: &mut Report) {
     let mut there = 0;
     let mut session = database.session();
@@ -38,10 +39,10 @@ pub fn watches(database: &Database<'_>, scale: Scale, report: &mut Report) {
     session.run("DROP SCHEMA watched CASCADE");
 }
 
-/// A client that stays, and one that comes back, when more and more rows are retained. The log only grows: all rounds
-/// at one size come before the next size.
+/// A client that stays, and one that reconnects, while the number of retained rows grows. The log only grows, so all
+/// rounds at one size come before the next size.
 pub fn retained(database: &Database<'_>, scale: Scale, report: &mut Report) {
-    // A database of its own begins with an empty log.
+    // A new database starts with an empty log.
     let fresh = database.cluster().database();
     let mut there = 0;
     for count in [1000, 100_000, 10_000_000].map(|count| scale.of(count)) {
@@ -77,8 +78,8 @@ fn with_retained(database: &Database<'_>, who: &str, scale: Scale, report: &mut 
     series(&server, &crowd, &one, 1, Pace::new(200.0, scale)).report(report, "write → client, 200 events/s", who);
 }
 
-/// Adds rows to the log as writers do, each by a transaction of its own, but without waiting for the disk; then waits
-/// for the relay.
+/// Adds rows to the log as writers do, each in its own transaction, but without waiting for the disk; then waits for
+/// the relay.
 fn fill(database: &Database<'_>, rows: usize) {
     std::thread::scope(|scope| {
         for writer in 0..FILLERS {

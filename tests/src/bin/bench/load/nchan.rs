@@ -1,4 +1,4 @@
-//! nginx with Nchan as it comes with Debian, for comparison: one worker, an EventSource location, publishing by POST.
+//! nginx with Nchan from Debian, for comparison: one worker, an EventSource location, publishing by POST.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -66,7 +66,7 @@ impl Nchan {
             .replace("{dir}", &dir.to_string_lossy())
             .replace("{address}", &address.to_string())
             .replace("{files}", &(clients + 500).to_string())
-            // It takes more than one for each stream.
+            // It needs more than one for each stream.
             .replace("{connections}", &(clients * 3).to_string());
         let path = dir.join("nginx.conf");
         fs::write(&path, text).expect("write nginx's configuration");
@@ -100,7 +100,7 @@ impl Server for Nchan {
         let mut socket = TcpStream::connect(self.address).expect("connect");
         socket.set_nodelay(true).expect("set no delay");
         Box::new(move |topics, text| {
-            // All of one call in one go; then their answers.
+            // All requests of one call at once; then their responses.
             let length = text.len();
             let post = |topic: &&str| {
                 format!("POST /publish/{topic} HTTP/1.1\r\nHost: load\r\nContent-Length: {length}\r\n\r\n{text}")

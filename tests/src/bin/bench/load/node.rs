@@ -1,4 +1,4 @@
-//! A common set-up with Node, for comparison: `pg` listens, `better-sse` writes the streams; `tests/rivals/node`.
+//! A common setup with Node, for comparison: `pg` listens, `better-sse` writes the streams; see `tests/rivals/node`.
 
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
@@ -33,7 +33,7 @@ impl<'a> Node<'a> {
         command.env("DATABASE_URL", database.cluster().url(database.name(), SUPERUSER));
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let process = Process::spawn(&mut command, Signal::SIGKILL).map_err(|error| format!("node: {error}"))?;
-        // It listens for clients as soon as it listens for the database.
+        // It accepts clients as soon as it listens to the database.
         eventually("node listens", || TcpStream::connect(address).ok());
         Ok(Self { process, address, database })
     }
@@ -65,8 +65,8 @@ impl Server for Node<'_> {
 
     fn publisher(&self) -> Publish<'_> {
         let mut session = self.database.session();
-        // All of one call are one transaction. Postgres sends equal notifications of a transaction once: a number tells
-        // them apart.
+        // All events of one call are in one transaction. Postgres sends equal notifications of a transaction only once,
+        // so each has a number.
         let sql = "SELECT pg_notify('events', json_build_object('topic', topic, 'data', $2::text, 'n', n)::text)
                      FROM unnest($1::text[]) WITH ORDINALITY AS topics (topic, n)";
         let statement = session.client().prepare(sql).expect("prepare");

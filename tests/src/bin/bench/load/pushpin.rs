@@ -1,5 +1,5 @@
-//! Pushpin as it comes with Debian, for comparison: an origin answers that the stream is to be held for a channel, and
-//! publishing is by POST.
+//! Pushpin from Debian, for comparison: an origin says that the stream is to be held for a channel, and publishing is
+//! by POST.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -15,13 +15,13 @@ use tidings_tests::process::{Process, Signal, children, fresh_path};
 use super::{Publish, Server};
 use crate::machine::debian_version;
 
-/// How Pushpin's processes find each other; ours go by the same with another folder.
+/// How Pushpin's processes find each other; ours do the same in another folder.
 const INTERNAL: &str = "/usr/lib/pushpin/internal.conf";
 
-/// Where Debian's own Zurl has its sockets.
+/// The folder of the sockets of Debian's own Zurl.
 const ZURL: &str = "/var/run/zurl/";
 
-/// What lets it carry as many streams and messages as the others.
+/// Settings for as many streams and messages as the others carry.
 const CONFIGURATION: &str = "[global]
 include={dir}/internal.conf
 rundir={dir}/run
@@ -93,7 +93,7 @@ impl Pushpin {
         let zurl = launch("zurl", &dir, "zurl.conf")?;
         let pushpin = launch("pushpin", &dir, "pushpin.conf")?;
         let server = Self { pushpin, zurl, address, publish };
-        // It listens before its processes have found each other.
+        // It accepts connections before its processes have found each other.
         eventually("Pushpin answers", || server.answers().then_some(()));
         Ok(server)
     }
@@ -114,7 +114,7 @@ fn launch(program: &str, dir: &Path, configuration: &str) -> Result<Process, Str
     Process::spawn(&mut command, Signal::SIGTERM).map_err(|error| format!("{program}: {error}"))
 }
 
-/// Starts what answers every request by `Grip-Hold`, for the channel that its path names; it lives as long as the
+/// Starts an origin that answers every request with `Grip-Hold`, for the channel in its path; it runs as long as the
 /// program.
 fn origin() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("listen");
@@ -165,9 +165,9 @@ impl Server for Pushpin {
         format!("/{topic}")
     }
 
-    /// With 200 at once, about a hundred of 10,000 streams are answered by 502 although Zurl has got a 200 for every
-    /// one, and some by 500 with "received message out of sequence" in the handler's log. Larger marks for Zurl's
-    /// queues change nothing. With 50 or 20 no stream fails.
+    /// With 200 at once, about a hundred of 10,000 streams get a 502 although Zurl has got a 200 for every one, and
+    /// some get a 500 with "received message out of sequence" in the handler's log. Larger limits for Zurl's queues
+    /// change nothing. With 50 or 20 no stream fails.
     fn at_once(&self) -> usize {
         20
     }
@@ -177,7 +177,7 @@ impl Server for Pushpin {
             let content = json!({"http-stream": {"content": format!("data: {text}\n\n")}});
             let items: Vec<_> = topics.iter().map(|topic| json!({"channel": topic, "formats": content})).collect();
             let body = json!({ "items": items }).to_string();
-            // It hangs up after each answer.
+            // It closes the connection after each response.
             let mut socket = TcpStream::connect(self.publish).expect("connect");
             let head = format!("POST /publish/ HTTP/1.1\r\nHost: load\r\nContent-Length: {}\r\n\r\n", body.len());
             socket.write_all((head + &body).as_bytes()).expect("publish");

@@ -1,4 +1,4 @@
-//! The article's own design with Rails, puma and Redis from Debian, for comparison; `tests/rivals/rails`.
+//! The article's own design with Rails, puma and Redis from Debian, for comparison; see `tests/rivals/rails`.
 
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
@@ -14,10 +14,10 @@ use crate::machine::debian_version;
 /// Where its program is.
 const DIR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/rivals/rails");
 
-/// What it needs besides Ruby.
+/// What it needs in addition to Ruby.
 const PACKAGES: [&str; 5] = ["ruby-rails", "puma", "redis-server", "ruby-redis", "ruby-pg"];
 
-/// Streams at most: each takes a thread and a connection, and the cluster has 200 connections.
+/// The most streams: each takes a thread and a connection, and the cluster has 200 connections.
 pub const MOST: usize = 150;
 
 /// A running puma, and its Redis.
@@ -47,7 +47,7 @@ impl<'a> Rails<'a> {
         command.env("REDIS_URL", format!("redis://127.0.0.1:{redis_port}"));
         command.env("DATABASE_URL", database.cluster().url(database.name(), SUPERUSER));
         command.stdin(Stdio::null()).stdout(Stdio::null());
-        // It would wait for the end of its streams otherwise.
+        // Otherwise it would wait for the end of its streams.
         let puma = Process::spawn(&mut command, Signal::SIGKILL).map_err(|error| format!("puma: {error}"))?;
         eventually("puma listens", || TcpStream::connect(address).ok());
         Ok(Self { puma, _redis: redis, address, database })

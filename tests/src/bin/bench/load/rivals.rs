@@ -1,4 +1,4 @@
-//! Who is compared, and how they take turns.
+//! The compared servers, and how they take turns.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -28,7 +28,7 @@ pub enum Rival {
 }
 
 impl Rival {
-    /// What reports call it.
+    /// Its name in the reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Tidings => "Tidings",
@@ -39,7 +39,7 @@ impl Rival {
         }
     }
 
-    /// Starts it for up to `clients` streams; `args` are for ours. Says why if it is not to be had.
+    /// Starts it for up to `clients` streams; `args` are for our proxy. Says why if it can't be started.
     fn start<'a>(
         self,
         database: &'a Database<'_>,
@@ -56,9 +56,9 @@ impl Rival {
     }
 }
 
-/// Those that take part, and the figures of each.
+/// The servers that take part, and the figures of each.
 pub struct Turns<'a> {
-    /// The rivals that are still in it.
+    /// The servers that have not failed.
     rivals: Vec<Rival>,
     database: &'a Database<'a>,
     clients: usize,
@@ -66,15 +66,15 @@ pub struct Turns<'a> {
 }
 
 impl<'a> Turns<'a> {
-    /// Turns of these rivals with up to `clients` streams, with these arguments for our proxy.
+    /// A comparison of these servers with up to `clients` streams, with these arguments for our proxy.
     pub fn new(rivals: &[Rival], database: &'a Database<'a>, clients: usize, args: &[&'a str]) -> Self {
         Self { rivals: rivals.to_vec(), database, clients, args: args.to_vec() }
     }
 
-    /// Every rival measured alone, in an order that turns from round to round; then `compare` with what each gave in
-    /// this round.
+    /// Measures every server alone, in an order that rotates from round to round; then calls `compare` with the results
+    /// of this round.
     ///
-    /// A rival that can't be started, or fails, is left out from then on, and the report says so.
+    /// A server that can't be started, or fails, is left out from then on, and the report says so.
     pub fn run<T>(
         &mut self,
         scale: Scale,
@@ -111,7 +111,7 @@ impl<'a> Turns<'a> {
             report.version(&version);
         }
         if rival == Rival::Tidings {
-            // What fails with ours is a fault.
+            // If ours fails, that is an error.
             return Ok(measure(server.as_ref(), rival, report));
         }
         catch_unwind(AssertUnwindSafe(|| measure(server.as_ref(), rival, report)))
@@ -119,7 +119,7 @@ impl<'a> Turns<'a> {
     }
 }
 
-/// What a rival gave in a round.
+/// The result of a server in a round.
 pub fn of<T: Copy>(given: &[(Rival, T)], rival: Rival) -> Option<T> {
     given.iter().find(|(other, _)| *other == rival).map(|(_, figures)| *figures)
 }

@@ -1,4 +1,4 @@
-//! What is measured of the proxy alone, one function a part.
+//! What is measured of the proxy alone, one function for each part.
 
 use std::time::Instant;
 
@@ -13,13 +13,13 @@ fn micros(run: &Series) -> f64 {
     run.cpu * 1e6 / run.arrivals as f64
 }
 
-/// A tenth of the clients reads nothing: what the others and the memory notice of it.
+/// A tenth of the clients read nothing: the effect on the others and on memory.
 pub fn stalled(database: &Database<'_>, scale: Scale, report: &mut Report) {
     let clients = scale.of(10_000);
     let tenth = clients / 10;
     let mut p99 = Vec::new();
     for stall in [false, true] {
-        // Long heartbeats: the stalled ones stay until their queues are full.
+        // Long heartbeats: the stalled clients stay until their queues are full.
         let server = Tidings::start(database, &["--heartbeat", "1h"]);
         let mut asks = same(&server, HALL, tenth);
         asks.iter_mut().for_each(|ask| ask.stalled = stall);
@@ -41,7 +41,7 @@ pub fn stalled(database: &Database<'_>, scale: Scale, report: &mut Report) {
     report.add("p99 of the rest, with ÷ without a stalled tenth", p99[1] / p99[0], "", Target::None);
 }
 
-/// Thousands come back at once with the id of their last event.
+/// Thousands reconnect at once with the id of their last event.
 pub fn storm(database: &Database<'_>, scale: Scale, report: &mut Report) {
     const MISSED: usize = 20;
     let clients = scale.of(10_000);
@@ -57,7 +57,7 @@ pub fn storm(database: &Database<'_>, scale: Scale, report: &mut Report) {
     until("the proxy has them", || {
         server.proxy.metric("tidings_events_received_total") as usize == received + MISSED * topics.len()
     });
-    // A position as an event has it: that of a client that had everything up to the last tick before.
+    // A position as in an event: that of a client that had everything up to the tick before the last one.
     let tick = position.split(':').next().unwrap_or_default().to_owned();
     let asks = (0..clients)
         .map(|i| Ask { last_event_id: Some(tick.clone()), ..Ask::live(server.path(&topics[i % topics.len()])) });
@@ -78,12 +78,13 @@ pub fn storm(database: &Database<'_>, scale: Scale, report: &mut Report) {
     report.add("… served from the log", by("log") + metrics["tidings_log_events_total"], "", Target::AtMost(0.0));
 }
 
-/// What an event costs, whatever number of topics is followed.
+/// What an event costs, for any number of subscribed topics.
 pub fn growth(database: &Database<'_>, scale: Scale, report: &mut Report) {
     /// As many names as fit into a request of 64 KiB.
     const TOPICS_OF_A_STREAM: usize = 4000;
-    /// Events per second: enough that the relay gathers them into ticks in every round. Near 1,000 it does in some, in
-    /// others it cuts one for each, which costs twice as much and has nothing to do with topics.
+    /// Events per second: enough that the relay gathers them into ticks in every round. Near 1,000 it does so in some
+    /// rounds, and in others it cuts a tick for each event, which costs twice as much and has nothing to do with
+    /// topics.
     const RATE: u32 = 2000;
     const SERIES: usize = 5;
     let mut costs = Vec::new();
@@ -94,11 +95,11 @@ pub fn growth(database: &Database<'_>, scale: Scale, report: &mut Report) {
         let _background = open(&server, asks.collect());
         let one = ["one".to_owned()];
         let crowd = open(&server, each(&server, &one));
-        // The report of open topics is another matter.
+        // The report of open topics is not measured here.
         let open = "SELECT count(DISTINCT topic) FROM tidings.open_topics";
         until("the topics are reported", || database.session().one::<i64>(open) as usize >= count);
         let who = format!("{count} topics followed");
-        // A series may meet something else that wants one of the processors.
+        // Another process may have taken one of the processors during a series.
         let mut cost = [0; SERIES].map(|_| {
             let run = series(&server, &crowd, &one, 1, Pace::new(RATE.into(), scale));
             report.compare("CPU of an event", &who, micros(&run), "µs", Target::None);
@@ -124,7 +125,7 @@ pub fn quiet(database: &Database<'_>, scale: Scale, report: &mut Report) {
     report.add(format!("p99, {label}"), run.times.quantile(0.99), "ms", Target::AtMost(5.0));
 }
 
-/// A small topic beside one that thousands follow.
+/// A small topic beside one with thousands of subscribers.
 pub fn neighbours(database: &Database<'_>, scale: Scale, report: &mut Report) {
     let clients = scale.of(9_000);
     let server = Tidings::start(database, &[]);

@@ -1,4 +1,4 @@
-//! The relay's life: from CREATE EXTENSION to DROP EXTENSION, one for each database.
+//! When a relay starts and stops: from CREATE EXTENSION to DROP EXTENSION, one for each database.
 
 use tidings_tests::process::{Signal, send};
 use tidings_tests::sse::Request;
@@ -6,7 +6,7 @@ use tidings_tests::{Cluster, Proxy, shared, until};
 
 use crate::{all_until_now, boards, create_boards, titles};
 
-/// The relays of a database, whoever asks; the extension need not be there.
+/// How many relays a database has. The extension need not exist.
 fn relays(db: &tidings_tests::Database<'_>) -> i64 {
     let sql = format!(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = '{}' AND backend_type ILIKE '%tidings%'",
@@ -18,7 +18,7 @@ fn relays(db: &tidings_tests::Database<'_>) -> i64 {
 #[test]
 fn create_extension_starts_the_relay_and_drop_extension_ends_it() {
     let db = shared().empty_database();
-    // One may just be looking at the new database.
+    // A relay may just be checking the new database.
     until("no relay stays", || relays(&db) == 0);
     let mut session = db.session();
     session.run("BEGIN; CREATE EXTENSION tidings; ROLLBACK");
@@ -34,7 +34,7 @@ fn create_extension_starts_the_relay_and_drop_extension_ends_it() {
 }
 
 #[test]
-fn a_rolled_back_drop_leaves_the_relay_at_work() {
+fn a_rolled_back_drop_leaves_the_relay_running() {
     let db = boards();
     let proxy = db.proxy(&[]);
     let mut sse = proxy.live(&["boards_5"]);
@@ -55,7 +55,7 @@ fn the_extension_can_be_created_again_in_the_same_session() {
         db.wait_relay();
         session.run("CREATE TABLE board_items (id int, board_id int, title text); SELECT tidings.watch('board_items', topic => 'boards_{board_id}')");
         session.run(&format!("INSERT INTO board_items VALUES (1, 5, 'round {round}')"));
-        // In the same session, whose caches know the tables of before; the grants of before went with them.
+        // In the same session, whose caches know the old tables; the old grants are gone with them.
         let role = db.proxy_role();
         session.run(&format!("SELECT tidings.grant_proxy('{role}')"));
         let proxy = Proxy::start(&db.cluster().url(db.name(), &role), &[]);
@@ -75,13 +75,13 @@ fn a_database_can_be_dropped_while_its_relay_runs() {
     db.session().run("CREATE TABLE t (); SELECT tidings.publish('t', '1')");
     db.keep();
     let mut session = shared().session("postgres", "postgres");
-    // Without FORCE: nobody but the relay is connected.
+    // Without FORCE: only the relay is connected.
     session.run(&format!("DROP DATABASE {}", db.name()));
     assert_eq!(relays(&db), 0);
 }
 
 #[test]
-fn two_databases_have_two_relays_and_do_not_hear_one_another() {
+fn two_databases_have_two_relays_and_do_not_receive_each_others_events() {
     let (one, two) = (boards(), boards());
     let (first, second) = (one.wait_relay(), two.wait_relay());
     assert_ne!(first, second);
@@ -107,7 +107,7 @@ fn without_preloading_create_extension_says_what_to_set() {
 }
 
 #[test]
-fn no_longer_preloaded_it_lets_writes_through_with_a_warning_a_session() {
+fn without_preloading_writes_succeed_with_one_warning_a_session() {
     let cluster = Cluster::start(&[]);
     let db = cluster.database();
     create_boards(&db);
@@ -120,7 +120,7 @@ fn no_longer_preloaded_it_lets_writes_through_with_a_warning_a_session() {
     let warnings =
         |cluster: &Cluster| cluster.log_tail().matches("changes of watched tables are not announced").count();
     assert_eq!(warnings(&cluster), 1);
-    // All else says what to set, and nothing falls over.
+    // Everything else says what to set, and nothing crashes.
     for sql in [
         "SELECT tidings.publish('boards_5', '1')",
         "SELECT tidings.position()",
@@ -236,7 +236,7 @@ fn a_wrong_watch_is_an_error_at_once() {
     ] {
         session.refused(sql);
     }
-    // The one that was there still works.
+    // The existing relay still works.
     let proxy = db.proxy(&[]);
     let mut sse = proxy.live(&["boards_5"]);
     session.run("INSERT INTO board_items VALUES (1, 5, 'a')");
@@ -244,7 +244,7 @@ fn a_wrong_watch_is_an_error_at_once() {
 }
 
 #[test]
-fn the_status_tells_of_the_relay() {
+fn the_status_shows_the_relay() {
     let db = boards();
     let pid = i32::try_from(db.wait_relay()).expect("a process id");
     let mut session = db.session();
@@ -256,7 +256,7 @@ fn the_status_tells_of_the_relay() {
 }
 
 #[test]
-fn the_status_tells_of_a_straggler_that_waits_for_its_tick() {
+fn the_status_shows_a_segment_that_waits_for_its_tick() {
     let db = boards();
     let (mut early, mut session) = (db.session(), db.session());
     early.run("BEGIN; INSERT INTO board_items VALUES (1, 5, 'early')");

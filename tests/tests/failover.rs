@@ -1,0 +1,120 @@
+//! A standby after its primary is lost: reads, events, positions and clients.
+
+use std::net::SocketAddr;
+
+use tidings_tests::follower::Habits;
+use tidings_tests::sse::Request;
+use tidings_tests::{Cable, Cluster, Database, Follower, Proxy, Session, until};
+
+use crate::log::Log;
+use crate::upgrade::furnish;
+
+/// Waits until a standby has replayed all that its primary has written.
+pub fn catch_up(primary: &Database<'_>, standby: &Cluster) {
+    let written: String = primary.session().one("SELECT pg_current_wal_lsn()::text");
+    let mut session = standby.session(primary.name(), "postgres");
+    until("the standby has caught up", || session.one(&format!("SELECT pg_last_wal_replay_lsn() >= '{written}'")));
+}
+
+#[test]
+fn a_standby_serves_reads_and_everything_after_its_promotion() {
+    let primary = Cluster::start(&[]);
+    let db = primary.database();
+    furnish(&db);
+    let standby = primary.standby();
+    let mut log = Log::from_here(&db);
+    let start: String = db.session().one("SELECT tidings.position()");
+    db.session().run("INSERT INTO items VALUES (2, 5, 'before the failover')");
+    let last = log.only().position;
+    catch_up(&db, &standby);
+    let mut session = standby.session(db.name(), "postgres");
+    // The standby is read-only: the log can be read, there is no relay, and its absence is no error.
+    assert_eq!(session.all("SELECT FROM tidings.changes($1, '{b5}')", &[&start]).len(), 1);
+    assert_eq!(session.all("SELECT FROM tidings.status WHERE relay_pid IS NULL", &[]).len(), 1);
+    assert_eq!(session.one::<i64>("SELECT count(*) FROM tidings.watches"), 4);
+    primary.kill();
+    session.run("SELECT pg_promote()");
+    let relay_runs = |session: &mut Session| session.one::<bool>("SELECT tidings.relay_pid() IS NOT NULL");
+    until("the promoted server has a relay", || relay_runs(&mut session));
+    session.run("INSERT INTO items VALUES (3, 5, 'after the failover')");
+    let events = tidings_tests::eventually("the event is in a tick", || {
+        let rows = session.all("SELECT position, payload FROM tidings.changes($1, '{b5}')", &[&last]);
+        (!rows.is_empty()).then_some(rows)
+    });
+    assert_eq!(events.len(), 1);
+    assert!(events[0].get::<_, String>(1).contains("\"id\":3"));
+    let number = |position: &str| position.split('-').next().and_then(|tick| tick.parse::<u64>().ok());
+    assert!(number(events[0].get(0)) > number(&last), "positions keep rising");
+}
+
+#[test]
+fn a_position_of_a_lost_primary_hides_nothing_of_the_new_one() {
+    let primary = Cluster::start(&[]);
+    let db = primary.database();
+    furnish(&db);
+    let standby = primary.standby();
+    catch_up(&db, &standby);
+    let mut there = standby.session(db.name(), "postgres");
+    there.run("ALTER SYSTEM SET primary_conninfo = ''");
+    there.run("SELECT pg_reload_conf()");
+    until("nothing is replicated any more", || there.all("SELECT FROM pg_stat_wal_receiver", &[]).is_empty());
+    // So the standby has the position's tick, although what the snapshot saw is lost.
+    tidings_tests::process::send(db.wait_relay(), tidings_tests::process::Signal::SIGSTOP);
+    let mut here = db.session();
+    for id in 2..30 {
+        here.run(&format!("INSERT INTO items VALUES ({id}, 5, 'lost')"));
+    }
+    let (xid, start): (String, String) = {
+        let row = &here.all("SELECT pg_snapshot_xmax(pg_current_snapshot())::text, tidings.position()", &[])[0];
+        (row.get(0), row.get(1))
+    };
+    let url = standby.url(db.name(), &db.proxy_role());
+    primary.kill();
+    there.run("SELECT pg_promote()");
+    until("the new primary has a relay", || there.one("SELECT tidings.relay_pid() IS NOT NULL"));
+    there.run("INSERT INTO items VALUES (100, 5, 'kept')");
+    assert!(
+        there.one::<bool>(&format!("SELECT xmin::text::xid8 < '{xid}'::xid8 FROM items WHERE id = 100")),
+        "a number given twice"
+    );
+    let proxy = Proxy::start(&url, &[]);
+    let mut stream = proxy.open(&Request::since(&["b5"], &start));
+    assert_eq!(stream.frame().json()["record"]["id"], 100);
+    let rows = there.all("SELECT payload FROM tidings.changes($1, '{b5}')", &[&start]);
+    assert_eq!(rows.len(), 1);
+}
+
+#[test]
+fn a_client_continues_across_a_failover() {
+    let primary = Cluster::start(&[]);
+    let db = primary.database();
+    furnish(&db);
+    let standby = primary.standby();
+    // The proxy and its client find the new server at the old address.
+    let local = |port| SocketAddr::from(([127, 0, 0, 1], port));
+    let cable = Cable::to(local(primary.port()));
+    let url = format!("postgres://{}@{}/{}", db.proxy_role(), cable.address(), db.name());
+    let proxy = Proxy::start(&url, &[]);
+    proxy.wait_ready();
+    let start: String = db.session().one("SELECT tidings.position()");
+    let follower = Follower::start(Habits::faithful(proxy.address()), Request::since(&["b5"], &start), |frame| {
+        frame.data.contains("\"id\":100,")
+    });
+    let mut session = db.session();
+    for id in 2..50 {
+        session.run(&format!("INSERT INTO items VALUES ({id}, 5, 'n')"));
+    }
+    until("the client has seen it all", || follower.seen() == 48);
+    catch_up(&db, &standby);
+    primary.kill();
+    let mut session = standby.session(db.name(), "postgres");
+    session.run("SELECT pg_promote()");
+    until("the server takes writes", || !session.one::<bool>("SELECT pg_is_in_recovery()"));
+    for id in 50..=100 {
+        session.run(&format!("INSERT INTO items VALUES ({id}, 5, 'n')"));
+    }
+    cable.cut();
+    cable.join(local(standby.port()));
+    let ids: Vec<i64> = follower.finish().iter().filter_map(|frame| frame.json()["record"]["id"].as_i64()).collect();
+    assert_eq!(ids, (2..100).collect::<Vec<_>>(), "each once, in order, up to the mark");
+}
