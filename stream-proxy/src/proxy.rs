@@ -118,14 +118,12 @@ impl Proxy {
         let mut subscription = self.open(peer)?;
         let subscriber = subscription.subscriber();
         subscription.pass = self.access.admit(who, &subscriber, &wanted.topics);
-        let retry = self.cli.next_retry();
+        let (retry, heartbeat) = (self.cli.next_retry(), self.cli.heartbeat);
+        let hello = |place: Option<Place>| Frame::hello(retry, heartbeat, place.map(Place::position));
         match wanted.start {
-            StartAt::Live => {
-                let hello = |place: Option<Place>| Frame::hello(retry, place.map(Place::position));
-                self.hub.join(&subscriber, &wanted.topics, hello);
-            }
+            StartAt::Live => self.hub.join(&subscriber, &wanted.topics, hello),
             StartAt::Earliest | StartAt::After(_) => {
-                subscriber.push(Frame::hello(retry, None));
+                subscriber.push(hello(None));
                 self.resume(subscriber.clone(), wanted);
             }
         }

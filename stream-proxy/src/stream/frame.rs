@@ -54,11 +54,12 @@ impl Frame {
         })
     }
 
-    /// The first bytes of a stream: how long to wait before reconnecting and, for a stream that starts now, its
-    /// position. A client that is cut off before its first event resumes from there.
-    pub fn hello(retry: Duration, at: Option<Position>) -> Self {
-        Self::chunked(96, |text| {
-            let _ = writeln!(text, "retry: {}\n: tidings", retry.as_millis());
+    /// The first bytes of a stream: how long to wait before reconnecting, how often to expect a sign of life, and, for
+    /// a stream that starts now, its position. A client that is cut off before its first event resumes from there.
+    pub fn hello(retry: Duration, heartbeat: Duration, at: Option<Position>) -> Self {
+        Self::chunked(112, |text| {
+            let (retry, heartbeat) = (retry.as_millis(), heartbeat.as_millis());
+            let _ = writeln!(text, "retry: {retry}\n: tidings\n: heartbeat={heartbeat}");
             match at {
                 Some(at) => push_position(text, at),
                 None => text.push('\n'),
@@ -212,11 +213,14 @@ mod tests {
     #[test]
     fn positions_are_events_and_other_frames_without_data_are_not() {
         let at = || Position::after_tick(7);
-        let hello = |at| Frame::hello(Duration::from_secs(2), at);
+        let hello = |at| Frame::hello(Duration::from_secs(2), Duration::from_secs(20), at);
         assert_eq!(text(&Frame::heartbeat()), ":\n\n");
         assert_eq!(text(&Frame::position(at())), "id: 7\nevent: position\ndata: {}\n\n");
-        assert_eq!(text(&hello(Some(at()))), "retry: 2000\n: tidings\nid: 7\nevent: position\ndata: {}\n\n");
-        assert_eq!(text(&hello(None)), "retry: 2000\n: tidings\n\n");
+        assert_eq!(
+            text(&hello(Some(at()))),
+            "retry: 2000\n: tidings\n: heartbeat=20000\nid: 7\nevent: position\ndata: {}\n\n"
+        );
+        assert_eq!(text(&hello(None)), "retry: 2000\n: tidings\n: heartbeat=20000\n\n");
         assert_eq!(text(&Frame::greeting()), ": tidings\n\n");
         assert_eq!(text(&Frame::end()), "");
         for frame in [Frame::heartbeat(), hello(None), Frame::retry(Duration::ZERO), Frame::greeting()] {
