@@ -145,6 +145,7 @@ test: install lint browser clients
 	@printf '==> unit tests\n'
 	cargo test --locked --quiet -p tidings-wire -p tidings-proxy
 	cargo test --locked --quiet -p tidings-tests --lib --bins
+	node --test stream-proxy/client/test/*.test.mjs
 	printf '==> tests with real clusters and real proxies\n'
 	cargo test --locked -p tidings-tests --test main -- --test-threads="$${TEST_THREADS:-3}" $(ONLY)
 	printf '==> tests with real browsers\n'

@@ -57,7 +57,8 @@ export function keep(key = "id", parse = JSON.parse) {
 }
 
 export function live(url, options = {}) {
-  const { topics = [], key, parse, reduce = keep(key, parse), token, credentials, initial = [], share = true, patience = 5_000 } = options;
+  const { topics = [], key, parse, reduce = keep(key, parse), token, credentials } = options;
+  const { initial = [], share = true, patience = 5_000 } = options;
   const endpoint = new URL(url, globalThis.location?.href);
   for (const topic of topics) endpoint.searchParams.append("topic", topic);
   endpoint.searchParams.set("since", "snapshot");
