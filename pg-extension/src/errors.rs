@@ -1,7 +1,7 @@
-//! How an error leaves this library: with its SQLSTATE, and a hint that says what to do.
+//! How this library raises errors: each has an SQLSTATE, and a hint that says what to do.
 
 use pgrx::PgSqlErrorCode;
-use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
+use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use tidings_wire::template::TemplateError;
 use tidings_wire::topic::TopicError;
@@ -9,7 +9,7 @@ use tidings_wire::topic::TopicError;
 /// Raises an error.
 pub fn raise(code: PgSqlErrorCode, message: impl Into<String>, hint: &str) -> ! {
     ErrorReport::new(code, message.into(), "tidings").set_hint(hint).report(PgLogLevel::ERROR);
-    unreachable!("an error does not return")
+    unreachable!("reporting an error does not return")
 }
 
 /// Sends a warning.
@@ -19,64 +19,7 @@ pub fn warn(message: &'static str, detail: &str) {
         .report(PgLogLevel::WARNING);
 }
 
-/// Runs `body` in a subtransaction of its own. None if that ended with an error of this code, which nobody gets to see;
-/// any other error passes.
-pub fn attempt<R>(code: PgSqlErrorCode, body: impl FnOnce() -> R) -> Option<R> {
-    attempt_unless(|other| other != code, body).ok()
-}
-
-/// The same, but catches all errors except those whose code must pass. Returns the code of the error.
-pub fn attempt_unless<R>(
-    passes: impl Fn(PgSqlErrorCode) -> bool,
-    body: impl FnOnce() -> R,
-) -> Result<R, PgSqlErrorCode> {
-    in_subtransaction(body).map_err(|error| match &*error {
-        CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) if !passes(report.sql_error_code()) => {
-            report.sql_error_code()
-        }
-        _ => error.rethrow(),
-    })
-}
-
-/// The same with any error, which is returned as its message.
-pub fn attempt_all<R>(body: impl FnOnce() -> R) -> Result<R, String> {
-    in_subtransaction(body).map_err(|error| {
-        let (CaughtError::PostgresError(report)
-        | CaughtError::ErrorReport(report)
-        | CaughtError::RustPanic { ereport: report, .. }) = &*error;
-        report.message().to_owned()
-    })
-}
-
-/// Runs `body` in a subtransaction, which is rolled back if it fails. Called inside a transaction.
-fn in_subtransaction<R>(body: impl FnOnce() -> R) -> Result<R, Box<CaughtError>> {
-    let body = std::panic::AssertUnwindSafe(body);
-    // SAFETY: inside a transaction. Memory context and resource owner are put back, as Postgres asks of whoever begins
-    // a subtransaction; `body` allocates in the caller's context. The subtransaction ends here in any case: one that an
-    // error leaves open would look to Postgres like a savepoint, and the session would wait for a ROLLBACK.
-    unsafe {
-        let (context, owner) = (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner);
-        pg_sys::BeginInternalSubTransaction(std::ptr::null());
-        pg_sys::MemoryContextSwitchTo(context);
-        let result = PgTryBuilder::new(|| {
-            let body = body;
-            Ok((body.0)())
-        })
-        .catch_others(|error| Err(Box::new(error)))
-        .catch_rust_panic(|error| Err(Box::new(error)))
-        .execute();
-        if result.is_ok() {
-            pg_sys::ReleaseCurrentSubTransaction();
-        } else {
-            pg_sys::RollbackAndReleaseCurrentSubTransaction();
-        }
-        pg_sys::MemoryContextSwitchTo(context);
-        pg_sys::CurrentResourceOwner = owner;
-        result
-    }
-}
-
-/// What an event name may be.
+/// The hint about valid event names.
 pub const BAD_EVENT_HINT: &str = "An event name is 1 to 255 bytes without control characters, and not error, open, reset, ready, position or unauthorized.";
 
 /// What is wrong with a watch.
@@ -100,17 +43,17 @@ pub enum WatchError {
     Event(String, TopicError),
     #[error("column \"{0}\" of the watched table does not exist")]
     Column(String),
-    #[error("column \"{0}\" is generated when it is read: a trigger sees no value of it")]
+    #[error("column \"{0}\" is a virtual generated column, so a trigger does not see its value")]
     Virtual(String),
     #[error("columns and exclude cannot be given together")]
     ColumnsAndExclude,
     #[error("no column is left to capture")]
     NoColumns,
-    #[error("column \"{0}\" is to be captured twice")]
+    #[error("column \"{0}\" is named twice")]
     RepeatedColumn(String),
     #[error("the payload is not JSON: {0}")]
     Payload(String),
-    #[error("old_record is \"{0}\"")]
+    #[error("unknown value \"{0}\" of old_record")]
     OldRecord(String),
     #[error("a watch of TRUNCATE cannot have columns in its topic")]
     TruncateTopic,
@@ -131,24 +74,26 @@ impl WatchError {
 
     fn hint(&self) -> &'static str {
         match self {
-            Self::Trigger => "Use tidings.watch(), or copy a trigger that it made.",
+            Self::Trigger => "Use tidings.watch(), or copy a trigger that it has created.",
             Self::Argument(_) => "The arguments are topic=, event=, payload=, old_record=, column= and exclude=.",
             Self::Repeated(_) => "Only column= and exclude= may be repeated.",
             Self::NoTopic | Self::Template(..) | Self::Topic(..) => {
-                "A topic is 1 to 255 bytes; {column} stands for a column's value, {{ and }} for braces."
+                "A topic is 1 to 255 bytes; {column} stands for a column's value, and {{ and }} for braces."
             }
             Self::Event(..) => BAD_EVENT_HINT,
-            Self::Own => "Each event would make another one. Watch a table of your own.",
+            Self::Own => "Each event would cause another one. Watch a table of your own.",
             Self::Column(_) => {
-                "Name a column that the table has. To rename or drop a column that a watch names, remove the watch first and create it again."
+                "Name a column that the table has. To rename or drop a column that a watch names, remove the watch first and create it again afterwards."
             }
-            Self::Virtual(_) => "Make the column STORED, or leave it out.",
-            Self::ColumnsAndExclude => "Name the columns to capture, or those to leave out.",
+            Self::Virtual(_) => "Make the generated column STORED, or leave it out.",
+            Self::ColumnsAndExclude => "Give either the columns to capture or the columns to leave out.",
             Self::NoColumns => "Capture at least one column.",
             Self::RepeatedColumn(_) => "Name each column once.",
             Self::Payload(_) => "Give a JSON value; strings such as \"$column\" stand for values of the row.",
-            Self::OldRecord(_) => "It is one of changed, full and none.",
-            Self::TruncateTopic => "Give the watch of TRUNCATE a name of its own and a topic without braces.",
+            Self::OldRecord(_) => "old_record is changed, full or none.",
+            Self::TruncateTopic => {
+                "Create a separate watch for TRUNCATE, with another name and a topic without braces."
+            }
         }
     }
 

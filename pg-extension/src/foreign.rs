@@ -1,6 +1,6 @@
-//! What Postgres has and pgrx does not declare. The rest comes from `pgrx::pg_sys`.
+//! Functions of Postgres that pgrx does not declare. The others come from `pgrx::pg_sys`.
 
-#![allow(non_snake_case)] // The names are Postgres's.
+#![allow(non_snake_case)] // These are the names in Postgres.
 
 use std::ffi::{c_char, c_int};
 
@@ -8,46 +8,49 @@ use pgrx::prelude::*;
 
 #[pg_guard]
 unsafe extern "C-unwind" {
-    /// Whether two datums of one type have the same image, compressed or moved out of line or not (utils/datum.h).
+    /// Whether two datums of one type are equal byte for byte, even if one is compressed or stored out of line
+    /// (utils/datum.h).
     pub fn datum_image_eq(a: pg_sys::Datum, b: pg_sys::Datum, by_value: bool, length: c_int) -> bool;
 
     /// Queues a notification for the end of the transaction (commands/async.h).
     pub fn Async_Notify(channel: *const c_char, payload: *const c_char);
 
-    /// Makes the session listen on a channel, or stop listening, from the end of the transaction (commands/async.h).
+    /// Makes the session listen on a channel, from the end of the transaction on (commands/async.h).
     pub fn Async_Listen(channel: *const c_char);
-    /// See `Async_Listen`.
+    /// Makes the session stop listening on a channel, from the end of the transaction on (commands/async.h).
     pub fn Async_Unlisten(channel: *const c_char);
 
     /// Raises an error on a standby (miscadmin.h).
     pub fn PreventCommandDuringRecovery(command: *const c_char);
 
-    /// The compressed copy of a value, or null if it would not be shorter; method 0 is the session's default
+    /// A compressed copy of a value, or null if it would not be shorter. Method 0 is the session's default
     /// (access/toast_internals.h).
     pub fn toast_compress_datum(value: pg_sys::Datum, method: c_char) -> pg_sys::Datum;
 
-    /// The tables that a partition is a part of, the nearest one first (catalog/partition.h).
+    /// The partitioned tables that a partition belongs to, the nearest one first (catalog/partition.h).
     pub fn get_partition_ancestors(relation: pg_sys::Oid) -> *mut pg_sys::List;
 }
 
-/// What cannot raise an error and so needs no guard.
+/// Functions that cannot raise an error and so need no guard.
 pub mod infallible {
     use pgrx::pg_sys;
 
     unsafe extern "C-unwind" {
-        /// Writes the shortest digits that make the number, without a NUL; gives their count (common/shortest_dec.h).
+        /// Writes the shortest digits that represent the number exactly, without a NUL. Returns their count
+        /// (common/shortest_dec.h).
         pub fn double_to_shortest_decimal_bufn(number: f64, result: *mut std::ffi::c_char) -> std::ffi::c_int;
 
-        /// The same for a smaller one.
+        /// The same for a `real`.
         pub fn float_to_shortest_decimal_bufn(number: f32, result: *mut std::ffi::c_char) -> std::ffi::c_int;
 
         /// The number of the running subtransaction (access/xact.h).
         pub fn GetCurrentSubTransactionId() -> pg_sys::SubTransactionId;
 
-        /// The number of the running command; raises an error only if it should be marked as used (access/xact.h).
+        /// The number of the running command. It can raise an error only if `used` is true (access/xact.h).
         pub fn GetCurrentCommandId(used: bool) -> pg_sys::CommandId;
 
-        /// Whether a transaction is the current one, or a part of it that was not rolled back (access/xact.h).
+        /// Whether a transaction is the current one, or a subtransaction of it that was not rolled back
+        /// (access/xact.h).
         pub fn TransactionIdIsCurrentTransactionId(xid: pg_sys::TransactionId) -> bool;
 
         /// The command of this transaction that made a row version (access/htup_details.h).
@@ -69,7 +72,7 @@ pub mod infallible {
     }
 }
 
-/// What runs a utility statement, without pgrx's guard: its errors are to pass as they are.
+/// The function that runs a utility statement, without pgrx's guard, because its errors must pass unchanged.
 pub mod utility {
     use pgrx::pg_sys;
 
@@ -111,7 +114,7 @@ pub mod executor {
     }
 }
 
-/// Signal handlers, as they are: one must not go through pgrx's guard.
+/// Signal handlers, which must not go through pgrx's guard.
 pub mod signal {
     unsafe extern "C-unwind" {
         /// Ends the process at the next point where that is safe (tcop/tcopprot.h).

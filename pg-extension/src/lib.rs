@@ -1,27 +1,32 @@
 //! Tidings: captures the committed changes of watched tables and announces them.
 //!
-//! The way of a change: [`capture`] turns a changed row into an event in the writer's backend, with its values packed by
-//! [`value`]; at the commit the events become rows of the [`mod@log`]; the [`relay`] cuts them into ticks and notifies.
+//! The way of a change: [`capture`] turns a changed row into an event in the writer's backend, with its values packed
+//! by [`value`]. At the commit the events become rows of the [`mod@log`]. The [`relay`] cuts the log into ticks and
+//! notifies.
 //!
-//! Beside the way:
+//! What the others use, or what runs beside that way:
 //!
-//! - [`statements`]: hooks on statements that concern the extension, such as DROP EXTENSION and ALTER TABLE.
-//! - [`read`]: the functions that decode the log and positions for SQL. [`rules`], [`rule_templates`]: subscription
-//!   rules.
-//! - [`shared`]: the clock and the flags that the processes share. [`settings`]: the settings. [`preload`]: what happens
-//!   if the library was not preloaded. [`errors`]: how errors are raised. [`foreign`]: what pgrx does not declare.
+//! - [`transaction`]: what happens at the end of a transaction; [`subtransaction`]: code whose errors are caught;
+//!   [`warnings`]: warnings to writers.
+//! - [`statements`]: statements that concern the extension, such as DROP EXTENSION and ALTER TABLE.
+//! - [`read`]: SQL functions for segments, positions and the relay's state. [`rules`] and [`rule_templates`]: SQL
+//!   functions for subscription rules.
+//! - [`shared`]: shared memory. [`catalog`]: questions to the system catalogs. [`settings`]: the settings. [`errors`]:
+//!   how errors are raised. [`preload`]: what happens if the library was not preloaded. [`foreign`]: functions of
+//!   Postgres that pgrx does not declare.
 
-// The library exports symbols to Postgres and no items to anyone: its documentation is for those who work on it.
+// The library exports symbols to Postgres but no items to other crates, so its documentation may link to private items.
 #![allow(rustdoc::private_intra_doc_links)]
 
 #[cfg(target_endian = "big")]
-compile_error!("what Postgres stores is packed as it is, and read as little-endian");
+compile_error!("values are packed in the byte order in which Postgres stores them, and read as little-endian");
 
-// The guard that `#[pg_guard]` puts around foreign functions looks for this name.
+// The guard that `#[pg_guard]` puts around foreign functions refers to this name.
 use pgrx::pg_sys::ffi;
 use pgrx::prelude::*;
 
 mod capture;
+mod catalog;
 mod errors;
 mod foreign;
 mod log;
@@ -33,19 +38,22 @@ mod rules;
 mod settings;
 mod shared;
 mod statements;
+mod subtransaction;
+mod transaction;
 mod value;
+mod warnings;
 
 pgrx::pg_module_magic!();
 
 /// Called by Postgres when it loads the library: in the postmaster, by `shared_preload_libraries`.
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {
-    // SAFETY: plain flags of the process; Postgres writes the first one before it loads any library.
+    // SAFETY: reads two variables of the process. Postgres sets the first one before it loads any library.
     let (is_preloaded, creates_extension) =
         unsafe { (pg_sys::process_shared_preload_libraries_in_progress, pg_sys::creating_extension) };
     if !is_preloaded {
-        // The trigger of a watch may have loaded the library. No write fails because of that; all other functions say
-        // what is missing.
+        // A watch's trigger may have loaded the library. That must not make a write fail. All other functions raise an
+        // error that says what to set.
         if creates_extension {
             preload::require();
         }
@@ -54,7 +62,7 @@ pub extern "C-unwind" fn _PG_init() {
     preload::note();
     settings::init();
     shared::init();
-    capture::buffer::init();
+    transaction::init();
     log::table::init();
     capture::watches::init();
     capture::command::init();

@@ -1,5 +1,6 @@
-//! Whether the library was preloaded. Without that there is no shared memory and no relay, so nothing can be captured.
-//! Then a write to a watched table succeeds with one warning per session, and every other function says what to set.
+//! Whether the library was loaded by `shared_preload_libraries`. If not, there is no shared memory and no relay, so
+//! nothing can be captured. Then a write to a watched table succeeds, with one warning per session, and every other
+//! function raises an error that says what to set.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -12,7 +13,7 @@ static PRELOADED: AtomicBool = AtomicBool::new(false);
 
 const HINT: &str = "Add tidings to shared_preload_libraries in postgresql.conf and restart the server.";
 
-/// Notes that the library was preloaded; called in the postmaster, and inherited by every backend.
+/// Notes that the library was preloaded. Called in the postmaster, inherited by every backend.
 pub fn note() {
     PRELOADED.store(true, Relaxed);
 }

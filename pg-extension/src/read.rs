@@ -1,20 +1,19 @@
-//! The functions that decode the log and positions for SQL, and tell what the relay does.
+//! The SQL functions that decode segments and positions, read the clock, and show what the relay does.
 
 use std::sync::atomic::Ordering::SeqCst;
 
 use pgrx::prelude::*;
 use tidings_wire::{Position, position, segment};
 
-use crate::capture::buffer;
-use crate::log::snapshot::{self, Snapshot};
-use crate::relay::tick;
+use crate::log::{scan, snapshot};
 use crate::{errors, preload, shared};
 
-/// The bytes of a position beside its snapshot: two numbers and the separators.
+/// The bytes of a position without its snapshot: two numbers and the separators.
 const ROOM_FOR_NUMBERS: usize = 64;
 
-/// `tidings.decode(data, topics)`: the events of a segment with their numbers in it, from 1, only those of the given
-/// topics. A NULL list means all. It makes one event at a time; Postgres keeps them, in a file beyond `work_mem`.
+/// `tidings.decode(data, topics)`: the events of a segment that have one of these topics, with their numbers in the
+/// segment, from 1. A NULL list means all topics. It decodes one event at a time. Postgres collects them, above
+/// `work_mem` in a file.
 #[pg_extern]
 fn decode<'a>(
     data: &'a [u8],
@@ -38,7 +37,7 @@ fn decode<'a>(
     TableIterator::new(events)
 }
 
-/// `tidings.parse_position(text)`: tick, number, and the stamp and snapshot of a position that has one.
+/// `tidings.parse_position(text)`: tick and number of a position, and its stamp and snapshot if it has them.
 #[pg_extern]
 fn parse_position(
     text: &str,
@@ -49,14 +48,11 @@ fn parse_position(
         errors::raise(
             PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
             error.to_string(),
-            "Give an event's id, what tidings.position() answers, or earliest.",
+            "Give an event's id, a result of tidings.position(), or earliest.",
         )
     });
     let stamp = position.seen.as_ref().map(|seen| seen.stamp as i64);
-    let snapshot = position.seen.as_ref().map(|seen| {
-        let running: Vec<_> = seen.running.iter().map(u64::to_string).collect();
-        format!("{}:{}:{}", seen.xmin, seen.xmax, running.join(","))
-    });
+    let snapshot = position.seen.as_ref().map(|seen| seen.snapshot.to_string());
     TableIterator::once((position.tick as i64, position.n.into(), stamp, snapshot))
 }
 
@@ -67,14 +63,14 @@ fn stamp() -> i64 {
     shared::next_stamp() as i64
 }
 
-/// `tidings.seen()`: the parts of a position that come from the active snapshot. The stamp is a time after the
-/// snapshot, and NULL in recovery, where the clock is not that of the ticks.
+/// `tidings.seen()`: the parts of a position that depend on the active snapshot. The stamp is a time after the
+/// snapshot. It is NULL in recovery, where the clock is not that of the ticks.
 #[pg_extern]
 #[allow(clippy::type_complexity)] // The columns of the SQL function.
 fn seen() -> TableIterator<'static, (name!(stamp, Option<i64>), name!(snapshot, String), name!(next, i64))> {
     preload::require();
-    let snapshot = Snapshot::active().to_string();
-    if snapshot.len() > position::MAX_TEXT - ROOM_FOR_NUMBERS {
+    let text = snapshot::active().to_string();
+    if text.len() > position::MAX_TEXT - ROOM_FOR_NUMBERS {
         errors::raise(
             PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
             "too many transactions are running for a position",
@@ -83,22 +79,23 @@ fn seen() -> TableIterator<'static, (name!(stamp, Option<i64>), name!(snapshot, 
     }
     let stamp = if snapshot::is_of_recovery() {
         None
-    } else if shared::my_database().is_some_and(|db| db.divided.load(SeqCst)) {
+    } else if shared::my_database().is_some_and(|db| db.epoch_sealed.load(SeqCst)) {
         Some(shared::next_stamp() as i64)
     } else {
-        // The tick that marks the server's restart is still to come, and this snapshot is from after the restart.
+        // The tick that seals the previous epoch does not exist yet, but this snapshot is from after the server's
+        // start.
         Some(i64::MAX)
     };
-    TableIterator::once((stamp, snapshot, snapshot::next_xid() as i64))
+    TableIterator::once((stamp, text, snapshot::next_xid() as i64))
 }
 
-/// `tidings.floor()`: positions below this one have lost events, which an old snapshot may not show.
+/// `tidings.floor()`: positions below this one have lost events, even if an old snapshot still sees them.
 #[pg_extern]
 fn floor() -> i64 {
     preload::require();
     let floor = shared::my_database().map_or(0, |db| db.floor.load(SeqCst));
-    // In recovery nobody records what the primary removes.
-    let replayed = if snapshot::is_of_recovery() { tick::oldest_position() } else { 0 };
+    // In recovery there is no relay, so what the primary removes is found in the tables.
+    let replayed = if snapshot::is_of_recovery() { scan::oldest_position() } else { 0 };
     floor.max(replayed) as i64
 }
 
@@ -119,7 +116,7 @@ fn relay() -> TableIterator<
 > {
     preload::require();
     let Some(db) = shared::my_database() else {
-        // SAFETY: looks at shared memory.
+        // SAFETY: reads shared memory.
         let state = match unsafe { pg_sys::RecoveryInProgress() } {
             true => "standby",
             false if shared::is_full() => "no place",
@@ -133,19 +130,4 @@ fn relay() -> TableIterator<
         [&db.ticks, &db.events, &db.hints, &db.skipped].map(|counter| counter.load(SeqCst) as i64);
     let state = format!("{:?}", db.state()).to_lowercase();
     TableIterator::once((pid, state, tick, ticks, events, hints, skipped))
-}
-
-/// `tidings.installed()`: called at the end of the install script.
-#[pg_extern]
-fn installed() {
-    preload::require();
-    // SAFETY: set once when the backend connects.
-    if shared::claim(unsafe { pg_sys::MyDatabaseId }).is_none() {
-        errors::raise(
-            PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
-            format!("{} databases of this server already have the extension tidings", shared::MAX_DATABASES),
-            "This is the maximum. Drop the extension where it is not needed.",
-        );
-    }
-    buffer::installed_after_commit();
 }

@@ -1,12 +1,12 @@
-//! Topic templates as subscription rules use them. The rules themselves are SQL: `sql/extension/60_access.sql`.
+//! The topic templates of subscription rules. The rules themselves are SQL: `sql/extension/60_access.sql`.
 
 use pgrx::prelude::*;
 use tidings_wire::template::{Piece, Template};
 
 use crate::{errors, preload};
 
-/// `tidings.match_topic(template, topic)`: the values of the holes, in order, or NULL. An invalid
-/// template matches no topic and raises no error: a rule that was written into the table by hand must not fail the others.
+/// `tidings.match_topic(template, topic)`: the values of the holes in order, or NULL. An invalid template matches no
+/// topic and raises no error: a bad rule that somebody inserted into the table must not make the other rules fail.
 #[pg_extern]
 fn match_topic(template: &str, topic: &str) -> Option<Vec<String>> {
     preload::require();
@@ -14,8 +14,8 @@ fn match_topic(template: &str, topic: &str) -> Option<Vec<String>> {
     Some(values)
 }
 
-/// `tidings.bind_holes(template, query)`: the query with `{hole}` replaced by the element of the array `$1` that holds
-/// its value. No text of a topic ever becomes part of a query.
+/// `tidings.bind_holes(template, query)`: the query with each `{hole}` replaced by the element of the array `$1` that
+/// has its value. So the text of a topic never becomes part of a query.
 #[pg_extern]
 fn bind_holes(template: &str, query: &str) -> String {
     preload::require();
@@ -34,7 +34,7 @@ fn parse(text: &str) -> Template {
     Template::parse(text).unwrap_or_else(|error| refuse(&format!("bad rule \"{text}\": {error}")))
 }
 
-/// For a query.
+/// Parses the query of a rule, in which holes may be adjacent.
 fn parse_any(text: &str) -> Template {
     Template::parse_any(text).unwrap_or_else(|error| refuse(&format!("bad rule \"{text}\": {error}")))
 }

@@ -1,16 +1,17 @@
-//! Runs a subscription rule's query as the subscriber. Whatever its code does to the session is undone before another
-//! rule runs. Which rules are asked, and for whom, is SQL: `sql/extension/60_access.sql`.
+//! Runs the query of a subscription rule as the subscriber. Everything that its code does to the session is undone
+//! before the next rule runs. Which rules run, and for which role, is decided in SQL: `sql/extension/60_access.sql`.
 
 use std::ffi::{CStr, CString};
 
 use pgrx::pg_sys::panic::CaughtError;
 use pgrx::prelude::*;
 
+use crate::subtransaction::{report, undone};
 use crate::{errors, preload};
 
 /// `tidings.ask_rule(role, claims, query, holes, search_path)`: why the rule denies access to the role, or NULL if it
-/// allows access. Only the extension's owner may call it, because it does not check the role. An argument that
-/// is NULL is an error.
+/// allows access. Only the extension's owner may call it, because it does not check the role. A NULL argument is an
+/// error.
 #[pg_extern]
 fn ask_rule(
     role: pg_sys::Oid,
@@ -24,8 +25,8 @@ fn ask_rule(
     let holes = holes.into_datum().unwrap_or_else(|| error!("the values of a topic's holes are no array"));
     let settings =
         [(c"transaction_read_only", c"on"), (c"request.jwt.claims", &*claims), (c"search_path", &*search_path)];
-    let result = undone(|| {
-        // SAFETY: in a subtransaction of its own, whose end puts the settings and the user back; `holes` is a text[].
+    let result = isolated(|| {
+        // SAFETY: in a subtransaction, whose end restores the settings and the user. `holes` is a text[].
         unsafe {
             for (name, value) in settings {
                 set_locally(name, value);
@@ -37,7 +38,7 @@ fn ask_rule(
     match result {
         Ok(true) => None,
         Ok(false) => Some("its rule finds no row".into()),
-        // The time for the whole question is over, or someone cancelled it: this rule must not swallow that.
+        // The statement timed out or was cancelled as a whole, which must not count as an error of this rule.
         Err(error) if report(&error).sql_error_code() == PgSqlErrorCode::ERRCODE_QUERY_CANCELED => error.rethrow(),
         Err(error) => Some(format!("its rule fails: {}", report(&error).message())),
     }
@@ -53,67 +54,46 @@ fn c_string(text: &str) -> CString {
     })
 }
 
-fn report(error: &CaughtError) -> &pg_sys::panic::ErrorReportWithLevel {
-    match error {
-        CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) => report,
-        CaughtError::RustPanic { ereport, .. } => ereport,
-    }
-}
-
 /// Runs `body` in a subtransaction that is always rolled back, and releases session-level locks, which a rollback
-/// keeps. Rules are refused statements that would leave more behind: PREPARE, LISTEN, a cursor WITH HOLD, a temporary
-/// table.
-fn undone<R>(body: impl FnOnce() -> R) -> Result<R, Box<CaughtError>> {
-    let body = std::panic::AssertUnwindSafe(body);
-    // SAFETY: inside a transaction. Memory context and resource owner are put back, as Postgres asks of whoever begins
-    // a subtransaction; so are user and security context, which the rollback has put back before, should it ever not
-    // have. The result of `body` has no memory of Postgres.
+/// keeps. Statements that would leave anything else behind are refused: PREPARE, LISTEN, a cursor WITH HOLD, a
+/// temporary table.
+fn isolated<R>(body: impl FnOnce() -> R) -> Result<R, Box<CaughtError>> {
+    let (user, security) = current_user();
+    let result = undone(body);
+    // The rollback has restored the user already. Setting it again guards against a way around that.
+    // SAFETY: the user and the security context are those of before; only locks of this session are released.
     unsafe {
-        let (context, owner) = (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner);
-        let (user, security) = current_user();
-        pg_sys::BeginInternalSubTransaction(std::ptr::null());
-        pg_sys::MemoryContextSwitchTo(context);
-        let result = PgTryBuilder::new(|| {
-            let body = body;
-            Ok((body.0)())
-        })
-        .catch_others(|error| Err(Box::new(error)))
-        .catch_rust_panic(|error| Err(Box::new(error)))
-        .execute();
-        pg_sys::RollbackAndReleaseCurrentSubTransaction();
-        pg_sys::MemoryContextSwitchTo(context);
-        pg_sys::CurrentResourceOwner = owner;
         pg_sys::SetUserIdAndSecContext(user, security);
         pg_sys::LockReleaseSession(pg_sys::USER_LOCKMETHOD as pg_sys::LOCKMETHODID);
-        result
     }
+    result
 }
 
 fn current_user() -> (pg_sys::Oid, i32) {
     let (mut user, mut security) = (pg_sys::InvalidOid, 0);
-    // SAFETY: two plain variables of the backend are copied.
+    // SAFETY: copies two variables of this backend into local ones.
     unsafe { pg_sys::GetUserIdAndSecContext(&mut user, &mut security) };
     (user, security)
 }
 
-/// Until the end of the subtransaction, code runs as the role and can't leave it: SET ROLE, SET SESSION AUTHORIZATION
-/// and everything that outlives a transaction are refused, as in Postgres's maintenance commands.
+/// Makes code run as the role until the end of the subtransaction. It cannot leave the role: SET ROLE, SET SESSION
+/// AUTHORIZATION and everything that outlives a transaction are refused, as in the maintenance commands of Postgres.
 ///
 /// # Safety
-/// Inside a subtransaction, whose end puts the user back.
+/// Inside a subtransaction, whose end restores the user.
 unsafe fn become_subscriber(role: pg_sys::Oid) {
     let (_, security) = current_user();
     let locked = pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_RESTRICTED_OPERATION;
-    // SAFETY: as the caller promises.
+    // SAFETY: the end of the subtransaction restores the user, as the caller promises.
     unsafe { pg_sys::SetUserIdAndSecContext(role, security | locked as i32) }
 }
 
-/// Sets what anyone may set, until the end of the subtransaction.
+/// Sets a setting that any role may set, until the end of the subtransaction.
 ///
 /// # Safety
 /// Inside a subtransaction.
 unsafe fn set_locally(name: &CStr, value: &CStr) {
-    // SAFETY: as the caller promises; Postgres copies both texts, and raises an error if the value will not do.
+    // SAFETY: both are C strings and are copied. Postgres raises an error if the value is invalid.
     unsafe {
         pg_sys::set_config_option(
             name.as_ptr(),
@@ -129,15 +109,15 @@ unsafe fn set_locally(name: &CStr, value: &CStr) {
 }
 
 /// Whether a query, whose `$1` is a text[], finds a row. The first row is really computed: inside EXISTS, Postgres
-/// would not evaluate what the query selects, so a function that denies access by raising an error would never be
-/// called.
+/// would not evaluate the expressions that the query selects, and a function that denies access by raising an error
+/// would never be called.
 ///
 /// # Safety
-/// Inside a subtransaction that is rolled back, which closes the cursor; `holes` is a text[].
+/// Inside a subtransaction that is rolled back, which closes the cursor. `holes` is a text[].
 unsafe fn finds_row(query: &CStr, holes: pg_sys::Datum) -> bool {
     let (mut types, mut values) = ([pg_sys::TEXTARRAYOID], [holes]);
-    // SAFETY: as the caller promises; one type and one value for one parameter. A cursor takes a single query, and no
-    // statement.
+    // SAFETY: there is one type and one value for the one parameter, which is a text[], as the caller promises. A
+    // cursor accepts only a single query.
     unsafe {
         pg_sys::SPI_connect();
         let no_nulls = std::ptr::null();

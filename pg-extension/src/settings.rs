@@ -4,22 +4,24 @@ use std::time::Duration;
 
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, pg_sys};
 
-/// An hour covers a closed laptop over lunch and a deployment gone wrong, and costs a busy database a few GiB.
+/// In seconds. An hour covers a laptop that is closed over lunch and a failed deployment, and takes a few GiB in a busy
+/// database.
 static RETENTION: GucSetting<i32> = GucSetting::<i32>::new(3600);
-/// Capture is what the trigger is there for; a bulk load that nobody watches switches it off in its session.
+/// On, because capturing is the purpose of the trigger. A bulk load that no subscriber needs switches it off in its
+/// session.
 static CAPTURE: GucSetting<bool> = GucSetting::<bool>::new(true);
-/// No browser wants an event above 8 MiB, in KiB, and a backend holds one event whole, packed and sometimes rendered,
-/// too.
+/// In KiB. A browser has no use for an event above 8 MiB, and a backend keeps a whole event in memory: packed, and
+/// sometimes also rendered.
 static MAX_PAYLOAD: GucSetting<i32> = GucSetting::<i32>::new(8 * 1024);
-/// Up to 64 KiB a tick, in KiB, the notification saves every proxy a query; beyond, the query is the cheaper way.
+/// In KiB. Up to 64 KiB of a tick, notifications save every proxy a query; above, the query is cheaper.
 static NOTIFY_INLINE_LIMIT: GucSetting<i32> = GucSetting::<i32>::new(64);
 
-/// Defines the settings; called from `_PG_init`.
+/// Defines the settings. Called from `_PG_init`.
 pub fn init() {
     GucRegistry::define_int_guc(
         c"tidings.retention",
-        c"How long events are kept for subscribers that come back.",
-        c"Events are never removed earlier; they may stay up to half as long again.",
+        c"How long events are kept for subscribers that reconnect.",
+        c"Events are never removed earlier. They may be kept for up to half as long again.",
         &RETENTION,
         1,
         30 * 24 * 3600,
@@ -28,8 +30,8 @@ pub fn init() {
     );
     GucRegistry::define_bool_guc(
         c"tidings.capture",
-        c"Whether changes of watched tables become events.",
-        c"A session that loads data nobody needs to hear of may switch it off.",
+        c"Whether changes to watched tables become events.",
+        c"A session that loads data which no subscriber needs can switch it off.",
         &CAPTURE,
         GucContext::Suset,
         GucFlags::default(),
@@ -37,7 +39,7 @@ pub fn init() {
     GucRegistry::define_int_guc(
         c"tidings.max_payload",
         c"The longest payload of an event.",
-        c"An event with a longer one is sent without its record and says so.",
+        c"An event with a longer payload is sent without its record and marked as truncated.",
         &MAX_PAYLOAD,
         1,
         256 * 1024,
@@ -46,16 +48,16 @@ pub fn init() {
     );
     GucRegistry::define_int_guc(
         c"tidings.notify_inline_limit",
-        c"How much of a tick travels inside its notification.",
-        c"A larger tick is announced by a hint, and the proxies read it from the log.",
+        c"The most data of a tick that is sent inside its notifications.",
+        c"A larger tick is only announced, and the proxies read it from the log.",
         &NOTIFY_INLINE_LIMIT,
         0,
         480,
         GucContext::Sighup,
         GucFlags::UNIT_KB,
     );
-    // A misspelt setting is an error, not one more variable.
-    // SAFETY: in the postmaster, while it loads libraries.
+    // A misspelt setting is an error, not a new variable.
+    // SAFETY: called in the postmaster, while it loads libraries.
     unsafe { pg_sys::MarkGUCPrefixReserved(c"tidings".as_ptr()) };
 }
 
@@ -64,7 +66,7 @@ pub fn retention() -> Duration {
     Duration::from_secs(RETENTION.get().unsigned_abs().into())
 }
 
-/// Whether this session captures.
+/// Whether this session captures changes.
 pub fn capture() -> bool {
     CAPTURE.get()
 }
@@ -74,7 +76,7 @@ pub fn max_payload() -> usize {
     MAX_PAYLOAD.get().unsigned_abs() as usize * 1024
 }
 
-/// The most bytes of events that travel inside a tick's notifications.
+/// The most bytes of events that are sent inside the notifications of a tick.
 pub fn notify_inline_limit() -> usize {
     NOTIFY_INLINE_LIMIT.get().unsigned_abs() as usize * 1024
 }

@@ -135,7 +135,7 @@ fn ids_after_a_snapshot_name_only_transactions_that_still_matter() {
     assert_eq!(got, ["after", "running"]);
     for frame in &frames {
         let id: tidings_wire::Position = frame.id().parse().expect("a position");
-        let named = id.seen.expect("the snapshot still divides the tick").running;
+        let named = id.seen.expect("the snapshot still divides the tick").snapshot.running;
         assert!(named.contains(&xids[0]) && named.contains(&xids[1]), "{named:?} of {xids:?}");
         assert!(xids[2..].iter().all(|xid| !named.contains(xid)), "{named:?} of {xids:?}");
     }

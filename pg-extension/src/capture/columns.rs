@@ -1,40 +1,42 @@
-//! The columns of a watched table: which of them are captured, and how their values are packed.
+//! The columns of a watched table: which ones are captured, and how their values are packed.
 
 use pgrx::prelude::*;
-use tidings_wire::{string, value};
+use tidings_wire::{Limit, TooLong, string, value};
 
-use crate::capture::payload::{Change, Tuple};
+use crate::capture::change::Tuple;
 use crate::errors::WatchError;
-use crate::value::writer::{TooLong, Writer, check_packed};
+use crate::value::column_value::ColumnValue;
+use crate::value::writer::{Writer, check_packed};
 
-/// The columns of a table, by attribute number less one.
+/// The columns of a table.
 pub struct Columns {
+    /// By attribute number minus one. None for dropped columns and virtual ones.
     all: Vec<Option<Column>>,
-    /// The names of those that have no value in a trigger and so are not in `all` (from PostgreSQL 18 on).
+    /// The names of virtual generated columns, which have no value in a trigger (from PostgreSQL 18 on).
     virtual_columns: Vec<String>,
-    /// Those that go into records and whose change makes an UPDATE an event.
+    /// The indexes of the columns that records include. An UPDATE is an event only if one of them changes.
     captured: Vec<usize>,
-    /// Where the writers' function look-ups live.
+    /// The memory in which the writers keep their look-ups.
     context: pg_sys::MemoryContext,
 }
 
 struct Column {
     name: String,
-    /// The name as the key of a JSON member, with its colon.
+    /// The name as a key in JSON, with the colon.
     key: String,
     writer: Writer,
 }
 
-/// `ATTRIBUTE_GENERATED_VIRTUAL`, which PostgreSQL has from 18 on.
+/// `ATTRIBUTE_GENERATED_VIRTUAL`, which exists from PostgreSQL 18 on.
 const VIRTUAL: std::ffi::c_char = b'v' as std::ffi::c_char;
 
 impl Columns {
-    /// The columns of a table; those to capture are named by `only`, or are all but those named by `exclude`.
+    /// The columns of a table. Those in `only` are captured; if it is empty, all except those in `exclude`.
     ///
     /// # Safety
     /// The relation is open and locked.
     pub unsafe fn of(relation: pg_sys::Relation, only: &[&str], exclude: &[&str]) -> Result<Self, WatchError> {
-        // SAFETY: the context lives under the cache's context until this value is dropped.
+        // SAFETY: the parent context lives as long as the process; the new one lives until this value is dropped.
         let context = unsafe {
             pg_sys::AllocSetContextCreateInternal(
                 pg_sys::CacheMemoryContext,
@@ -45,7 +47,7 @@ impl Columns {
             )
         };
         let mut columns = Self { all: Vec::new(), virtual_columns: Vec::new(), captured: Vec::new(), context };
-        // SAFETY: the caller holds the relation open; its descriptor has natts attributes.
+        // SAFETY: the relation is open, as the caller promises, so its descriptor is alive.
         let descriptor = unsafe { pgrx::PgTupleDesc::from_pg_unchecked((*relation).rd_att) };
         for attribute in (0..descriptor.len()).map(|i| descriptor.get(i)) {
             let attribute = attribute.filter(|a| !a.attisdropped);
@@ -84,7 +86,7 @@ impl Columns {
         self.all.iter().enumerate().filter_map(|(index, column)| column.as_ref().map(|_| index))
     }
 
-    /// How many attributes a row has, dropped ones included.
+    /// The number of attributes of a row, including dropped ones.
     pub fn count(&self) -> usize {
         self.all.len()
     }
@@ -102,52 +104,65 @@ impl Columns {
         self.all[index].as_ref().expect("only live columns are captured or named")
     }
 
-    /// The columns that go into records.
+    /// The indexes of the columns that records include.
     pub fn captured(&self) -> &[usize] {
         &self.captured
     }
 
-    /// The column's name as the key of a JSON member, with its colon.
+    /// The column's name as a key in JSON, with the colon.
     pub fn key(&self, index: usize) -> &str {
         &self.column(index).key
     }
 
-    /// What packs a column's values.
+    /// The value of a column in a row, if it is not NULL.
+    pub fn value<'row>(&self, index: usize, row: &'row Tuple) -> Option<ColumnValue<'row>> {
+        // SAFETY: a row that was taken apart is used with the columns of its own table only, as `Tuple::take_apart`
+        // requires. So the datum is of this column's type, and it lives as long as the row is borrowed.
+        row.get(index).map(|datum| unsafe { ColumnValue::new(datum) })
+    }
+
+    /// The writer that packs a column's values.
     pub fn writer(&self, index: usize) -> &Writer {
         &self.column(index).writer
     }
 
     /// Whether a column has the same value in two rows.
     pub fn same(&self, index: usize, a: &Tuple, b: &Tuple) -> bool {
-        match (a.get(index), b.get(index)) {
+        match (self.value(index, a), self.value(index, b)) {
             (Some(a), Some(b)) => self.writer(index).same(a, b),
             (a, b) => a.is_none() && b.is_none(),
         }
     }
 
-    /// Whether a captured column has changed.
+    /// Whether the value of a captured column has changed.
     pub fn changed(&self, old: &Tuple, new: &Tuple) -> bool {
         self.captured.iter().any(|index| !self.same(*index, old, new))
     }
 
-    /// Packs one value of a row, if there is one; see [`Writer::pack`].
-    pub fn pack_value(&self, out: &mut Vec<u8>, index: usize, row: Option<&Tuple>, most: usize) -> Result<(), TooLong> {
-        row.and_then(|row| row.get(index)).map_or(Ok(()), |value| self.writer(index).pack(out, value, most))
+    /// Packs one value of a row. NULL and the value of a missing row take no bytes. See [`Writer::pack`].
+    pub fn pack_value(
+        &self,
+        out: &mut Vec<u8>,
+        index: usize,
+        row: Option<&Tuple>,
+        limit: Limit,
+    ) -> Result<(), TooLong> {
+        let value = row.and_then(|row| self.value(index, row));
+        value.map_or(Ok(()), |value| self.writer(index).pack(out, value, limit))
     }
 
     /// Packs the old values of the captured columns that have changed, as an object.
-    pub fn pack_changed(&self, out: &mut Vec<u8>, change: &Change<'_>, most: usize) -> Result<(), TooLong> {
+    pub fn pack_changed(&self, out: &mut Vec<u8>, old: &Tuple, new: &Tuple, limit: Limit) -> Result<(), TooLong> {
         let before = out.len();
         value::pack_members(out);
-        let (Some(old), Some(new)) = (change.old, change.new) else { return Ok(()) };
         for &index in self.captured.iter().filter(|index| !self.same(**index, old, new)) {
             let key = |out: &mut Vec<u8>| {
                 out.extend_from_slice(self.key(index).as_bytes());
                 Ok(())
             };
             value::pack_part(out, key)?;
-            value::pack_part(out, |out| self.pack_value(out, index, change.old, most))?;
-            check_packed(out.len() - before, most)?;
+            value::pack_part(out, |out| self.pack_value(out, index, Some(old), limit))?;
+            check_packed(out.len() - before, limit)?;
         }
         Ok(())
     }
@@ -155,7 +170,7 @@ impl Columns {
 
 impl Drop for Columns {
     fn drop(&mut self) {
-        // SAFETY: made by this value, and nothing that lives in it is used any more.
+        // SAFETY: the context was created for this value, and nothing in it is used any more.
         unsafe { pg_sys::MemoryContextDelete(self.context) }
     }
 }

@@ -1,9 +1,9 @@
-//! The order in which a transaction changed its rows. Postgres fires the triggers of rows in another order.
+//! The order in which a transaction changed its rows. Postgres fires the triggers of the rows in a different order.
 //!
 //! The triggers of a row fire after its command has changed all of its rows. A trigger that writes runs an inner
-//! command, whose triggers fire at its end. So the change of an inner command may be captured before the change for
-//! which the trigger was fired. But each row version names the command that made it and the command that deleted it,
-//! and commands are numbered as they begin. This number, the *rank*, orders the events.
+//! command, whose triggers fire when the inner command ends. So the change of an inner command may be captured before
+//! the change that fired the outer trigger. But each row version records the command that made it and the command that
+//! deleted it, and commands are numbered in the order in which they begin. This number, the *rank*, orders the events.
 //!
 //! Functions and BEFORE triggers write while the outer command is changing its rows. Their changes have a higher
 //! number, but must come before the row for which they were called. So an outer command with such inner changes gets
@@ -26,15 +26,15 @@ use crate::foreign::infallible::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rank(u64);
 
-/// So many bits of an ordinal hold the number of earlier events, enough for 16 billion.
+/// The bits of an ordinal that hold the number of earlier events: enough for 16 billion.
 const COUNT_BITS: u32 = 34;
 
-/// The ranks that fit into the rest of an ordinal, one for each of 268 million commands. Events beyond that are ordered
-/// as they were captured.
+/// The highest rank that fits into the rest of an ordinal: enough for 268 million commands. Later events are ordered as
+/// they were captured.
 const MAX_RANK: u64 = (1 << (63 - COUNT_BITS)) - 1;
 
-/// The most rows of one command for which changes by inner commands are remembered one by one. With more of them, all
-/// rows of the command come first.
+/// The most rows of one command for which changes by inner commands are remembered one by one. If there are more, all
+/// rows of the command come before the inner changes.
 const MAX_TOUCHED: usize = 10_000;
 
 /// A row version: the table's OID, the block, and the line in the block.
@@ -46,7 +46,7 @@ struct Command {
     subxid: pg_sys::SubTransactionId,
     kind: Kind,
     phase: Phase,
-    /// The rank of its events, once it is known.
+    /// The rank of its events; see [`Command::settle`].
     rank: Rank,
     /// The row versions made by this command that inner commands have changed.
     touched: Touched,
@@ -66,7 +66,7 @@ enum Kind {
 enum Phase {
     /// It is changing rows.
     Running,
-    /// It has changed its rows, with inner changes; its triggers will fire.
+    /// It has changed its rows, and inner commands have changed rows meanwhile. Its triggers will fire.
     Waiting,
     /// Its triggers are firing.
     Firing,
@@ -77,12 +77,13 @@ enum Phase {
 struct Touched {
     by_version: BTreeMap<Version, Rank>,
     by_rank: BTreeSet<(Rank, Version)>,
-    /// There were more than [`MAX_TOUCHED`], or it does not matter which: all rows of the command come first.
+    /// All rows of the command come before the inner changes: there were more than [`MAX_TOUCHED`], or the rows are not
+    /// needed.
     is_full: bool,
 }
 
 thread_local! {
-    /// The running commands, the outer ones first. An error leaves some of them here until their subtransaction ends.
+    /// The running commands, outer ones first. After an error, some stay here until their subtransaction ends.
     static COMMANDS: RefCell<Vec<Command>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -91,7 +92,7 @@ static mut PREVIOUS_FINISH: pg_sys::ExecutorFinish_hook_type = None;
 
 /// Installs the hooks; called from `_PG_init`.
 pub fn init() {
-    // SAFETY: in the postmaster, before there is anyone else.
+    // SAFETY: called in the postmaster while it loads libraries, before there are other processes or threads.
     unsafe {
         PREVIOUS_RUN = pg_sys::ExecutorRun_hook;
         pg_sys::ExecutorRun_hook = Some(run);
@@ -105,21 +106,21 @@ impl Rank {
     pub const FIRST: Self = Self(0);
 
     fn of(command: pg_sys::CommandId) -> Self {
-        // There is one more rank between those of any two commands.
+        // There is one extra rank between those of any two commands.
         Self((2 * u64::from(command)).min(MAX_RANK))
     }
 
     /// The rank of a call of `publish`, or of a change that does not say which command made it.
     pub fn now() -> Self {
         let changes_rows = |command: &Command| command.phase == Phase::Running && command.kind != Kind::Truncate;
-        // As what commands inside change, it comes before the rows of those outside that are still changing them.
+        // Like a change by an inner command, it comes before the rows of outer commands that are still changing rows.
         let is_inside = COMMANDS.with_borrow(|commands| commands.iter().any(changes_rows));
         if is_inside { Self::next().before() } else { Self::next() }
     }
 
-    /// Of the next command.
+    /// The rank of the next command.
     fn next() -> Self {
-        // SAFETY: a plain variable of this backend.
+        // SAFETY: called inside a transaction; with `false` the function only reads a variable of this backend.
         Self::of(unsafe { GetCurrentCommandId(false) })
     }
 
@@ -131,16 +132,17 @@ impl Rank {
         })
     }
 
-    /// Of the change of a row: `new` is the version that it made, `old` the one that it replaced or deleted.
+    /// The rank of the change of a row. `new` is the version that it made, `old` the one that it replaced or deleted.
     ///
     /// # Safety
-    /// The tuples are those of the trigger that is running, and the relation is the one that it belongs to.
+    /// The tuples are those of the running trigger, and the relation is the trigger's.
     pub unsafe fn of_row(
         relation: pg_sys::Relation,
         new: Option<pg_sys::HeapTuple>,
         old: Option<pg_sys::HeapTuple>,
     ) -> Self {
-        // SAFETY: as the caller promises; another table access method may keep anything where heap keeps the command.
+        // SAFETY: the tuples and the relation are valid, as the caller promises. Only in heap tables do tuples have the
+        // command where it is read here.
         let number = unsafe {
             match (new, old) {
                 _ if (*(*relation).rd_rel).relam != pg_sys::HEAP_TABLE_AM_OID => return Self::now(),
@@ -152,31 +154,31 @@ impl Rank {
         COMMANDS.with_borrow_mut(|commands| match commands.as_slice() {
             [] => Self::of(number),
             [only] if only.number == number && only.phase == Phase::Firing && only.is_plain() => Self::of(number),
-            // SAFETY: as the caller promises.
+            // SAFETY: the tuples and the relation are those of the running trigger, as the caller promises.
             _ => unsafe { rank_inside(commands, number, relation, new, old) },
         })
     }
 
-    /// The rank between the command before and this one.
+    /// The extra rank between the previous command and this one.
     fn before(self) -> Self {
         if self.0 == MAX_RANK { self } else { Self(self.0.saturating_sub(1)) }
     }
 
-    /// The number that segments are sorted by; `count` events were captured before.
+    /// The number by which segments are sorted. `count` is the number of events captured before.
     pub fn ordinal(self, count: i64) -> i64 {
         ((self.0 as i64) << COUNT_BITS) | count.min((1 << COUNT_BITS) - 1)
     }
 }
 
-/// Whether any command is still running, other than the one whose trigger is running.
+/// Whether any command is still running, apart from the one whose trigger is running.
 pub fn is_nested(by_trigger: bool) -> bool {
     // Changes that logical replication applies are not commands of the executor.
-    // SAFETY: a plain variable of this backend.
+    // SAFETY: the function reads a variable of this backend.
     let own = usize::from(by_trigger && !unsafe { IsLogicalWorker() });
     COMMANDS.with_borrow(|commands| commands.iter().filter(|command| command.phase != Phase::Waiting).count() > own)
 }
 
-/// Forgets the commands of a subtransaction that was rolled back, and of those inside it.
+/// Forgets the commands of a subtransaction that was rolled back, and those of its children.
 pub fn abort_subtransaction(subxid: pg_sys::SubTransactionId) {
     COMMANDS.with_borrow_mut(|commands| commands.truncate(commands.partition_point(|command| command.subxid < subxid)));
 }
@@ -187,12 +189,13 @@ pub fn reset() {
 }
 
 impl Command {
-    /// Whether there were no inner changes while it changed its rows.
+    /// Whether no inner command has changed rows while it changed its own.
     fn is_plain(&self) -> bool {
         self.rank == Rank::of(self.number) && self.touched.by_rank.is_empty()
     }
 
-    /// The rank of one of its rows. Rows come in the order in which they were changed, once for each of their watches.
+    /// The rank of one of its rows. This is called for the rows in the order in which they were changed, once for each
+    /// watch.
     fn rank_of(&mut self, new: Option<Version>) -> Rank {
         if self.row != new {
             if let Some(version) = self.row
@@ -205,8 +208,8 @@ impl Command {
         self.touched.by_rank.first().map_or(self.rank, |(rank, _)| rank.before())
     }
 
-    /// Its rows have been changed. If commands ran inside it, its rows come after theirs, and before the next command,
-    /// which may be one of its own triggers'.
+    /// Determines its rank, when all of its rows have been changed. If inner commands ran, its rows come after theirs
+    /// and before the next command, which one of its own triggers may run.
     fn settle(&mut self) {
         let next = Rank::next();
         if self.touched.is_full {
@@ -229,10 +232,10 @@ impl Touched {
     }
 }
 
-/// As [`Rank::of_row`], while other commands are at work.
+/// As [`Rank::of_row`], while other commands are running.
 ///
 /// # Safety
-/// See there.
+/// The tuples are those of the running trigger, and the relation is the trigger's.
 unsafe fn rank_inside(
     commands: &mut [Command],
     number: pg_sys::CommandId,
@@ -244,14 +247,14 @@ unsafe fn rank_inside(
         match commands.iter_mut().rev().find(|command| command.number == number && command.kind != Kind::Truncate) {
             Some(own) => {
                 if own.kind == Kind::Copy && own.phase == Phase::Running {
-                    // COPY has no hook for the moment when its triggers begin to fire; its first row is that moment. A
-                    // trigger before it may have written.
-                    // SAFETY: the relation is open.
+                    // There is no hook for the moment when the triggers of COPY begin to fire, so its first row marks
+                    // it. A BEFORE trigger may have written.
+                    // SAFETY: the relation is the trigger's, so it is open, and COPY holds the locks.
                     own.touched.is_full |= !unsafe { has_triggers_before(relation) };
                     own.settle();
                     own.phase = Phase::Firing;
                 }
-                // SAFETY: as the caller promises.
+                // SAFETY: the tuple is that of the running trigger, so it is alive.
                 own.rank_of(new.map(|tuple| unsafe { version(tuple) }))
             }
             None => Rank::of(number),
@@ -259,7 +262,8 @@ unsafe fn rank_inside(
     if let Some(old) = old
         && commands.iter().any(|command| command.phase == Phase::Running)
     {
-        // SAFETY: as the caller promises; the command that made a version is known if this transaction did.
+        // SAFETY: the tuple is that of the running trigger, so it is alive. It has a valid command if this transaction
+        // made it.
         let (made_by, version) = unsafe { (is_own(old).then(|| HeapTupleHeaderGetCmin((*old).t_data)), version(old)) };
         let is_outer = |command: &&mut Command| {
             command.phase == Phase::Running && Some(command.number) == made_by.filter(|by| *by != number)
@@ -271,12 +275,13 @@ unsafe fn rank_inside(
     rank
 }
 
-/// Whether triggers fire before rows are copied into a table, or before those of the whole that it is a part of.
+/// Whether a table has triggers that fire before COPY inserts rows, or a partitioned table that it belongs to has.
 ///
 /// # Safety
-/// The relation is open, and its transaction holds locks on all that it is a part of, as COPY does.
+/// The relation is open, and the transaction holds locks on all partitioned tables that it belongs to, as COPY does.
 unsafe fn has_triggers_before(relation: pg_sys::Relation) -> bool {
-    // SAFETY: as the caller promises; a table without triggers has no description of them. The list has as many OIDs as it says.
+    // SAFETY: the relation is open and its ancestors are locked, as the caller promises. The trigger descriptor is null
+    // for a table without triggers. The list has `length` OIDs.
     unsafe {
         let has = |relation: pg_sys::Relation| {
             let triggers = (*relation).trigdesc.as_ref();
@@ -304,7 +309,7 @@ unsafe fn has_triggers_before(relation: pg_sys::Relation) -> bool {
 /// # Safety
 /// The tuple is alive.
 unsafe fn is_own(tuple: pg_sys::HeapTuple) -> bool {
-    // SAFETY: as the caller promises; a tuple of a table has the fields of a heap.
+    // SAFETY: the tuple is alive, as the caller promises, and of a heap table, so it has the fields of the heap.
     unsafe {
         let header = (*tuple).t_data;
         let is_frozen = u32::from((*header).t_infomask) & pg_sys::HEAP_XMIN_FROZEN == pg_sys::HEAP_XMIN_FROZEN;
@@ -315,14 +320,14 @@ unsafe fn is_own(tuple: pg_sys::HeapTuple) -> bool {
 /// # Safety
 /// The tuple is alive.
 unsafe fn version(tuple: pg_sys::HeapTuple) -> Version {
-    // SAFETY: as the caller promises.
+    // SAFETY: the tuple is alive, as the caller promises.
     let pg_sys::HeapTupleData { t_self, t_tableOid, .. } = unsafe { *tuple };
     (t_tableOid.to_u32(), t_self.ip_blkid.bi_hi, t_self.ip_blkid.bi_lo, t_self.ip_posid)
 }
 
-/// A command begins to change rows. Returns its index, for [`leave`].
+/// Notes that a command begins to change rows. Returns its index, for [`leave`].
 fn enter(number: pg_sys::CommandId, kind: Kind, phase: Phase) -> usize {
-    // SAFETY: a plain variable of this backend.
+    // SAFETY: called inside a transaction; the function reads a variable of this backend.
     let subxid = unsafe { GetCurrentSubTransactionId() };
     COMMANDS.with_borrow_mut(|commands| {
         let (rank, touched) = (Rank::of(number), Touched::default());
@@ -331,12 +336,13 @@ fn enter(number: pg_sys::CommandId, kind: Kind, phase: Phase) -> usize {
     })
 }
 
-/// A statement that changes rows without a query begins: COPY or TRUNCATE.
+/// Notes that a statement begins that changes rows without the executor: COPY or TRUNCATE. Returns its index, for
+/// [`leave`].
 ///
 /// # Safety
 /// `node` is a statement.
 pub unsafe fn enter_statement(node: *mut pg_sys::Node) -> Option<usize> {
-    // SAFETY: as the caller promises; a node's tag says which struct it is.
+    // SAFETY: `node` is a statement, as the caller promises, and its tag says which struct it is.
     let kind = unsafe {
         match (*node).type_ {
             pg_sys::NodeTag::T_CopyStmt if (*node.cast::<pg_sys::CopyStmt>()).is_from => Kind::Copy,
@@ -344,11 +350,11 @@ pub unsafe fn enter_statement(node: *mut pg_sys::Node) -> Option<usize> {
             _ => return None,
         }
     };
-    // SAFETY: a plain variable of this backend.
+    // SAFETY: inside a transaction; with `false` the function only reads a variable of this backend.
     Some(enter(unsafe { GetCurrentCommandId(false) }, kind, Phase::Running))
 }
 
-/// The command with this index has ended, and so have inner ones that an error left here.
+/// Notes that the command with this index has ended. Inner ones that an error left here are forgotten too.
 pub fn leave(place: usize) {
     COMMANDS.with_borrow_mut(|commands| commands.truncate(place));
 }
@@ -358,20 +364,20 @@ pub fn leave(place: usize) {
 /// # Safety
 /// The query has been started.
 unsafe fn number_of(query: *mut pg_sys::QueryDesc) -> Option<pg_sys::CommandId> {
-    // SAFETY: as the caller promises.
+    // SAFETY: the query has been started, as the caller promises, so it has a plan and a state.
     unsafe {
         let is_read = (*query).operation == pg_sys::CmdType::CMD_SELECT && !(*(*query).plannedstmt).hasModifyingCTE;
         (!is_read).then(|| (*(*query).estate).es_output_cid)
     }
 }
 
-/// Runs a query. Like the other hooks here it has no guard and nothing to drop, so an error passes through it
-/// unaffected.
+/// Runs a query. Like the other hooks here, it has no guard and no values to drop, so an error passes through it
+/// unchanged.
 ///
 /// # Safety
 /// The query has been started.
 unsafe fn run_as(query: *mut pg_sys::QueryDesc, run: impl FnOnce()) {
-    // SAFETY: as the caller promises.
+    // SAFETY: the query has been started, as the caller promises.
     let Some(number) = (unsafe { number_of(query) }) else { return run() };
     let place = enter(number, Kind::Query, Phase::Running);
     run();
@@ -400,12 +406,12 @@ unsafe extern "C-unwind" fn run(
 
 #[cfg(feature = "pg18")]
 unsafe extern "C-unwind" fn run(query: *mut pg_sys::QueryDesc, direction: pg_sys::ScanDirection::Type, count: u64) {
-    // SAFETY: as above.
+    // SAFETY: the arguments are passed on as they came, to the hook before this one or to the standard.
     unsafe { run_as(query, || PREVIOUS_RUN.unwrap_or(standard_ExecutorRun)(query, direction, count)) }
 }
 
-/// The triggers of a query fire, except those of a foreign key's query, whose rows' triggers fire with those of the
-/// outer query.
+/// The hook for the end of a query, where its triggers fire. The triggers of a query that a foreign key runs fire
+/// later, together with those of the outer query.
 unsafe extern "C-unwind" fn finish(query: *mut pg_sys::QueryDesc) {
     // SAFETY: the argument is passed on as it came, to the hook before this one or to the standard.
     unsafe {

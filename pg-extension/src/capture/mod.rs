@@ -1,15 +1,17 @@
 //! From a changed row to bytes in the transaction's buffer, in the writer's own backend.
 //!
-//! [`trigger`] is where a change comes in. [`watch`] is the compiled watch that says what becomes of it, and [`watches`]
-//! the cache of those; [`columns`] and [`payload`] pack its values, [`command`] finds its place in the order, and
-//! [`encoder`] and [`buffer`] hold the events until the commit. How one value is packed is [`crate::value`]; how
+//! [`trigger`] is where a [`change`] comes in. The compiled [`watch`] says what becomes of it; [`watches`] caches
+//! these. [`columns`] and [`payload`] pack its values, [`command`] finds its place in the order, [`encoder`] and
+//! [`runs`] encode it, and [`buffer`] writes the events into the log. How one value is packed is [`crate::value`]; how
 //! segments become rows is [`mod@crate::log`].
 
 pub mod buffer;
+pub mod change;
 pub mod columns;
 pub mod command;
 pub mod encoder;
 pub mod payload;
+pub mod runs;
 pub mod trigger;
 pub mod watch;
 pub mod watches;

@@ -1,93 +1,57 @@
-//! A whole event's payload: the default record form, or the shape that the watch gives, as one outline for each
-//! operation.
+//! How the payload of an event is made: from the default payload, or from the one that the watch gives. Each operation
+//! has its own plan.
 
 use std::cell::Cell;
 
 use serde_json::Value;
-use tidings_wire::value::WIDEST;
-use tidings_wire::{Row, outline, string};
+use tidings_wire::limit::WIDEST;
+use tidings_wire::{Limit, Row, TooLong, outline, string};
 
+use crate::capture::change::{Change, Operation};
 use crate::capture::columns::Columns;
 use crate::errors::WatchError;
-use crate::value::writer::{TooLong, check_packed};
+use crate::value::writer::check_packed;
 
-/// What happened to a row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Operation {
-    /// It is new, or new to its topic.
-    Insert,
-    /// It has other values than before.
-    Update,
-    /// It is gone, or gone from its topic.
-    Delete,
-    /// All rows are gone.
-    Truncate,
-}
-
-/// A row as the trigger got it: one value and one null flag for each attribute, dropped ones included.
-#[derive(Default)]
-pub struct Tuple {
-    /// The values; meaningless where `nulls` is true.
-    pub values: Vec<pgrx::pg_sys::Datum>,
-    /// Which of them are NULL.
-    pub nulls: Vec<bool>,
-}
-
-impl Tuple {
-    /// The value of the attribute with this index, if it is not NULL.
-    pub fn get(&self, index: usize) -> Option<pgrx::pg_sys::Datum> {
-        (!self.nulls[index]).then(|| self.values[index])
-    }
-}
-
-/// One change, as it is to be told.
-pub struct Change<'a> {
-    /// The new row.
-    pub new: Option<&'a Tuple>,
-    /// The old row.
-    pub old: Option<&'a Tuple>,
-}
-
-/// What an UPDATE tells of the old row. A DELETE always tells the whole of it: there is nothing else to tell.
+/// What `old_record` is in the event of an UPDATE. In that of a DELETE it is always the whole old row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OldRecord {
     /// The previous values of the columns that changed.
     Changed,
     /// The whole old row.
     Full,
-    /// Nothing.
+    /// NULL.
     None,
 }
 
-/// The payload of a watch that gives none.
+/// The payload of a watch that specifies none.
 pub const DEFAULT: &str =
     r#"{"schema":"$schema","table":"$table","type":"$type","record":"$record","old_record":"$old_record"}"#;
 
-/// What is sent instead of a default payload that is too long.
+/// Sent instead of a default payload that is too long.
 pub const DEFAULT_TRUNCATED: &str =
     r#"{"schema":"$schema","table":"$table","type":"$type","record":null,"old_record":null,"truncated":true}"#;
 
-/// What is sent instead of any other.
+/// Sent instead of any other payload that is too long.
 pub const TRUNCATED: &str = r#"{"truncated":true}"#;
 
-/// What the payloads of a watch have in common, for one operation: constant text, and values between.
-pub struct Outline {
-    /// Tells it from all others of this process.
+/// How the payload of one operation is made: its outline, and where each value comes from.
+pub struct PayloadPlan {
+    /// Identifies it in this process.
     pub number: u64,
-    /// The text, with a NUL for each value.
-    pub text: String,
-    /// The text as it is stored.
-    pub short: String,
+    /// The outline: the constant text, with a NUL for each value.
+    pub outline: String,
+    /// The outline in its stored form.
+    pub stored_outline: String,
     /// Where the values come from.
     sources: Vec<Source>,
-    /// It asks for more than [`MOST_VALUES`].
+    /// It has more than [`MAX_VALUES`] values.
     is_too_long: bool,
 }
 
-/// Who asks for more values in a payload gets none of them, as if it were too long: each takes memory in every backend
-/// that writes, and a few kilobytes of `"$record"` would ask for all that there is. Ten times all columns of the widest
+/// The most values of a payload. A payload with more counts as too long: each value takes memory in every backend that
+/// writes, and a few kilobytes of `"$record"` would use up all memory. This is ten times the columns of the widest
 /// table.
-const MOST_VALUES: usize = 16_000;
+const MAX_VALUES: usize = 16_000;
 
 /// Where a value comes from.
 #[derive(Clone, Copy)]
@@ -96,92 +60,82 @@ enum Source {
     New(usize),
     /// A column of the old row.
     Old(usize),
-    /// The captured columns that have changed, as an object of their old values.
+    /// An object with the old values of the captured columns that have changed.
     Changed,
 }
 
-impl Operation {
-    /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 4] = [Self::Insert, Self::Update, Self::Delete, Self::Truncate];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Insert => "INSERT",
-            Self::Update => "UPDATE",
-            Self::Delete => "DELETE",
-            Self::Truncate => "TRUNCATE",
-        }
-    }
-}
-
-impl Outline {
+impl PayloadPlan {
     /// Compiles the JSON text of a payload with its placeholders.
-    pub fn compile(json: &str, table: &Table<'_>, operation: Operation) -> Result<Self, WatchError> {
+    pub fn compile(json: &str, table: &WatchedTable<'_>, operation: Operation) -> Result<Self, WatchError> {
         thread_local!(static NUMBERS: Cell<u64> = const { Cell::new(0) });
         let value: Value = serde_json::from_str(json).map_err(|error| WatchError::Payload(error.to_string()))?;
         let mut compiler = Compiler { text: String::new(), sources: Vec::new(), is_full: false, table, operation };
         compiler.value(&value)?;
         let Compiler { text, sources, is_full: is_too_long, .. } = compiler;
         NUMBERS.set(NUMBERS.get() + 1);
-        Ok(Self { number: NUMBERS.get(), short: outline::shorten(&text), text, sources, is_too_long })
+        let stored_outline = outline::shorten(&text);
+        Ok(Self { number: NUMBERS.get(), outline: text, stored_outline, sources, is_too_long })
     }
 
-    /// Packs the values of a change's payload. Gives up on a payload of more than `most` bytes.
-    pub fn pack(&self, row: &mut Row, columns: &Columns, change: &Change<'_>, most: usize) -> Result<(), TooLong> {
+    /// Packs the values of a change's payload. Fails if the payload would exceed the limit.
+    pub fn pack(&self, row: &mut Row, columns: &Columns, change: &Change<'_>, limit: Limit) -> Result<(), TooLong> {
         if self.is_too_long {
             return Err(TooLong);
         }
+        let (old, new) = (change.old_row(), change.new_row());
         for source in &self.sources {
-            row.push(|out| match *source {
-                Source::New(index) => columns.pack_value(out, index, change.new, most),
-                Source::Old(index) => columns.pack_value(out, index, change.old, most),
-                Source::Changed => columns.pack_changed(out, change, most),
+            row.push(|out| match (*source, old, new) {
+                (Source::New(index), _, new) => columns.pack_value(out, index, new, limit),
+                (Source::Old(index), old, _) => columns.pack_value(out, index, old, limit),
+                (Source::Changed, Some(old), Some(new)) => columns.pack_changed(out, old, new, limit),
+                // Compiled for an UPDATE only, which has both rows.
+                (Source::Changed, _, _) => Ok(()),
             })?;
-            check_packed(row.size(), most)?;
+            check_packed(row.size(), limit)?;
         }
-        if self.widest(row) > most {
-            outline::fill(&self.text, row, most).map_err(|_| TooLong)?;
+        if limit.check(self.max_length(row)).is_err() {
+            outline::fill(&self.outline, row, limit).map_err(|_| TooLong)?;
         }
         Ok(())
     }
 
-    /// No payload with these values is longer.
-    pub fn widest(&self, row: &Row) -> usize {
-        self.text.len() + WIDEST * row.size() + "null".len() * row.count()
+    /// An upper bound for the length of the payload with these values.
+    pub fn max_length(&self, row: &Row) -> usize {
+        self.outline.len() + WIDEST * row.size() + "null".len() * row.count()
     }
 
-    /// The payload with the values that it has packed.
+    /// The payload with the values that [`Self::pack`] has packed.
     pub fn fill(&self, row: &Row) -> String {
-        outline::fill(&self.text, row, usize::MAX)
-            .expect("whatever was packed can be written, and there are as many values as places")
+        outline::fill(&self.outline, row, Limit::NONE)
+            .expect("packed values can be rendered, and there are as many values as places")
     }
 }
 
 /// The table that a payload is compiled for.
-pub struct Table<'a> {
+pub struct WatchedTable<'a> {
     /// Its columns.
     pub columns: &'a Columns,
     /// The name of its schema.
     pub schema: &'a str,
     /// Its name.
     pub name: &'a str,
-    /// What an UPDATE tells of the old row.
+    /// What `old_record` is in the event of an UPDATE.
     pub old_record: OldRecord,
 }
 
-/// Cuts a JSON value at its placeholders.
+/// Turns a JSON value with placeholders into an outline and its sources.
 struct Compiler<'a> {
     text: String,
     sources: Vec<Source>,
-    /// There is no room for one more.
+    /// It has more than [`MAX_VALUES`] values; the further ones are left out.
     is_full: bool,
-    table: &'a Table<'a>,
+    table: &'a WatchedTable<'a>,
     operation: Operation,
 }
 
 impl Compiler<'_> {
     fn source(&mut self, source: Source) {
-        self.is_full |= self.sources.len() == MOST_VALUES;
+        self.is_full |= self.sources.len() == MAX_VALUES;
         if !self.is_full {
             self.text.push('\0');
             self.sources.push(source);
@@ -222,7 +176,7 @@ impl Compiler<'_> {
             self.string(text);
             return Ok(());
         };
-        let Table { columns, schema, name: table, old_record } = *self.table;
+        let WatchedTable { columns, schema, name: table, old_record } = *self.table;
         match name {
             _ if name.starts_with('$') => self.string(name),
             "schema" => self.string(schema),
@@ -250,7 +204,7 @@ impl Compiler<'_> {
         Ok(())
     }
 
-    /// All captured columns of a row, as an object.
+    /// An object with all captured columns of a row.
     fn record(&mut self, source: impl Fn(usize) -> Source) {
         for (i, index) in self.table.columns.captured().iter().enumerate() {
             if self.is_full {

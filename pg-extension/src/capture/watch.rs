@@ -1,4 +1,4 @@
-//! A trigger's arguments, compiled against its table. `watches.rs` keeps the compiled ones.
+//! A watch: a trigger's arguments, compiled against its table. [`crate::capture::watches`] caches the compiled ones.
 
 use std::cell::RefCell;
 use std::ffi::{CStr, c_char};
@@ -7,11 +7,12 @@ use pgrx::prelude::*;
 use tidings_wire::template::{Ambiguous, Piece, Template, TemplateError, check_separated};
 use tidings_wire::topic::check_name;
 
+use crate::capture::change::{Operation, Tuple};
 use crate::capture::columns::Columns;
-use crate::capture::payload::{self, OldRecord, Operation, Outline, Table, Tuple};
+use crate::capture::payload::{self, OldRecord, PayloadPlan, WatchedTable};
 use crate::errors::WatchError;
-use crate::preload;
 use crate::value::writer::NoText;
+use crate::{catalog, preload};
 
 /// Everything that a watch is compiled from. Equal sources compile to equal watches.
 #[derive(PartialEq, Eq)]
@@ -20,67 +21,68 @@ pub struct Source {
     truncate: bool,
     /// The arguments of the trigger.
     arguments: Vec<String>,
-    /// The watched table; for a partition's trigger, the partitioned table.
+    /// The watched table: for the trigger of a partition, the partitioned table.
     pub named: pg_sys::Oid,
     /// Its schema and name.
     schema: String,
     table: String,
-    /// The columns of the table that has the trigger: name, type, and how they are generated; `None` for dropped ones.
+    /// The columns of the table that has the trigger: name, type, and how they are generated. `None` for dropped
+    /// columns.
     columns: Vec<Option<(String, pg_sys::Oid, c_char)>>,
 }
 
 /// A compiled watch.
 pub struct Watch {
-    /// Its source.
+    /// What it was compiled from.
     pub source: Source,
     /// The columns of the table.
     pub columns: Columns,
     topic: Vec<TopicPiece>,
-    /// The template of the topic, if it is one that new watches are refused.
+    /// The topic template, if it is one that is not allowed for new watches.
     refused: Option<String>,
     /// The event name.
     pub event: String,
-    /// How the payload of each operation looks.
-    outlines: [Outline; 4],
-    /// What is sent instead of one that is too long.
-    truncated: [Outline; 4],
+    /// The payload of each operation.
+    plans: [PayloadPlan; 4],
+    /// What is sent for each operation instead of a payload that is too long.
+    truncated_plans: [PayloadPlan; 4],
 }
 
 enum TopicPiece {
     Text(String),
-    /// Text that no earlier value contains.
+    /// Text that the value before it must not contain.
     Separator(String),
     Column(usize),
 }
 
-/// Why a row makes no topic.
+/// Why a row has no topic.
 #[derive(Debug, thiserror::Error)]
 pub enum NoTopic {
     #[error(transparent)]
     Text(#[from] NoText),
     #[error(transparent)]
     Ambiguous(#[from] Ambiguous),
-    /// An older version created the watch.
+    /// An older version, which allowed this, created the watch.
     #[error("no text separates two of its columns: create the watch again")]
     Adjacent,
 }
 
 thread_local! {
-    /// The tables whose columns the running statement has altered.
+    /// The tables of which the running statement has altered columns.
     static ALTERED: RefCell<Vec<pg_sys::Oid>> = const { RefCell::new(Vec::new()) };
 }
 
-/// `tidings.check_watch(relation, name)`: compiles the triggers of a watch only to see whether it can be done.
+/// `tidings.check_watch(relation, name)`: compiles the triggers of a watch, to find out whether that is possible.
 #[pg_extern]
 fn check_watch(relation: pg_sys::Oid, name: &str) {
     preload::require();
-    // SAFETY: look-ups in the system caches, inside a transaction.
-    if unsafe { pg_sys::get_rel_namespace(relation) == pg_sys::get_namespace_oid(c"tidings".as_ptr(), true) } {
+    // SAFETY: a look-up in the system caches, inside a transaction.
+    if catalog::schema() == Some(unsafe { pg_sys::get_rel_namespace(relation) }) {
         WatchError::Own.raise();
     }
     let names = [format!("tidings_{name}"), format!("tidings_{name}_truncate")];
     let is_named = |trigger: &pg_sys::Trigger| {
-        // SAFETY: a trigger's name is a C string.
+        // SAFETY: the trigger is one of the relation's, and its name is a C string.
         let own_name = unsafe { CStr::from_ptr(trigger.tgname) }.to_bytes();
         names.iter().any(|name| name.as_bytes() == own_name)
     };
@@ -90,7 +92,7 @@ fn check_watch(relation: pg_sys::Oid, name: &str) {
     });
 }
 
-/// Remembers a table of which a column was altered or dropped.
+/// Remembers that a column of the table was altered or dropped.
 pub fn column_altered(relation: pg_sys::Oid) {
     ALTERED.with_borrow_mut(|altered| {
         if altered.last() != Some(&relation) {
@@ -104,23 +106,23 @@ pub fn forget_altered() {
     ALTERED.take();
 }
 
-/// Compiles the watches of the tables that a statement has altered, and raises an error if one can no longer do its
-/// work: it is better that the ALTER fails than every write after it.
+/// Compiles the watches of the tables that a statement has altered, and raises an error if a watch no longer works: it
+/// is better that the ALTER fails than every later write.
 pub fn check_altered() {
     for relation in ALTERED.take() {
-        // SAFETY: inside a transaction; what the statement did becomes visible to this one.
+        // SAFETY: inside a transaction, between two statements. It makes the effects of the statement visible.
         unsafe { pg_sys::CommandCounterIncrement() };
         check(relation, is_watch, |_| Ok(()));
     }
 }
 
-/// Whether a trigger calls `tidings.capture()`. Asks the caches and no SQL: whoever alters a table may have no rights
-/// in the schema, and whatever search path.
+/// Whether a trigger calls `tidings.capture()`. This looks into the system caches instead of using SQL, because the
+/// role that alters a table may have no rights in the schema, and any search path.
 fn is_watch(trigger: &pg_sys::Trigger) -> bool {
-    // SAFETY: look-ups in the system caches, inside a transaction; a name that is there is a C string.
+    let Some(schema) = catalog::schema() else { return false };
+    // SAFETY: look-ups in the system caches, inside a transaction; a name that is not null is a C string.
     unsafe {
-        let namespace = pg_sys::get_namespace_oid(c"tidings".as_ptr(), true);
-        if namespace == pg_sys::InvalidOid || pg_sys::get_func_namespace(trigger.tgfoid) != namespace {
+        if pg_sys::get_func_namespace(trigger.tgfoid) != schema {
             return false;
         }
         let name = pg_sys::get_func_name(trigger.tgfoid);
@@ -128,7 +130,8 @@ fn is_watch(trigger: &pg_sys::Trigger) -> bool {
     }
 }
 
-/// Compiles these triggers of a table, if it still exists, and raises any error in them or from `and`.
+/// Compiles the triggers of a table that `which` selects, if the table still exists. Raises their errors and those of
+/// `and`.
 fn check(
     relation: pg_sys::Oid,
     which: impl Fn(&pg_sys::Trigger) -> bool,
@@ -136,7 +139,7 @@ fn check(
 ) {
     with_triggers(relation, |trigger, relation| {
         if which(trigger) {
-            // SAFETY: the relation is open and locked.
+            // SAFETY: `with_triggers` passes an open and locked relation with one of its triggers.
             let watch = unsafe { Source::of(trigger, relation).and_then(|source| Watch::compile(source, relation)) };
             watch.and_then(&and).unwrap_or_else(|error| error.raise());
         }
@@ -154,25 +157,25 @@ pub fn for_each(relation: pg_sys::Oid, mut body: impl FnMut(&pg_sys::Trigger)) {
 
 /// Visits all triggers of a table, if it exists.
 fn with_triggers(relation: pg_sys::Oid, mut body: impl FnMut(&pg_sys::Trigger, pg_sys::Relation)) {
-    // SAFETY: inside a transaction, which keeps the lock until its end.
+    // SAFETY: inside a transaction, which holds the lock until its end.
     let relation = unsafe { pg_sys::try_relation_open(relation, pg_sys::AccessShareLock as i32) };
     if relation.is_null() {
         return;
     }
-    // SAFETY: the relation is open; its descriptor of triggers is null, or holds `numtriggers` of them. It is copied,
-    // into the statement's memory: an invalidation that comes in while a trigger is compiled frees the original,
-    // whatever the lock.
+    // SAFETY: the relation is open. Its trigger descriptor is null or has `numtriggers` triggers. The descriptor is
+    // copied into the statement's memory, because an invalidation that arrives while a trigger is compiled frees the
+    // original in spite of the lock.
     let triggers = unsafe {
         pg_sys::CopyTriggerDesc((*relation).trigdesc).as_ref().map_or(&[][..], |descriptor| {
             std::slice::from_raw_parts(descriptor.triggers.cast_const(), descriptor.numtriggers.unsigned_abs() as usize)
         })
     };
     triggers.iter().for_each(|trigger| body(trigger, relation));
-    // SAFETY: opened above; the lock is kept.
+    // SAFETY: the relation was opened above. The lock is kept.
     unsafe { pg_sys::relation_close(relation, pg_sys::NoLock as i32) };
 }
 
-/// The arguments of a trigger, as they stand.
+/// The arguments of a trigger, not yet checked.
 #[derive(Default)]
 struct Arguments<'a> {
     topic: Option<&'a str>,
@@ -209,21 +212,21 @@ impl<'a> Arguments<'a> {
 }
 
 impl Source {
-    /// Of a trigger.
+    /// The source of a trigger's watch.
     ///
     /// # Safety
-    /// The relation is open and locked, and the trigger is one of its own.
+    /// The relation is open and locked, and the trigger is one of its triggers.
     pub unsafe fn of(trigger: &pg_sys::Trigger, relation: pg_sys::Relation) -> Result<Self, WatchError> {
         let kind = trigger.tgtype.unsigned_abs() as u32;
         let (row, truncate) = (kind & pg_sys::TRIGGER_TYPE_ROW != 0, kind & pg_sys::TRIGGER_TYPE_TRUNCATE != 0);
         if kind & (pg_sys::TRIGGER_TYPE_BEFORE | pg_sys::TRIGGER_TYPE_INSTEAD) != 0 || row == truncate {
             return Err(WatchError::Trigger);
         }
-        // SAFETY: tgargs holds tgnargs C strings in the server's encoding, which the install script requires to be
-        // UTF-8.
+        // SAFETY: a trigger has `tgnargs` arguments, which are C strings. Their encoding is UTF-8, because the install
+        // script requires it of the database.
         let arguments = (0..trigger.tgnargs as usize).map(|i| unsafe { CStr::from_ptr(*trigger.tgargs.add(i)) });
         let arguments = arguments.map(|argument| argument.to_string_lossy().into_owned()).collect();
-        // SAFETY: as the caller promises.
+        // SAFETY: the relation is open and locked and has the trigger, as the caller promises.
         let (descriptor, (schema, table, named)) =
             unsafe { (pgrx::PgTupleDesc::from_pg_unchecked((*relation).rd_att), watched_name(trigger, relation)) };
         let columns = (0..descriptor.len()).map(|i| {
@@ -241,7 +244,7 @@ impl Watch {
     /// The relation is open and locked, and the source is of a trigger of it.
     pub unsafe fn compile(source: Source, relation: pg_sys::Relation) -> Result<Self, WatchError> {
         let arguments = Arguments::parse(source.arguments.iter().map(String::as_str))?;
-        // SAFETY: as the caller promises.
+        // SAFETY: the relation is open and locked, as the caller promises.
         let columns = unsafe { Columns::of(relation, &arguments.columns, &arguments.exclude) }?;
         let text = arguments.topic.ok_or(WatchError::NoTopic)?;
         let template = Template::parse_any(text).map_err(|error| WatchError::Template(text.into(), error))?;
@@ -262,14 +265,14 @@ impl Watch {
             None => (payload::DEFAULT, payload::DEFAULT_TRUNCATED),
             Some(json) => (json, payload::TRUNCATED),
         };
-        let table = Table { columns: &columns, schema: &source.schema, name: &source.table, old_record };
-        let compile = |json| -> Result<[Outline; 4], WatchError> {
+        let table = WatchedTable { columns: &columns, schema: &source.schema, name: &source.table, old_record };
+        let compile = |json| -> Result<[PayloadPlan; 4], WatchError> {
             let [insert, update, delete, truncate] =
-                Operation::ALL.map(|operation| Outline::compile(json, &table, operation));
+                Operation::ALL.map(|operation| PayloadPlan::compile(json, &table, operation));
             Ok([insert?, update?, delete?, truncate?])
         };
-        let (outlines, truncated) = (compile(json)?, compile(truncated)?);
-        Ok(Self { source, columns, topic, refused, event, outlines, truncated })
+        let (plans, truncated_plans) = (compile(json)?, compile(truncated)?);
+        Ok(Self { source, columns, topic, refused, event, plans, truncated_plans })
     }
 }
 
@@ -289,13 +292,14 @@ fn compile_topic(text: &str, template: &Template, columns: &Columns) -> Result<V
     Ok(pieces)
 }
 
-/// Schema, name and OID of the table that was watched: a partition's trigger is a copy of the one on the table that is
-/// partitioned, and subscribers know that table only.
+/// Schema, name and OID of the watched table. A partition's trigger is a copy of the partitioned table's trigger, and
+/// subscribers know only the partitioned table.
 ///
 /// # Safety
-/// The relation is open and locked, and the trigger is one of its own.
+/// The relation is open and locked, and the trigger is one of its triggers.
 unsafe fn watched_name(trigger: &pg_sys::Trigger, relation: pg_sys::Relation) -> (String, String, pg_sys::Oid) {
-    // SAFETY: as the caller promises; the names are copied before anything else runs.
+    // SAFETY: the relation is open, as the caller promises. The names are C strings, and copied before anything else
+    // runs.
     let own = unsafe {
         let class = &*(*relation).rd_rel;
         let schema = pg_sys::get_namespace_name(class.relnamespace);
@@ -306,7 +310,7 @@ unsafe fn watched_name(trigger: &pg_sys::Trigger, relation: pg_sys::Relation) ->
     if !trigger.tgisclone {
         return own;
     }
-    // The writer's search path holds here, so every name has its schema, the operators' too.
+    // This runs with the writer's search path, so every name has its schema, and so has every operator.
     let root = Spi::get_three_with_args::<String, String, pg_sys::Oid>(
         "WITH RECURSIVE up AS (
              SELECT tgrelid, tgparentid FROM pg_catalog.pg_trigger WHERE oid OPERATOR(pg_catalog.=) $1
@@ -325,7 +329,7 @@ unsafe fn watched_name(trigger: &pg_sys::Trigger, relation: pg_sys::Relation) ->
 }
 
 impl Watch {
-    /// Writes a row's topic; false if a column of it is NULL, which means no event.
+    /// Appends a row's topic. Returns false if one of its columns is NULL: then there is no event.
     pub fn write_topic(&self, out: &mut Vec<u8>, row: Option<&Tuple>) -> Result<bool, NoTopic> {
         if self.refused.is_some() {
             return Err(NoTopic::Adjacent);
@@ -338,7 +342,7 @@ impl Watch {
                     out.extend_from_slice(text.as_bytes());
                     check_separated(&out[value_at..], text)?;
                 }
-                TopicPiece::Column(index) => match row.and_then(|row| row.get(*index)) {
+                TopicPiece::Column(index) => match row.and_then(|row| self.columns.value(*index, row)) {
                     Some(value) => {
                         value_at = out.len();
                         self.columns.writer(*index).text(out, value)?;
@@ -350,17 +354,17 @@ impl Watch {
         Ok(true)
     }
 
-    /// How the payload of an operation looks.
-    pub fn outline(&self, operation: Operation) -> &Outline {
-        &self.outlines[operation as usize]
+    /// The payload of an operation.
+    pub fn plan(&self, operation: Operation) -> &PayloadPlan {
+        &self.plans[operation as usize]
     }
 
-    /// What is sent if that is too long.
-    pub fn truncated(&self, operation: Operation) -> &Outline {
-        &self.truncated[operation as usize]
+    /// What is sent if that payload is too long.
+    pub fn truncated_plan(&self, operation: Operation) -> &PayloadPlan {
+        &self.truncated_plans[operation as usize]
     }
 
-    /// Whether two versions of a row go to the same topic.
+    /// Whether all columns in the topic have the same values in two versions of a row.
     pub fn same_topic(&self, old: &Tuple, new: &Tuple) -> bool {
         self.topic.iter().all(|piece| match piece {
             TopicPiece::Text(_) | TopicPiece::Separator(_) => true,

@@ -1,5 +1,5 @@
-//! The compiled watches that a backend keeps until the table, the type of a column, or a schema changes. Partitions
-//! with the same columns share one.
+//! The cache of compiled watches. A watch is kept until its table, the type of a column, or a schema changes.
+//! Partitions with the same columns share one watch.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -9,11 +9,11 @@ use pgrx::prelude::*;
 
 use crate::capture::watch::{Source, Watch};
 
-/// The most different watches that a backend keeps. Each takes about 25 kB, so they take about 12 MB. When there is one
-/// more, all are dropped.
+/// The most different watches that a backend keeps. Each takes about 25 kB, so together they take about 12 MB. One more
+/// empties the cache.
 const MAX_WATCHES: usize = 500;
 
-/// The most triggers whose watches a backend knows, at 100 bytes each. When there is one more, all are dropped.
+/// The most triggers that a backend knows the watches of, at 100 bytes each. One more empties the cache.
 const MAX_TRIGGERS: usize = 20_000;
 
 /// A trigger whose watch is known.
@@ -33,13 +33,13 @@ struct Cache {
 
 thread_local! {
     static CACHE: RefCell<Cache> = const { RefCell::new(Cache { known: BTreeMap::new(), watches: Vec::new() }) };
-    /// Counts invalidations, so that a watch is not kept if one arrived while it was compiled.
+    /// The number of invalidations so far. A watch is not kept if one arrived while it was compiled.
     static INVALIDATIONS: Cell<u64> = const { Cell::new(0) };
 }
 
 /// Registers the callbacks; called from `_PG_init`, inherited by every backend.
 pub fn init() {
-    // SAFETY: the functions have the right signatures and live as long as the process.
+    // SAFETY: the functions have the signatures that Postgres expects, and live as long as the process.
     unsafe {
         pg_sys::CacheRegisterRelcacheCallback(Some(relation_changed), pg_sys::Datum::from(0));
         pg_sys::CacheRegisterSyscacheCallback(
@@ -47,7 +47,7 @@ pub fn init() {
             Some(anything_changed),
             pg_sys::Datum::from(0),
         );
-        // A cast to `json` changes how the values of its type are written.
+        // A cast to `json` changes how the values of its type are rendered.
         pg_sys::CacheRegisterSyscacheCallback(
             pg_sys::SysCacheIdentifier::CASTSOURCETARGET as i32,
             Some(anything_changed),
@@ -56,26 +56,33 @@ pub fn init() {
     }
 }
 
-/// The watch that a trigger asks for.
-pub fn of(data: &pg_sys::TriggerData) -> Rc<Watch> {
-    // SAFETY: Postgres gives a trigger function its trigger.
+/// The watch of a trigger that is called.
+///
+/// # Safety
+/// Postgres is calling a trigger function with this data.
+pub unsafe fn of(data: &pg_sys::TriggerData) -> Rc<Watch> {
+    // SAFETY: the data of a call has a valid trigger.
     let trigger = unsafe { &*data.tg_trigger };
     let key = trigger.tgoid.to_u32();
     let known = CACHE.with_borrow(|cache| cache.known.get(&key).map(|known| known.watch.clone()));
-    known.unwrap_or_else(|| look(trigger, data.tg_relation))
+    // SAFETY: the executor holds the relation open and locked while it calls the trigger, which belongs to it.
+    known.unwrap_or_else(|| unsafe { look_up(trigger, data.tg_relation) })
 }
 
-/// Compiles the watch of a trigger, unless one with the same source exists.
-fn look(trigger: &pg_sys::Trigger, relation: pg_sys::Relation) -> Rc<Watch> {
+/// Compiles the watch of a trigger, unless the cache has one with the same source.
+///
+/// # Safety
+/// The relation is open and locked, and the trigger is one of its triggers.
+unsafe fn look_up(trigger: &pg_sys::Trigger, relation: pg_sys::Relation) -> Rc<Watch> {
     let before = INVALIDATIONS.get();
-    // SAFETY: the relation is open and locked by the executor.
+    // SAFETY: the relation is open and locked, as the caller promises.
     let source = unsafe { Source::of(trigger, relation) }.unwrap_or_else(|error| error.raise());
     let shared = CACHE.with_borrow(|cache| cache.watches.iter().find(|watch| watch.source == source).cloned());
-    // SAFETY: as above.
+    // SAFETY: the relation is still open and locked, and the source is that of its trigger.
     let compile = || Rc::new(unsafe { Watch::compile(source, relation) }.unwrap_or_else(|error| error.raise()));
     let watch = shared.unwrap_or_else(compile);
     if before == INVALIDATIONS.get() {
-        // SAFETY: as above.
+        // SAFETY: the relation is still open.
         let relation = unsafe { (*relation).rd_id };
         CACHE.with_borrow_mut(|cache| cache.add(trigger.tgoid.to_u32(), Known { relation, watch: watch.clone() }));
     }
@@ -98,7 +105,7 @@ impl Cache {
         let before = self.known.len();
         self.known.retain(|_, known| !is_stale(known));
         if self.known.len() < before {
-            // Only this list has it.
+            // A watch that only this list refers to is dropped.
             self.watches.retain(|watch| Rc::strong_count(watch) > 1);
         }
     }

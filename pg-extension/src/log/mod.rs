@@ -1,8 +1,11 @@
-//! The log as tables of the database: [`mod@write`] inserts a segment, [`scan`] reads segments that a [`snapshot`] does
-//! not see, both through [`table`], without a plan or the executor; [`lock`] takes locks that do not wait for long.
+//! The log as tables of the database. [`mod@write`] inserts a segment, and [`scan`] reads the segments that a
+//! [`snapshot`] does not see. Both go through [`table`], without a plan or the executor. [`layout`] has the names and
+//! columns of the tables; [`lock`] takes locks without waiting for long.
 //!
-//! What is in a segment is [`crate::capture`]; when segments become ticks, and when they go, is [`crate::relay`].
+//! What is in a segment is decided by [`crate::capture`]; when segments become ticks, and when they are removed, by
+//! [`crate::relay`].
 
+pub mod layout;
 pub mod lock;
 pub mod scan;
 pub mod snapshot;

@@ -1,45 +1,77 @@
-//! Reads rows of the extension's own tables through an index, mainly what is new in the log: without a plan or an
-//! executor, as in [`crate::log::table`].
+//! Reads rows of the extension's own tables through an index, mainly the new segments of the log. Like
+//! [`crate::log::table`], this needs no plan and no executor.
 
 use std::ops::ControlFlow;
 
 use pgrx::prelude::*;
+use tidings_wire::Snapshot;
 
-use crate::log::snapshot::Snapshot;
+use crate::log::layout::{LOG_PARTITIONS, NOT_NULL_COLUMNS, TICK_PARTITIONS, log, tick};
+use crate::log::snapshot::with_latest;
 use crate::log::table::Table;
-use crate::log::write::{DATA, XID};
+use crate::shared::SLOTS;
 
-/// Visits the rows of a partition of `tidings.log` that the active snapshot sees and `seen` does not, in the order of
-/// their transactions, until it is stopped. The values are those of the columns; none of the first ones, up to the
-/// data, is NULL.
-pub fn unseen(partition: &Table, seen: &Snapshot, mut each: impl FnMut(&[pg_sys::Datum]) -> ControlFlow<()>) {
-    let mut rows = Rows::unseen(partition, seen);
-    while let Some(row) = rows.next() {
-        if each(row).is_break() {
-            break;
+/// The partitions of the log, open and locked. None for a partition that does not exist.
+pub type Log = [Option<Table>; SLOTS];
+
+/// Opens all partitions of the log for reading. Called inside a transaction.
+pub fn open_log() -> Log {
+    std::array::from_fn(open_partition)
+}
+
+/// Opens one partition of the log for reading. Called inside a transaction.
+pub fn open_partition(slot: usize) -> Option<Table> {
+    Table::open(LOG_PARTITIONS[slot], pg_sys::AccessShareLock)
+}
+
+/// Visits the segments that the active snapshot sees and `seen` does not, partition by partition. `each` may end the
+/// visit of a partition; that of the next one follows. It gets the number of the partition and the columns of the row.
+pub fn new_segments(log: &Log, seen: &Snapshot, mut each: impl FnMut(usize, &[pg_sys::Datum]) -> ControlFlow<()>) {
+    for (slot, partition) in log.iter().enumerate() {
+        let Some(partition) = partition else { continue };
+        let mut rows = Rows::unseen(partition, seen);
+        while let Some(row) = rows.next() {
+            if each(slot, row).is_break() {
+                break;
+            }
         }
     }
 }
 
-/// Rows of one of the extension's tables that the active snapshot sees, one by one in the order of an index. Used
+/// The committed start of what is retained, whatever the caller's snapshot is; 0 if there are no ticks. Called inside a
+/// transaction.
+pub fn oldest_position() -> u64 {
+    let mut oldest: Option<(u64, u64)> = None;
+    with_latest(|| {
+        for partition in TICK_PARTITIONS.into_iter().filter_map(|name| Table::open(name, pg_sys::AccessShareLock)) {
+            if let Some(row) = Rows::all(&partition, tick::NUMBER).next() {
+                let (tick, previous) = (row[tick::NUMBER].value() as u64, row[tick::PREVIOUS].value() as u64);
+                oldest = oldest.filter(|oldest| oldest.0 < tick).or(Some((tick, previous)));
+            }
+        }
+    });
+    oldest.map_or(0, |(_, previous)| previous)
+}
+
+/// The rows of one of the extension's tables that the active snapshot sees, one by one in the order of an index. Used
 /// inside one transaction.
 pub struct Rows<'a> {
     table: &'a Table,
     index: pg_sys::Relation,
     slot: *mut pg_sys::TupleTableSlot,
     scan: pg_sys::IndexScanDesc,
-    /// The key of the next scan.
+    /// The key of the scan that follows this one.
     next: Option<pg_sys::ScanKeyData>,
 }
 
 impl<'a> Rows<'a> {
-    /// The rows of a partition of `tidings.log` that `seen` does not see.
+    /// The segments in a partition of the log that `seen` does not see, in the order of their transactions' ids.
     pub fn unseen(partition: &'a Table, seen: &Snapshot) -> Self {
         let running: Vec<_> = seen.running.iter().map(|xid| pg_sys::Datum::from(*xid)).collect();
-        // The stragglers come first, because their ids are lower.
+        // Transactions that were running then come first, because their ids are lower.
         match running.as_slice() {
-            [] => Self::new(partition, XID, Some(later(seen.xmax)), None),
-            running => Self::new(partition, XID, Some(one_of(running)), Some(later(seen.xmax))),
+            [] => Self::new(partition, log::XID, Some(later(seen.xmax)), None),
+            running => Self::new(partition, log::XID, Some(one_of(running)), Some(later(seen.xmax))),
         }
     }
 
@@ -55,17 +87,17 @@ impl<'a> Rows<'a> {
         next: Option<pg_sys::ScanKeyData>,
     ) -> Self {
         let index = index_on(table, column);
-        // SAFETY: the table is open, and the index is one of its.
+        // SAFETY: the table is open, and the index belongs to it.
         unsafe {
             let slot = pg_sys::table_slot_create(table.relation(), std::ptr::null_mut());
             Self { table, index, slot, scan: begin_scan(table.relation(), index, key), next }
         }
     }
 
-    /// The values of the next row.
+    /// The values of the next row. None of the table's own columns is NULL.
     pub fn next(&mut self) -> Option<&[pg_sys::Datum]> {
-        // SAFETY: the scan is of this table and this index, and the slot of the table's form; a row has a value for
-        // each column once all are taken apart.
+        // SAFETY: the scan is of this table and this index, and the slot has the table's row type. After
+        // `slot_getsomeattrs_int` its arrays have an element for each column.
         unsafe {
             while !pg_sys::index_getnext_slot(self.scan, pg_sys::ScanDirection::ForwardScanDirection, self.slot) {
                 let key = self.next.take()?;
@@ -75,8 +107,8 @@ impl<'a> Rows<'a> {
             pg_sys::check_for_interrupts!();
             let columns = (*(*self.slot).tts_tupleDescriptor).natts;
             pg_sys::slot_getsomeattrs_int(self.slot, columns);
-            // The log and the ticks have this number of columns of ours.
-            if std::slice::from_raw_parts((*self.slot).tts_isnull, columns as usize)[..=DATA].contains(&true) {
+            let nulls = std::slice::from_raw_parts((*self.slot).tts_isnull, columns as usize);
+            if nulls[..NOT_NULL_COLUMNS].contains(&true) {
                 error!("tidings.{} has a segment with a NULL", self.table.name());
             }
             Some(std::slice::from_raw_parts((*self.slot).tts_values, columns as usize))
@@ -87,7 +119,7 @@ impl<'a> Rows<'a> {
 impl Drop for Rows<'_> {
     fn drop(&mut self) {
         if !std::thread::panicking() {
-            // SAFETY: opened by `new`; after an error the end of the transaction does this.
+            // SAFETY: all three were opened by `new`. After an error, the end of the transaction closes them.
             unsafe {
                 pg_sys::index_endscan(self.scan);
                 pg_sys::ExecDropSingleTupleTableSlot(self.slot);
@@ -97,11 +129,11 @@ impl Drop for Rows<'_> {
     }
 }
 
-/// Opens the B-tree on only this column. A DBA may have created another index on it, but that may find other or fewer
-/// rows.
+/// Opens the B-tree on this column alone. A DBA may have created another index on it, which may return rows in another
+/// order, or not all of them.
 fn index_on(partition: &Table, column: usize) -> pg_sys::Relation {
-    // SAFETY: the relation is open and locked, so its indexes are there; the list has `length` of them, and an index
-    // has at least one column.
+    // SAFETY: the relation is open and locked, so its indexes exist. The list has `length` of them, and an index has at
+    // least one column.
     unsafe {
         let indexes = pg_sys::RelationGetIndexList(partition.relation());
         let length = indexes.as_ref().map_or(0, |list| list.length);
@@ -121,7 +153,8 @@ fn index_on(partition: &Table, column: usize) -> pg_sys::Relation {
 }
 
 /// # Safety
-/// Both are open, and there is an active snapshot; the key, if there is one, is for the index's first column.
+/// The table and the index are open, and there is an active snapshot. The key, if there is one, is for the index's
+/// first column.
 unsafe fn begin_scan(
     table: pg_sys::Relation,
     index: pg_sys::Relation,
@@ -129,7 +162,7 @@ unsafe fn begin_scan(
 ) -> pg_sys::IndexScanDesc {
     let mut keys: Vec<_> = key.into_iter().collect();
     let count = keys.len() as i32;
-    // SAFETY: as the caller promises; the keys are copied.
+    // SAFETY: the table, the index and the key belong together, as the caller promises. The keys are copied.
     unsafe {
         let snapshot = pg_sys::GetActiveSnapshot();
         #[cfg(feature = "pg18")]
@@ -143,27 +176,27 @@ unsafe fn begin_scan(
 
 /// A key for transactions from `xid` on.
 fn later(xid: u64) -> pg_sys::ScanKeyData {
-    // SAFETY: these three belong together.
+    // SAFETY: the strategy and the function belong together, and the argument is an `xid8`.
     unsafe { key(0, pg_sys::BTGreaterEqualStrategyNumber, pg_sys::F_XID8GE, pg_sys::Datum::from(xid)) }
 }
 
 /// A key for the transactions of a list.
 fn one_of(xids: &[pg_sys::Datum]) -> pg_sys::ScanKeyData {
-    // SAFETY: copies the values, which are of that type, length and alignment.
+    // SAFETY: copies the values, which have this type, length and alignment.
     let array = unsafe {
         let (values, alignment) = (xids.as_ptr().cast_mut(), pg_sys::TYPALIGN_DOUBLE as std::ffi::c_char);
         pg_sys::construct_array(values, xids.len() as i32, pg_sys::XID8OID, 8, true, alignment)
     };
-    // SAFETY: these belong together.
+    // SAFETY: the strategy and the function belong together, and the argument is an array of `xid8`, as the flag says.
     unsafe { key(pg_sys::SK_SEARCHARRAY, pg_sys::BTEqualStrategyNumber, pg_sys::F_XID8EQ, array.into()) }
 }
 
 /// # Safety
-/// The function is the one of this strategy in the index's operator class, for values of its own type; the argument is
-/// one, or an array of them if the flags say so.
+/// The function is the one of this strategy in the operator class of `xid8`; the argument is an `xid8`, or an array of
+/// them if the flags say so.
 unsafe fn key(flags: u32, strategy: u32, function: u32, argument: pg_sys::Datum) -> pg_sys::ScanKeyData {
     let mut key = pg_sys::ScanKeyData::default();
-    // SAFETY: as the caller promises.
+    // SAFETY: strategy, function and argument belong together, as the caller promises.
     unsafe {
         pg_sys::ScanKeyEntryInitialize(
             &mut key,

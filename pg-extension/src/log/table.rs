@@ -1,25 +1,25 @@
-//! The extension's own tables, written and read by the calls that Postgres makes for its catalogs: no plan, no
-//! executor, no look at the caller's rights or at `default_transaction_read_only`.
+//! The extension's own tables, opened and written with the functions that Postgres uses for its catalogs: without a
+//! plan, the executor, or a check of the caller's rights and of `default_transaction_read_only`.
 
 use std::cell::RefCell;
 use std::ffi::CStr;
 
 use pgrx::prelude::*;
 
+use crate::catalog;
 use crate::errors;
-use crate::log::lock;
 
-/// A table, or a partition, open and locked until the end of the transaction.
+/// A table or partition that is open, and locked until the end of the transaction.
 pub struct Table(pg_sys::Relation);
 
 thread_local! {
-    /// The tables that this process has opened, until Postgres says that they have changed.
+    /// The tables that this process has opened, until Postgres reports a change of theirs.
     static KNOWN: RefCell<Vec<(&'static CStr, pg_sys::Oid)>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Registers the callback by which Postgres says so; called from `_PG_init`.
+/// Registers the callback for such reports. Called from `_PG_init`.
 pub fn init() {
-    // SAFETY: the function has the right signature and lives as long as the process.
+    // SAFETY: the function has the signature that Postgres expects, and lives as long as the process.
     unsafe { pg_sys::CacheRegisterRelcacheCallback(Some(relation_changed), pg_sys::Datum::from(0)) };
 }
 
@@ -28,35 +28,36 @@ unsafe extern "C-unwind" fn relation_changed(_arg: pg_sys::Datum, table: pg_sys:
     forget(table);
 }
 
-/// A table has changed, or is gone; all may have, if it is none.
+/// Forgets a table that has changed or is gone; all tables if it is `InvalidOid`.
 fn forget(table: pg_sys::Oid) {
     KNOWN.with_borrow_mut(|known| known.retain(|(_, oid)| table != pg_sys::InvalidOid && *oid != table));
 }
 
 impl Table {
-    /// Opens a table of schema `tidings`, if it is there.
+    /// Opens a table of schema `tidings`, if it exists.
     pub fn open(name: &'static CStr, mode: u32) -> Option<Self> {
         loop {
             let known = KNOWN.with_borrow(|known| known.iter().find(|known| known.0 == name).map(|known| known.1));
             let table = match known {
                 Some(table) => table,
                 None => {
-                    let table = lock::table(name)?;
+                    let table = catalog::table(name)?;
                     KNOWN.with_borrow_mut(|known| known.push((name, table)));
                     table
                 }
             };
-            // SAFETY: inside a transaction.
+            // SAFETY: inside a transaction, which holds the lock until its end.
             let relation = unsafe { pg_sys::try_table_open(table, mode as pg_sys::LOCKMODE) };
             if !relation.is_null() {
                 return Some(Self(relation));
             }
-            // Another session has dropped it. Whoever waits for a lock hears of that, so the next look-up is right.
+            // Another session has dropped it. Waiting for the lock has processed the invalidation, so the next look-up
+            // is correct.
             forget(table);
         }
     }
 
-    /// Its name, without that of the schema.
+    /// Its name, without the schema.
     pub fn name(&self) -> &str {
         // SAFETY: the relation is open.
         unsafe { name_data_to_str(&(*(*self.0).rd_rel).relname) }
@@ -73,14 +74,13 @@ impl Table {
         unsafe { pgrx::PgTupleDesc::from_pg_unchecked((*self.0).rd_att) }
     }
 
-    /// Inserts a row and its index entries. A column that somebody has added stays empty, also after it was dropped
-    /// again.
+    /// Inserts a row and its index entries. Columns that somebody has added, also dropped ones, become NULL.
     ///
     /// # Safety
-    /// The table was opened for it, in a transaction that may write; the values are of the types of the first columns,
-    /// and there are no fewer columns.
+    /// The table was opened with a lock for writing, in a transaction that may write. The values are of the types of
+    /// the first columns, and the table has at least that many columns.
     pub unsafe fn insert<const N: usize>(&self, values: [pg_sys::Datum; N]) {
-        // SAFETY: as the caller promises; the arrays have an element for each column.
+        // SAFETY: the values fit the columns, as the caller promises; the arrays have an element for each column.
         unsafe {
             let descriptor = (*self.0).rd_att;
             let columns = (*descriptor).natts as usize;
@@ -98,10 +98,10 @@ impl Table {
     }
 
     /// # Safety
-    /// As for `insert`; the tuple is one of the table's form.
+    /// The table was opened with a lock for writing, in a transaction that may write, and the tuple has its row type.
     unsafe fn insert_tuple(&self, tuple: pg_sys::HeapTuple) {
-        // SAFETY: the arrays of the index state have `ri_NumIndices` elements, and the two are kept in step. All of
-        // them are there again when it is closed.
+        // SAFETY: the arrays of the index state have `ri_NumIndices` elements. Both are reordered in the same way, and
+        // the full number is restored before the state is closed.
         unsafe {
             let indexes = pg_sys::CatalogOpenIndexes(self.0);
             let all = (*indexes).ri_NumIndices;
@@ -115,7 +115,8 @@ impl Table {
                         "Drop the index: the table has all it needs.",
                     );
                 }
-                // One that REINDEX CONCURRENTLY has only begun takes no entries; catalogs have no such indexes.
+                // An index that REINDEX CONCURRENTLY has only begun takes no entries. The function for catalogs does
+                // not know such indexes.
                 if info.ii_ReadyForInserts {
                     std::ptr::swap((*indexes).ri_IndexRelationInfo.add(i), (*indexes).ri_IndexRelationInfo.add(ready));
                     std::ptr::swap(
@@ -136,7 +137,7 @@ impl Table {
 impl Drop for Table {
     fn drop(&mut self) {
         if !std::thread::panicking() {
-            // SAFETY: opened by `open`. The lock is kept until the end of the transaction.
+            // SAFETY: the relation was opened by `open`. The lock is kept until the end of the transaction.
             unsafe { pg_sys::table_close(self.0, pg_sys::NoLock as pg_sys::LOCKMODE) }
         }
     }

@@ -1,71 +1,57 @@
-//! One segment into `tidings.log`, whoever the writer is.
+//! Inserts one segment into `tidings.log`, with the rights of the extension, whoever the writer is.
 
-use std::ffi::{CStr, c_char};
-use std::sync::atomic::Ordering::Relaxed;
+use std::ffi::c_char;
 
 use pgrx::prelude::*;
 use tidings_wire::segment;
 
 use crate::foreign::toast_compress_datum;
+use crate::log::layout::{LOG_PARTITIONS, log};
 use crate::log::lock;
-use crate::log::snapshot::Snapshot;
+use crate::log::snapshot::{self, oldest_process};
 use crate::log::table::Table;
-use crate::shared::{self, SLOTS};
+use crate::shared;
 
-/// A run of events that goes into one row.
-pub struct Segment<'a> {
-    /// The order of a transaction's segments.
+/// A segment to be written.
+pub struct NewSegment<'a> {
+    /// The segment's order in its transaction.
     pub ordinal: i64,
-    /// How many events it holds.
+    /// The number of events.
     pub events: i32,
-    /// The events, encoded, without the version byte. It and the length that Postgres wants are put in front here, in
-    /// place: memory for a copy of a large segment would be new to the process each time.
-    pub bytes: &'a mut Vec<u8>,
+    /// The encoded events, without the version byte. The version byte and the length word of Postgres are inserted in
+    /// front, in place: a copy of a large segment would need memory that is new to the process each time.
+    pub entries: &'a mut Vec<u8>,
 }
 
-/// From this size on a segment is compressed before it becomes a row, as Postgres would do it then; what makes the row
-/// copies it as a whole.
+/// Segments of at least this size are compressed before they become a row. Postgres would compress them too, but only
+/// after it has copied the whole row.
 const COMPRESS: usize = 8 * 1024;
 
-/// The columns of a segment, counted from 0.
-pub const XID: usize = 1;
-/// See [`XID`].
-pub const STAMP: usize = 2;
-/// See [`XID`].
-pub const ORDINAL: usize = 3;
-/// See [`XID`].
-pub const DATA: usize = 5;
-
-/// The ways of storage that take no compression (`TYPSTORAGE_PLAIN`, `TYPSTORAGE_EXTERNAL`): a DBA may have chosen one.
-const PLAIN: c_char = b'p' as c_char;
-/// See [`PLAIN`].
-const EXTERNAL: c_char = b'e' as c_char;
-
-/// The names of the partitions.
-pub const PARTITIONS: [&CStr; SLOTS] = [c"log_0", c"log_1", c"log_2", c"log_3"];
+/// Storage modes without compression (`TYPSTORAGE_PLAIN`, `TYPSTORAGE_EXTERNAL`), which a DBA may have chosen.
+const UNCOMPRESSED: [c_char; 2] = [b'p' as c_char, b'e' as c_char];
 
 /// Writes one segment.
 ///
-/// Raises what any write may raise (disk full, out of memory); the transaction is then aborted like by any other write.
-/// Does nothing if the extension was dropped in this transaction: with it went the watches.
-pub fn write(segment: Segment<'_>) {
-    let slot = shared::my_database().map_or(0, |db| db.slot.load(Relaxed)) as usize % SLOTS;
-    // The only lock in the way is the relay's, for the moment in which it empties an old partition, and that is no
-    // reason to fail a user's transaction.
+/// Raises what any write may raise (disk full, out of memory), and the transaction is aborted as by any other write.
+/// Does nothing if the extension was dropped in this transaction, because its watches were dropped too.
+pub fn write_segment(segment: NewSegment<'_>) {
+    let slot = shared::my_database().map_or(0, shared::Database::current_slot);
+    // The only conflicting lock is the relay's, for the moment in which it empties an old partition. A user's
+    // transaction must not fail because of it.
     let _no_timeout = lock::Timeout::set(0);
-    let Some(partition) = Table::open(PARTITIONS[slot], pg_sys::RowExclusiveLock) else { return };
-    let data = bytea(segment.bytes);
-    // SAFETY: inside a transaction that may write; the values are of the types of the table's columns, in their order
+    let Some(partition) = Table::open(LOG_PARTITIONS[slot], pg_sys::RowExclusiveLock) else { return };
+    let data = bytea(segment.entries);
+    // SAFETY: inside a transaction that may write. The values have the types of the table's columns, in their order
     // (sql/extension/10_tables.sql), and none is NULL.
     unsafe {
         let xid = pg_sys::GetTopFullTransactionId().value;
-        // What else has written since the server started has a process, or has noted itself.
-        shared::note_writer(|| Snapshot::active().oldest_process().min(xid));
-        let compressed = if segment.bytes.len() < COMPRESS { None } else { compress(&partition, data) };
+        // Any other transaction that has written since the server started has a process now, or has been noted.
+        shared::note_writer(|| oldest_process(&snapshot::active()).min(xid));
+        let compressed = if segment.entries.len() < COMPRESS { None } else { compress(&partition, data) };
         partition.insert([
             pg_sys::Datum::from(slot as i16),
             pg_sys::Datum::from(xid),
-            // Later than anything this transaction has waited for.
+            // This is later than the stamp of every transaction that this one has waited for.
             pg_sys::Datum::from(shared::next_stamp()),
             pg_sys::Datum::from(segment.ordinal),
             pg_sys::Datum::from(segment.events),
@@ -77,21 +63,24 @@ pub fn write(segment: Segment<'_>) {
     }
 }
 
-/// The compressed copy of a `bytea`, if it is shorter and the DBA has not chosen otherwise.
-fn compress(partition: &Table, data: pg_sys::Datum) -> Option<pg_sys::Datum> {
+/// A compressed copy of a `bytea`, if it is shorter and the DBA has not disabled compression.
+///
+/// # Safety
+/// `data` is a `bytea`.
+unsafe fn compress(partition: &Table, data: pg_sys::Datum) -> Option<pg_sys::Datum> {
     let columns = partition.columns();
-    let column = columns.get(DATA).filter(|column| ![PLAIN, EXTERNAL].contains(&column.attstorage))?;
-    // SAFETY: it is a `bytea`, and the method is one that Postgres has let the column have.
+    let column = columns.get(log::DATA).filter(|column| !UNCOMPRESSED.contains(&column.attstorage))?;
+    // SAFETY: a `bytea`, as the caller promises, and Postgres has checked the column's compression method.
     let compressed = unsafe { toast_compress_datum(data, column.attcompression) };
     (!compressed.is_null()).then_some(compressed)
 }
 
-/// Makes the bytes of a segment a `bytea`, in place.
-fn bytea(bytes: &mut Vec<u8>) -> pg_sys::Datum {
+/// Turns the entries of a segment into a `bytea`, in place.
+fn bytea(entries: &mut Vec<u8>) -> pg_sys::Datum {
     let head = [0, 0, 0, 0, segment::VERSION];
-    bytes.splice(0..0, head);
-    // SAFETY: the length's four bytes are there. A `Vec<u8>` promises no alignment, but Rust's allocator here is malloc
-    // (nobody sets another), which aligns every block for any type.
-    unsafe { pgrx::set_varsize_4b(bytes.as_mut_ptr().cast::<pg_sys::varlena>(), bytes.len() as i32) };
-    pg_sys::Datum::from(bytes.as_ptr())
+    entries.splice(0..0, head);
+    // SAFETY: the four bytes of the length word are there. A `Vec<u8>` promises no alignment, but Rust's allocator here
+    // is malloc (no other one is set), which aligns every block for any type.
+    unsafe { pgrx::set_varsize_4b(entries.as_mut_ptr().cast::<pg_sys::varlena>(), entries.len() as i32) };
+    pg_sys::Datum::from(entries.as_ptr())
 }

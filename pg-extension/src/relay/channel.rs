@@ -1,34 +1,34 @@
 //! The channel that the relay notifies. Any role may listen on a channel whose name it knows. So the name is read and
-//! used only in here, and never appears in the text of a statement, which views, statistics and logs show to others.
+//! used only here, and never appears in the text of a statement, which views, statistics and logs may show to other
+//! roles.
 
 use std::cell::RefCell;
 use std::ffi::CString;
 
 use pgrx::prelude::*;
 
-use crate::capture::buffer;
 use crate::foreign::infallible::heap_deform_tuple;
 use crate::foreign::{Async_Listen, Async_Unlisten, PreventCommandDuringRecovery};
+use crate::log::snapshot::with_latest;
 use crate::log::table::Table;
-use crate::relay::tick::with_latest_snapshot;
-use crate::{errors, preload};
+use crate::{errors, preload, transaction};
 
 thread_local! {
     /// The channel that this session listens on through [`listen`].
     static LISTENING: RefCell<Option<CString>> = const { RefCell::new(None) };
 }
 
-/// The channel's committed name. Called inside a transaction.
+/// The committed name of the channel. Called inside a transaction.
 pub fn name() -> CString {
     let table = Table::open(c"secret", pg_sys::AccessShareLock);
-    let name = table.and_then(|table| with_latest_snapshot(|| first(&table)));
+    let name = table.and_then(|table| with_latest(|| first(&table)));
     name.unwrap_or_else(|| error!("tidings.secret is empty: drop and create the extension"))
 }
 
-/// The first column, a text, of the first row that the active snapshot sees.
+/// The first column, which is a text, of the first row that the active snapshot sees.
 fn first(table: &Table) -> Option<CString> {
-    // SAFETY: the table is open, and a snapshot is active; the arrays have a place for each column. What is read is
-    // copied before the scan ends.
+    // SAFETY: the table is open, a snapshot is active, and the arrays have a place for each column. The name is copied
+    // before the scan ends.
     unsafe {
         let (relation, snapshot) = (table.relation(), pg_sys::GetActiveSnapshot());
         let scan = pg_sys::systable_beginscan(relation, pg_sys::InvalidOid, false, snapshot, 0, std::ptr::null_mut());
@@ -45,14 +45,14 @@ fn first(table: &Table) -> Option<CString> {
     }
 }
 
-/// `tidings.listen()`: executes LISTEN and returns the channel's name, so that the caller recognizes its notifications.
-/// A later call leaves the old channel if the name has changed.
+/// `tidings.listen()`: executes LISTEN and returns the channel's name, by which the caller recognizes the
+/// notifications. If the name has changed since an earlier call, the session stops listening on the old channel.
 #[pg_extern]
 fn listen() -> String {
     preload::require();
     let name = name();
     let former = LISTENING.take().filter(|former| *former != name);
-    // SAFETY: inside a transaction of a client's session; the names are copied.
+    // SAFETY: inside a transaction; the names are C strings and are copied.
     unsafe {
         PreventCommandDuringRecovery(c"tidings.listen()".as_ptr());
         if pg_sys::MyBackendType != pg_sys::BackendType::B_BACKEND {
@@ -72,13 +72,13 @@ fn listen() -> String {
     text
 }
 
-/// `tidings.rotate_channel()`: sets a new name, which the relay uses once the transaction has committed.
+/// `tidings.rotate_channel()`: sets a new name. The relay uses it once the transaction has committed.
 #[pg_extern]
 fn rotate_channel() {
     preload::require();
-    // The server makes the name, so that it appears in no statement.
+    // The server generates the name, so that it appears in no statement.
     let sql = "UPDATE tidings.secret SET channel = 'tidings_' OPERATOR(pg_catalog.||)
         pg_catalog.replace(pg_catalog.gen_random_uuid()::pg_catalog.text, '-', '')";
     Spi::run(sql).unwrap_or_else(|error| error!("cannot change the channel: {error}"));
-    buffer::recheck_after_commit();
+    transaction::recheck_after_commit();
 }

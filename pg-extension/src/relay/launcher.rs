@@ -1,9 +1,9 @@
 //! The launcher: one background worker for the cluster that keeps one relay running in every database that has the
 //! extension.
 //!
-//! Only a connection to a database can show whether it has the extension. CREATE EXTENSION reports this when it
-//! commits. For databases without such a report (after a start of the server, or made from a template) a worker checks
-//! once, a few databases at a time. After that, a database without the extension costs nothing.
+//! Only a process that is connected to a database can see whether it has the extension. CREATE EXTENSION reports it at
+//! the commit. Other databases (after a start of the server, or if they were created from a template) are checked once
+//! by a worker, a few at a time. After that, a database without the extension costs nothing.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::Ordering::SeqCst;
@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, DynamicBackgroundWorker};
 use pgrx::prelude::*;
 
-use crate::relay::own_settings;
-use crate::relay::process::{attach_signal_handlers, installed, reload_settings, wait};
+use crate::relay::worker::{self, wait};
+use crate::relay::worker_settings;
 use crate::shared::{self, Database, State, TRIALS};
+use crate::{catalog, errors, preload, transaction};
 
 /// How often the launcher looks for new databases.
 const RESCAN: Duration = Duration::from_secs(10);
@@ -22,18 +23,19 @@ const RESCAN: Duration = Duration::from_secs(10);
 /// How long to wait before a failed worker is started again.
 const BACKOFF: Duration = Duration::from_secs(1);
 
-/// So many failures in a row may be bad luck; each further one doubles the wait.
+/// The number of failures in a row that may be bad luck. Each further failure doubles the wait.
 const BAD_LUCK: u32 = 10;
 
 /// The longest wait.
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
 
-/// A relay that has run this long did not fail at its start.
+/// A relay that has run this long has not failed at its start.
 const STEADY: Duration = Duration::from_secs(60);
 
 /// Registers the launcher; called from `_PG_init`.
 pub fn init() {
-    // SAFETY: a plain flag of the process. While pg_upgrade is at work, nobody else may write, nor be connected.
+    // While pg_upgrade runs, no other process may write or be connected.
+    // SAFETY: reads a variable of this process.
     if unsafe { pg_sys::IsBinaryUpgrade } {
         return;
     }
@@ -49,17 +51,18 @@ pub fn init() {
 #[unsafe(no_mangle)]
 #[pg_guard]
 pub extern "C-unwind" fn tidings_launcher_main(_argument: pg_sys::Datum) {
-    attach_signal_handlers();
-    // Connected to no database: the shared catalogs are all it reads.
+    worker::attach_signal_handlers();
+    // It is connected to no database, because it reads only shared catalogs.
     BackgroundWorker::connect_worker_to_spi(None, None);
-    own_settings::take();
-    // SAFETY: the function has the right signature.
+    worker_settings::apply();
+    // SAFETY: the function has the signature that Postgres expects.
     unsafe { pg_sys::before_shmem_exit(Some(leave), pg_sys::Datum::from(0)) };
     shared::register_launcher();
-    // Relays of an earlier launcher are found by their entries: they keep running, and tell this one when they end.
+    // Relays of an earlier launcher keep running. Their entries in shared memory show them, and they wake this launcher
+    // when they end.
     let mut launcher = Launcher::default();
     loop {
-        reload_settings();
+        worker::reload_settings();
         launcher.look_for_databases();
         let is_short_of_workers = launcher.tend_relays();
         launcher.tend_trials(is_short_of_workers);
@@ -72,24 +75,39 @@ pub extern "C-unwind" fn tidings_launcher_main(_argument: pg_sys::Datum) {
 #[pg_guard]
 pub extern "C-unwind" fn tidings_trial_main(database: pg_sys::Datum) {
     let oid = pg_sys::Oid::from(database.value() as u32);
-    attach_signal_handlers();
+    worker::attach_signal_handlers();
     BackgroundWorker::connect_worker_to_spi_by_oid(Some(oid), None);
-    own_settings::take();
-    shared::tell_trial(oid, BackgroundWorker::transaction(installed) != pg_sys::InvalidOid);
+    worker_settings::apply();
+    shared::report_trial(oid, BackgroundWorker::transaction(catalog::extension).is_some());
+}
+
+/// `tidings.installed()`: called at the end of the install script. Reports this database to the launcher at the commit.
+#[pg_extern]
+fn installed() {
+    preload::require();
+    // SAFETY: set once, when the backend connects.
+    if shared::claim(unsafe { pg_sys::MyDatabaseId }).is_none() {
+        errors::raise(
+            PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+            format!("{} databases of this server already have the extension tidings", shared::MAX_DATABASES),
+            "This is the maximum. Drop the extension where it is not needed.",
+        );
+    }
+    transaction::installed_after_commit();
 }
 
 #[derive(Default)]
 struct Launcher {
     /// By the OIDs of their databases.
     relays: HashMap<u32, Relay>,
-    /// Databases that have been checked, or that have a place.
+    /// Databases that have been checked, or that have an entry in shared memory.
     known: HashSet<u32>,
     /// Databases to check.
     unknown: VecDeque<u32>,
     trials: [Option<(u32, DynamicBackgroundWorker)>; TRIALS],
     /// Databases whose check failed.
     failed: HashMap<u32, Failures>,
-    /// Databases with the extension for which there is no place.
+    /// Databases with the extension for which there is no free entry.
     unserved: HashSet<u32>,
 }
 
@@ -98,7 +116,7 @@ struct Relay {
     worker: Option<DynamicBackgroundWorker>,
     started: Option<Instant>,
     failures: Failures,
-    /// There was no worker process for it, and this has been logged.
+    /// It has been logged that there is no worker process for it.
     is_warned: bool,
 }
 
@@ -145,8 +163,8 @@ impl Launcher {
         self.unknown = unknown.into();
     }
 
-    /// Starts the wanted relays, and frees the places of databases without the extension. True if no worker process was
-    /// available.
+    /// Starts the wanted relays, and frees the entries of databases without the extension. True if no worker process
+    /// was available.
     fn tend_relays(&mut self) -> bool {
         let mut is_short_of_workers = false;
         for (oid, db) in shared::databases() {
@@ -158,8 +176,8 @@ impl Launcher {
             relay.worker = None;
             match db.state() {
                 State::Running | State::Starting => {
-                    // It was paused, or it failed; an earlier launcher may have started it. If that relay is only slow
-                    // to start, the second one ends itself.
+                    // It was paused, or it failed. If an earlier launcher started it and it is only slow to start, then
+                    // the second one ends by itself.
                     db.set_state(State::Wanted);
                     relay.has_ended(paused);
                 }
@@ -176,7 +194,7 @@ impl Launcher {
         is_short_of_workers
     }
 
-    /// Collects the results of the checks and starts others, which may wait until all relays have started.
+    /// Collects the results of the checks and starts others, unless relays still need worker processes.
     fn tend_trials(&mut self, is_short_of_workers: bool) {
         for n in 0..TRIALS {
             if let Some((_, worker)) = &self.trials[n] {
@@ -201,7 +219,7 @@ impl Launcher {
                 self.known.insert(oid);
                 self.failed.remove(&oid);
                 if has_extension && shared::want(oid.into()) {
-                    // The next round starts its relay.
+                    // The next round of the main loop starts its relay.
                     shared::wake_launcher();
                 } else if has_extension && self.unserved.insert(oid) {
                     warning!(
@@ -214,7 +232,7 @@ impl Launcher {
         }
     }
 
-    /// How long there is nothing to do, unless the latch is set: workers set it when they end.
+    /// How long there is nothing to do, unless a worker sets the latch because it has ended.
     fn rest(&self) -> Duration {
         let failures = self.relays.values().map(|relay| &relay.failures).chain(self.failed.values());
         let times = failures.filter_map(|failures| failures.not_before).filter(|time| *time > Instant::now());
@@ -223,8 +241,8 @@ impl Launcher {
 }
 
 impl Relay {
-    fn has_ended(&mut self, was_sent_away: bool) {
-        if was_sent_away {
+    fn has_ended(&mut self, was_paused: bool) {
+        if was_paused {
             self.failures = Failures::default();
             return;
         }
@@ -255,11 +273,11 @@ impl Relay {
     }
 }
 
-/// Starts a worker for a database; this process is notified when it ends. `None` if no worker process is available.
+/// Starts a worker for a database. This process is notified when it ends. `None` if no worker process is available.
 fn start(name: &str, function: &str, oid: u32) -> Option<DynamicBackgroundWorker> {
-    // SAFETY: set once when the process starts.
+    // SAFETY: set once, when the process starts.
     let me = unsafe { pg_sys::MyProcPid };
-    // "tidings relay 5" has the type "tidings relay".
+    // The type of "tidings relay 5" is "tidings relay".
     let kind = name.rsplit_once(' ').map_or(name, |(kind, _)| kind);
     let worker = BackgroundWorkerBuilder::new(name)
         .set_type(kind)
@@ -277,31 +295,19 @@ fn is_alive(worker: &DynamicBackgroundWorker) -> bool {
     worker.pid().is_ok() || matches!(worker.pid(), Err(pgrx::bgworkers::BackgroundWorkerStatus::NotYetStarted))
 }
 
-/// The `datconnlimit` of a database that an interrupted DROP DATABASE has left (`DATCONNLIMIT_INVALID_DB`).
+/// The `datconnlimit` of a database that an interrupted DROP DATABASE left behind (`DATCONNLIMIT_INVALID_DB`).
 const INVALID: i32 = -2;
 
 /// The databases that can have a relay: those that allow connections, are not templates, and are valid.
 fn list_databases() -> Vec<u32> {
-    let mut found = Vec::new();
-    // SAFETY: inside a transaction; a plain scan of a shared catalog, closed again with its lock.
+    // SAFETY: inside a transaction; a row of pg_database begins with this struct.
     unsafe {
-        let relation = pg_sys::table_open(pg_sys::DatabaseRelationId, pg_sys::AccessShareLock as i32);
-        let (no_snapshot, no_keys) = (std::ptr::null_mut(), std::ptr::null_mut());
-        let scan = pg_sys::systable_beginscan(relation, pg_sys::InvalidOid, false, no_snapshot, 0, no_keys);
-        loop {
-            let tuple = pg_sys::systable_getnext(scan);
-            if tuple.is_null() {
-                break;
-            }
-            let form = &*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_database>();
-            if form.datallowconn && !form.datistemplate && form.datconnlimit != INVALID {
-                found.push(form.oid.to_u32());
-            }
-        }
-        pg_sys::systable_endscan(scan);
-        pg_sys::table_close(relation, pg_sys::AccessShareLock as i32);
+        catalog::collect(pg_sys::DatabaseRelationId, |tuple| {
+            let database = &*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_database>();
+            let can_have_relay = database.datallowconn && !database.datistemplate && database.datconnlimit != INVALID;
+            can_have_relay.then_some(database.oid.to_u32())
+        })
     }
-    found
 }
 
 #[pg_guard]

@@ -1,14 +1,18 @@
 //! From the log to notifications, in the background workers.
 //!
-//! [`launcher`] keeps one [`process`] running for each database with the extension. It cuts the log into ticks
-//! ([`tick`]; [`backlog`] after a pause), as often as [`pace`] allows, and announces them on its [`channel`];
-//! [`retention`] empties old partitions. [`own_settings`] are the settings that all workers depend on.
+//! [`launcher`] keeps one relay [`process`] running for each database that has the extension. The relay cuts the log
+//! into ticks ([`tick`], with the segments of one tick in [`batch`]; [`backlog`] after it was down), as often as
+//! [`pace`] allows, and announces them on its [`channel`]. [`retention`] empties old partitions, by [`elapsed`] time.
+//! [`worker`] and [`worker_settings`] are what all background workers share.
 
 pub mod backlog;
+pub mod batch;
 pub mod channel;
+pub mod elapsed;
 pub mod launcher;
-pub mod own_settings;
 pub mod pace;
 pub mod process;
 pub mod retention;
 pub mod tick;
+pub mod worker;
+pub mod worker_settings;

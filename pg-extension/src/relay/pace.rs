@@ -1,62 +1,63 @@
-//! How much of the machine the relay may use: each tick costs processor time that the writers could use.
+//! How much processor time the relay may use: each tick takes time that the writers could use.
 //!
-//! The relay has a budget that time fills and ticks empty (a token bucket). While there is some left, a tick follows
-//! its commit at once; without, the relay rests until there is, so ticks become fewer and larger as load grows. Waiting
-//! for the disk costs nobody anything and is not counted.
+//! The relay has a budget that grows with time and that ticks use up (a token bucket). While some of it is left, a tick
+//! follows a commit at once. Otherwise the relay rests until there is some, so that ticks become fewer and larger under
+//! load. Only processor time counts, not the time that the relay waits for the disk.
 
 use std::time::{Duration, Instant};
 
 use nix::time::ClockId;
 
-/// The longest rest that a budget makes for. While writers are busy, it is the shortest.
+/// The longest rest that the budget requires. While writers are busy, it is the shortest rest.
 const MAX_REST: Duration = Duration::from_millis(10);
 
-/// The relay uses one part in this many of a core at the most, in the long run, unless writers are busy.
+/// Unless writers are busy, the relay uses at most one part in this many of a core in the long run.
 const SHARE: i64 = 9;
 
-/// While they are, it rests this many times what a tick has cost: batches grow with load.
+/// While writers are busy, the relay rests this many times as long as the processor time of a tick, so that ticks
+/// become larger under load.
 const BUSY_SHARE: u32 = 20;
 
-/// The longest rest then: latency stays below what a person can see.
+/// The longest rest while writers are busy. It keeps the latency below what a person can notice.
 const MAX_BUSY_REST: Duration = Duration::from_millis(20);
 
-/// Budget that is kept for later: enough for a handful of ticks, so that a few commits in a row are not held up.
-const MOST: Duration = Duration::from_millis(1);
+/// The largest budget. It is enough for a handful of ticks, so that a few commits in a row are not delayed.
+const MAX_BUDGET: Duration = Duration::from_millis(1);
 
 /// A tick with this many segments shows that writers are busy (over 800 transactions a second).
-pub const BATCH: usize = 8;
+pub const BUSY_TICK: usize = 8;
 
 /// The budget.
 pub struct Pace {
-    /// In nanoseconds; below zero it is overdrawn.
+    /// The remaining budget in nanoseconds. Negative if more was used.
     left: i64,
-    /// When it was last filled.
+    /// When time was last added to it.
     filled: Instant,
-    /// This process's processor time when the tick began.
+    /// The processor time of this process when the tick began.
     began: Duration,
 }
 
 impl Pace {
     /// Starts with a full budget.
     pub fn new() -> Self {
-        Self { left: nanos(MOST), filled: Instant::now(), began: processor_time() }
+        Self { left: nanos(MAX_BUDGET), filled: Instant::now(), began: processor_time() }
     }
 
-    /// A tick begins.
+    /// Notes that a tick begins.
     pub fn begin(&mut self) {
         self.began = processor_time();
     }
 
-    /// A tick of that many segments has ended; gives how long to rest before the next one.
+    /// Notes that a tick of this many segments has ended. Returns how long to rest before the next one.
     pub fn end(&mut self, segments: usize) -> Duration {
         let cost = processor_time().saturating_sub(self.began);
         let now = Instant::now();
         let earned = nanos(now - self.filled) / SHARE;
         self.filled = now;
-        // A debt is forgotten beyond what the longest rest makes up for.
-        self.left = (self.left + earned).min(nanos(MOST)) - nanos(cost);
+        // A debt that the longest rest could not repay is forgotten.
+        self.left = (self.left + earned).min(nanos(MAX_BUDGET)) - nanos(cost);
         self.left = self.left.max(-nanos(MAX_REST) / SHARE);
-        if segments >= BATCH {
+        if segments >= BUSY_TICK {
             return (cost * BUSY_SHARE).clamp(MAX_REST, MAX_BUSY_REST);
         }
         Duration::from_nanos(u64::try_from(-self.left * SHARE).unwrap_or(0))

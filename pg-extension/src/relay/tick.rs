@@ -1,40 +1,30 @@
-//! One cut through the log: what has become visible since the last one, in order, as one tick (the idea of PgQ).
+//! Cuts ticks. A tick is everything that has become visible since the last one, in order (the idea of PgQ).
 
-use std::ffi::{CStr, CString};
-use std::ops::{ControlFlow, Range};
-use std::sync::atomic::Ordering::Relaxed;
+use std::ffi::CString;
+use std::ops::ControlFlow;
+use std::sync::atomic::Ordering::SeqCst;
 
 use pgrx::bgworkers::BackgroundWorker;
 use pgrx::direct_function_call;
 use pgrx::prelude::*;
-use tidings_wire::{Announcement, MOVED, segment};
+use tidings_wire::{Announcement, MOVED, Snapshot};
 
 use crate::foreign::Async_Notify;
-use crate::log::scan::{self, Rows};
-use crate::log::snapshot::Snapshot;
+use crate::log::layout::{TICK_PARTITIONS, log};
+use crate::log::scan::{Log, Rows, new_segments, open_log, open_partition};
+use crate::log::snapshot::{self, with_latest};
 use crate::log::table::Table;
-use crate::log::write::{DATA, ORDINAL, PARTITIONS, STAMP, XID};
-use crate::relay::{backlog, channel, pace, retention};
+use crate::relay::batch::Batch;
+use crate::relay::{backlog, channel, elapsed, pace};
+use crate::settings;
 use crate::shared::{self, Database, NEVER, SLOTS};
-use crate::{errors, settings};
 
-/// The names of the ticks' partitions.
-pub const TICKS: [&CStr; SLOTS] = [c"tick_0", c"tick_1", c"tick_2", c"tick_3"];
+/// The bit of `used` that marks the tick that seals the previous epoch: after it, a snapshot from before the server's
+/// start is ignored. The SQL function `tidings.epoch_mark` returns the same number.
+const EPOCH_MARK: i16 = 1 << 14;
 
-/// The columns of a tick, counted from 0.
-const NUMBER: usize = 1;
-/// See [`NUMBER`].
-const PREVIOUS: usize = 2;
-
-/// The bit of `used` that marks the tick after a restart of the server: after it, a snapshot from before the restart is
-/// ignored. `tidings.changes` and `tidings.locate` know the number.
-const END_OF_LIFE: i16 = 1 << 14;
-
-/// Segments read for one tick at the most; a larger tick is announced by a hint, and read only so far.
-const MAX_SEGMENTS: usize = 500;
-
-/// Above this share of the notification queue only hints are sent, and above [`QUEUE_FULL`] nothing: someone listens
-/// but does not read, and a full queue would fail other users' transactions.
+/// Above this share of the notification queue only hints are sent, and above [`QUEUE_FULL`] nothing: some session
+/// listens but does not read, and a full queue would make other users' transactions fail.
 const QUEUE_CROWDED: f64 = 0.1;
 
 /// See [`QUEUE_CROWDED`].
@@ -48,40 +38,20 @@ pub struct Ticker {
     pub last: u64,
     /// Everything that this snapshot sees is in a tick.
     seen: Snapshot,
-    /// For each partition of the log the last tick that has segments in it; 0 if it is empty.
+    /// For each partition of the log, the last tick that has segments in it; 0 if the partition is empty.
     pub last_used: [u64; SLOTS],
     /// How full the notification queue is, from 0 to 1.
     queue: f64,
     /// The last tick was not announced.
     unannounced: bool,
     /// A backlog remains after the last tick.
-    is_behind: bool,
-    /// The segments of the tick that is being cut; its memory is kept.
+    has_backlog: bool,
+    /// The segments of the tick that is being cut. Its memory is reused.
     batch: Batch,
 }
 
-/// The segments of one tick.
-#[derive(Default)]
-struct Batch {
-    segments: Vec<Segment>,
-    /// Their data, one behind the other.
-    data: Vec<u8>,
-    /// There are more segments, or more data, than fit into notifications: what is here is not all.
-    large: bool,
-}
-
-struct Segment {
-    /// The partition.
-    slot: usize,
-    xid: u64,
-    stamp: u64,
-    ordinal: u64,
-    /// Where it lies in the batch's data.
-    data: Range<usize>,
-}
-
 impl Ticker {
-    /// Carries on where the last tick ended. Called inside a transaction.
+    /// Continues after the last tick. Called inside a transaction.
     pub fn resume(db: &'static Database) -> spi::Result<Self> {
         let channel = channel::name();
         let last = Spi::get_three::<i64, String, i16>(
@@ -90,21 +60,21 @@ impl Ticker {
         let (Some(last), Some(until), Some(slot)) = last else {
             error!("tidings.tick is empty: drop and create the extension");
         };
-        let seen: Snapshot = until.parse().unwrap_or_else(|_| error!("not a snapshot: {until}"));
+        let seen: Snapshot = until.parse().unwrap_or_else(|error| error!("{error}: {until}"));
         let last = last.unsigned_abs();
         shared::raise_clock(last);
-        unseen(&open_log(), &seen, |_, row| {
-            shared::raise_clock(row[STAMP].value() as u64);
+        new_segments(&open_log(), &seen, |_, row| {
+            shared::raise_clock(row[log::STAMP].value() as u64);
             ControlFlow::Continue(())
         });
-        db.slot.store(slot.unsigned_abs().into(), Relaxed);
-        db.tick.store(last, Relaxed);
+        db.set_current_slot(slot.unsigned_abs().into());
+        db.tick.store(last, SeqCst);
         let mut last_used = [0; SLOTS];
         for (slot, last_used) in last_used.iter_mut().enumerate() {
             let sql = "SELECT pg_catalog.max(tick) FROM tidings.tick WHERE (used OPERATOR(pg_catalog.&) $1) OPERATOR(pg_catalog.<>) 0";
             *last_used = Spi::get_one_with_args::<i64>(sql, &[(1i16 << slot).into()])?.unwrap_or(0).unsigned_abs();
-            // A relay that is started again continues with the times of the one before.
-            let _ = db.used_at[slot].compare_exchange(NEVER, retention::when(*last_used), Relaxed, Relaxed);
+            // If a relay ran before this one since the server started, its exact times are still there.
+            let _ = db.used_at[slot].compare_exchange(NEVER, elapsed::of_tick(*last_used), SeqCst, SeqCst);
         }
         Ok(Self {
             db,
@@ -114,63 +84,66 @@ impl Ticker {
             last_used,
             queue: 0.0,
             unannounced: true,
-            is_behind: false,
+            has_backlog: false,
             batch: Batch::default(),
         })
     }
 
-    /// Cuts a tick if there is something for it; says how many segments it has, or how many were read of a large one.
+    /// Cuts a tick if there is anything for it. Returns the number of its segments, or for a large tick how many were
+    /// read.
     pub fn cut(&mut self) -> usize {
         self.cut_below(|| u64::MAX)
     }
 
-    /// Cuts what was committed before the server started, and behind it a tick without events.
+    /// Cuts everything that was committed before the server started, then a tick without events that is marked.
     ///
-    /// A crash or a failover may have lost transactions, whose numbers are then given to others. The snapshot of a
-    /// position that saw the lost ones must not hide these. It is ignored from that empty tick on, which comes after
-    /// all that it can have seen, and before all that it cannot.
-    pub fn end_former_life(&mut self) {
-        // Never below what is already in a tick: in a copy of a database, the first writer may be older than the log that
-        // was copied.
-        let told = self.seen.xmax;
-        self.cut_below(|| shared::first_xid().map_or(u64::MAX, |first| first.max(told)));
-        while self.is_behind {
-            self.cut_below(|| shared::first_xid().map_or(u64::MAX, |first| first.max(told)));
+    /// A crash or a failover may have lost transactions, whose ids are then given to others. A position whose snapshot
+    /// saw the lost ones must not hide these others. So the snapshot is ignored from the marked tick on, which comes
+    /// after everything that the snapshot can have seen, and before everything that it cannot.
+    pub fn seal_previous_epoch(&mut self) {
+        // Never below what is already in a tick: in a copy of a database, the first writer may be older than the copied
+        // log.
+        let in_ticks = self.seen.xmax;
+        let limit = || shared::first_xid().map_or(u64::MAX, |first| first.max(in_ticks));
+        self.cut_below(limit);
+        while self.has_backlog {
+            self.cut_below(limit);
         }
-        self.cut_without_events(END_OF_LIFE);
+        self.cut_without_events(EPOCH_MARK);
     }
 
-    /// Cuts a tick of the transactions below a limit, which is asked for when the tick's snapshot is there.
+    /// Cuts a tick of the transactions below a limit. `limit` is called once the tick's snapshot has been taken.
     fn cut_below(&mut self, limit: impl FnOnce() -> u64) -> usize {
-        // The number comes before the snapshot: a tick numbered above some time sees all that was committed by then.
+        // The number comes before the snapshot, so a tick with a number above some time sees everything committed by
+        // then.
         let tick = shared::next_stamp();
         transaction(|| {
-            // The locks come before the snapshot: an ALTER TABLE that rewrites a partition makes its rows its own, and
+            // The locks come before the snapshot. An ALTER TABLE that rewrites a partition makes all rows look new, and
             // a snapshot from before its commit would see none of them.
             let log = open_log();
-            with_latest_snapshot(|| self.cut_of(&log, tick, limit))
+            with_latest(|| self.cut_active(&log, tick, limit))
         })
     }
 
-    /// The same, of the active snapshot.
-    fn cut_of(&mut self, log: &Log, tick: u64, limit: impl FnOnce() -> u64) -> usize {
+    /// Cuts a tick of the transactions below a limit that the active snapshot sees.
+    fn cut_active(&mut self, log: &Log, tick: u64, limit: impl FnOnce() -> u64) -> usize {
         let limit = limit();
-        let mut snapshot = Snapshot::active().below(limit);
+        let mut until = snapshot::below(snapshot::active(), limit);
         self.read(log, tick, limit);
-        let part = if self.batch.large { backlog::part(log, &self.seen, &snapshot) } else { None };
-        self.is_behind = part.is_some();
-        snapshot = part.unwrap_or(snapshot);
-        let count = self.batch.segments.len();
+        let part = if self.batch.is_large() { backlog::part(log, &self.seen, &until) } else { None };
+        self.has_backlog = part.is_some();
+        until = part.unwrap_or(until);
+        let count = self.batch.count();
         if count == 0 {
-            self.seen = snapshot;
+            self.seen = until;
         } else {
-            // The tick itself lies in the current partition, also if its segments are all in others.
-            self.last_used[self.db.slot.load(Relaxed) as usize % SLOTS] = tick;
-            self.insert(tick, &snapshot, 0);
-            self.seen = snapshot;
+            // The row of the tick is in the current partition, even if all of its segments are in others.
+            self.last_used[self.db.current_slot()] = tick;
+            self.insert(tick, &until, 0);
+            self.seen = until;
             for (last_used, used_at) in self.last_used.iter().zip(&self.db.used_at) {
                 if *last_used == tick {
-                    used_at.store(retention::elapsed(), Relaxed);
+                    used_at.store(elapsed::now(), SeqCst);
                 }
             }
             self.announce(tick);
@@ -179,12 +152,13 @@ impl Ticker {
         count
     }
 
-    /// Whether a backlog remains after the last tick: it is cut into many.
-    pub fn is_behind(&self) -> bool {
-        self.is_behind
+    /// Whether a backlog remains after the last tick, because it is cut into several ticks.
+    pub fn has_backlog(&self) -> bool {
+        self.has_backlog
     }
 
-    /// Cuts a tick without events, so that there is one in the current partition, or one behind all that is to go.
+    /// Cuts a tick without events, so that the current partition has a tick, or that the last tick is in no partition
+    /// that is to be emptied.
     pub fn cut_empty(&mut self) {
         self.cut_without_events(0);
     }
@@ -199,7 +173,7 @@ impl Ticker {
         });
     }
 
-    /// Switches to the new channel if the name has changed.
+    /// Switches to the new channel if its name has changed.
     pub fn check_channel(&mut self) {
         transaction(|| {
             let name = channel::name();
@@ -208,7 +182,7 @@ impl Ticker {
             }
             if self.queue < QUEUE_FULL {
                 let moved = CString::new(MOVED).unwrap_or_default();
-                // SAFETY: inside a transaction; both strings are copied.
+                // SAFETY: inside a transaction; both are C strings and are copied.
                 unsafe { Async_Notify(self.channel.as_ptr(), moved.as_ptr()) };
             }
             self.channel = name;
@@ -217,68 +191,61 @@ impl Ticker {
         });
     }
 
-    /// Looks how full the notification queue is, and makes up for what could not be sent.
+    /// Checks how full the notification queue is, and announces the last tick if that was not possible before.
     pub fn check_queue(&mut self) {
         transaction(|| {
-            // SAFETY: takes no argument and looks at shared memory.
+            // SAFETY: the function takes no argument and reads shared memory.
             let usage = unsafe { direct_function_call::<f64>(pg_sys::pg_notification_queue_usage, &[]) };
             self.queue = usage.unwrap_or(0.0);
             if self.unannounced && self.queue < QUEUE_FULL {
-                // Nobody has seen the predecessor either: whoever gets this hint reads the log from where it stands.
+                // Earlier ticks may not have been announced either. A reader of this hint reads the log from its own
+                // place.
                 self.notify(Announcement::new(self.last, 0));
             }
         });
     }
 
-    /// Whether a partition holds segments that are in no tick yet. Sees what is committed now; called with the
+    /// Whether a partition has segments that are in no tick yet. Sees everything committed until now. Called with the
     /// partition locked.
     pub fn has_unticked(&self, slot: usize) -> bool {
-        let mut found = false;
-        if let Some(partition) = open_partition(slot) {
-            with_latest_snapshot(|| {
-                scan::unseen(&partition, &self.seen, |_| {
-                    found = true;
-                    ControlFlow::Break(())
-                });
-            });
-        }
-        found
+        let Some(partition) = open_partition(slot) else { return false };
+        with_latest(|| Rows::unseen(&partition, &self.seen).next().is_some())
     }
 
-    /// Reads the segments that are new, of transactions below `limit`, and marks their partitions as used by `tick`.
+    /// Reads the new segments of transactions below `limit`, and marks their partitions as used by `tick`.
     fn read(&mut self, log: &Log, tick: u64, limit: u64) {
         let Self { batch, seen, last_used, .. } = self;
         batch.clear();
-        let most = settings::notify_inline_limit();
-        unseen(log, seen, |slot, row| {
-            let xid = row[XID].value() as u64;
+        let max_bytes = settings::notify_inline_limit();
+        new_segments(log, seen, |slot, row| {
+            let xid = row[log::XID].value() as u64;
             if xid >= limit {
                 return ControlFlow::Continue(());
             }
             last_used[slot] = tick;
-            batch.push(slot, xid, row, most);
-            // What does not fit is not read, but for one row of each partition that has any; and so many are counted,
-            // be they ever so large, that a batch is known as one.
-            let is_enough = batch.large && batch.segments.len() >= pace::BATCH;
+            batch.push(slot, xid, row, max_bytes);
+            // The rest of a large tick is not read, except for one row of each partition that has any. But a few
+            // segments are counted even if they are large, so that the pace recognizes that writers are busy.
+            let is_enough = batch.is_large() && batch.count() >= pace::BUSY_TICK;
             if is_enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
     }
 
-    /// Inserts the row of a tick, which ends at a snapshot, into the current partition.
+    /// Inserts the row of a tick into the current partition.
     fn insert(&self, tick: u64, until: &Snapshot, mark: i16) {
-        let slot = self.db.slot.load(Relaxed) as usize % SLOTS;
+        let slot = self.db.current_slot();
         let used = (0..SLOTS).filter(|slot| self.last_used[*slot] == tick).fold(0i16, |used, slot| used | 1 << slot);
-        let partition = Table::open(TICKS[slot], pg_sys::RowExclusiveLock);
-        let partition = partition.unwrap_or_else(|| error!("tidings.tick_{slot} is gone"));
-        // SAFETY: inside the relay's transaction; the values are of the types of the table's columns, in their order
+        let partition = Table::open(TICK_PARTITIONS[slot], pg_sys::RowExclusiveLock);
+        let partition = partition.unwrap_or_else(|| error!("tidings.tick_{slot} does not exist"));
+        // SAFETY: inside the relay's transaction. The values have the types of the table's columns, in their order
         // (sql/extension/10_tables.sql), and none is NULL.
         unsafe {
             partition.insert([
                 pg_sys::Datum::from(slot as i16),
                 pg_sys::Datum::from(tick),
                 pg_sys::Datum::from(self.last),
-                self.seen.datum(),
-                until.datum(),
+                snapshot::datum(&self.seen),
+                snapshot::datum(until),
                 pg_sys::Datum::from(used | mark),
             ]);
         }
@@ -286,14 +253,14 @@ impl Ticker {
 
     fn announce(&mut self, tick: u64) {
         let mut announcement = Announcement::new(tick, self.last);
-        if self.batch.large || self.queue >= QUEUE_CROWDED {
+        if self.batch.is_large() || self.queue >= QUEUE_CROWDED {
             announcement.make_hint();
         } else {
             self.batch.put_in_order();
             let events = self.batch.put_into(&mut announcement, settings::notify_inline_limit());
-            // One that is too large for a notification has made it a hint.
+            // An event that is too large for a notification makes the announcement a hint.
             if !announcement.is_hint() {
-                self.db.events.fetch_add(events, Relaxed);
+                self.db.events.fetch_add(events, SeqCst);
             }
         }
         self.notify(announcement);
@@ -305,167 +272,24 @@ impl Ticker {
             return;
         }
         if announcement.is_hint() {
-            self.db.hints.fetch_add(1, Relaxed);
+            self.db.hints.fetch_add(1, SeqCst);
         }
         for part in announcement.finish() {
-            // No text of the log has a NUL: Postgres's texts cannot.
+            // Texts in Postgres contain no NUL, so those in the log don't either.
             let part = CString::new(part).unwrap_or_else(|_| error!("tidings.log: a NUL in an event"));
-            // SAFETY: inside a transaction; both strings are copied.
+            // SAFETY: inside a transaction; both are C strings and are copied.
             unsafe { Async_Notify(self.channel.as_ptr(), part.as_ptr()) };
         }
     }
 
     fn finish(&mut self, tick: u64) {
         self.last = tick;
-        self.db.tick.store(tick, Relaxed);
-        self.db.ticks.fetch_add(1, Relaxed);
+        self.db.tick.store(tick, SeqCst);
+        self.db.ticks.fetch_add(1, SeqCst);
     }
 }
 
-impl Batch {
-    /// Adds a row of the log. Data beyond `most` bytes in all is left where it is.
-    fn push(&mut self, slot: usize, xid: u64, row: &[pg_sys::Datum], most: usize) {
-        let start = self.data.len();
-        let (stamp, ordinal) = (row[STAMP].value() as u64, row[ORDINAL].value() as u64);
-        // SAFETY: the column is a `bytea` and not NULL.
-        let size = unsafe { pg_sys::toast_raw_datum_size(row[DATA]) };
-        self.large |= self.segments.len() >= MAX_SEGMENTS || start + size > most + pg_sys::VARHDRSZ;
-        // SAFETY: as above.
-        let read = if self.large { Ok(()) } else { unsafe { self.unpack(row[DATA]) } };
-        let segment = Segment { slot, xid, stamp, ordinal, data: start..self.data.len() };
-        if let Err(error) = read {
-            segment.warn(&error);
-            self.large = true;
-        }
-        self.segments.push(segment);
-    }
-
-    /// Adds the data of a segment.
-    ///
-    /// # Safety
-    /// It is a `bytea` and not NULL.
-    unsafe fn unpack(&mut self, data: pg_sys::Datum) -> Result<(), String> {
-        let stored = data.cast_mut_ptr::<pg_sys::varlena>();
-        // SAFETY: as the caller promises; what had to be unpacked is copied and given back.
-        unsafe {
-            let is_plain = !pgrx::varatt_is_4b_c(stored) && !pgrx::varatt_is_1b_e(stored);
-            let plain = match is_plain {
-                true => stored,
-                // A value that is stored out of line may be gone, and a compressed one may be broken.
-                false => errors::attempt_all(|| pg_sys::pg_detoast_datum_packed(stored))?,
-            };
-            self.data.extend_from_slice(pgrx::varlena_to_byte_slice(plain));
-            if plain != stored {
-                pg_sys::pfree(plain.cast());
-            }
-        }
-        Ok(())
-    }
-
-    /// Puts the events into a notification, or makes it a hint; returns their number.
-    fn put_into(&self, announcement: &mut Announcement, most: usize) -> u64 {
-        let (mut events, mut told) = (0, 0);
-        for segment in &self.segments {
-            for event in segment::events(&self.data[segment.data.clone()]) {
-                match event {
-                    Ok(event) => {
-                        announcement.push(&event);
-                        events += 1;
-                        // Packed values grow when they are filled in, so what is sent must be bounded too.
-                        told += event.payload.len();
-                    }
-                    // One bad row must not stop all others. Those who read it get the error.
-                    Err(error) => {
-                        segment.warn(&error.to_string());
-                        announcement.make_hint();
-                    }
-                }
-                if told > most {
-                    announcement.make_hint();
-                }
-                if announcement.is_hint() {
-                    return events;
-                }
-            }
-        }
-        events
-    }
-
-    /// Transactions by their last stamp, each in its own order. `tidings.tick_segments` orders likewise.
-    fn put_in_order(&mut self) {
-        // Most transactions have one segment.
-        self.segments.sort_unstable_by_key(|segment| segment.xid);
-        for transaction in self.segments.chunk_by_mut(|a, b| a.xid == b.xid) {
-            let last = transaction.iter().map(|segment| segment.stamp).max().unwrap_or(0);
-            transaction.iter_mut().for_each(|segment| segment.stamp = last);
-        }
-        self.segments.sort_unstable_by_key(|segment| (segment.stamp, segment.ordinal));
-    }
-
-    fn clear(&mut self) {
-        self.segments.clear();
-        self.data.clear();
-        self.large = false;
-    }
-}
-
-impl Segment {
-    /// Logs that the row cannot be read, and where it is.
-    fn warn(&self, error: &str) {
-        let Self { slot, xid, stamp, .. } = self;
-        warning!("tidings: the row of tidings.log_{slot} with xid {xid} and stamp {stamp} cannot be read: {error}");
-    }
-}
-
-/// The partitions of the log, open and locked; None for one that is gone.
-pub type Log = [Option<Table>; SLOTS];
-
-fn open_log() -> Log {
-    std::array::from_fn(open_partition)
-}
-
-fn open_partition(slot: usize) -> Option<Table> {
-    Table::open(PARTITIONS[slot], pg_sys::AccessShareLock)
-}
-
-/// Goes through the segments that `seen` does not see, until told to stop with one partition: then come those of the
-/// next.
-fn unseen(log: &Log, seen: &Snapshot, mut each: impl FnMut(usize, &[pg_sys::Datum]) -> ControlFlow<()>) {
-    for (slot, partition) in log.iter().enumerate() {
-        if let Some(partition) = partition {
-            scan::unseen(partition, seen, |row| each(slot, row));
-        }
-    }
-}
-
-/// The committed start of what is retained, whatever the caller's snapshot is; 0 if nothing is. Called inside a
-/// transaction.
-pub fn oldest_position() -> u64 {
-    let mut oldest: Option<(u64, u64)> = None;
-    with_latest_snapshot(|| {
-        for partition in TICKS.into_iter().filter_map(|name| Table::open(name, pg_sys::AccessShareLock)) {
-            if let Some(row) = Rows::all(&partition, NUMBER).next() {
-                let (tick, previous) = (row[NUMBER].value() as u64, row[PREVIOUS].value() as u64);
-                oldest = oldest.filter(|oldest| oldest.0 < tick).or(Some((tick, previous)));
-            }
-        }
-    });
-    oldest.map_or(0, |(_, previous)| previous)
-}
-
-/// Runs `body` with what is committed now as the active snapshot. Called inside a transaction.
-pub fn with_latest_snapshot<R>(body: impl FnOnce() -> R) -> R {
-    // SAFETY: inside a transaction; the snapshot is taken off again, by the end of the transaction if an error unwinds.
-    unsafe {
-        pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot());
-        let result = body();
-        pg_sys::PopActiveSnapshot();
-        result
-    }
-}
-
-/// Runs `body` in a transaction of its own, with one snapshot for all it reads. An error ends the relay; the launcher
-/// starts another.
+/// Runs `body` in a transaction of its own. An error ends the relay, and the launcher starts another one.
 fn transaction<R>(body: impl FnOnce() -> R) -> R {
     let body = std::panic::AssertUnwindSafe(body);
     BackgroundWorker::transaction(move || {

@@ -1,50 +1,43 @@
-//! ATTACH PARTITION where both tables have a watch of the same name. Without this check Postgres would only report that
-//! a trigger already exists.
+//! ATTACH PARTITION where both tables have a watch of the same name. Without this check, Postgres would only report
+//! that a trigger already exists.
 
 use std::ffi::{CStr, CString};
 
 use pgrx::prelude::*;
 
 use crate::capture::watch;
-use crate::errors;
+use crate::statements::node::{elements, table};
+use crate::{catalog, errors};
 
-/// Refuses a statement that attaches a table with its own watch if the partitioned table has a watch of the same name.
+/// Refuses to attach a table as a partition if it and the partitioned table both have a watch of the same name.
 ///
 /// # Safety
 /// `node` is a statement.
 pub unsafe fn check(node: *mut pg_sys::Node) {
-    // SAFETY: a node's tag says which struct it is; the commands of ALTER TABLE are a list of them.
+    // SAFETY: a statement, as the caller promises, whose tag says which struct it is. The list in an ALTER TABLE
+    // consists of its commands, and ATTACH PARTITION has the name of a table.
     unsafe {
         if (*node).type_ != pg_sys::NodeTag::T_AlterTableStmt {
             return;
         }
         let alter = &*node.cast::<pg_sys::AlterTableStmt>();
-        let Some(commands) = alter.cmds.as_ref() else { return };
-        for i in 0..commands.length as usize {
-            let command = &*(*commands.elements.add(i)).ptr_value.cast::<pg_sys::AlterTableCmd>();
+        for command in elements(alter.cmds).map(|command| &*command.cast::<pg_sys::AlterTableCmd>()) {
             if command.subtype == pg_sys::AlterTableType::AT_AttachPartition && !alter.relation.is_null() {
-                let part = (*command.def.cast::<pg_sys::PartitionCmd>()).name;
-                check_attached(find(alter.relation), find(part));
+                let partition = (*command.def.cast::<pg_sys::PartitionCmd>()).name;
+                check_attached(table(alter.relation), table(partition));
             }
         }
     }
 }
 
-/// # Safety
-/// `name` is the name of a table, as it was parsed.
-unsafe fn find(name: *mut pg_sys::RangeVar) -> pg_sys::Oid {
-    let (lock, flags) = (pg_sys::NoLock as i32, pg_sys::RVROption::RVR_MISSING_OK);
-    // SAFETY: as the caller promises; a look-up inside a transaction.
-    unsafe { pg_sys::RangeVarGetRelidExtended(name, lock, flags, None, std::ptr::null_mut()) }
-}
-
-fn check_attached(whole: pg_sys::Oid, part: pg_sys::Oid) {
-    // A user without the rights gets Postgres's own error.
-    if [whole, part].iter().any(|table| *table == pg_sys::InvalidOid || !is_own(*table)) {
+fn check_attached(partitioned: pg_sys::Oid, partition: pg_sys::Oid) {
+    // A role without the rights gets the error of Postgres.
+    let is_own = |table| catalog::is_owner(catalog::current_user(), pg_sys::RelationRelationId, table);
+    if [partitioned, partition].iter().any(|table| *table == pg_sys::InvalidOid || !is_own(*table)) {
         return;
     }
-    let of_whole = names(whole);
-    if let Some(name) = names(part).into_iter().find(|name| of_whole.contains(name)) {
+    let inherited = names(partitioned);
+    if let Some(name) = names(partition).into_iter().find(|name| inherited.contains(name)) {
         let name = name.to_string_lossy().into_owned();
         errors::raise(
             PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT,
@@ -52,30 +45,19 @@ fn check_attached(whole: pg_sys::Oid, part: pg_sys::Oid) {
                 "both tables have a watch \"{}\", and a partition inherits the watches of its partitioned table",
                 name.strip_prefix("tidings_").unwrap_or(&name)
             ),
-            "Remove the watch of the table to attach: SELECT tidings.unwatch('…'). Or give it another name if its changes should make two events.",
+            "Remove the watch of the table to attach: SELECT tidings.unwatch('…'). Or give it another name if each of its changes should cause two events.",
         );
     }
 }
 
-/// The names of the triggers that a partition would inherit.
+/// The names of the triggers of a table's watches that a partition would inherit.
 fn names(table: pg_sys::Oid) -> Vec<CString> {
     let mut names = Vec::new();
     watch::for_each(table, |trigger| {
         if trigger.tgtype.unsigned_abs() as u32 & pg_sys::TRIGGER_TYPE_ROW != 0 {
-            // SAFETY: a trigger's name is a C string.
+            // SAFETY: the trigger is one of the table's, and its name is a C string.
             names.push(unsafe { CStr::from_ptr(trigger.tgname) }.to_owned());
         }
     });
     names
-}
-
-fn is_own(table: pg_sys::Oid) -> bool {
-    // SAFETY: look-ups in the system caches, inside a transaction.
-    unsafe {
-        #[cfg(feature = "pg15")]
-        let owner = pg_sys::pg_class_ownercheck(table, pg_sys::GetUserId());
-        #[cfg(not(feature = "pg15"))]
-        let owner = pg_sys::object_ownercheck(pg_sys::RelationRelationId, table, pg_sys::GetUserId());
-        owner
-    }
 }

@@ -1,18 +1,19 @@
-//! Code of users that runs while a value is packed: casts to `json`, and output functions of types that are not
-//! Postgres's own.
+//! Code of users that runs while a value is packed: casts to `json`, and the output functions of types that users have
+//! created.
 //!
-//! It runs with the writer's rights, in the writer's transaction. It may fail, return NULL, or return invalid JSON:
-//! that costs only the value, never the write.
+//! It runs with the writer's rights, in the writer's transaction. It may fail, return NULL, or return invalid JSON.
+//! That affects only how the value is sent, never the write.
 
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
-use crate::errors::attempt_unless;
+use super::function::output_function;
+use crate::subtransaction::attempt_unless;
 
 /// `INTERNALlanguageId` (catalog/pg_language.dat): the language of functions that are part of Postgres.
 const INTERNAL: u32 = 12;
 
-/// Whether writing a value of the type, which is not a domain, calls code that is not Postgres's.
+/// Whether rendering a value of the type, which is not a domain, calls code that is not part of Postgres.
 pub fn is_needed_for(base: pg_sys::Oid) -> bool {
     if base.to_u32() < pg_sys::FirstNormalObjectId {
         return false;
@@ -22,7 +23,7 @@ pub fn is_needed_for(base: pg_sys::Oid) -> bool {
         let part = match pg_sys::get_typtype(base) as u8 {
             _ if has_cast_to_json(base) => return true,
             pg_sys::TYPTYPE_ENUM => return false,
-            // Its columns may have any type, and may get others later.
+            // Its columns may have any types, and their types may change later.
             pg_sys::TYPTYPE_COMPOSITE => return true,
             pg_sys::TYPTYPE_RANGE => pg_sys::get_range_subtype(base),
             pg_sys::TYPTYPE_MULTIRANGE => pg_sys::get_multirange_range(base),
@@ -33,7 +34,7 @@ pub fn is_needed_for(base: pg_sys::Oid) -> bool {
 }
 
 /// Whether the type, which is not a domain, has a cast to `json`. `to_jsonb` uses such casts for types that are not
-/// Postgres's own.
+/// part of Postgres.
 pub fn has_cast_to_json(base: pg_sys::Oid) -> bool {
     let mut cast = pg_sys::InvalidOid;
     base.to_u32() >= pg_sys::FirstNormalObjectId
@@ -48,13 +49,12 @@ pub fn has_cast_to_json(base: pg_sys::Oid) -> bool {
         } == pg_sys::CoercionPathType::COERCION_PATH_FUNC
 }
 
-/// Whether Postgres itself writes the values of a type, as it does for `citext`.
+/// Whether the output function of a type is part of Postgres, as that of `citext` is.
 fn has_internal_output(type_oid: pg_sys::Oid) -> bool {
-    let (mut output, mut is_varlena) = (pg_sys::InvalidOid, false);
-    // SAFETY: look-ups in the system caches, inside a transaction; a tuple of `pg_proc` has its form, and is released
-    // behind it.
+    let output = output_function(type_oid);
+    // SAFETY: a look-up in the system caches, inside a transaction. A tuple of `pg_proc` has the form of its struct; it
+    // is released after the last use.
     unsafe {
-        pg_sys::getTypeOutputInfo(type_oid, &mut output, &mut is_varlena);
         let tuple = pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::PROCOID as i32, output.into());
         if tuple.is_null() {
             return false;
@@ -65,16 +65,16 @@ fn has_internal_output(type_oid: pg_sys::Oid) -> bool {
     }
 }
 
-/// Runs `body` in its own subtransaction and returns the code of an error. Errors that end the whole transaction or
-/// session pass through.
+/// Runs `body` in a subtransaction and returns the code of its error. Errors that must end the whole transaction or
+/// session are raised again.
 pub fn run<R>(body: impl FnOnce() -> R) -> Result<R, PgSqlErrorCode> {
     attempt_unless(is_for_the_writer, body)
 }
 
-/// Whether an error is not the code's fault: a deadlock or serialization failure, out of memory, a cancel or a
+/// Whether the user's code did not cause an error: a deadlock or serialization failure, out of memory, a cancel or a
 /// shutdown.
 fn is_for_the_writer(code: PgSqlErrorCode) -> bool {
-    /// The bits of an SQLSTATE that are its class (`ERRCODE_TO_CATEGORY`).
+    /// The bits of an SQLSTATE that hold its class (`ERRCODE_TO_CATEGORY`).
     const CLASS: isize = (1 << 12) - 1;
     let class = |code: PgSqlErrorCode| code as isize & CLASS;
     [
@@ -84,13 +84,13 @@ fn is_for_the_writer(code: PgSqlErrorCode) -> bool {
         PgSqlErrorCode::ERRCODE_SYSTEM_ERROR,
     ]
     .into_iter()
-    .any(|passed| class(passed) == class(code))
+    .any(|passes| class(passes) == class(code))
 }
 
-/// Raises an error unless a text is valid JSON for Postgres.
+/// Raises an error unless Postgres accepts a text as JSON.
 pub fn check_json(text: &[u8]) {
     let text = [text, b"\0"].concat();
-    // SAFETY: a C string, and the input function of a type that has no modifier.
+    // SAFETY: the text ends with a NUL, and `json_in` needs no type modifier.
     unsafe {
         pg_sys::OidInputFunctionCall(pg_sys::F_JSON_IN.into(), text.as_ptr().cast_mut().cast(), pg_sys::InvalidOid, -1)
     };

@@ -1,25 +1,25 @@
 //! One tick as the text of a few notifications.
 //!
 //! A notification is one part of a tick: a header line `1 <tick> <previous> <part> <parts>`, then for each event a line
-//! `<n> <topic length> <event length> <payload length>` and the three texts, lengths in bytes. A header with zero parts
-//! is a hint: the tick exists, its events are in the log. `previous` names the tick before, so a reader that did not
-//! see that one knows that it has missed something.
+//! `<n> <topic length> <event length> <payload length>` and the three texts. Lengths are in bytes. A header with zero
+//! parts is a hint: the tick exists, and its events must be read from the log. `previous` is the number of the previous
+//! tick, so a reader that has not seen that tick knows that it has missed something.
 
 use std::fmt::Write;
 
 use crate::segment::Event;
 use crate::topic::check_name;
 
-/// The longest payload Postgres takes in a notification, in bytes.
+/// The longest payload that Postgres accepts in a notification, in bytes.
 pub const MAX_PART: usize = 7999;
 
-/// The whole text of the last notification on a channel that was replaced.
+/// The text of the last notification on a channel whose name was changed.
 pub const MOVED: &str = "moved";
 
-/// Room set aside for the header line of a part.
+/// The space that is reserved for the header line of a part.
 const HEADER_ROOM: usize = 64;
 
-/// The most parts one tick is spread over; a larger tick becomes a hint.
+/// The most parts of one tick. A larger tick becomes a hint.
 pub const MAX_PARTS: u32 = 64;
 
 /// Collects a tick's events into the texts of its notifications.
@@ -33,12 +33,12 @@ pub struct Announcement {
 }
 
 impl Announcement {
-    /// Starts the announcement of `tick`, whose predecessor is `previous`.
+    /// Starts the announcement of `tick`; `previous` is the tick before it.
     pub fn new(tick: u64, previous: u64) -> Self {
         Self { tick, previous, bodies: Vec::new(), count: 0, fits: true }
     }
 
-    /// Adds the next event; if it doesn't fit, the announcement becomes a hint.
+    /// Adds the next event. If it doesn't fit, the announcement becomes a hint.
     pub fn push(&mut self, event: &Event<'_>) {
         self.count += 1;
         if !self.fits {
@@ -64,18 +64,18 @@ impl Announcement {
         }
     }
 
-    /// Leaves the events to the log.
+    /// Makes the announcement a hint.
     pub fn make_hint(&mut self) {
         self.fits = false;
         self.bodies = Vec::new();
     }
 
-    /// Whether the events are left to the log.
+    /// Whether the announcement is a hint.
     pub fn is_hint(&self) -> bool {
         self.bodies.is_empty()
     }
 
-    /// The notifications, in the order to send them: at least one, each at most [`MAX_PART`] bytes.
+    /// The notifications in the order in which they are to be sent: at least one, each at most [`MAX_PART`] bytes long.
     pub fn finish(mut self) -> Vec<String> {
         let parts = self.bodies.len();
         if parts == 0 {
@@ -91,25 +91,25 @@ impl Announcement {
     }
 }
 
-/// One notification, parsed.
+/// A parsed notification.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Part<'a> {
     /// The tick.
     pub tick: u64,
-    /// The tick before it; 0 if it is the first of all.
+    /// The previous tick; 0 if there is none.
     pub previous: u64,
-    /// Which part this is, from 1; 0 in a hint.
+    /// The number of this part, from 1; 0 in a hint.
     pub part: u32,
-    /// How many parts the tick has; 0 in a hint.
+    /// The number of parts of the tick; 0 in a hint.
     pub parts: u32,
-    /// The events with their numbers within the tick, from 1 and rising.
+    /// The events with their numbers within the tick, in ascending order from 1.
     pub events: Vec<(u32, Event<'a>)>,
 }
 
-/// The text is no notification of ours.
+/// The text is not a notification of the relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BatchError {
-    /// The header line is not one.
+    /// The header line is malformed.
     #[error("malformed header")]
     Header,
     /// The header names a format this build doesn't know.
@@ -147,7 +147,7 @@ impl<'a> Part<'a> {
         Ok(Self { tick, previous, part, parts, events })
     }
 
-    /// Whether this is a hint: the events are in the log.
+    /// Whether this is a hint: the events must be read from the log.
     pub fn is_hint(&self) -> bool {
         self.parts == 0
     }
@@ -163,7 +163,7 @@ fn event(text: &str) -> Option<(u32, Event<'_>, &str)> {
     Some((u32::try_from(n).ok()?, Event { topic, event, payload: payload.into() }, rest))
 }
 
-/// Exactly `N` numbers, one blank between them.
+/// Exactly `N` numbers, separated by one blank each.
 fn numbers<const N: usize>(line: &str) -> Option<[u64; N]> {
     let mut out = [0; N];
     let mut fields = line.split(' ');

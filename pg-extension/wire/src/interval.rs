@@ -1,4 +1,4 @@
-//! An `interval` as Postgres writes it by default: `1 year 2 mons -3 days +04:05:06.789`.
+//! An `interval` in Postgres's default style: `1 year 2 mons -3 days +04:05:06.789`.
 
 use crate::time::{two, write_fraction};
 
@@ -13,7 +13,7 @@ pub struct Interval {
     pub micros: i64,
 }
 
-/// Writes the text of an interval.
+/// Appends the text of an interval.
 pub fn write(out: &mut Vec<u8>, interval: Interval) {
     let Interval { months, days, micros: time } = interval;
     let (mut is_first, mut was_negative) = (true, false);

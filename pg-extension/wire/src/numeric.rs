@@ -1,40 +1,42 @@
-//! A `numeric` as JSON: the text that Postgres gives it, from the bytes that it stores (utils/adt/numeric.c).
+//! A `numeric` as JSON: the text that Postgres prints for it, from the bytes that Postgres stores
+//! (utils/adt/numeric.c).
 
-use crate::value::Stop;
+use crate::error::ReadError;
+use crate::limit::End;
 
-/// A digit of a `numeric` is a number below 10,000.
+/// The decimal digits in one digit of a `numeric`, which is a number below 10,000.
 const BASE_DIGITS: usize = 4;
 
 const SIGN: u16 = 0xc000;
 const SHORT: u16 = 0x8000;
 const NEGATIVE: u16 = 0x4000;
 
-/// A `numeric` taken apart.
+/// A parsed `numeric`.
 enum Numeric<'a> {
-    /// What JSON has no number for is a string.
+    /// NaN and the infinities: JSON has no such numbers, so they are strings.
     Word(&'static [u8]),
     Number {
         negative: bool,
-        /// Decimal digits behind the point.
+        /// The number of decimal digits after the point.
         scale: usize,
-        /// How many digits stand in front of the point, less one.
+        /// The number of digits (of four decimal digits) before the point, minus one.
         weight: i32,
         digits: &'a [u8],
     },
 }
 
-fn parse(bytes: &[u8]) -> Result<Numeric<'_>, Stop> {
-    let (header, rest) = bytes.split_first_chunk().ok_or(Stop::Unknown)?;
+fn parse(bytes: &[u8]) -> Result<Numeric<'_>, ReadError> {
+    let (header, rest) = bytes.split_first_chunk().ok_or(ReadError::Corrupt)?;
     let header = u16::from_le_bytes(*header);
     Ok(match header & SIGN {
         SIGN => Numeric::Word(match header {
             0xc000 => b"\"NaN\"",
             0xd000 => b"\"Infinity\"",
             0xf000 => b"\"-Infinity\"",
-            _ => return Err(Stop::Unknown),
+            _ => return Err(ReadError::Corrupt),
         }),
         SHORT => {
-            // The weight has seven bits, the first of which is its sign.
+            // The weight has seven bits; the highest one is its sign.
             let weight = i32::from(header & 0x3f) - i32::from(header & 0x40);
             Numeric::Number {
                 negative: header & 0x2000 != 0,
@@ -44,7 +46,7 @@ fn parse(bytes: &[u8]) -> Result<Numeric<'_>, Stop> {
             }
         }
         sign => {
-            let (weight, digits) = rest.split_first_chunk().ok_or(Stop::Unknown)?;
+            let (weight, digits) = rest.split_first_chunk().ok_or(ReadError::Corrupt)?;
             let weight = i32::from(i16::from_le_bytes(*weight));
             Numeric::Number { negative: sign == NEGATIVE, scale: usize::from(header & !SIGN), weight, digits }
         }
@@ -52,7 +54,7 @@ fn parse(bytes: &[u8]) -> Result<Numeric<'_>, Stop> {
 }
 
 impl Numeric<'_> {
-    /// The bytes of its text, or a few more.
+    /// An upper bound for the length of its text, at most a few bytes above it.
     fn length(&self) -> usize {
         match self {
             Self::Word(word) => word.len(),
@@ -63,17 +65,16 @@ impl Numeric<'_> {
     }
 }
 
-/// The bytes of the text of a `numeric`, or a few more.
-pub fn length(bytes: &[u8]) -> Result<usize, Stop> {
+/// An upper bound for the length of a `numeric`'s text, at most a few bytes above it.
+pub fn length(bytes: &[u8]) -> Result<usize, ReadError> {
     Ok(parse(bytes)?.length())
 }
 
-/// Writes a `numeric`, unless `out` gets longer than `most` by it, or nearly.
-pub fn write(out: &mut Vec<u8>, bytes: &[u8], most: usize) -> Result<(), Stop> {
+/// Appends a `numeric`'s text. Fails, before anything is written, if `out` would become longer than `end`; a few bytes
+/// more may pass, because the length is an estimate.
+pub fn write(out: &mut Vec<u8>, bytes: &[u8], end: End) -> Result<(), ReadError> {
     let numeric = parse(bytes)?;
-    if out.len() + numeric.length() > most.saturating_add("-0.".len() + BASE_DIGITS) {
-        return Err(Stop::TooLong);
-    }
+    end.plus("-0.".len() + BASE_DIGITS).check(out.len() + numeric.length())?;
     let (negative, scale, weight, digits) = match numeric {
         Numeric::Word(word) => {
             out.extend_from_slice(word);
@@ -107,7 +108,7 @@ pub fn write(out: &mut Vec<u8>, bytes: &[u8], most: usize) -> Result<(), Stop> {
 }
 
 fn four(digit: u16) -> [u8; BASE_DIGITS] {
-    // No digit of Postgres is greater.
+    // Postgres stores no digit of 10,000 or more; untrusted bytes may hold one.
     let digit = digit % 10_000;
     [digit / 1000, digit / 100 % 10, digit / 10 % 10, digit % 10].map(|digit| b'0' + digit as u8)
 }

@@ -1,14 +1,17 @@
-//! What the payloads of a watch have in common: their text, with a NUL wherever a value goes. Neither JSON nor a text
-//! of Postgres has one.
+//! An outline: the text that the payloads of a watch have in common, with a NUL in the place of each value. Neither
+//! JSON nor any text in Postgres contains a NUL.
 
+use crate::error::ReadError;
+use crate::limit::Limit;
 use crate::row::Row;
-use crate::value::{self, Stop};
+use crate::value;
 
-/// The longest outline, in bytes, spelled out. Who reads a segment makes this much of an event of a few bytes.
+/// The longest outline in bytes, expanded. A reader of a segment makes a payload of this length from an event of a few
+/// bytes.
 pub const MAX_OUTLINE: usize = 8 * 1024;
 
-/// Frequent pieces of outlines, stored as one byte each, their place from 1 on: JSON has no control characters. Neither
-/// order nor text changes once it is released: logs refer to them.
+/// Frequent pieces of outlines. Each is stored as one byte, its index counted from 1: JSON contains no control
+/// characters. Neither their order nor their text may change after a release, because logs refer to them.
 const PHRASES: [&str; 8] = [
     "{\"schema\":\"",
     "\",\"table\":\"",
@@ -20,14 +23,14 @@ const PHRASES: [&str; 8] = [
     "\":\0,\"",
 ];
 
-/// An outline as it is stored: short, for a transaction of one row has it in the log beside its one event.
+/// An outline in its stored form. It is short, because a transaction of one row stores it beside its single event.
 pub fn shorten(outline: &str) -> String {
     (1u8..)
         .zip(PHRASES)
         .fold(outline.to_owned(), |text, (code, phrase)| text.replace(phrase, &char::from(code).to_string()))
 }
 
-/// The outline that was stored, spelled out, unless it is too long.
+/// The outline from its stored form. None if it is longer than [`MAX_OUTLINE`].
 pub fn lengthen(short: &str) -> Option<String> {
     let mut text = String::with_capacity(4 * short.len());
     for character in short.chars() {
@@ -39,23 +42,21 @@ pub fn lengthen(short: &str) -> Option<String> {
     (text.len() <= MAX_OUTLINE).then_some(text)
 }
 
-/// An outline with its values put in, if it asks for as many and all of them can be read. Gives up behind the value
-/// that makes it longer than `most` bytes.
-pub fn fill(outline: &str, row: &Row, most: usize) -> Result<String, Stop> {
-    let mut filled = Vec::with_capacity((outline.len() + row.size() + row.size() / 2).min(most));
+/// Puts the values of a row into an outline. Fails if their number differs from that of the outline's places, if a
+/// value is corrupt, or if the payload exceeds the limit.
+pub fn fill(outline: &str, row: &Row, limit: Limit) -> Result<String, ReadError> {
+    let mut filled = Vec::with_capacity((outline.len() + row.size() + row.size() / 2).min(limit.bytes()));
     let mut texts = outline.split('\0').map(str::as_bytes);
     filled.extend_from_slice(texts.next().unwrap_or_default());
     for packed in row.values() {
         value::write(&mut filled, packed)?;
-        filled.extend_from_slice(texts.next().ok_or(Stop::Unknown)?);
-        if filled.len() > most {
-            return Err(Stop::TooLong);
-        }
+        filled.extend_from_slice(texts.next().ok_or(ReadError::Corrupt)?);
+        limit.check(filled.len())?;
     }
     if texts.next().is_some() {
-        return Err(Stop::Unknown);
+        return Err(ReadError::Corrupt);
     }
-    // A text in a UTF-8 database is UTF-8 unless a type's own function is broken.
+    // Text in a UTF-8 database is UTF-8 unless the output function of a type is broken.
     let lossy = |error: std::string::FromUtf8Error| String::from_utf8_lossy(error.as_bytes()).into_owned();
     Ok(String::from_utf8(filled).unwrap_or_else(lossy))
 }
@@ -67,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_most_watches_send_is_short() {
+    fn the_outline_of_a_default_payload_is_stored_short() {
         let insert = "{\"schema\":\"public\",\"table\":\"items\",\"type\":\"INSERT\",\"record\":{\"id\":\0,\"title\":\0},\"old_record\":null}";
         assert_eq!(shorten(insert), "\x01public\x02items\x03id\x08title\x06");
         for operation in
@@ -81,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn a_few_bytes_make_no_long_outline() {
+    fn a_few_bytes_never_expand_to_a_long_outline() {
         assert_eq!(lengthen(&"\x05".repeat(MAX_OUTLINE / 8)), None);
         assert!(lengthen(&"x".repeat(MAX_OUTLINE)).is_some());
     }
@@ -102,23 +103,23 @@ mod tests {
     #[test]
     fn a_row_that_does_not_fit_fills_nothing() {
         let mut row = Row::default();
-        let fill = |outline, row: &Row, most| fill(outline, row, most);
-        assert_eq!((fill("{\0}", &row, 9), fill("{}", &row, 9)), (Err(Stop::Unknown), Ok("{}".into())));
+        let fill = |outline, row: &Row, most| fill(outline, row, Limit::new(most));
+        assert_eq!((fill("{\0}", &row, 9), fill("{}", &row, 9)), (Err(ReadError::Corrupt), Ok("{}".into())));
         let packed: Result<(), ()> = row.push(|_| Ok(()));
         assert_eq!(
             (packed, fill("{}", &row, 9), fill("{\0}", &row, 6)),
-            (Ok(()), Err(Stop::Unknown), Ok("{null}".into()))
+            (Ok(()), Err(ReadError::Corrupt), Ok("{null}".into()))
         );
-        assert_eq!(fill("{\0}", &row, 5), Err(Stop::TooLong));
+        assert_eq!(fill("{\0}", &row, 5), Err(ReadError::TooLong));
     }
 
     #[test]
-    fn a_text_that_is_not_utf8_is_told_as_well_as_it_can_be() {
+    fn a_text_that_is_not_utf8_gets_replacement_characters() {
         let mut row = Row::default();
         let packed: Result<(), ()> = row.push(|out| {
             value::pack_text(out, b"a\xffb");
             Ok(())
         });
-        assert_eq!((packed, fill("\0", &row, 9)), (Ok(()), Ok("\"a\u{fffd}b\"".into())));
+        assert_eq!((packed, fill("\0", &row, Limit::new(9))), (Ok(()), Ok("\"a\u{fffd}b\"".into())));
     }
 }

@@ -1,10 +1,10 @@
 //! A place in the total order of events.
 //!
-//! | text | means |
+//! | text | meaning |
 //! |---|---|
 //! | `<tick>-<n>` | everything up to the n-th event of the tick has been seen |
 //! | `<tick>` | the whole of that tick has been seen |
-//! | either, then `:<stamp>:<xmin>:<xmax>:<xid>,<xid>…` | the same, and of later events those that this snapshot sees |
+//! | either, then `:<stamp>:<xmin>:<xmax>:<xid>,<xid>…` | the same, and those of the later events that this snapshot sees |
 //!
 //! The last form is the result of `tidings.position()`. A snapshot is usually taken between two ticks, so its reader
 //! knows some of the events in later ticks and not others. This ends with the first tick that begins with everything
@@ -13,45 +13,49 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// The longest text for a snapshot, in bytes: room for about 2,500 running transactions.
+use crate::snapshot::{Snapshot, SnapshotError, number};
+
+/// The longest text of a snapshot in bytes, enough for about 2,500 running transactions.
 pub const MAX_TEXT: usize = 32 * 1024;
 
-/// The longest text taken for a tick and a number: all their digits. It has a bound of its own, so that with any snapshot that is
-/// taken, every place can be taken.
+/// The longest text of a tick and a number. It has a bound of its own so that any accepted snapshot can be combined
+/// with any tick and number.
 const MAX_PLACE: usize = 30;
 
-/// The `n` of a position that stands behind the last event of its tick.
+/// The `n` of a position after the last event of its tick.
 pub const END: u32 = u32::MAX;
 
 /// A place in the total order of events.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Position {
-    /// The tick: microseconds since the Unix epoch when it was cut; 0 stands before the first one.
+    /// The tick: microseconds since the Unix epoch when it was cut; 0 is before the first one.
     pub tick: u64,
-    /// How many of the tick's events lie at or before this place; [`END`] for all of them.
+    /// The number of events of the tick that are at or before this place; [`END`] for all of them.
     pub n: u32,
-    /// What a snapshot saw beyond that, if the position is one of a snapshot.
+    /// Later events that were seen, if the position is that of a snapshot.
     pub seen: Option<Box<Seen>>,
 }
 
-/// What a snapshot saw.
+/// The snapshot of a position.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// A time of the ticks' clock, after the last start of the server before the snapshot. It is later than all ticks
-    /// from before that start.
+    /// A time on the clock of the ticks, after the last start of the server before the snapshot. All ticks from before
+    /// that start have lower numbers.
     pub stamp: u64,
-    /// Transactions below this are finished.
-    pub xmin: u64,
-    /// Transactions from this on had not started.
-    pub xmax: u64,
-    /// Transactions between the two that were still running, rising.
-    pub running: Vec<u64>,
+    /// What was seen.
+    pub snapshot: Snapshot,
 }
 
-/// The text is no position.
+/// The text is not a position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a position: expected <tick>-<n>, as in an event's id")]
 pub struct PositionError;
+
+impl From<SnapshotError> for PositionError {
+    fn from(_: SnapshotError) -> Self {
+        Self
+    }
+}
 
 impl Position {
     /// The place of the n-th event of `tick`, counted from 1.
@@ -59,12 +63,12 @@ impl Position {
         Self { tick, n, seen: None }
     }
 
-    /// The place behind the last event of `tick`.
+    /// The place after the last event of `tick`.
     pub fn after_tick(tick: u64) -> Self {
         Self::at(tick, END)
     }
 
-    /// Tick and number, which order positions; what a snapshot saw has no part in the order.
+    /// Tick and number, which order positions. The snapshot does not affect the order.
     pub fn place(&self) -> (u64, u32) {
         (self.tick, self.n)
     }
@@ -77,11 +81,7 @@ impl fmt::Display for Position {
             write!(f, "-{}", self.n)?;
         }
         let Some(seen) = &self.seen else { return Ok(()) };
-        write!(f, ":{}:{}:{}:", seen.stamp, seen.xmin, seen.xmax)?;
-        for (i, xid) in seen.running.iter().enumerate() {
-            write!(f, "{}{xid}", if i == 0 { "" } else { "," })?;
-        }
-        Ok(())
+        write!(f, ":{}:{}", seen.stamp, seen.snapshot)
     }
 }
 
@@ -89,8 +89,10 @@ impl FromStr for Position {
     type Err = PositionError;
 
     fn from_str(text: &str) -> Result<Self, PositionError> {
-        let mut fields = text.split(':');
-        let place = fields.next().ok_or(PositionError)?;
+        let (place, rest) = match text.split_once(':') {
+            Some((place, rest)) => (place, Some(rest)),
+            None => (text, None),
+        };
         if place.len() > MAX_PLACE || text.len() - place.len() > MAX_TEXT {
             return Err(PositionError);
         }
@@ -98,40 +100,15 @@ impl FromStr for Position {
             Some((tick, n)) => (number(tick)?, u32::try_from(number(n)?).map_err(|_| PositionError)?),
             None => (number(place)?, END),
         };
-        let seen = match fields.next() {
+        let seen = match rest {
             None => None,
-            Some(stamp) => {
-                let mut next = || fields.next().ok_or(PositionError);
-                Some(Box::new(Seen::parse(stamp, next()?, next()?, next()?)?))
+            Some(rest) => {
+                let (stamp, snapshot) = rest.split_once(':').ok_or(PositionError)?;
+                Some(Box::new(Seen { stamp: number(stamp)?, snapshot: snapshot.parse()? }))
             }
         };
-        match fields.next() {
-            None => Ok(Self { tick, n, seen }),
-            Some(_) => Err(PositionError),
-        }
+        Ok(Self { tick, n, seen })
     }
-}
-
-impl Seen {
-    fn parse(stamp: &str, xmin: &str, xmax: &str, running: &str) -> Result<Self, PositionError> {
-        let running = match running {
-            "" => Vec::new(),
-            list => list.split(',').map(number).collect::<Result<Vec<_>, _>>()?,
-        };
-        let seen = Self { stamp: number(stamp)?, xmin: number(xmin)?, xmax: number(xmax)?, running };
-        let rising = seen.running.windows(2).all(|pair| pair[0] < pair[1]);
-        let inside = seen.running.iter().all(|xid| (seen.xmin..seen.xmax).contains(xid));
-        // Postgres accepts no snapshot that begins or ends with transaction 0 of an epoch, because there is none.
-        let real = [seen.xmin, seen.xmax].iter().all(|xid| xid % (1 << 32) != 0);
-        (rising && inside && real && seen.xmin <= seen.xmax).then_some(seen).ok_or(PositionError)
-    }
-}
-
-/// A whole number as Postgres's bigint can hold it, digits only: no sign, no blank.
-fn number(text: &str) -> Result<u64, PositionError> {
-    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    let value = digits.then(|| text.parse::<i64>().ok()).flatten().ok_or(PositionError)?;
-    Ok(value.unsigned_abs())
 }
 
 #[cfg(test)]
@@ -147,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_position_is_refused() {
+    fn other_texts_are_not_positions() {
         for text in [
             "",
             "-",
@@ -181,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_longest_snapshot_divides_has_positions_too() {
+    fn the_longest_snapshot_can_be_combined_with_any_tick_and_number() {
         let mut text = "5:1:100000:999999:100000".to_owned();
         let mut xid = 100_000;
         while text.len() + 7 <= MAX_TEXT {

@@ -1,51 +1,51 @@
-//! The values of one event, packed, and how they are written behind those of the event before: as what is new in each.
+//! The packed values of one event, and how they are written as the difference from those of the previous event.
 //!
-//! Rows that one statement changes are alike column by column: the same date, the next number, an address that begins
-//! the same. So of a value only that is written which follows what it has in common with the one before it (front
-//! coding, as dictionaries and index pages do it). In front of it stands a byte: how many bytes are in common in its
-//! upper half, how many follow in its lower one; 15 says that the rest of the number comes behind, as a length (see
-//! [`crate::value`]).
+//! The rows that one statement changes are alike column by column: the same date, the next number, an address with the
+//! same beginning. So each value is written without the leading bytes that it has in common with the previous one
+//! (front coding, as in dictionaries and index pages). A byte precedes it: the upper nibble is the number of common
+//! bytes, the lower nibble the number of new bytes that follow. A nibble of 15 means that the excess over 15 follows as
+//! a length (see [`crate::value`]), the upper nibble's first.
 
 use crate::value::{read_length, write_length};
 
-/// The greatest number that half a byte holds, and stands for all greater ones.
+/// The value of a nibble that means this number or more.
 const MORE: usize = 15;
 
-/// Packed values, one behind the other.
+/// Packed values, one after the other.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Row {
     bytes: Vec<u8>,
-    /// Where each one ends.
+    /// Where each value ends.
     ends: Vec<u32>,
 }
 
 impl Row {
-    /// Takes all values away. The memory is kept.
+    /// Removes all values but keeps the memory.
     pub fn clear(&mut self) {
         self.bytes.clear();
         self.ends.clear();
     }
 
-    /// Gives back memory beyond so many bytes.
+    /// Releases the memory beyond this many bytes.
     pub fn shrink_to(&mut self, bytes: usize) {
         self.bytes.shrink_to(bytes);
         self.ends.shrink_to(bytes / size_of::<u32>());
     }
 
-    /// Adds what `pack` packs as one value. If it fails, the row is good for nothing but [`Row::clear`].
+    /// Adds one value, which `pack` appends. If that fails, the row is unusable until [`Row::clear`].
     pub fn push<E>(&mut self, pack: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> Result<(), E> {
         pack(&mut self.bytes)?;
-        // No value of Postgres is longer than 1 GiB; see `size`.
+        // The caller keeps a row below 4 GiB; see `size`.
         self.ends.push(self.bytes.len() as u32);
         Ok(())
     }
 
-    /// The bytes of all values. Whoever packs a row keeps it below 4 GiB.
+    /// The bytes of all values. Callers that pack values keep a row below 4 GiB.
     pub fn size(&self) -> usize {
         self.bytes.len()
     }
 
-    /// How many values there are.
+    /// The number of values.
     pub fn count(&self) -> usize {
         self.ends.len()
     }
@@ -55,14 +55,14 @@ impl Row {
         (0..self.count()).map(|index| self.value(index))
     }
 
-    /// A value; an empty one where there is none.
+    /// A value; empty if there is none with this index.
     fn value(&self, index: usize) -> &[u8] {
         let Some(&end) = self.ends.get(index) else { return &[] };
         let start = if index == 0 { 0 } else { self.ends[index - 1] };
         &self.bytes[start as usize..end as usize]
     }
 
-    /// Writes the row behind another one.
+    /// Appends the row as the difference from another one.
     pub fn write_after(&self, previous: &Self, out: &mut Vec<u8>) {
         out.reserve(self.size() + self.count());
         for (index, value) in self.values().enumerate() {
@@ -78,7 +78,8 @@ impl Row {
         }
     }
 
-    /// Takes a row of so many values, written behind another one, off the front.
+    /// Reads a row of `count` values, written as the difference from another row, from the front of the bytes, which
+    /// are shortened by it.
     pub fn read_after(&mut self, previous: &Self, count: usize, bytes: &mut &[u8]) -> Option<()> {
         self.clear();
         for index in 0..count {
@@ -98,7 +99,7 @@ impl Row {
     }
 }
 
-/// How many bytes two values have in common at their beginning.
+/// The number of leading bytes that two values have in common.
 fn common(a: &[u8], b: &[u8]) -> usize {
     const STEP: usize = 8;
     let word = |bytes: &[u8]| bytes.first_chunk::<STEP>().map(|word| u64::from_le_bytes(*word));
@@ -133,7 +134,7 @@ mod tests {
     }
 
     fn values() -> impl Strategy<Value = Vec<Vec<u8>>> {
-        // Few different bytes and all lengths: much in common, and both forms of each number.
+        // Few different bytes and many lengths: much in common, and short and long forms of each number.
         prop::collection::vec(prop::collection::vec(0..2u8, 0..300), 5)
     }
 
@@ -154,7 +155,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_in_common_is_not_written_again(value in prop::collection::vec(any::<u8>(), 0..400)) {
+        fn equal_values_take_at_most_three_bytes(value in prop::collection::vec(any::<u8>(), 0..400)) {
             let row = row(&[value]);
             let mut bytes = Vec::new();
             row.write_after(&row, &mut bytes);

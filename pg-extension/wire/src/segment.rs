@@ -1,50 +1,52 @@
 //! The events of one transaction (or of one early flush) as the bytes of one log row.
 //!
-//! A version byte, then entries, each with a head of two bytes: a number and a kind. Lengths of these are little-endian, texts UTF-8.
+//! A segment is a version byte, then entries. Each entry begins with a head of two bytes: a number and a kind. Lengths
+//! in this table are little-endian, texts are UTF-8.
 //!
 //! | kind | number | what follows |
 //! |---|---|---|
-//! | 0, an event as it is | the length of its topic | the length of its name (u8) and of its payload (u32), and the three texts |
+//! | 0, a plain event | the length of its topic | the length of its name (u8) and of its payload (u32), and the three texts |
 //! | 1, an outline | its own | the length of an event's name (u8) and of the outline (u16), and both texts |
 //! | 2, an event that fills an outline | the outline's | the length of its topic (u8), the topic, and the values |
 //!
-//! The payloads of a watch have most of their text in common, its outline ([`crate::outline`]). The values are packed
-//! ([`crate::value`]) and written behind those of the event before that filled the same outline ([`crate::row`]). The first one behind
-//! the outline has none before it, nor has one behind a row of more than [`MAX_PREVIOUS`] bytes. Version 1 has but the first kind,
-//! and two bytes for the length of a topic. Nothing is compressed here: Postgres compresses a large row of a table by itself.
+//! The payloads of a watch have most of their text in common: the outline ([`crate::outline`]). The values are packed
+//! ([`crate::value`]) and written as the difference from those of the previous event, the last one that filled the same
+//! outline ([`crate::row`]). There is no previous event for the first one after the outline, nor after an event whose
+//! values take more than [`MAX_PREVIOUS`] bytes. Version 1 has only plain events, with two bytes for the length of a
+//! topic and no kind. Nothing is compressed here: Postgres compresses large values by itself.
 
 use std::borrow::Cow;
 
+use crate::limit::{Limit, SPARSEST};
 use crate::outline::{fill, lengthen};
 use crate::row::Row;
 use crate::topic::MAX_NAME;
-use crate::value::SPARSEST;
 
 /// The first byte of every segment that is written.
 pub const VERSION: u8 = 3;
 
-/// The version that was released before, and can be read.
+/// An earlier version, which can still be read.
 const FIRST_VERSION: u8 = 1;
 
-/// The bytes of an event beside its three texts, where it is written as it is.
+/// The bytes of a plain event without its three texts.
 const EVENT_HEADER: usize = 7;
 
 const PLAIN: u8 = 0;
 const OUTLINE: u8 = 1;
 const FILLED: u8 = 2;
 
-/// Outlines have numbers below this one.
+/// All numbers of outlines are below this one.
 pub const OUTLINES: usize = 128;
 
-/// The most bytes of packed values that the next event's are written behind: what a writer, and a reader, keeps of each
-/// outline. Both must agree on it.
+/// The most bytes of packed values that the next event can refer to. Writers and readers keep this much for each
+/// outline, and must agree on it.
 pub const MAX_PREVIOUS: usize = 64 * 1024;
 
-/// Whoever reads a segment makes at most so many times its bytes of it: a writer sees to that, however much its events
-/// have in common.
+/// The payloads of a segment are together at most this many times as long as the segment. The writer ensures it,
+/// however much the events have in common.
 pub const MAX_GROWTH: usize = 16;
 
-/// A reader gives up at this much, so that it trusts nobody and yet reads all that a writer may ever have written.
+/// Where a reader gives up. It trusts no writer, but reads whatever a writer may have written.
 const TOO_MUCH_GROWTH: usize = 2 * MAX_GROWTH;
 
 /// One event, borrowed from a segment or a notification.
@@ -54,11 +56,11 @@ pub struct Event<'a> {
     pub topic: &'a str,
     /// The event name: `changed` for a watch, `message` for a publication, unless named otherwise.
     pub event: &'a str,
-    /// The payload, JSON or any text.
+    /// The payload: JSON from a watch, any text from `publish_text`.
     pub payload: Cow<'a, str>,
 }
 
-/// The bytes are no segment.
+/// The bytes are not a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SegmentError {
     /// The first byte names a format this build doesn't know.
@@ -73,7 +75,7 @@ pub enum SegmentError {
     /// An outline is too long, or an event fills one that is not there.
     #[error("segment with a payload that fits no outline")]
     Outline,
-    /// A value is none that can be read, or the values make far more than they take.
+    /// A value can't be read, or the payloads are far longer than the segment.
     #[error("segment with a value that cannot be read")]
     Value,
     /// A text is not UTF-8.
@@ -81,10 +83,10 @@ pub enum SegmentError {
     Utf8,
 }
 
-/// Appends one event to the bytes of a segment; whoever stores them puts [`VERSION`] in front.
+/// Appends a plain event to the entries of a segment. The caller puts [`VERSION`] in front before it stores them.
 ///
-/// The caller has checked topic and event name by [`crate::topic::check_name`]. A payload is shorter than 1 GiB, as
-/// every Postgres value is.
+/// The caller has checked the topic and the event name with [`crate::topic::check_name`]. The payload is shorter than 1
+/// GiB, as every value in Postgres is.
 pub fn append(segment: &mut Vec<u8>, event: &Event<'_>) {
     let Event { topic, event, payload } = event;
     debug_assert!(topic.len() <= MAX_NAME && event.len() <= MAX_NAME);
@@ -96,8 +98,8 @@ pub fn append(segment: &mut Vec<u8>, event: &Event<'_>) {
     }
 }
 
-/// Appends an outline, shortened, under a number below [`OUTLINES`], for the events after it, which have this name. An
-/// older one of that number is forgotten.
+/// Appends an outline in its stored form, under a number below [`OUTLINES`]. `event` is the name of the events that
+/// will fill it. It replaces an earlier outline of the same number.
 pub fn append_outline(segment: &mut Vec<u8>, number: u8, event: &str, outline: &str) {
     debug_assert!(event.len() <= MAX_NAME && usize::from(number) < OUTLINES && u16::try_from(outline.len()).is_ok());
     let [o0, o1] = (outline.len() as u16).to_le_bytes();
@@ -106,8 +108,8 @@ pub fn append_outline(segment: &mut Vec<u8>, number: u8, event: &str, outline: &
     segment.extend_from_slice(outline.as_bytes());
 }
 
-/// As [`append`], for an event whose payload fills the outline of this number with the values of a row, written behind
-/// those of the event before it. `previous` is empty if the outline has just been appended.
+/// Appends an event whose payload is the outline of this number filled with the values of a row. `previous` has the
+/// values of the previous event of that outline; it is empty if the outline has just been appended.
 pub fn append_filled(segment: &mut Vec<u8>, number: u8, topic: &str, row: &Row, previous: &Row) {
     debug_assert!(topic.len() <= MAX_NAME && previous.size() <= MAX_PREVIOUS);
     segment.extend_from_slice(&[number, FILLED, topic.len() as u8]);
@@ -126,7 +128,7 @@ pub fn events(segment: &[u8]) -> Events<'_> {
         version,
         rest,
         length: rest.len(),
-        told: 0,
+        rendered: 0,
         unpacked: 0,
         failed,
         outlines: Vec::new(),
@@ -141,13 +143,13 @@ pub struct Events<'a> {
     rest: &'a [u8],
     /// The bytes of all entries.
     length: usize,
-    /// How much was made of those of them that have been read.
-    told: usize,
-    /// The bytes of the rows that filled outlines, whether or not the events were made.
+    /// The bytes of the payloads that were rendered so far.
+    rendered: usize,
+    /// The bytes of the rows that were unpacked so far, also for events that were passed over.
     unpacked: usize,
     failed: Option<SegmentError>,
     /// The outlines so far, by number.
-    outlines: Vec<Option<Outline<'a>>>,
+    outlines: Vec<Option<DeclaredOutline<'a>>>,
     /// Memory for the next row.
     spare: Row,
 }
@@ -155,19 +157,19 @@ pub struct Events<'a> {
 /// An entry, parsed.
 enum Entry<'a> {
     Outline,
-    /// An event of which nothing was made.
+    /// An event that the caller does not want; its payload was not rendered.
     Unwanted,
     Event(Event<'a>),
 }
 
-/// What events have in common.
+/// An outline that the segment has declared, for the events after it.
 #[derive(Clone, Debug)]
-struct Outline<'a> {
+struct DeclaredOutline<'a> {
     event: &'a str,
     text: String,
-    /// How many values it asks for.
+    /// The number of values that fill it.
     values: usize,
-    /// Those of the event before.
+    /// The values of the previous event that filled it.
     previous: Row,
 }
 
@@ -188,8 +190,8 @@ impl<'a> Events<'a> {
         std::str::from_utf8(self.take(len)?).map_err(|_| SegmentError::Utf8)
     }
 
-    /// As [`Iterator::next`], but an event whose topic is not wanted is passed over: it is there, and nothing is made
-    /// of it.
+    /// As [`Iterator::next`], but returns `Some(Ok(None))` for an event whose topic is not wanted, without rendering
+    /// its payload.
     pub fn next_wanted(&mut self, wanted: impl Fn(&str) -> bool) -> Option<Result<Option<Event<'a>>, SegmentError>> {
         if let Some(error) = self.failed.take() {
             return Some(Err(error));
@@ -234,7 +236,7 @@ impl<'a> Events<'a> {
         let text = lengthen(short).filter(|_| number < OUTLINES).ok_or(SegmentError::Outline)?;
         let values = text.bytes().filter(|byte| *byte == 0).count();
         self.outlines.resize(self.outlines.len().max(number + 1), None);
-        self.outlines[number] = Some(Outline { event, text, values, previous: Row::default() });
+        self.outlines[number] = Some(DeclaredOutline { event, text, values, previous: Row::default() });
         Ok(())
     }
 
@@ -244,15 +246,15 @@ impl<'a> Events<'a> {
         let outline = self.outlines.get_mut(number).and_then(Option::as_mut).ok_or(SegmentError::Outline)?;
         self.spare.read_after(&outline.previous, outline.values, &mut self.rest).ok_or(SegmentError::Value)?;
         let most = TOO_MUCH_GROWTH * (self.length - self.rest.len());
-        // A row that equals the one before takes a byte for each value, and must be copied.
+        // A row that equals the previous one takes one byte for each value in the segment, but must be copied.
         self.unpacked += self.spare.size();
         if self.unpacked > SPARSEST * most {
             return Err(SegmentError::Value);
         }
         let entry = if wanted(topic) {
-            let payload =
-                fill(&outline.text, &self.spare, most.saturating_sub(self.told)).map_err(|_| SegmentError::Value)?;
-            self.told += payload.len();
+            let limit = Limit::new(most.saturating_sub(self.rendered));
+            let payload = fill(&outline.text, &self.spare, limit).map_err(|_| SegmentError::Value)?;
+            self.rendered += payload.len();
             Entry::Event(Event { topic, event: outline.event, payload: Cow::Owned(payload) })
         } else {
             Entry::Unwanted
@@ -270,7 +272,7 @@ impl<'a> Iterator for Events<'a> {
     type Item = Result<Event<'a>, SegmentError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        // What is wanted is not passed over.
+        // Every event is wanted, so none is passed over.
         self.next_wanted(|_| true).and_then(Result::transpose)
     }
 }
@@ -278,11 +280,12 @@ impl<'a> Iterator for Events<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limit::WIDEST;
     use crate::outline::{MAX_OUTLINE, shorten};
-    use crate::value::{WIDEST, pack_integer, pack_json, pack_text};
+    use crate::value::{pack_integer, pack_json, pack_text};
     use proptest::prelude::*;
 
-    /// What is packed, and what its JSON is.
+    /// A value that can be packed, with its JSON.
     #[derive(Clone, Debug)]
     enum Value {
         Null,
@@ -318,7 +321,7 @@ mod tests {
         row
     }
 
-    /// An event with a payload as it is, or an outline of these texts filled with these rows of values.
+    /// A plain event, or an outline of these texts filled with these rows of values.
     type Entry = (String, String, String, Option<(u8, Vec<String>, Vec<Vec<Value>>)>);
 
     fn entry() -> impl Strategy<Value = Entry> {
@@ -339,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_that_nobody_wants_take_no_more_time_than_those_that_are_wanted() {
+    fn unwanted_rows_are_bounded_like_wanted_ones() {
         let mut segment = vec![VERSION];
         append_outline(&mut segment, 0, "e", "\0");
         let (long, none) = (row(&[Value::Text("x".repeat(MAX_PREVIOUS - 1))]), Row::default());
@@ -393,7 +396,7 @@ mod tests {
             append_outline(&mut segment, 0, "e", "\0\0\0");
             segment.extend_from_slice(b"\0\x02\x01t");
             segment.extend_from_slice(&bytes);
-            // Three values, each byte of which stands there once.
+            // The payload has three values; each byte is part of one of them.
             let longest = |event: Result<Event<'_>, _>| event.map_or(0, |event| event.payload.len());
             prop_assert!(events(&segment).next().map_or(0, longest) <= WIDEST * bytes.len() + 3 * "null".len());
         }
@@ -415,7 +418,8 @@ mod tests {
         for len in 0..segment.len() {
             let cut: Vec<_> = events(&segment[..len]).collect();
             let end = cut.last().and_then(|last| last.clone().err());
-            // Not where an entry ends, of which there are three.
+            // A cut where an entry ends leaves a valid segment: after the version byte, the outline and the first
+            // event.
             let error = matches!(end, Some(SegmentError::Short | SegmentError::Value));
             assert!(error || [1, 10, 17].contains(&len), "{len}: {cut:?}");
         }
@@ -433,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_wanted_is_passed_over_and_counts_for_what_comes_behind_it() {
+    fn an_unwanted_event_is_passed_over_but_the_next_one_may_refer_to_it() {
         let mut segment = vec![VERSION];
         append_outline(&mut segment, 0, "e", "\0");
         let rows = [1, 2, 3].map(|number| row(&[Value::Integer(1000 + number)]));
@@ -447,12 +451,12 @@ mod tests {
                 .next_wanted(|topic| topic == "a")
                 .map(|event| event.map(|event| event.map(|e| e.payload.into_owned())))
         };
-        let told: Vec<_> = std::iter::from_fn(&mut next).collect();
-        assert_eq!(told, [Ok(Some("1001".to_owned())), Ok(None), Ok(None), Ok(Some("1003".to_owned()))]);
+        let payloads: Vec<_> = std::iter::from_fn(&mut next).collect();
+        assert_eq!(payloads, [Ok(Some("1001".to_owned())), Ok(None), Ok(None), Ok(Some("1003".to_owned()))]);
     }
 
     #[test]
-    fn a_few_bytes_make_no_endless_events() {
+    fn a_few_bytes_never_expand_to_endless_payloads() {
         let mut segment = vec![VERSION];
         append_outline(&mut segment, 0, "e", "\0");
         let row = row(&[Value::Text("\u{1}".repeat(65_000))]);
@@ -460,11 +464,11 @@ mod tests {
         for _ in 0..10_000 {
             append_filled(&mut segment, 0, "t", &row, &row);
         }
-        let mut told = 0;
+        let mut rendered = 0;
         let last =
-            events(&segment).inspect(|event| told += event.as_ref().map_or(0, |event| event.payload.len())).last();
+            events(&segment).inspect(|event| rendered += event.as_ref().map_or(0, |event| event.payload.len())).last();
         assert_eq!(last, Some(Err(SegmentError::Value)));
-        assert!(told > 65_000 && told <= TOO_MUCH_GROWTH * segment.len(), "{told} of {}", segment.len());
+        assert!(rendered > 65_000 && rendered <= TOO_MUCH_GROWTH * segment.len(), "{rendered} of {}", segment.len());
     }
 
     #[test]

@@ -1,16 +1,16 @@
-//! Strings of JSON.
+//! Strings in JSON.
 
-/// The digits of a hexadecimal number.
+/// The hexadecimal digits.
 pub const HEX: &[u8; 16] = b"0123456789abcdef";
 
-/// Writes a string, escaped as Postgres's `escape_json` does.
+/// Appends a text as a JSON string, escaped as Postgres's `escape_json` does it.
 pub fn write(out: &mut Vec<u8>, text: &[u8]) {
     let is_plain = |byte: u8| byte >= 0x20 && byte != b'"' && byte != b'\\';
     out.push(b'"');
     let mut rest = text;
     while !rest.is_empty() {
-        // Sixteen at a time as long as all are plain: without a way out of the loop, the compiler looks at all of them
-        // at once.
+        // Sixteen bytes at a time while none needs an escape. The inner loop has no early exit, so that the compiler
+        // can vectorize it.
         let blocks =
             rest.chunks_exact(16).take_while(|block| block.iter().fold(true, |all, byte| all & is_plain(*byte)));
         let plain = 16 * blocks.count();
@@ -35,7 +35,7 @@ pub fn write(out: &mut Vec<u8>, text: &[u8]) {
     out.push(b'"');
 }
 
-/// A text as a string.
+/// A text as a JSON string.
 pub fn quoted(text: &str) -> String {
     let mut json = Vec::new();
     write(&mut json, text.as_bytes());

@@ -1,8 +1,8 @@
-//! How a topic is made of named values: `boards_{board_id}`. `{{` and `}}` stand for literal braces.
+//! A topic template: text with holes for named values, as in `boards_{board_id}`. `{{` and `}}` are literal braces.
 //!
-//! A topic can be read in one way only: a subscriber of one row's topic must not get the events of another row whose
-//! values happen to make the same text. So text separates any two holes, and no value contains the text that separates
-//! it from the next.
+//! Different values must make different topics: a subscriber to the topic of one row must not get the events of another
+//! row whose values happen to make the same text. So there is text between any two holes, and no value contains the
+//! text that separates it from the next one.
 
 /// A parsed template.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,16 +13,16 @@ pub struct Template {
 /// One piece of a template.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Piece {
-    /// Text that stands as it is.
+    /// Literal text.
     Text(String),
-    /// The name of the value to put here.
+    /// The name of the value that goes here.
     Hole(String),
 }
 
-/// Why a text is no template.
+/// Why a text is not a template.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TemplateError {
-    /// There is nothing in it.
+    /// The text is empty.
     #[error("the template is empty")]
     Empty,
     /// A `{` without its `}`.
@@ -32,20 +32,20 @@ pub enum TemplateError {
     #[error("a closing brace without an opening one: write }}}} for a literal brace")]
     Unopened,
     /// `{}`.
-    #[error("a hole names nothing")]
+    #[error("a hole has no name")]
     Nameless,
     /// `{a}{b}`.
     #[error("no text separates two holes, so nothing marks the end of the first value")]
     Adjacent,
 }
 
-/// A value contains the text that separates it from the next one, or makes that text begin earlier, so the topic could
-/// be read in another way.
+/// A value contains the text that separates it from the next one, or ends with the beginning of it, so other values
+/// could make the same topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a value contains the text that separates it from the next value")]
 pub struct Ambiguous;
 
-/// Checks a value, given with the text after it that separates it from the next one.
+/// Checks a value, which is followed by the text that separates it from the next one.
 pub fn check_separated(value_and_separator: &[u8], separator: &str) -> Result<(), Ambiguous> {
     let mut windows = value_and_separator.windows(separator.len().max(1));
     match windows.position(|window| window == separator.as_bytes()) {
@@ -61,7 +61,7 @@ impl Template {
         if template.has_adjacent_holes() { Err(TemplateError::Adjacent) } else { Ok(template) }
     }
 
-    /// As [`Self::parse`], but allows adjacent holes, which older versions accepted. Such templates match nothing.
+    /// As [`Self::parse`], but allows adjacent holes, which older versions accepted. Such a template matches nothing.
     pub fn parse_any(text: &str) -> Result<Self, TemplateError> {
         let mut pieces = Vec::new();
         let mut literal = String::new();
@@ -95,12 +95,12 @@ impl Template {
         Ok(Self { pieces })
     }
 
-    /// The pieces, in order; two texts never stand side by side.
+    /// The pieces in order. No two texts are adjacent.
     pub fn pieces(&self) -> &[Piece] {
         &self.pieces
     }
 
-    /// Whether nothing separates two holes.
+    /// Whether there is no text between some two holes.
     pub fn has_adjacent_holes(&self) -> bool {
         self.pieces.windows(2).any(|pair| matches!(pair, [Piece::Hole(_), Piece::Hole(_)]))
     }
@@ -131,8 +131,8 @@ impl Template {
         Ok(text)
     }
 
-    /// Parses `text` into the values of the holes, in order; `None` if no values make it. A hole has at least one
-    /// character and ends at the first occurrence of the text that follows it. The last hole takes the rest.
+    /// Parses a topic into the values of the holes, in order; `None` if no values make this topic. A value has at least
+    /// one character and ends at the first occurrence of the text that follows its hole. The last hole gets the rest.
     pub fn matches<'t>(&self, text: &'t str) -> Option<Vec<&'t str>> {
         let (pieces, mut rest) = match self.pieces.split_last() {
             Some((Piece::Text(suffix), before)) if !before.is_empty() => (before, text.strip_suffix(suffix.as_str())?),
@@ -237,9 +237,9 @@ mod tests {
     }
 
     proptest! {
-        /// All templates of a few pieces, with all values of a few letters that also occur in the templates.
+        /// Templates of a few pieces, with values made of a few letters that also occur in the templates.
         #[test]
-        fn a_topic_has_one_reading(
+        fn different_values_make_different_topics(
             first in "[ab]{0,2}", separators in prop::collection::vec("[ab]{1,3}", 0..3), last in "[ab]{0,2}",
             values in prop::collection::vec("[abc]{0,4}", 3), others in prop::collection::vec("[abc]{0,4}", 3),
         ) {
@@ -258,7 +258,7 @@ mod tests {
                     prop_assert_eq!(&values[..count], &others[..count]);
                 }
             }
-            // And in the other direction: what matches is what these values make.
+            // And in the other direction: the values that a topic is parsed into make the same topic.
             let topic = values.concat();
             if let Some(read) = template.matches(&topic) {
                 let read: Vec<_> = read.into_iter().map(str::to_owned).collect();
@@ -267,7 +267,7 @@ mod tests {
         }
 
         #[test]
-        fn what_matches_is_what_was_put_in(a in "[a-c]{1,5}", b in "\\PC{1,5}") {
+        fn a_topic_is_parsed_into_the_values_that_made_it(a in "[a-c]{1,5}", b in "\\PC{1,5}") {
             let template = Template::parse("x_{a}-{b}_y").unwrap();
             let topic = format!("x_{a}-{b}_y");
             prop_assert_eq!(template.matches(&topic), Some(vec![a.as_str(), b.as_str()]));

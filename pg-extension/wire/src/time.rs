@@ -1,5 +1,5 @@
-//! Dates and times as `to_jsonb` writes them: in ISO 8601, whatever `DateStyle` says. Only of years with four digits:
-//! neither the infinities have those, nor what is before Christ.
+//! Dates and times as `to_jsonb` renders them: in ISO 8601, whatever `DateStyle` is. Only years of four digits are
+//! supported: no infinities, and no years before Christ.
 
 use std::cell::Cell;
 use std::ops::RangeInclusive;
@@ -7,12 +7,13 @@ use std::ops::RangeInclusive;
 const SECOND: i64 = 1_000_000;
 const DAY: i64 = 86_400 * SECOND;
 
-/// The days from 1970-01-01 to 2000-01-01, from where Postgres counts.
+/// The days from 1970-01-01 to 2000-01-01, the epoch of Postgres.
 const EPOCH: i64 = 10_957;
 
-/// The days from 0000-03-01 to 1970-01-01, and the first and the last day whose year has four digits, counted from
-/// there too.
+/// The days from 0000-03-01 to 1970-01-01.
 const ORIGIN: i64 = 719_468;
+
+/// The days whose year has four digits, counted from 0000-03-01.
 const FOUR_DIGITS: RangeInclusive<i64> = 306..=3_652_364;
 
 /// Whether the year of a day, given as the days since 2000-01-01, has four digits.
@@ -25,20 +26,20 @@ pub fn is_timestamp(micros: i64) -> bool {
     is_date(micros.div_euclid(DAY))
 }
 
-/// Whether it is a time of day, in microseconds. 24:00:00 is one.
+/// Whether a number of microseconds is a time of day. 24:00:00 is one.
 pub fn is_time(micros: i64) -> bool {
     (0..=DAY).contains(&micros)
 }
 
-/// Whether clocks may be so many seconds ahead of Greenwich: nowhere on Earth a day.
+/// Whether a number of seconds can be an offset from UTC: always less than a day.
 pub fn is_offset(seconds: i32) -> bool {
     seconds.unsigned_abs() < 86_400
 }
 
-/// Writes a day.
+/// Appends a day, given as the days since 2000-01-01. None if its year does not have four digits.
 pub fn write_date(out: &mut Vec<u8>, days: i64) -> Option<()> {
     thread_local! {
-        /// The last day that was written: the next row's is most likely the same.
+        /// The last day, with its text: the next row probably has the same.
         static LAST: Cell<(i64, [u8; 10])> = const { Cell::new((i64::MIN, [0; 10])) };
     }
     let (mut day, mut text) = LAST.get();
@@ -55,8 +56,8 @@ pub fn write_date(out: &mut Vec<u8>, days: i64) -> Option<()> {
 
 /// The text of a day, given as the days since 0000-03-01.
 fn date(days: u32) -> [u8; 10] {
-    // The calendar repeats after 400 years, or 146,097 days. Years are counted from March on, so that the odd day is
-    // the last one of a year (after Howard Hinnant's "chrono-Compatible Low-Level Date Algorithms").
+    // The calendar repeats after 400 years, or 146,097 days. Years begin in March here, so that a leap day is the last
+    // day of a year (after Howard Hinnant's "chrono-Compatible Low-Level Date Algorithms").
     let (era, day) = (days / 146_097, days % 146_097);
     let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
     let day = day - (365 * year + year / 4 - year / 100);
@@ -68,7 +69,7 @@ fn date(days: u32) -> [u8; 10] {
     [a, b, c, d, b'-', e, f, b'-', g, h]
 }
 
-/// Writes a time of day, given in microseconds.
+/// Appends a time of day, given in microseconds.
 pub fn write_time(out: &mut Vec<u8>, time: i64) {
     let (seconds, micros) = ((time / SECOND) as u32, (time % SECOND) as u32);
     let ([a, b], [c, d], [e, f]) = (two(seconds / 3600), two(seconds / 60 % 60), two(seconds % 60));
@@ -76,7 +77,7 @@ pub fn write_time(out: &mut Vec<u8>, time: i64) {
     write_fraction(out, micros);
 }
 
-/// Writes the microseconds of a second behind it, as few digits as tell them.
+/// Appends the microseconds of a second as a fraction, without trailing zeros.
 pub fn write_fraction(out: &mut Vec<u8>, micros: u32) {
     if micros == 0 {
         return;
@@ -92,7 +93,7 @@ pub fn two(number: u32) -> [u8; 2] {
     [b'0' + (number / 10) as u8, b'0' + (number % 10) as u8]
 }
 
-/// Writes a day and a time of it.
+/// Appends a timestamp, given as the microseconds since 2000-01-01.
 pub fn write_timestamp(out: &mut Vec<u8>, micros: i64) -> Option<()> {
     write_date(out, micros.div_euclid(DAY))?;
     out.push(b'T');
@@ -100,12 +101,12 @@ pub fn write_timestamp(out: &mut Vec<u8>, micros: i64) -> Option<()> {
     Some(())
 }
 
-/// The time of an instant where clocks are so many seconds ahead of Greenwich.
+/// The local time of an instant at an offset from UTC in seconds. None if it overflows.
 pub fn local(micros: i64, offset: i32) -> Option<i64> {
     micros.checked_add(i64::from(offset) * SECOND)
 }
 
-/// Writes an instant as the time where clocks are so many seconds ahead of Greenwich.
+/// Appends an instant as the local time at an offset from UTC in seconds, followed by the offset.
 pub fn write_timestamptz(out: &mut Vec<u8>, micros: i64, offset: i32) -> Option<()> {
     if !is_offset(offset) {
         return None;

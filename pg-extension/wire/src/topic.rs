@@ -1,4 +1,4 @@
-//! The name a client subscribes to.
+//! The name that a client subscribes to.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ pub const MAX_NAME: usize = 255;
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Topic(Box<str>);
 
-/// Why a text is no topic (or no event name: the same rule holds for both).
+/// Why a text is not a topic, or not an event name: the same rules apply to both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TopicError {
     /// The text has no bytes.
@@ -18,7 +18,7 @@ pub enum TopicError {
     /// The text is longer than [`MAX_NAME`] bytes.
     #[error("it is longer than {MAX_NAME} bytes")]
     TooLong,
-    /// The text has a control character: one could break out of a line of the stream.
+    /// The text contains a control character, which could end a line of the stream.
     #[error("it contains a control character")]
     Control,
     /// The text is one of [`RESERVED_EVENTS`].
@@ -26,23 +26,23 @@ pub enum TopicError {
     Reserved,
 }
 
-/// Names that a user's event must not have: an EventSource dispatches `error` and `open` itself, the proxy sends the
-/// others.
+/// Names that are not allowed for the events of users: an EventSource dispatches `error` and `open` itself, and the
+/// proxy sends the others.
 pub const RESERVED_EVENTS: [&str; 6] = ["error", "open", "reset", "ready", "position", "unauthorized"];
 
-/// Checks a topic or an event name without keeping it.
+/// Checks a topic or an event name.
 pub fn check_name(text: &str) -> Result<(), TopicError> {
     match text.len() {
         0 => Err(TopicError::Empty),
         n if n > MAX_NAME => Err(TopicError::TooLong),
-        // Most are ASCII, and then it is enough to look at the bytes, all at once.
+        // Most names are printable ASCII. This loop has no early exit, so that the compiler can vectorize it.
         _ if text.bytes().fold(true, |all, byte| all & (b' '..=b'~').contains(&byte)) => Ok(()),
         _ if text.chars().any(char::is_control) => Err(TopicError::Control),
         _ => Ok(()),
     }
 }
 
-/// Checks the name of a user's event.
+/// Checks the name of an event of a user.
 pub fn check_event(text: &str) -> Result<(), TopicError> {
     if RESERVED_EVENTS.contains(&text) {
         return Err(TopicError::Reserved);
@@ -51,7 +51,7 @@ pub fn check_event(text: &str) -> Result<(), TopicError> {
 }
 
 impl Topic {
-    /// Takes `text` as a topic.
+    /// The topic with this text.
     pub fn new(text: &str) -> Result<Self, TopicError> {
         check_name(text).map(|()| Self(text.into()))
     }
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_name_is_no_name_that_a_stream_has_for_itself() {
+    fn an_event_name_that_a_stream_uses_itself_is_reserved() {
         for name in RESERVED_EVENTS {
             assert_eq!(check_event(name), Err(TopicError::Reserved));
             assert!(Topic::new(name).is_ok());

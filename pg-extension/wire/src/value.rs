@@ -1,45 +1,32 @@
-//! One value of a row, packed: a byte that tells its kind, and behind it what Postgres stores, or nearly. Whoever reads it makes JSON
-//! of it, the same as `to_jsonb` gives; whoever writes it is in a hurry.
+//! One value of a row, packed: a byte for its kind, then nearly the bytes that Postgres stores. Packing is cheap,
+//! because it happens in the writer's transaction. The reader renders the value as the JSON that `to_jsonb` returns.
 //!
 //! | kind | | what follows |
 //! |---:|---|---|
-//! | | NULL | has no byte at all |
+//! | | NULL | no bytes at all, not even for the kind |
 //! | 1, 2 | false, true | nothing |
-//! | 3 | integer | two's complement, no more bytes than it takes |
+//! | 3 | integer | two's complement, in as few bytes as possible |
 //! | 4 | numeric | the stored bytes, without their length |
 //! | 5 | text | the text |
 //! | 6 | uuid | its 16 bytes |
 //! | 7 | date | days since 2000-01-01, as four bytes |
 //! | 8 | time | microseconds since midnight, as eight bytes |
 //! | 9 | timestamp | microseconds since 2000-01-01, as eight bytes |
-//! | 10 | timestamptz | seconds that the session's clocks were ahead of Greenwich, as three bytes, then as a timestamp |
+//! | 10 | timestamptz | the offset of the session's time zone from UTC in seconds, as three bytes, then as a timestamp |
 //! | 11 | interval | months and days as four bytes each, microseconds as eight |
 //! | 12 | jsonb | the stored bytes, without their length |
-//! | 13 | list | each element, its length in front |
-//! | 14 | members | each key as it stands in JSON with its colon and each value, their lengths in front |
-//! | 15 | json | JSON as it is |
+//! | 13 | list | each element, preceded by its length |
+//! | 14 | members | each key (in JSON, with its colon) and each value, preceded by their lengths |
+//! | 15 | json | JSON |
 //!
-//! Numbers have their highest byte first, for then values that are near have their first bytes in common (see [`crate::row`]); only
-//! what Postgres stores as a whole is little-endian. A length is seven bits a byte, the lowest ones first; a set highest bit says
-//! that more follow.
+//! Numbers are big-endian, so that numbers close to each other have their first bytes in common (see [`crate::row`]).
+//! Only the stored bytes of `numeric` and `jsonb` are little-endian. A length is a LEB128 varint: seven bits in each
+//! byte, the lowest ones first; the highest bit is set if more bytes follow.
 
+use crate::error::{PackError, ReadError};
 use crate::interval::{self, Interval};
+use crate::limit::{Limit, WIDEST};
 use crate::{jsonb, numeric, string, time};
-
-/// Why a value was not written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stop {
-    /// It would be too long.
-    TooLong,
-    /// These bytes say nothing to us.
-    Unknown,
-}
-
-/// A byte of a packed value makes at most so many bytes of JSON, and a NULL, which has none, four.
-pub const WIDEST: usize = 6;
-
-/// A byte of a value's JSON takes at most so many when it is packed.
-pub const SPARSEST: usize = 4;
 
 const FALSE: u8 = 1;
 const TRUE: u8 = 2;
@@ -67,22 +54,22 @@ pub fn pack_integer(out: &mut Vec<u8>, value: i64) {
     let bits = 65 - (value ^ value >> 63).leading_zeros();
     let surplus = 8 - bits.div_ceil(8);
     let [a, b, c, d, e, f, g, h] = (value << (8 * surplus)).to_be_bytes();
-    // All of them and then off with some: a copy of a known length is one store.
+    // Appends all bytes and then drops some: a copy of constant length is a single store.
     out.extend_from_slice(&[INTEGER, a, b, c, d, e, f, g, h]);
     out.truncate(out.len() - surplus as usize);
 }
 
-/// Packs a `numeric`, from its stored bytes, unless its text is far longer than they are.
-pub fn pack_numeric(out: &mut Vec<u8>, bytes: &[u8]) -> Result<(), Stop> {
+/// Packs a `numeric` from its stored bytes. Fails if its text is more than [`WIDEST`] times as long.
+pub fn pack_numeric(out: &mut Vec<u8>, bytes: &[u8]) -> Result<(), PackError> {
     if is_too_wide(bytes)? {
-        return Err(Stop::TooLong);
+        return Err(PackError::TooLong);
     }
     tagged(out, NUMERIC, bytes);
     Ok(())
 }
 
 /// Whether the text of a `numeric` is longer than [`WIDEST`] allows.
-pub(crate) fn is_too_wide(bytes: &[u8]) -> Result<bool, Stop> {
+fn is_too_wide(bytes: &[u8]) -> Result<bool, ReadError> {
     Ok(numeric::length(bytes)? > WIDEST * bytes.len())
 }
 
@@ -91,12 +78,12 @@ pub fn pack_text(out: &mut Vec<u8>, text: &[u8]) {
     tagged(out, TEXT, text);
 }
 
-/// Packs JSON, as it is.
+/// Packs a text that is JSON.
 pub fn pack_json(out: &mut Vec<u8>, json: &[u8]) {
     tagged(out, JSON, json);
 }
 
-/// Packs the JSON that `write` writes.
+/// Packs the JSON that `write` appends.
 pub fn pack_json_with<E>(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> Result<(), E> {
     out.push(JSON);
     write(out)
@@ -107,32 +94,33 @@ pub fn pack_uuid(out: &mut Vec<u8>, bytes: &[u8; 16]) {
     tagged(out, UUID, bytes);
 }
 
-/// Packs a day, given as the days since 2000-01-01. Like the next three, none whose year has not four digits.
-pub fn pack_date(out: &mut Vec<u8>, days: i32) -> Result<(), Stop> {
-    known(time::is_date(days.into()))?;
+/// Packs a day, given as the days since 2000-01-01. Years of other than four digits are unsupported, also in the next
+/// three functions.
+pub fn pack_date(out: &mut Vec<u8>, days: i32) -> Result<(), PackError> {
+    supported(time::is_date(days.into()))?;
     let [a, b, c, d] = days.to_be_bytes();
     out.extend_from_slice(&[DATE, a, b, c, d]);
     Ok(())
 }
 
 /// Packs a time of day, in microseconds.
-pub fn pack_time(out: &mut Vec<u8>, micros: i64) -> Result<(), Stop> {
-    known(time::is_time(micros))?;
+pub fn pack_time(out: &mut Vec<u8>, micros: i64) -> Result<(), PackError> {
+    supported(time::is_time(micros))?;
     pack_long(out, TIME, micros);
     Ok(())
 }
 
-/// Packs a time, in microseconds since 2000-01-01.
-pub fn pack_timestamp(out: &mut Vec<u8>, micros: i64) -> Result<(), Stop> {
-    known(time::is_timestamp(micros))?;
+/// Packs a timestamp, in microseconds since 2000-01-01.
+pub fn pack_timestamp(out: &mut Vec<u8>, micros: i64) -> Result<(), PackError> {
+    supported(time::is_timestamp(micros))?;
     pack_long(out, TIMESTAMP, micros);
     Ok(())
 }
 
-/// Packs an instant, in microseconds since 2000-01-01 in Greenwich, to be told as the time where clocks are so many
-/// seconds ahead.
-pub fn pack_timestamptz(out: &mut Vec<u8>, micros: i64, offset: i32) -> Result<(), Stop> {
-    known(time::is_offset(offset) && time::local(micros, offset).is_some_and(time::is_timestamp))?;
+/// Packs an instant, in microseconds since 2000-01-01 UTC, to be rendered as the local time at an offset from UTC, in
+/// seconds.
+pub fn pack_timestamptz(out: &mut Vec<u8>, micros: i64, offset: i32) -> Result<(), PackError> {
+    supported(time::is_offset(offset) && time::local(micros, offset).is_some_and(time::is_timestamp))?;
     let [_, a, b, c] = offset.to_be_bytes();
     let [d, e, f, g, h, i, j, k] = micros.to_be_bytes();
     out.extend_from_slice(&[TIMESTAMPTZ, a, b, c, d, e, f, g, h, i, j, k]);
@@ -147,26 +135,25 @@ pub fn pack_interval(out: &mut Vec<u8>, interval: Interval) {
     out.extend_from_slice(&interval.micros.to_be_bytes());
 }
 
-/// Packs a `jsonb`, from its stored bytes, unless only Postgres can write it, or its text is far longer than they are,
-/// or far shorter.
-pub fn pack_jsonb(out: &mut Vec<u8>, bytes: &[u8]) -> Result<(), Stop> {
+/// Packs a `jsonb` from its stored bytes. Fails if only Postgres can render it, or if its text is far longer or shorter
+/// than the stored bytes.
+pub fn pack_jsonb(out: &mut Vec<u8>, bytes: &[u8]) -> Result<(), PackError> {
     jsonb::check_packable(bytes)?;
     tagged(out, JSONB, bytes);
     Ok(())
 }
 
-/// Begins a list, to which [`pack_part`] adds the elements.
+/// Begins a list; [`pack_part`] adds each element.
 pub fn pack_list(out: &mut Vec<u8>) {
     out.push(LIST);
 }
 
-/// Begins an object, to which [`pack_part`] adds the keys, as they stand in JSON with their colons, and the values, in
-/// turn.
+/// Begins an object; [`pack_part`] adds each key (in JSON, with its colon) and then its value.
 pub fn pack_members(out: &mut Vec<u8>) {
     out.push(MEMBERS);
 }
 
-/// Adds what `pack` packs to a list or an object.
+/// Adds a part that `pack` appends to a list or an object.
 pub fn pack_part<E>(out: &mut Vec<u8>, pack: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> Result<(), E> {
     let before = out.len();
     out.push(0);
@@ -182,8 +169,8 @@ pub fn pack_part<E>(out: &mut Vec<u8>, pack: impl FnOnce(&mut Vec<u8>) -> Result
     Ok(())
 }
 
-fn known(is_known: bool) -> Result<(), Stop> {
-    if is_known { Ok(()) } else { Err(Stop::Unknown) }
+fn supported(is_supported: bool) -> Result<(), PackError> {
+    if is_supported { Ok(()) } else { Err(PackError::Unsupported) }
 }
 
 fn tagged(out: &mut Vec<u8>, tag: u8, bytes: &[u8]) {
@@ -197,7 +184,7 @@ fn pack_long(out: &mut Vec<u8>, tag: u8, value: i64) {
     out.extend_from_slice(&[tag, a, b, c, d, e, f, g, h]);
 }
 
-/// Writes a length.
+/// Appends a length.
 pub(crate) fn write_length(out: &mut Vec<u8>, mut length: usize) {
     while length >= 0x80 {
         out.push(length as u8 | 0x80);
@@ -206,7 +193,7 @@ pub(crate) fn write_length(out: &mut Vec<u8>, mut length: usize) {
     out.push(length as u8);
 }
 
-/// Takes a length off the front.
+/// Reads a length from the front of the bytes, which are shortened by it.
 pub(crate) fn read_length(bytes: &mut &[u8]) -> Option<usize> {
     let (mut length, mut shift) = (0usize, 0);
     loop {
@@ -224,37 +211,37 @@ pub(crate) fn read_length(bytes: &mut &[u8]) -> Option<usize> {
     }
 }
 
-/// Takes a part of a list or an object off the front.
-fn part<'a>(bytes: &mut &'a [u8]) -> Result<&'a [u8], Stop> {
-    let length = read_length(bytes).ok_or(Stop::Unknown)?;
-    let (part, rest) = bytes.split_at_checked(length).ok_or(Stop::Unknown)?;
+/// Reads a part of a list or an object from the front of the bytes, which are shortened by it.
+fn part<'a>(bytes: &mut &'a [u8]) -> Result<&'a [u8], ReadError> {
+    let length = read_length(bytes).ok_or(ReadError::Corrupt)?;
+    let (part, rest) = bytes.split_at_checked(length).ok_or(ReadError::Corrupt)?;
     *bytes = rest;
     Ok(part)
 }
 
-/// Writes a packed value as JSON, which is at most [`WIDEST`] times as long. Fails on bytes that no function here has
-/// packed.
-pub fn write(out: &mut Vec<u8>, value: &[u8]) -> Result<(), Stop> {
+/// Appends a packed value as JSON, which is at most [`WIDEST`] times as long. Fails on bytes that were not packed by
+/// the functions of this module.
+pub fn write(out: &mut Vec<u8>, value: &[u8]) -> Result<(), ReadError> {
     write_nested(out, value, 0)
 }
 
-/// Lists in members are the deepest that there is.
+/// The deepest nesting that a writer makes: a list in an object.
 const DEEPEST: usize = 2;
 
-fn write_nested(out: &mut Vec<u8>, value: &[u8], depth: usize) -> Result<(), Stop> {
+fn write_nested(out: &mut Vec<u8>, value: &[u8], depth: usize) -> Result<(), ReadError> {
     let Some((tag, bytes)) = value.split_first() else {
         out.extend_from_slice(b"null");
         return Ok(());
     };
-    let most = out.len() + WIDEST * value.len();
+    let end = Limit::new(WIDEST * value.len()).after(out);
     match *tag {
         FALSE if bytes.is_empty() => out.extend_from_slice(b"false"),
         TRUE if bytes.is_empty() => out.extend_from_slice(b"true"),
         INTEGER => out.extend_from_slice(itoa::Buffer::new().format(integer(bytes)?).as_bytes()),
-        NUMERIC if is_too_wide(bytes)? => return Err(Stop::TooLong),
-        NUMERIC => numeric::write(out, bytes, usize::MAX)?,
+        NUMERIC if is_too_wide(bytes)? => return Err(ReadError::TooLong),
+        NUMERIC => numeric::write(out, bytes, Limit::NONE.after(out))?,
         TEXT => string::write(out, bytes),
-        JSONB => jsonb::write(out, bytes, most)?,
+        JSONB => jsonb::write(out, bytes, end)?,
         JSON => out.extend_from_slice(bytes),
         LIST if depth < DEEPEST => {
             let mut rest = bytes;
@@ -281,14 +268,14 @@ fn write_nested(out: &mut Vec<u8>, value: &[u8], depth: usize) -> Result<(), Sto
         }
         tag => {
             out.push(b'"');
-            write_quoted(out, tag, bytes).ok_or(Stop::Unknown)?;
+            write_quoted(out, tag, bytes).ok_or(ReadError::Corrupt)?;
             out.push(b'"');
         }
     }
     Ok(())
 }
 
-/// Writes a value that is a string without anything to escape.
+/// Appends the text of a value that is a string in JSON and has no characters to escape.
 fn write_quoted(out: &mut Vec<u8>, tag: u8, bytes: &[u8]) -> Option<()> {
     match tag {
         UUID => write_uuid(out, bytes.try_into().ok()?),
@@ -314,9 +301,9 @@ fn write_quoted(out: &mut Vec<u8>, tag: u8, bytes: &[u8]) -> Option<()> {
     Some(())
 }
 
-fn integer(bytes: &[u8]) -> Result<i64, Stop> {
+fn integer(bytes: &[u8]) -> Result<i64, ReadError> {
     let mut word = [0; 8];
-    word.get_mut(..bytes.len()).filter(|word| !word.is_empty()).ok_or(Stop::Unknown)?.copy_from_slice(bytes);
+    word.get_mut(..bytes.len()).filter(|word| !word.is_empty()).ok_or(ReadError::Corrupt)?.copy_from_slice(bytes);
     Ok(i64::from_be_bytes(word) >> (64 - 8 * bytes.len()))
 }
 
@@ -324,7 +311,7 @@ fn long(bytes: &[u8]) -> Option<i64> {
     Some(i64::from_be_bytes(bytes.try_into().ok()?))
 }
 
-/// Writes a `uuid` as text.
+/// Appends a `uuid` as text.
 pub fn write_uuid(out: &mut Vec<u8>, bytes: &[u8; 16]) {
     for (i, byte) in bytes.iter().enumerate() {
         if [4, 6, 8, 10].contains(&i) {

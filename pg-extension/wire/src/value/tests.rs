@@ -1,4 +1,4 @@
-//! Each kind of value, and bytes that are none.
+//! Values of each kind, and bytes that are not a value.
 
 use proptest::prelude::*;
 
@@ -10,13 +10,13 @@ fn packed<E: std::fmt::Debug>(pack: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) 
     out
 }
 
-fn told(value: &[u8]) -> String {
+fn json(value: &[u8]) -> String {
     let mut out = Vec::new();
     write(&mut out, value).unwrap();
     String::from_utf8(out).unwrap()
 }
 
-/// What a function that cannot fail packs.
+/// The bytes from a pack function that cannot fail.
 fn sure(pack: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut out = Vec::new();
     pack(&mut out);
@@ -28,7 +28,7 @@ fn list(values: &[Vec<u8>]) -> Vec<u8> {
     let mut out = Vec::new();
     pack_list(&mut out);
     for value in values {
-        let pack = |out: &mut Vec<u8>| -> Result<(), Stop> {
+        let pack = |out: &mut Vec<u8>| -> Result<(), PackError> {
             out.extend_from_slice(value);
             Ok(())
         };
@@ -38,11 +38,11 @@ fn list(values: &[Vec<u8>]) -> Vec<u8> {
 }
 
 #[test]
-fn each_kind_is_told_as_postgres_tells_it() {
+fn each_kind_is_rendered_as_postgres_renders_it() {
     const HOUR: i64 = 3_600_000_000;
     let uuid = std::array::from_fn(|i| i as u8 * 17);
     let interval = |months, days, micros| sure(|out| pack_interval(out, Interval { months, days, micros }));
-    for (value, json) in [
+    for (value, expected) in [
         (Vec::new(), "null"),
         (sure(|out| pack_bool(out, false)), "false"),
         (sure(|out| pack_bool(out, true)), "true"),
@@ -74,23 +74,23 @@ fn each_kind_is_told_as_postgres_tells_it() {
             &*format!("[null,7,\"{}\"]", "x".repeat(300)),
         ),
     ] {
-        assert_eq!(told(&value), json);
+        assert_eq!(json(&value), expected);
     }
     let mut members = Vec::new();
     pack_members(&mut members);
-    assert_eq!(told(&members), "{}");
+    assert_eq!(json(&members), "{}");
     for part in [&b"\"a\":"[..], &sure(|out| pack_integer(out, -1)), b"\"b\":", &list(&[])] {
-        let pack = |out: &mut Vec<u8>| -> Result<(), Stop> {
+        let pack = |out: &mut Vec<u8>| -> Result<(), PackError> {
             out.extend_from_slice(part);
             Ok(())
         };
         pack_part(&mut members, pack).unwrap();
     }
-    assert_eq!(told(&members), r#"{"a":-1,"b":[]}"#);
+    assert_eq!(json(&members), r#"{"a":-1,"b":[]}"#);
 }
 
 #[test]
-fn what_has_no_four_digits_of_a_year_is_left_to_postgres() {
+fn years_of_other_than_four_digits_are_not_packed() {
     let out = &mut Vec::new();
     for packed in [
         pack_date(out, i32::MAX),
@@ -99,16 +99,16 @@ fn what_has_no_four_digits_of_a_year_is_left_to_postgres() {
         pack_timestamp(out, i64::MIN),
         pack_timestamptz(out, i64::MAX, 3600),
         pack_timestamptz(out, i64::MIN, -3600),
-        // The last hour of the year 9999 in Greenwich is in the next one further to the east.
+        // The last microsecond of the year 9999 in UTC is in the next year one second further to the east.
         pack_timestamptz(out, 252_455_615_999_999_999, 1),
         pack_timestamptz(out, 0, 86_400),
         pack_time(out, -1),
     ] {
-        assert_eq!(packed, Err(Stop::Unknown));
+        assert_eq!(packed, Err(PackError::Unsupported));
     }
     assert_eq!(out, b"");
     assert_eq!(
-        told(&packed(|out| pack_timestamptz(out, 252_455_615_999_999_999, 0))),
+        json(&packed(|out| pack_timestamptz(out, 252_455_615_999_999_999, 0))),
         r#""9999-12-31T23:59:59.999999+00:00""#
     );
 }
@@ -118,31 +118,31 @@ fn a_number_of_few_bytes_and_many_digits_is_not_packed() {
     let out = &mut Vec::new();
     // 1e131071 in ten bytes, alone and in a jsonb.
     let wide = b"\x00\x00\xff\x7f\xe8\x03";
-    assert_eq!(pack_numeric(out, wide), Err(Stop::TooLong));
+    assert_eq!(pack_numeric(out, wide), Err(PackError::TooLong));
     let jsonb = [&b"\x01\0\0\x50\x0a\0\0\x10\x28\0\0\0"[..], wide].concat();
-    assert_eq!(pack_jsonb(out, &jsonb), Err(Stop::TooLong));
+    assert_eq!(pack_jsonb(out, &jsonb), Err(PackError::TooLong));
     assert_eq!(out, b"");
-    // Nor read, should somebody write it.
+    // Nor is it read if somebody wrote it.
     for (tag, bytes) in [(NUMERIC, &wide[..]), (JSONB, &jsonb)] {
         assert!(write(out, &[&[tag], bytes].concat()).is_err());
     }
 }
 
 #[test]
-fn nobody_is_led_into_any_depth() {
+fn a_deeply_nested_value_is_corrupt() {
     let mut value = list(&[]);
     while value.len() < 10_000 {
         let length = value.len();
         let head = [LIST, 0x80 | length as u8, 0x80 | (length >> 7) as u8, (length >> 14) as u8];
         value.splice(0..0, head);
     }
-    assert_eq!(write(&mut Vec::new(), &value), Err(Stop::Unknown));
+    assert_eq!(write(&mut Vec::new(), &value), Err(ReadError::Corrupt));
 }
 
 #[test]
-fn a_container_that_is_told_again_and_again_ends() {
-    // Each level is an array whose entries lead to the same array again: an entry with an end jumps back to where
-    // another began.
+fn a_container_that_contains_itself_many_times_is_too_long() {
+    // Each level is an array whose entries refer to the same array again: an entry with an end jumps back to where
+    // another one began.
     let mut level = b"\x00\0\0\x40".to_vec();
     for _ in 0..60 {
         let length = level.len() as u32;
@@ -155,8 +155,8 @@ fn a_container_that_is_told_again_and_again_ends() {
         level = array;
     }
     let mut out = Vec::new();
-    assert_eq!(write(&mut out, &[&[JSONB], &level[..]].concat()), Err(Stop::TooLong));
-    assert_eq!(pack_jsonb(&mut Vec::new(), &level), Err(Stop::TooLong));
+    assert_eq!(write(&mut out, &[&[JSONB], &level[..]].concat()), Err(ReadError::TooLong));
+    assert_eq!(pack_jsonb(&mut Vec::new(), &level), Err(PackError::TooLong));
     assert!(out.len() <= 2 * WIDEST * level.len());
 }
 
@@ -164,12 +164,12 @@ proptest! {
     #[test]
     fn an_integer_comes_out_as_it_went_in(number in any::<i64>(), shift in 0..64u32) {
         for number in [number >> shift, i64::MIN, i64::MAX, 0, -1, 127, 128, -128, -129] {
-            prop_assert_eq!(told(&sure(|out| pack_integer(out, number))), number.to_string());
+            prop_assert_eq!(json(&sure(|out| pack_integer(out, number))), number.to_string());
         }
     }
 
     #[test]
-    fn no_bytes_make_more_than_they_may(tag in 0..17u8, bytes in prop::collection::vec(any::<u8>(), 0..60)) {
+    fn no_bytes_make_more_json_than_the_bound(tag in 0..17u8, bytes in prop::collection::vec(any::<u8>(), 0..60)) {
         let value = [&[tag], &bytes[..]].concat();
         let mut out = Vec::new();
         if write(&mut out, &value).is_ok() {
@@ -180,8 +180,8 @@ proptest! {
 
 proptest! {
     #[test]
-    fn no_number_makes_more_than_it_may(header in any::<u16>(), weight in -40..40i16, digits in prop::collection::vec(0..10_000u16, 0..4)) {
-        // Few decimal digits, for most headers ask for thousands.
+    fn no_numeric_makes_more_json_than_the_bound(header in any::<u16>(), weight in -40..40i16, digits in prop::collection::vec(0..10_000u16, 0..4)) {
+        // Few decimal digits: most headers ask for thousands.
         let header = if header & 0x8000 == 0 { header & 0xc01f } else { header };
         let mut value = vec![NUMERIC];
         for word in [header, weight as u16].into_iter().chain(digits) {
@@ -196,12 +196,12 @@ proptest! {
 }
 
 #[test]
-fn clocks_that_are_a_day_ahead_are_none() {
+fn an_offset_of_a_day_or_more_is_corrupt() {
     for offset in [[0x01, 0x51, 0x80], [0x7f, 0xff, 0xff], [0x80, 0, 0], [0xfe, 0xae, 0x80]] {
         let value = [&[TIMESTAMPTZ][..], &offset, &[0; 8]].concat();
-        assert_eq!(write(&mut Vec::new(), &value), Err(Stop::Unknown));
+        assert_eq!(write(&mut Vec::new(), &value), Err(ReadError::Corrupt));
     }
-    assert_eq!(pack_timestamptz(&mut Vec::new(), 0, i32::MIN), Err(Stop::Unknown));
+    assert_eq!(pack_timestamptz(&mut Vec::new(), 0, i32::MIN), Err(PackError::Unsupported));
 }
 
 #[test]
@@ -212,8 +212,8 @@ fn a_jsonb_that_is_far_longer_than_its_json_is_not_packed() {
         b"\x02\0\0\x40\x08\0\0\x90\x06\0\0\x10\x18\0\0\0\0\x80\0\0\x18\0\0\0\0\x80",
     ] {
         let (mut packed, mut json) = (Vec::new(), Vec::new());
-        assert_eq!(pack_jsonb(&mut packed, jsonb), Err(Stop::Unknown));
-        assert_eq!(jsonb::write(&mut json, jsonb, 9), Ok(()));
+        assert_eq!(pack_jsonb(&mut packed, jsonb), Err(PackError::Unsupported));
+        assert_eq!(jsonb::write(&mut json, jsonb, Limit::new(9).after(&[])), Ok(()));
         assert!(packed.is_empty() && json.starts_with(if jsonb[0] == 1 { b"0" } else { b"[0,0]" }));
     }
 }

@@ -1,5 +1,5 @@
 //! The settings that the background workers depend on. A worker sets them as soon as it is connected, before its first
-//! transaction, whatever `postgresql.conf`, the database or the bootstrap superuser's role say.
+//! transaction. They override `postgresql.conf` and the settings of the database and of the bootstrap superuser's role.
 
 use std::ffi::CStr;
 
@@ -7,14 +7,14 @@ use pgrx::bgworkers::BackgroundWorker;
 use pgrx::prelude::*;
 
 const SETTINGS: &[(&CStr, &CStr)] = &[
-    // An expected error that is caught must not end the process.
+    // An expected error, which is caught, must not end the process.
     (c"exit_on_error", c"off"),
     (c"search_path", c"pg_catalog, pg_temp"),
     (c"row_security", c"on"),
     (c"session_replication_role", c"origin"),
     (c"transform_null_equals", c"off"),
     (c"standard_conforming_strings", c"on"),
-    // A transaction of the relay reads committed data, writes, and does not wait for others.
+    // A transaction of the relay reads committed data, writes, and does not wait for other transactions.
     (c"default_transaction_isolation", c"read committed"),
     (c"default_transaction_read_only", c"off"),
     (c"default_transaction_deferrable", c"off"),
@@ -26,7 +26,7 @@ const SETTINGS: &[(&CStr, &CStr)] = &[
     #[cfg(any(feature = "pg17", feature = "pg18"))]
     (c"transaction_timeout", c"0"),
     (c"temp_file_limit", c"-1"),
-    // The log is never analyzed, and a plan made while it was empty must work for a full one.
+    // The log is never analyzed, and a plan that was made while it was empty must be good for a full one.
     (c"enable_seqscan", c"off"),
     (c"enable_bitmapscan", c"off"),
     (c"enable_indexscan", c"on"),
@@ -40,12 +40,12 @@ const SETTINGS: &[(&CStr, &CStr)] = &[
     (c"jit", c"off"),
 ];
 
-/// Sets what a worker depends on. Called outside of a transaction, as soon as it is connected.
-pub fn take() {
+/// Applies the settings. Called outside of a transaction, as soon as the worker is connected.
+pub fn apply() {
     for (name, value) in SETTINGS {
         set(name, value);
     }
-    // SAFETY: a plain variable of this process.
+    // SAFETY: reads a variable of this process.
     if unsafe { pg_sys::synchronous_commit } == pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_OFF as i32 {
         // Clients must never see a change that a crash later undoes.
         set(c"synchronous_commit", c"local");
@@ -55,12 +55,12 @@ pub fn take() {
 
 /// Makes a worker the bootstrap superuser again, as it was when it connected, before the database's settings took
 /// effect.
-pub fn be_oneself() {
-    // SAFETY: a plain variable of this process.
+pub fn become_bootstrap_superuser() {
+    // SAFETY: reads a variable of this process.
     let is_other = || unsafe { pg_sys::GetSessionUserId() } != pg_sys::Oid::from(pg_sys::BOOTSTRAP_SUPERUSERID);
     if is_other() {
         BackgroundWorker::transaction(|| {
-            // SAFETY: a look-up inside a transaction; that role is never gone. The name is a C string.
+            // SAFETY: a catalog look-up inside a transaction. The role always exists, and its name is a C string.
             let name = unsafe {
                 CStr::from_ptr(pg_sys::GetUserNameFromId(pg_sys::Oid::from(pg_sys::BOOTSTRAP_SUPERUSERID), false))
             };

@@ -1,0 +1,140 @@
+//! The segments of one tick: read from the log, put in order, and put into notifications.
+
+use std::ops::Range;
+
+use pgrx::prelude::*;
+use tidings_wire::{Announcement, segment};
+
+use crate::log::layout::log;
+use crate::subtransaction::attempt_all;
+
+/// The most segments that are read for one tick. A larger tick is announced by a hint.
+const MAX_SEGMENTS: usize = 500;
+
+/// The segments of the tick that is being cut.
+#[derive(Default)]
+pub struct Batch {
+    segments: Vec<TickSegment>,
+    /// Their data, one after the other.
+    data: Vec<u8>,
+    /// The tick has more segments or data than fit into notifications, so the data here is incomplete.
+    is_large: bool,
+}
+
+/// A segment of the tick.
+struct TickSegment {
+    /// The partition that it is in.
+    slot: usize,
+    xid: u64,
+    stamp: u64,
+    ordinal: u64,
+    /// The range of its bytes in the batch's data.
+    data: Range<usize>,
+}
+
+impl Batch {
+    /// The number of segments that were read.
+    pub fn count(&self) -> usize {
+        self.segments.len()
+    }
+
+    /// Whether the tick is too large for notifications.
+    pub fn is_large(&self) -> bool {
+        self.is_large
+    }
+
+    /// Adds a row of the log. Once there are more than `max_bytes` of data in all, the data is not read any more.
+    pub fn push(&mut self, slot: usize, xid: u64, row: &[pg_sys::Datum], max_bytes: usize) {
+        let start = self.data.len();
+        let (stamp, ordinal) = (row[log::STAMP].value() as u64, row[log::ORDINAL].value() as u64);
+        // SAFETY: the column is a `bytea` and not NULL.
+        let size = unsafe { pg_sys::toast_raw_datum_size(row[log::DATA]) };
+        self.is_large |= self.segments.len() >= MAX_SEGMENTS || start + size > max_bytes + pg_sys::VARHDRSZ;
+        // SAFETY: the column is a `bytea` and not NULL.
+        let read = if self.is_large { Ok(()) } else { unsafe { self.read(row[log::DATA]) } };
+        let segment = TickSegment { slot, xid, stamp, ordinal, data: start..self.data.len() };
+        if let Err(error) = read {
+            segment.warn(&error);
+            self.is_large = true;
+        }
+        self.segments.push(segment);
+    }
+
+    /// Adds the data of a segment.
+    ///
+    /// # Safety
+    /// `data` is a `bytea` and not NULL.
+    unsafe fn read(&mut self, data: pg_sys::Datum) -> Result<(), String> {
+        let stored = data.cast_mut_ptr::<pg_sys::varlena>();
+        // SAFETY: a `bytea`, as the caller promises. A copy that Postgres made to decompress or fetch it is freed.
+        unsafe {
+            let is_plain = !pgrx::varatt_is_4b_c(stored) && !pgrx::varatt_is_1b_e(stored);
+            let plain = match is_plain {
+                true => stored,
+                // A value that is stored out of line may be missing, and a compressed one may be corrupt.
+                false => attempt_all(|| pg_sys::pg_detoast_datum_packed(stored))?,
+            };
+            self.data.extend_from_slice(pgrx::varlena_to_byte_slice(plain));
+            if plain != stored {
+                pg_sys::pfree(plain.cast());
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the events into an announcement, or makes it a hint. Returns the number of events.
+    pub fn put_into(&self, announcement: &mut Announcement, max_bytes: usize) -> u64 {
+        let (mut events, mut rendered) = (0, 0);
+        for segment in &self.segments {
+            for event in segment::events(&self.data[segment.data.clone()]) {
+                match event {
+                    Ok(event) => {
+                        announcement.push(&event);
+                        events += 1;
+                        // Payloads are longer than their packed values, so their total needs a bound of its own.
+                        rendered += event.payload.len();
+                    }
+                    // One corrupt row must not stop all others. Whoever reads it from the log gets the error.
+                    Err(error) => {
+                        segment.warn(&error.to_string());
+                        announcement.make_hint();
+                    }
+                }
+                if rendered > max_bytes {
+                    announcement.make_hint();
+                }
+                if announcement.is_hint() {
+                    return events;
+                }
+            }
+        }
+        events
+    }
+
+    /// Puts the segments in order: transactions by their last stamp, and those of a transaction by their ordinal. The
+    /// SQL function `tidings.tick_segments` must use the same order.
+    pub fn put_in_order(&mut self) {
+        // Most transactions have one segment.
+        self.segments.sort_unstable_by_key(|segment| segment.xid);
+        for transaction in self.segments.chunk_by_mut(|a, b| a.xid == b.xid) {
+            let last = transaction.iter().map(|segment| segment.stamp).max().unwrap_or(0);
+            transaction.iter_mut().for_each(|segment| segment.stamp = last);
+        }
+        self.segments.sort_unstable_by_key(|segment| (segment.stamp, segment.ordinal));
+    }
+
+    /// Removes all segments but keeps the memory.
+    pub fn clear(&mut self) {
+        self.segments.clear();
+        self.data.clear();
+        self.is_large = false;
+    }
+}
+
+impl TickSegment {
+    /// Logs that the row cannot be read, and where it is.
+    fn warn(&self, error: &str) {
+        let Self { slot, xid, stamp, .. } = self;
+        warning!("tidings: the row of tidings.log_{slot} with xid {xid} and stamp {stamp} cannot be read: {error}");
+    }
+}
