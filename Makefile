@@ -11,7 +11,7 @@
 #   make bench     measures beside the targets and the rivals, into docs/benchmarks.md; ARGS=--long, ARGS="idle fanout" for parts, ARGS=--small to try it
 #   make fuzz      hostile bytes for every parser, guided by coverage; SECONDS_EACH=600 for longer
 #   make chaos     breaks everything, by a seed, and checks that every client gets what was committed; ARGS="--seed N --minutes M --seeds K"
-#   make lint      formatting, clippy and documentation without a warning, and licences of crates that are allowed
+#   make lint      checks formatting, clippy, documentation, licences of crates, and that no modules import one another in a circle
 #   make package   the files of an installation as one archive in dist/
 #   make clean     removes what was built
 #
@@ -243,6 +243,7 @@ lint: setup
 	cargo fmt --all --check
 	cargo clippy --quiet --locked --workspace --all-targets --no-default-features --features "tidings/pg$(MAJOR)" -- -D warnings
 	.ci/licences
+	.ci/imports pg-extension/src pg-extension/wire/src
 	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --locked --workspace --no-deps --document-private-items \
 	  --no-default-features --features "tidings/pg$(MAJOR)"
 
