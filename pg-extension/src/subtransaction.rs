@@ -52,7 +52,7 @@ pub fn report(error: &CaughtError) -> &ErrorReportWithLevel {
 
 fn run<R>(roll_back: RollBack, body: impl FnOnce() -> R) -> Result<R, Box<CaughtError>> {
     let body = std::panic::AssertUnwindSafe(body);
-    // SAFETY: called inside a transaction. Whoever begins an internal subtransaction must restore the memory context
+    // SAFETY: called inside a transaction. Code that begins an internal subtransaction must restore the memory context
     // and the resource owner, which happens below; `body` allocates in the caller's context. The subtransaction ends
     // here in any case: Postgres would take one that an error left open for a savepoint, and the session would wait for
     // a ROLLBACK.

@@ -1,8 +1,8 @@
 -- The beginning of every installation and upgrade script: the Makefile prepends this file.
 --
--- A script runs as a superuser, in a database where other roles own and create objects, and with settings of other roles.
--- So it first makes names and operators refer to those of Postgres only, and sets every setting that could change its meaning.
--- Postgres reads a whole script before it runs any of it, so these files are ASCII, without a backslash in a plain string.
+-- A script runs as a superuser, in a database where other roles create objects and change settings. So it first makes all names and
+-- operators refer to those of Postgres only, and sets every setting that could change the meaning of a statement. Postgres reads a
+-- whole script before it runs any of it, so these files are ASCII, without a backslash in a plain string.
 
 \echo Use "CREATE EXTENSION tidings" or "ALTER EXTENSION tidings UPDATE" to load this file. \quit
 
@@ -32,13 +32,13 @@ BEGIN
                   HINT = 'Its owner could replace objects that run with the rights of the extension. Check what it contains, then run ALTER SCHEMA tidings OWNER TO CURRENT_USER.';
     END IF;
 
-    -- The objects that exist before an upgrade, so that its end can recognize new ones; none before an installation.
+    -- The objects that exist before an upgrade, so that the end of the script can recognize new ones. None before an installation.
     PERFORM set_config('tidings_script.members', ARRAY(
         SELECT format('%s.%s', d.classid, d.objid) FROM pg_depend d
         WHERE d.refclassid = 'pg_extension'::regclass AND d.refobjid = ours AND d.deptype = 'e')::text, true);
 
-    -- Roles with the rights of a proxy, or with the right to create watches or rules, get the functions added since. Roles that
-    -- have all functions only through ALTER DEFAULT PRIVILEGES do not.
+    -- Roles with the rights of a proxy, or with the right to create watches or rules, will get the new functions too. Roles whose
+    -- rights come only from ALTER DEFAULT PRIVILEGES will not.
     PERFORM set_config('tidings_script.' || function, ARRAY(
         SELECT a.grantee FROM pg_proc p CROSS JOIN LATERAL aclexplode(p.proacl) a
         WHERE p.pronamespace = schema.oid AND p.proname = function AND a.grantee NOT IN (0, p.proowner)
@@ -54,7 +54,7 @@ BEGIN
         IF intruders IS NOT NULL THEN
             RAISE EXCEPTION 'the schema tidings is not empty'
                 USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = 'It contains ' || left(intruders, 1000),
-                      HINT = 'The extension needs it for itself, because it could call functions of other roles in it with its own rights. Move or drop these objects.';
+                      HINT = 'The extension needs the schema for itself: it could call functions of other roles in it, with its own rights. Move or drop these objects.';
         END IF;
     END IF;
 END

@@ -1,16 +1,16 @@
--- Capture: the trigger function and what one can say by hand.
+-- Capture: the trigger function, and the functions that publish an event without a change of a table.
 
 CREATE OR REPLACE FUNCTION tidings.capture() RETURNS trigger
 LANGUAGE c AS 'MODULE_PATHNAME', 'tidings_capture';
 
 COMMENT ON FUNCTION tidings.capture() IS
-    'Trigger function of a watch. Arguments: topic=..., and optionally event=..., payload=..., old_record=..., column=... or exclude=... (repeated)';
+    'The trigger function of a watch. Arguments: topic=..., and optionally event=..., payload=..., old_record=..., and column=... or exclude=..., once for each column';
 
 CREATE OR REPLACE FUNCTION tidings.publish_text(topic text, data text, event text DEFAULT 'message') RETURNS void
 LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'publish_text_wrapper';
 
 COMMENT ON FUNCTION tidings.publish_text(text, text, text) IS
-    'Sends a text to the subscribers of a topic when the transaction commits; nothing if an argument is NULL';
+    'Sends a text to the subscribers of a topic when the transaction commits. Does nothing if an argument is NULL';
 
 CREATE OR REPLACE FUNCTION tidings.publish(topic text, payload jsonb, event text DEFAULT 'message') RETURNS void
 LANGUAGE sql STRICT
@@ -19,4 +19,4 @@ BEGIN ATOMIC
 END;
 
 COMMENT ON FUNCTION tidings.publish(text, jsonb, text) IS
-    'Sends a JSON value to the subscribers of a topic when the transaction commits; nothing if an argument is NULL';
+    'Sends a JSON value to the subscribers of a topic when the transaction commits. Does nothing if an argument is NULL';

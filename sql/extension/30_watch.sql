@@ -1,9 +1,9 @@
--- Watches: the triggers, made, dropped and listed. There is no table of watches; the triggers are the configuration.
+-- Watches: functions that create, drop and list their triggers. There is no table of watches: the triggers are the configuration.
 
 CREATE OR REPLACE FUNCTION tidings.check_watch(relation regclass, name text) RETURNS void
 LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'check_watch_wrapper';
 
-COMMENT ON FUNCTION tidings.check_watch(regclass, text) IS 'Raises an error if the triggers of a watch could not do their work';
+COMMENT ON FUNCTION tidings.check_watch(regclass, text) IS 'Raises an error if the triggers of a watch would fail';
 
 CREATE OR REPLACE FUNCTION tidings.watch_statements(
     relation regclass, topic text, event text, payload jsonb, columns text[], exclude text[], operations text[],
@@ -21,32 +21,32 @@ DECLARE
 BEGIN
     IF relation IS NULL OR topic IS NULL OR event IS NULL OR operations IS NULL OR old_record IS NULL OR name IS NULL THEN
         RAISE EXCEPTION 'only payload, columns, exclude and condition of tidings.watch() may be NULL'
-            USING ERRCODE = 'null_value_not_allowed', HINT = 'Leave out an argument to get its default.';
+            USING ERRCODE = 'null_value_not_allowed', HINT = 'Omit an argument to get its default.';
     END IF;
     IF 1 < ANY (ARRAY[array_ndims(columns), array_ndims(exclude), array_ndims(operations)]) THEN
-        RAISE EXCEPTION 'a list is nested'
-            USING ERRCODE = 'invalid_parameter_value', HINT = 'columns, exclude and operations are plain lists of names.';
+        RAISE EXCEPTION 'columns, exclude or operations is a nested list'
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Give a one-dimensional array of names.';
     END IF;
     IF array_position(columns, NULL) IS NOT NULL OR array_position(exclude, NULL) IS NOT NULL THEN
-        RAISE EXCEPTION 'a column''s name is NULL'
+        RAISE EXCEPTION 'the name of a column is NULL'
             USING ERRCODE = 'null_value_not_allowed', HINT = 'columns and exclude are lists of names.';
     END IF;
     IF columns = '{}' THEN
         RAISE EXCEPTION 'no column is left to capture'
-            USING ERRCODE = 'invalid_parameter_value', HINT = 'Leave out columns to capture all of them.';
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Omit columns to capture all columns.';
     END IF;
     IF name = '' OR octet_length(name) > 46 OR right(name, 9) = '_truncate' THEN
-        RAISE EXCEPTION 'the name of a watch has 1 to 46 bytes and does not end in _truncate'
-            USING ERRCODE = 'invalid_parameter_value', HINT = 'Its triggers are called tidings_<name> and tidings_<name>_truncate.';
+        RAISE EXCEPTION 'the name of a watch must have 1 to 46 bytes and must not end in _truncate'
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'The triggers of the watch are called tidings_<name> and tidings_<name>_truncate.';
     END IF;
     operations := ARRAY(SELECT upper(o COLLATE "C") FROM unnest(operations) o);
     IF operations = '{}' OR NOT operations <@ '{INSERT,UPDATE,DELETE,TRUNCATE}' THEN
-        RAISE EXCEPTION 'operations are %', operations
-            USING ERRCODE = 'invalid_parameter_value', HINT = 'They are one or more of INSERT, UPDATE, DELETE and TRUNCATE.';
+        RAISE EXCEPTION 'invalid operations: %', operations
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Give one or more of INSERT, UPDATE, DELETE and TRUNCATE.';
     END IF;
     IF NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = relation AND c.relkind IN ('r', 'p')) THEN
         RAISE EXCEPTION '% is not a table', relation
-            USING ERRCODE = 'wrong_object_type', HINT = 'Watch the tables that a view reads from.';
+            USING ERRCODE = 'wrong_object_type', HINT = 'Instead of a view, watch the tables that it reads.';
     END IF;
 
     SELECT string_agg(quote_literal(a), ', ') INTO list FROM unnest(
@@ -76,10 +76,10 @@ BEGIN
         statements := statements || format(
             'CREATE TRIGGER %I AFTER %s ON %s FOR EACH ROW %s EXECUTE FUNCTION tidings.capture(%s)',
             'tidings_' || name, array_to_string(row_operations, ' OR '), relation,
-            CASE WHEN condition IS NULL THEN '' ELSE 'WHEN (' || condition || E'\n)' END, list);  -- a comment at its end ends there
+            CASE WHEN condition IS NULL THEN '' ELSE 'WHEN (' || condition || E'\n)' END, list);  -- The newline ends a comment at the end of the condition.
     ELSIF condition IS NOT NULL THEN
         RAISE EXCEPTION 'a watch of TRUNCATE cannot have a condition'
-            USING ERRCODE = 'invalid_parameter_value', HINT = 'A condition looks at a row, and TRUNCATE has none.';
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'A condition is about a row, and TRUNCATE has none.';
     END IF;
     IF 'TRUNCATE' = ANY (operations) THEN
         statements := statements || format(
@@ -93,7 +93,8 @@ $$;
 COMMENT ON FUNCTION tidings.watch_statements(regclass, text, text, jsonb, text[], text[], text[], text, text, text) IS
     'The CREATE TRIGGER statements of a watch';
 
--- No search_path is set here, because names in the condition are looked up with the caller's. So every name below has its schema.
+-- This function sets no search_path, because names in the condition are looked up with that of the caller. So every name below has
+-- its schema.
 CREATE OR REPLACE FUNCTION tidings.watch(
     relation   regclass,
     topic      text,
@@ -122,7 +123,7 @@ END
 $$;
 
 COMMENT ON FUNCTION tidings.watch(regclass, text, text, jsonb, text[], text[], text[], text, text, text) IS
-    'Captures the changes of a table: each becomes an event of the topic that the row names';
+    'Captures the changes of a table. Each becomes an event with the topic that the template makes from the row';
 
 CREATE OR REPLACE FUNCTION tidings.unwatch(relation regclass, name text DEFAULT 'default') RETURNS boolean
 LANGUAGE plpgsql STRICT
@@ -145,7 +146,7 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION tidings.unwatch(regclass, text) IS 'Ends a watch; false if there was none of this name';
+COMMENT ON FUNCTION tidings.unwatch(regclass, text) IS 'Removes a watch. Returns false if the table has none with this name';
 
 CREATE OR REPLACE VIEW tidings.watches AS
 SELECT w.tgrelid::regclass AS relation,
@@ -164,8 +165,8 @@ SELECT w.tgrelid::regclass AS relation,
        coalesce((SELECT substr(a, 12) FROM unnest(w.list) a WHERE a LIKE 'old_record=%'), 'changed') AS old_record,
        bool_and(w.tgenabled <> 'D') AS enabled
 FROM (
-    -- The arguments are stored one after the other, each with a zero byte at its end. A pattern would need a time that grows with the
-    -- square of their length. In the escaped form a zero byte is \000, and nothing else is once no backslash stands for itself.
+    -- The arguments are stored one after the other, each ending with a zero byte. A regular expression would take time quadratic in
+    -- their length. In escape format a zero byte is \000. Backslashes are replaced first, so that nothing else looks like that.
     SELECT t.oid, t.tgrelid, t.tgtype, t.tgenabled,
            coalesce(substring(t.tgname FROM CASE WHEN t.tgtype & 32 <> 0 THEN '^tidings_(.*)_truncate$' ELSE '^tidings_(.*)$' END), t.tgname) AS name,
            (SELECT array_agg(convert_from(decode(a.escaped, 'escape'), 'UTF8') ORDER BY a.n)
@@ -177,15 +178,15 @@ FROM (
 -- A watch of rows and of TRUNCATE has two triggers.
 GROUP BY w.tgrelid, w.name, w.list;
 
-COMMENT ON VIEW tidings.watches IS 'Every watch, read from its triggers';
+COMMENT ON VIEW tidings.watches IS 'All watches, read from their triggers';
 COMMENT ON COLUMN tidings.watches.relation IS 'The watched table';
 COMMENT ON COLUMN tidings.watches.name IS 'The name of the watch; its trigger is called tidings_<name>';
 COMMENT ON COLUMN tidings.watches.topic IS 'The template of the topic';
 COMMENT ON COLUMN tidings.watches.event IS 'The name of its events';
-COMMENT ON COLUMN tidings.watches.payload IS 'The shape of the payload, NULL for the usual one';
+COMMENT ON COLUMN tidings.watches.payload IS 'The payload with its placeholders, NULL for the default one';
 COMMENT ON COLUMN tidings.watches.columns IS 'The columns that are captured, NULL for all';
 COMMENT ON COLUMN tidings.watches.exclude IS 'The columns that are left out, NULL for none';
-COMMENT ON COLUMN tidings.watches.operations IS 'INSERT, UPDATE, DELETE, TRUNCATE: those that are captured';
+COMMENT ON COLUMN tidings.watches.operations IS 'The operations that are captured, of INSERT, UPDATE, DELETE and TRUNCATE';
 COMMENT ON COLUMN tidings.watches.condition IS 'The condition on OLD and NEW, NULL for none';
 COMMENT ON COLUMN tidings.watches.old_record IS 'The part of the old row that an UPDATE includes: changed, full or none';
 COMMENT ON COLUMN tidings.watches.enabled IS 'Whether its triggers are enabled';

@@ -1,11 +1,32 @@
 -- Reading: positions, and the log in order.
 --
--- Every function that reads the log sees each tick whole or not at all, whatever is being written meanwhile, and fails with
--- SQLSTATE TI001 when the position is older than what is retained: never a silent gap.
+-- Every function that reads the log sees each tick as a whole or not at all, whatever is written meanwhile. It fails with SQLSTATE
+-- TI001 if the position is older than what is retained, so that there is never a silent gap.
 --
--- The tables are never analyzed, and plans made while they were empty must do for full ones: so sequential scans are off, and
--- so is the just-in-time compiler, which the costs of what is off would call in for each query. And a condition on ticks has its bound
--- outside of any OR: else the index would be read from its beginning.
+-- The tables are never analyzed, and a plan that was made while they were empty must be good for full ones. So sequential scans are
+-- off. The just-in-time compiler is off too, because the high cost of plan nodes that are off would start it for each query. In a
+-- condition on ticks, the lower bound is outside of any OR: otherwise the index would be read from its beginning.
+
+-- Constants
+
+CREATE OR REPLACE FUNCTION tidings.end_of_tick() RETURNS bigint
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT 4294967295;
+END;
+
+COMMENT ON FUNCTION tidings.end_of_tick() IS 'The number that a position has in place of an event''s number if it is after all events of its tick';
+
+CREATE OR REPLACE FUNCTION tidings.epoch_mark() RETURNS integer
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT 16384;
+END;
+
+COMMENT ON FUNCTION tidings.epoch_mark() IS
+    'The bit of tidings.tick.used that marks the tick which seals the epoch before a start of the server: after it, a snapshot from before the start is ignored';
+
+-- Positions
 
 CREATE OR REPLACE FUNCTION tidings.stamp() RETURNS bigint
 LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'stamp_wrapper';
@@ -15,17 +36,17 @@ COMMENT ON FUNCTION tidings.stamp() IS 'The next reading of the clock that order
 CREATE OR REPLACE FUNCTION tidings.floor() RETURNS bigint
 LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'floor_wrapper';
 
-COMMENT ON FUNCTION tidings.floor() IS 'Positions below this one have been given up since the server started, also for old snapshots';
+COMMENT ON FUNCTION tidings.floor() IS 'Positions below this one have lost events since the server started, even if an old snapshot still sees them';
 
 CREATE OR REPLACE FUNCTION tidings.parse_position(text, OUT tick bigint, OUT n bigint, OUT stamp bigint, OUT snapshot text) RETURNS SETOF record
 LANGUAGE c STRICT IMMUTABLE ROWS 1 AS 'MODULE_PATHNAME', 'parse_position_wrapper';
 
-COMMENT ON FUNCTION tidings.parse_position(text) IS 'Takes a position apart';
+COMMENT ON FUNCTION tidings.parse_position(text) IS 'The parts of a position';
 
 CREATE OR REPLACE FUNCTION tidings.decode(data bytea, topics text[], OUT n integer, OUT topic text, OUT event text, OUT payload text) RETURNS SETOF record
 LANGUAGE c IMMUTABLE AS 'MODULE_PATHNAME', 'decode_wrapper';
 
-COMMENT ON FUNCTION tidings.decode(bytea, text[]) IS 'The events of a segment, those of the given topics only unless that is NULL';
+COMMENT ON FUNCTION tidings.decode(bytea, text[]) IS 'The events of a segment that have one of these topics; all events if topics is NULL';
 
 CREATE OR REPLACE FUNCTION tidings.is_readable(data bytea) RETURNS boolean
 LANGUAGE plpgsql STABLE
@@ -39,7 +60,7 @@ EXCEPTION WHEN OTHERS THEN
 END
 $$;
 
-COMMENT ON FUNCTION tidings.is_readable(bytea) IS 'Whether a segment can be read: to find the row that an error reports';
+COMMENT ON FUNCTION tidings.is_readable(bytea) IS 'Whether a segment can be read. It helps to find the row that an error is about';
 
 CREATE OR REPLACE FUNCTION tidings.relay(OUT pid integer, OUT state text, OUT tick bigint, OUT ticks bigint, OUT events bigint, OUT hints bigint, OUT skipped bigint) RETURNS SETOF record
 LANGUAGE c VOLATILE ROWS 1 AS 'MODULE_PATHNAME', 'relay_wrapper';
@@ -52,7 +73,7 @@ BEGIN ATOMIC
     SELECT pid FROM tidings.relay();
 END;
 
-COMMENT ON FUNCTION tidings.relay_pid() IS 'The relay''s process id, NULL while none runs: notifications from others are not ours';
+COMMENT ON FUNCTION tidings.relay_pid() IS 'The relay''s process id, NULL while no relay runs. Notifications from other processes must be ignored';
 
 CREATE OR REPLACE FUNCTION tidings.channel() RETURNS text
 LANGUAGE sql STABLE SECURITY DEFINER
@@ -65,14 +86,14 @@ CREATE OR REPLACE FUNCTION tidings.seen(OUT stamp bigint, OUT snapshot text, OUT
 LANGUAGE c VOLATILE ROWS 1 AS 'MODULE_PATHNAME', 'seen_wrapper';
 
 COMMENT ON FUNCTION tidings.seen() IS
-    'The current snapshot, also on a standby, where pg_current_snapshot() omits running transactions; the clock, NULL on a standby; and the number of the next transaction';
+    'The current snapshot, also on a standby, where pg_current_snapshot() omits running transactions; the clock, NULL on a standby; and the id of the next transaction';
 
 CREATE OR REPLACE FUNCTION tidings.covers(later pg_snapshot, earlier pg_snapshot) RETURNS boolean
 LANGUAGE sql IMMUTABLE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT NOT EXISTS (SELECT FROM pg_snapshot_xip(later) AS running WHERE pg_visible_in_snapshot(running, earlier))
-       -- Every transaction that had not started at the later snapshot must have been running at the earlier one.
+       -- The earlier snapshot must not see any transaction that had not started at the later one.
        AND pg_snapshot_xmax(later)::text::bigint
            + (SELECT count(*) FROM pg_snapshot_xip(earlier) AS running WHERE running >= pg_snapshot_xmax(later))
            >= pg_snapshot_xmax(earlier)::text::bigint
@@ -90,7 +111,7 @@ CREATE OR REPLACE FUNCTION tidings.rotate_channel() RETURNS void
 LANGUAGE c AS 'MODULE_PATHNAME', 'rotate_channel_wrapper';
 
 COMMENT ON FUNCTION tidings.rotate_channel() IS
-    'Gives the channel a new name. Sessions that use tidings.listen(), as the proxies do, are notified and miss nothing';
+    'Gives the channel a new name. Sessions that use tidings.listen(), as the proxies do, are notified and miss no events';
 
 CREATE OR REPLACE FUNCTION tidings.position() RETURNS text
 LANGUAGE sql STABLE SECURITY DEFINER
@@ -101,14 +122,34 @@ SET jit = off
 AS $$
     SELECT newest.tick || ':' || coalesce(
                s.stamp,
-               -- A standby's own clock is unrelated to ticks. The newest stamp that it sees was made since the primary's last start.
+               -- A standby's clock is unrelated to ticks. The newest stamp that it sees is from after the primary's last start.
                greatest(newest.tick, (SELECT l.stamp FROM tidings.log l ORDER BY l.xid DESC LIMIT 1)))
            || ':' || s.snapshot
     FROM tidings.seen() s, (SELECT t.tick FROM tidings.tick t ORDER BY t.tick DESC LIMIT 1) newest
 $$;
 
 COMMENT ON FUNCTION tidings.position() IS
-    'The position of the current snapshot: everything that a query with the same snapshot has not seen comes after it';
+    'The position of the current snapshot: all changes that a query with the same snapshot does not see come after it';
+
+-- The planner expands a call of this function in place, like a view. So it has no SET: the settings of its caller apply, and every name
+-- has its schema. It has no BEGIN ATOMIC either, because then pg_dump would lock the log.
+CREATE OR REPLACE FUNCTION tidings.segments_between(
+    since pg_snapshot, until pg_snapshot, OUT xid xid8, OUT stamp bigint, OUT ordinal bigint, OUT events integer, OUT data bytea
+) RETURNS SETOF record
+LANGUAGE sql STABLE
+AS $$
+    -- The transactions that had not started at the first snapshot, and those that were running then and have ended since. Only these
+    -- are read, not all that were running: a large transaction must not be read again for each tick that it outlasts.
+    SELECT l.xid, l.stamp, l.ordinal, l.events, l.data FROM tidings.log l
+    WHERE l.xid OPERATOR(pg_catalog.>=) pg_catalog.pg_snapshot_xmax(since) AND l.xid OPERATOR(pg_catalog.<) pg_catalog.pg_snapshot_xmax(until)
+      AND pg_catalog.pg_visible_in_snapshot(l.xid, until)
+    UNION ALL
+    SELECT l.xid, l.stamp, l.ordinal, l.events, l.data FROM tidings.log l
+    WHERE l.xid OPERATOR(pg_catalog.=) ANY (ARRAY(
+        SELECT x FROM pg_catalog.pg_snapshot_xip(since) AS x WHERE pg_catalog.pg_visible_in_snapshot(x, until)))
+$$;
+
+COMMENT ON FUNCTION tidings.segments_between(pg_snapshot, pg_snapshot) IS 'The segments that the second snapshot sees and the first one does not, in no order';
 
 CREATE OR REPLACE FUNCTION tidings.tick_segments(
     since pg_snapshot, until pg_snapshot,
@@ -120,18 +161,11 @@ SET enable_seqscan = off
 SET enable_bitmapscan = off
 SET jit = off
 AS $$
-    -- New are the transactions that had not started when the last tick was cut, and the stragglers that were running then and are not any
-    -- more: a large one must not be read for each tick that it outlasts.
-    WITH segment AS (
-        SELECT l.* FROM tidings.log l WHERE l.xid >= pg_snapshot_xmax(since) AND l.xid < pg_snapshot_xmax(until)
-        UNION ALL
-        SELECT l.* FROM tidings.log l
-        WHERE l.xid = ANY (ARRAY(SELECT x FROM pg_snapshot_xip(since) AS x WHERE pg_visible_in_snapshot(x, until)))
-    ), dated AS (
-        SELECT s.*, max(s.stamp) OVER (PARTITION BY s.xid) AS last_stamp
-        FROM segment s WHERE pg_visible_in_snapshot(s.xid, until)
+    WITH dated AS (
+        SELECT s.*, max(s.stamp) OVER (PARTITION BY s.xid) AS last_stamp FROM tidings.segments_between(since, until) s
     )
-    -- The order of a tick: transactions by their last stamp, each in its own order. The relay orders likewise (tick.rs).
+    -- The order of a tick: transactions by their last stamp, the segments of each by their ordinal. The relay must use the same order
+    -- (relay/batch.rs).
     SELECT (sum(d.events) OVER before - d.events)::integer, d.events, d.xid, d.stamp, d.data
     FROM dated d
     WINDOW before AS (ORDER BY d.last_stamp, d.ordinal ROWS UNBOUNDED PRECEDING)
@@ -148,10 +182,10 @@ SET enable_bitmapscan = off
 SET jit = off
 AS $$
 DECLARE
-    -- What the table says, and what was thrown away since this snapshot was taken.
+    -- The start of the table, and what was removed since this snapshot was taken.
     oldest bigint := greatest((SELECT t.previous FROM tidings.tick t ORDER BY t.tick LIMIT 1), tidings.floor());
 BEGIN
-    IF after < oldest OR (after = oldest AND n < 4294967295) THEN
+    IF after < oldest OR (after = oldest AND n < tidings.end_of_tick()) THEN
         RAISE EXCEPTION 'the position is older than what is retained'
             USING ERRCODE = 'TI001', HINT = 'Read the data again and continue from tidings.position(). tidings.retention sets how long events are kept.';
     END IF;
@@ -167,7 +201,7 @@ SET enable_seqscan = off
 SET enable_bitmapscan = off
 SET jit = off
 AS $$
-    -- The start of the log is known although its row is gone.
+    -- The tick at the start of the log is known, although its row has been removed.
     WITH start AS (SELECT t.previous FROM tidings.tick t ORDER BY t.tick LIMIT 1)
     SELECT CASE
         WHEN $1 = start.previous OR EXISTS (SELECT FROM tidings.tick t WHERE t.tick = $1) THEN $1
@@ -177,7 +211,7 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION tidings.known_tick(bigint) IS
-    'The same tick if the log has it, otherwise the greatest tick below it: a failover or a restore has lost this one';
+    'The same tick if the log has it. Otherwise a failover or a restore has lost it, and the result is the greatest tick below it';
 
 CREATE OR REPLACE FUNCTION tidings.locate(after text) RETURNS text
 LANGUAGE plpgsql VOLATILE STRICT SECURITY DEFINER
@@ -201,7 +235,7 @@ BEGIN
     known := tidings.known_tick(place.tick);
     SELECT t.tick, t.until INTO newest FROM tidings.tick t ORDER BY t.tick DESC LIMIT 1;
     IF known <> place.tick THEN
-        -- A standby may not have come so far.
+        -- A standby may not have replayed the tick yet.
         RETURN CASE WHEN place.tick <= newest.tick OR NOT pg_is_in_recovery() THEN known END;
     END IF;
     IF place.snapshot IS NOT NULL THEN
@@ -209,15 +243,9 @@ BEGIN
         SELECT s.snapshot::pg_snapshot AS snapshot, s.next INTO here FROM tidings.seen() s;
         -- A standby may see commits before the primary shows them, and may lag behind another server.
         IF (NOT tidings.covers(here.snapshot, seen) OR EXISTS (
-                SELECT FROM (
-                    SELECT l.xid FROM tidings.log l WHERE l.xid >= pg_snapshot_xmax(newest.until) AND l.xid < pg_snapshot_xmax(seen)
-                    UNION ALL
-                    SELECT l.xid FROM tidings.log l
-                    WHERE l.xid = ANY (ARRAY(SELECT x FROM pg_snapshot_xip(newest.until) AS x WHERE pg_visible_in_snapshot(x, seen)))
-                ) unticked
-                WHERE pg_visible_in_snapshot(unticked.xid, seen)))
-           -- The snapshot is ignored if the server has restarted since (end_former_life in tick.rs).
-           AND NOT EXISTS (SELECT FROM tidings.tick t WHERE t.tick > greatest(place.tick, place.stamp) AND t.used & 16384 <> 0) THEN
+                SELECT FROM tidings.segments_between(newest.until, seen)))
+           -- The snapshot is ignored if the server has restarted since (seal_previous_epoch in relay/tick.rs).
+           AND NOT EXISTS (SELECT FROM tidings.tick t WHERE t.tick > greatest(place.tick, place.stamp) AND t.used & tidings.epoch_mark() <> 0) THEN
             IF pg_snapshot_xmax(seen)::text::bigint > here.next AND place.stamp < newest.tick AND NOT pg_is_in_recovery() THEN
                 RETURN known::text;
             END IF;
@@ -229,7 +257,7 @@ END
 $$;
 
 COMMENT ON FUNCTION tidings.locate(text) IS
-    'Where to continue from a position: the same position; the greatest known tick at or below it, if what it saw was lost; NULL while something that it saw is not in a tick here yet';
+    'Where to continue from a position: the same position; the greatest known tick at or below it if changes that it saw were lost; NULL while a change that it saw is not in a tick on this server yet';
 
 CREATE OR REPLACE FUNCTION tidings.segments(
     after text, max_bytes integer DEFAULT 1048576,
@@ -251,7 +279,7 @@ BEGIN
     <<ticks>>
     FOR t IN
         SELECT k.tick, k.previous, k.since, k.until FROM tidings.tick k
-        WHERE k.tick >= place.tick AND (k.tick > place.tick OR place.n < 4294967295)
+        WHERE k.tick >= place.tick AND (k.tick > place.tick OR place.n < tidings.end_of_tick())
         ORDER BY k.tick
     LOOP
         tick := t.tick; previous := t.previous; last := true; data := NULL;
@@ -273,7 +301,7 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION tidings.segments(text, integer) IS 'The log after a position, in order, in whole segments, for the proxy';
+COMMENT ON FUNCTION tidings.segments(text, integer) IS 'For the proxy: the log after a position, in order, in whole segments';
 
 CREATE OR REPLACE FUNCTION tidings.remaining_snapshot(snapshot pg_snapshot, since pg_snapshot) RETURNS text
 LANGUAGE sql VOLATILE
@@ -282,8 +310,8 @@ SET enable_seqscan = off
 SET enable_bitmapscan = off
 SET jit = off
 AS $$
-    -- A transaction that has ended and has no events left to read no longer matters. Neither does one that has not begun,
-    -- except on a standby, which may lag behind.
+    -- A transaction that has ended and has no more events to read does not matter any more. Neither does one that has not begun,
+    -- except on a standby, which may lag behind the server where the snapshot was taken.
     SELECT pg_snapshot_xmin(snapshot) || ':' || pg_snapshot_xmax(snapshot) || ':' || coalesce(string_agg(running.xid::text, ',' ORDER BY running.xid), '')
     FROM pg_snapshot_xip(snapshot) AS running (xid)
     CROSS JOIN (SELECT s.snapshot::pg_snapshot AS sees, s.next FROM tidings.seen() s) here
@@ -294,7 +322,7 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION tidings.remaining_snapshot(pg_snapshot, pg_snapshot) IS
-    'The first snapshot without those of its running transactions that have no events which the second one does not see, and never will';
+    'The first snapshot without those running transactions that can have no events outside of the second snapshot, now or later';
 
 CREATE OR REPLACE FUNCTION tidings.scan(
     after text, topics text[], max_rows integer, max_bytes integer, lost_too boolean,
@@ -309,7 +337,7 @@ AS $$
 DECLARE
     place   record;
     known   bigint;
-    -- What follows the tick and number of a position while its reader knows only a part of each tick's events.
+    -- The end of each position while the reader knows only some of the events of each tick: the stamp and the snapshot.
     suffix  text := '';
     seen    pg_snapshot;
     t       record;
@@ -317,7 +345,7 @@ DECLARE
     reach   integer;
     got     integer;
     found_n integer := 0;
-    -- What reading a tick, or a segment, costs beside its bytes, in bytes decoded. "room" is what this call may still read.
+    -- The cost of reading a tick or a segment in addition to its bytes, as a number of bytes. "room" is what this call may still read.
     tick_cost    CONSTANT integer := 16384;
     segment_cost CONSTANT integer := 512;
     room    bigint := coalesce(max_bytes, 9223372036854775807);
@@ -329,20 +357,20 @@ BEGIN
     PERFORM tidings.check_retained(place.tick, place.n);
     known := tidings.known_tick(place.tick);
     IF known <> place.tick THEN
-        -- A standby may not have come so far.
+        -- A standby may not have replayed the tick yet.
         IF NOT (lost_too OR pg_is_in_recovery()) THEN
             RAISE EXCEPTION 'the tick of the position is not in the log'
                 USING ERRCODE = 'TI002', HINT = 'It was lost in a failover or a restore. Read the data again and continue from tidings.position().';
         END IF;
         place.tick := known;
-        place.n := 4294967295;
+        place.n := tidings.end_of_tick();
     END IF;
     more := false;
     "position" := split_part(after, ':', 1);
     IF place.snapshot IS NOT NULL THEN
         SELECT tidings.remaining_snapshot(place.snapshot::pg_snapshot, k.since) INTO seen
         FROM tidings.tick k
-        WHERE k.tick >= place.tick AND (k.tick > place.tick OR place.n < 4294967295)
+        WHERE k.tick >= place.tick AND (k.tick > place.tick OR place.n < tidings.end_of_tick())
         ORDER BY k.tick LIMIT 1;
         seen := coalesce(seen, place.snapshot::pg_snapshot);
         suffix := ':' || place.stamp || ':' || seen;
@@ -351,12 +379,13 @@ BEGIN
     <<ticks>>
     FOR t IN
         SELECT k.tick, k.since, k.until, k.used FROM tidings.tick k
-        WHERE k.tick >= place.tick AND (k.tick > place.tick OR place.n < 4294967295)
+        WHERE k.tick >= place.tick AND (k.tick > place.tick OR place.n < tidings.end_of_tick())
         ORDER BY k.tick
     LOOP
         more := room <= 0;
         EXIT WHEN more;
-        -- A reader with a snapshot knows a part of each tick's events, until the first tick that begins with everything the snapshot saw.
+        -- A reader with a snapshot knows some of the events of each tick, until the first tick that begins with everything that the
+        -- snapshot saw.
         IF seen IS NOT NULL AND tidings.covers(t.since, seen) THEN
             seen := NULL;
             suffix := '';
@@ -364,14 +393,9 @@ BEGIN
         reach := NULL;
         IF max_bytes IS NOT NULL THEN
             SELECT coalesce(sum(octet_length(s.data) + segment_cost), 0) INTO bytes
-            FROM (
-                SELECT l.data FROM tidings.log l WHERE l.xid >= pg_snapshot_xmax(t.since) AND l.xid < pg_snapshot_xmax(t.until)
-                UNION ALL
-                SELECT l.data FROM tidings.log l
-                WHERE l.xid = ANY (ARRAY(SELECT x FROM pg_snapshot_xip(t.since) AS x WHERE pg_visible_in_snapshot(x, t.until)))
-            ) s;
+            FROM tidings.segments_between(t.since, t.until) s;
             IF bytes > room THEN
-                -- Reads as far as there is room, but at least one segment; NULL, so no limit, if that is the whole tick.
+                -- Reads as many segments as there is room for, but at least one. NULL, which means no limit, if that is the whole tick.
                 SELECT min(s.first) FILTER (WHERE s.bytes_before >= greatest(room, 1)) INTO reach
                 FROM (
                     SELECT w.first, sum(octet_length(w.data) + segment_cost) OVER (ROWS UNBOUNDED PRECEDING)
@@ -382,7 +406,7 @@ BEGIN
             END IF;
             room := room - tick_cost - bytes;
         END IF;
-        -- Segments come in order and are decoded one by one, only as far as rows are wanted: a sort would decode them all.
+        -- Segments are in order and are decoded one by one, until there are enough rows. A sort of the events would decode them all.
         RETURN QUERY
             SELECT t.tick || '-' || (s.first + d.n) || suffix, d.topic, d.event, d.payload, to_timestamp(s.stamp / 1000000.0), NULL::boolean
             FROM tidings.tick_segments(t.since, t.until) s
@@ -404,8 +428,8 @@ BEGIN
             more := true;
             EXIT ticks;
         END IF;
-        -- After a restart of the server (tick.rs), transactions may reuse the numbers of lost ones.
-        IF t.used & 16384 <> 0 AND t.tick > place.stamp THEN
+        -- After a restart of the server (seal_previous_epoch in relay/tick.rs), transactions may have the ids of lost ones.
+        IF t.used & tidings.epoch_mark() <> 0 AND t.tick > place.stamp THEN
             seen := NULL;
             suffix := '';
         END IF;
@@ -442,7 +466,7 @@ END
 $$;
 
 COMMENT ON FUNCTION tidings.changes(text, text[], integer) IS
-    'The events after a position, in order, of the given topics or all; fewer than max_rows means that there are no more';
+    'The events after a position, in order, that have one of these topics; all events if topics is NULL. Fewer than max_rows events mean that there are no more';
 
 CREATE OR REPLACE VIEW tidings.events AS
 SELECT t.tick || '-' || (s.first + d.n) AS position, d.topic, d.event, d.payload, to_timestamp(s.stamp / 1000000.0) AS created_at
@@ -450,9 +474,9 @@ FROM tidings.tick t
 CROSS JOIN LATERAL tidings.tick_segments(t.since, t.until) s
 CROSS JOIN LATERAL tidings.decode(s.data, NULL::text[]) d;
 
-COMMENT ON VIEW tidings.events IS 'The retained events, for a look; tidings.changes() gives them in order';
-COMMENT ON COLUMN tidings.events.position IS 'Its place in the order of all events';
-COMMENT ON COLUMN tidings.events.topic IS 'Its topic';
-COMMENT ON COLUMN tidings.events.event IS 'Its name';
-COMMENT ON COLUMN tidings.events.payload IS 'Its payload, JSON unless it was published as text';
-COMMENT ON COLUMN tidings.events.created_at IS 'When its segment was written, right before its transaction committed';
+COMMENT ON VIEW tidings.events IS 'All retained events, in no order, for debugging; tidings.changes() returns them in order';
+COMMENT ON COLUMN tidings.events.position IS 'The event''s place in the order of all events';
+COMMENT ON COLUMN tidings.events.topic IS 'The event''s topic';
+COMMENT ON COLUMN tidings.events.event IS 'The event''s name';
+COMMENT ON COLUMN tidings.events.payload IS 'The event''s payload: JSON, unless it was published as text';
+COMMENT ON COLUMN tidings.events.created_at IS 'When its segment was written: right before its transaction committed, or earlier in a large transaction';

@@ -1,4 +1,4 @@
--- What is going on: the relay, the log, and who is subscribed.
+-- Status: the relay, the log, and the topics with subscribers.
 
 CREATE OR REPLACE VIEW tidings.status AS
 SELECT r.pid AS relay_pid,
@@ -17,23 +17,23 @@ SELECT r.pid AS relay_pid,
        pg_notification_queue_usage() AS notify_queue_usage,
        greatest(to_timestamp(newest.tick / 1000000.0) - clock_timestamp(), interval '0') AS clock_ahead
 FROM tidings.relay() r
--- From the table, not from the relay: it holds also while no relay runs, or one has only just started.
+-- The last tick is read from the table, so that it is right even if no relay runs or it has just started.
 LEFT JOIN (SELECT k.tick, k.until FROM tidings.tick k ORDER BY k.tick DESC LIMIT 1) newest ON true;
 
 COMMENT ON VIEW tidings.status IS 'The relay, its lag and counters, and the size of the log';
-COMMENT ON COLUMN tidings.status.relay_pid IS 'The relay''s process id, NULL while none runs';
-COMMENT ON COLUMN tidings.status.relay_state IS 'wanted, starting, running; standby on a standby; unknown before the launcher has checked; no place if too many databases of the server have the extension';
+COMMENT ON COLUMN tidings.status.relay_pid IS 'The relay''s process id, NULL while no relay runs';
+COMMENT ON COLUMN tidings.status.relay_state IS 'wanted, starting or running; standby on a standby; unknown until the launcher has checked the database; no place if too many databases of the server have the extension';
 COMMENT ON COLUMN tidings.status.last_tick IS 'The number of the last tick, in microseconds since the Unix epoch';
 COMMENT ON COLUMN tidings.status.last_tick_at IS 'The same as a time';
-COMMENT ON COLUMN tidings.status.waiting_since IS 'Since when the oldest event that is committed waits for its tick; NULL if none does';
+COMMENT ON COLUMN tidings.status.waiting_since IS 'When the oldest committed event that is in no tick yet was written; NULL if there is none';
 COMMENT ON COLUMN tidings.status.ticks IS 'Ticks since the server started';
-COMMENT ON COLUMN tidings.status.inline_events IS 'Events that travelled inside of notifications';
-COMMENT ON COLUMN tidings.status.hints IS 'Ticks that were announced only, to be read from the log';
-COMMENT ON COLUMN tidings.status.skipped IS 'Changes that made no valid topic';
-COMMENT ON COLUMN tidings.status.log_bytes IS 'What log and ticks take on the disk, indexes included';
-COMMENT ON COLUMN tidings.status.oldest_position IS 'The start of what is retained: positions before it cannot be served';
-COMMENT ON COLUMN tidings.status.retention IS 'tidings.retention';
-COMMENT ON COLUMN tidings.status.clock_ahead IS 'How far the ticks'' numbers are ahead of the server''s clock, which was once ahead by that much and was then set back';
+COMMENT ON COLUMN tidings.status.inline_events IS 'Events that were sent inside of notifications since the server started';
+COMMENT ON COLUMN tidings.status.hints IS 'Ticks since the server started that were only announced, so that proxies read them from the log';
+COMMENT ON COLUMN tidings.status.skipped IS 'Changes since the server started that were not sent, because they had no valid topic';
+COMMENT ON COLUMN tidings.status.log_bytes IS 'The size of log and ticks on disk, including indexes';
+COMMENT ON COLUMN tidings.status.oldest_position IS 'The start of the retained events: positions before it fail with TI001';
+COMMENT ON COLUMN tidings.status.retention IS 'The setting tidings.retention';
+COMMENT ON COLUMN tidings.status.clock_ahead IS 'How far the numbers of ticks are ahead of the server''s clock: more than zero if the clock was set back';
 COMMENT ON COLUMN tidings.status.notify_queue_usage IS 'How full the queue of notifications is, from 0 to 1';
 
 CREATE OR REPLACE FUNCTION tidings.report(proxy text, topics text[], subscribers integer[], lease interval DEFAULT '30 seconds') RETURNS void
@@ -56,7 +56,7 @@ END
 $$;
 
 COMMENT ON FUNCTION tidings.report(text, text[], integer[], interval) IS
-    'A proxy reports how many subscribers its topics have (0 closes one), and renews the lease on all its reports';
+    'Called by a proxy: reports the number of subscribers of topics (0 removes a topic), and renews all its reports for the time of the lease';
 
 CREATE OR REPLACE VIEW tidings.open_topics AS
 SELECT o.topic, least(sum(o.subscribers), 2147483647)::integer AS subscribers, array_agg(o.proxy ORDER BY o.proxy) AS proxies, min(o.since) AS since
@@ -64,8 +64,8 @@ FROM tidings.open_topic o JOIN tidings.proxy p USING (proxy)
 WHERE p.until > now()
 GROUP BY o.topic;
 
-COMMENT ON VIEW tidings.open_topics IS 'The topics that someone is subscribed to right now';
+COMMENT ON VIEW tidings.open_topics IS 'The topics that have subscribers now';
 COMMENT ON COLUMN tidings.open_topics.topic IS 'The topic';
-COMMENT ON COLUMN tidings.open_topics.subscribers IS 'How many subscribers it has at all proxies';
-COMMENT ON COLUMN tidings.open_topics.proxies IS 'The proxies that have reported them';
-COMMENT ON COLUMN tidings.open_topics.since IS 'Since when it has had any';
+COMMENT ON COLUMN tidings.open_topics.subscribers IS 'The number of subscribers at all proxies together';
+COMMENT ON COLUMN tidings.open_topics.proxies IS 'The proxies that have reported these subscribers';
+COMMENT ON COLUMN tidings.open_topics.since IS 'Since when the topic has had subscribers';

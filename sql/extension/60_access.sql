@@ -1,14 +1,14 @@
--- Access: who may subscribe to what. The database decides, with the row-level security that already guards its tables.
+-- Access: who may subscribe to which topics. The database decides, with the row-level security that already guards its tables.
 --
--- A rule is a topic template and a query; the template's holes are the query's text parameters. A subscription is allowed
--- if some rule whose template matches finds a row when its query runs as the subscriber: with the role of the claims,
--- with request.jwt.claims set as PostgREST sets it, read-only.
+-- A rule is a topic template and a query; the template's holes are text parameters of the query. A subscription is allowed if the
+-- topic matches the template of some rule whose query finds a row. The query runs as the subscriber: with the role in the claims, with
+-- request.jwt.claims set as PostgREST sets it, and read-only.
 
 CREATE OR REPLACE VIEW tidings.rules AS SELECT topic, using_query FROM tidings.rule;
 
 COMMENT ON VIEW tidings.rules IS 'The subscription rules';
 COMMENT ON COLUMN tidings.rules.topic IS 'The topic template';
-COMMENT ON COLUMN tidings.rules.using_query IS 'The query that must find a row';
+COMMENT ON COLUMN tidings.rules.using_query IS 'The query, which must find a row';
 
 CREATE OR REPLACE FUNCTION tidings.match_topic(template text, topic text) RETURNS text[]
 LANGUAGE c STRICT IMMUTABLE AS 'MODULE_PATHNAME', 'match_topic_wrapper';
@@ -18,7 +18,7 @@ COMMENT ON FUNCTION tidings.match_topic(text, text) IS 'The values of a template
 CREATE OR REPLACE FUNCTION tidings.bind_holes(template text, using_query text) RETURNS text
 LANGUAGE c STRICT IMMUTABLE AS 'MODULE_PATHNAME', 'bind_holes_wrapper';
 
-COMMENT ON FUNCTION tidings.bind_holes(text, text) IS 'A rule''s query with each {hole} replaced by the parameter that it stands for';
+COMMENT ON FUNCTION tidings.bind_holes(text, text) IS 'The query of a rule, with each {hole} replaced by the parameter that it stands for';
 
 CREATE OR REPLACE FUNCTION tidings.rules_for(topics text[], OUT topic text, OUT query text, OUT holes text[], OUT search_path text) RETURNS SETOF record
 LANGUAGE sql STABLE STRICT
@@ -31,7 +31,7 @@ AS $$
     WHERE m.holes IS NOT NULL
 $$;
 
-COMMENT ON FUNCTION tidings.rules_for(text[]) IS 'The rules that match each topic, ready to run';
+COMMENT ON FUNCTION tidings.rules_for(text[]) IS 'The rules whose templates match the topics, ready to run';
 
 CREATE OR REPLACE FUNCTION tidings.plan_rule(query text, path text) RETURNS void
 LANGUAGE plpgsql STRICT
@@ -46,7 +46,7 @@ END
 $$;
 
 COMMENT ON FUNCTION tidings.plan_rule(text, text) IS
-    'Plans a rule''s query with this search_path and with empty claims, without running it; fails if the query is invalid';
+    'Plans the query of a rule with this search_path and with empty claims, without running it. Fails if the query is invalid';
 
 CREATE OR REPLACE FUNCTION tidings.others_who_create(schemas name[]) RETURNS name[]
 LANGUAGE sql STABLE STRICT
@@ -62,7 +62,7 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION tidings.others_who_create(name[]) IS
-    'Those of the schemas in which roles other than superusers and the current role may create objects';
+    'The schemas in which roles other than superusers and the current role may create objects';
 
 CREATE OR REPLACE FUNCTION tidings.keep_rule(topic text, using_query text, schemas name[]) RETURNS void
 LANGUAGE plpgsql STRICT
@@ -74,12 +74,12 @@ DECLARE
     path   text := 'pg_catalog, pg_temp';
     writable text[];
 BEGIN
-    -- An invalid query fails now, not at the first subscription. A query that needs no other schema gets none in its path, so
-    -- that nobody can shadow its names.
+    -- An invalid query fails now, not at the first subscription. If a query needs only pg_catalog, its path has no other schema, so
+    -- that no role can shadow its names.
     BEGIN
         PERFORM tidings.plan_rule(query, path);
     EXCEPTION WHEN OTHERS THEN
-        -- The schemas that the session's path resolves to now. Temporary objects come last, where they shadow nothing.
+        -- The schemas that the session's path resolves to now. Temporary objects come last, where they can't shadow others.
         SELECT coalesce(string_agg(quote_ident(s.name), ', ' ORDER BY s.n) || ', pg_temp', 'pg_temp') INTO path
             FROM unnest(schemas) WITH ORDINALITY AS s (name, n) WHERE NOT starts_with(s.name::text, 'pg_temp_');
         PERFORM tidings.plan_rule(query, path);
@@ -87,7 +87,7 @@ BEGIN
         IF writable <> '{}' THEN
             RAISE WARNING 'the rule for "%" looks up names in schemas where others may create objects: %',
                 topic, array_to_string(writable, ', ')
-                USING HINT = 'Such objects can shadow names in the query. Write each name with its schema, as in public.boards or OPERATOR(public.=), or revoke CREATE on the schema.';
+                USING HINT = 'Such objects can shadow names in the query. Write each name with its schema, as in public.boards or OPERATOR(public.=), or revoke CREATE on these schemas.';
         END IF;
     END;
     INSERT INTO tidings.rule AS r VALUES (topic, using_query, path)
@@ -97,19 +97,19 @@ END
 $$;
 
 COMMENT ON FUNCTION tidings.keep_rule(text, text, name[]) IS
-    'Checks a rule and stores it; if pg_catalog is not enough, its names are looked up in these schemas';
+    'Checks a rule and stores it. If its query needs more than pg_catalog, names are looked up in these schemas';
 
 CREATE OR REPLACE FUNCTION tidings.allow(topic text, using_query text) RETURNS void
 LANGUAGE plpgsql STRICT
 AS $$
 BEGIN
-    -- Reads the caller's search_path, but does not depend on it.
+    -- This reads the caller's search_path, but depends on it for nothing else.
     PERFORM tidings.keep_rule(topic, using_query, pg_catalog.current_schemas(false));
 END
 $$;
 
 COMMENT ON FUNCTION tidings.allow(text, text) IS
-    'Lets subscribers for whom the query finds a row subscribe to topics that match the template; replaces the rule of the same template';
+    'Allows subscriptions to topics that match the template, if the query finds a row for the subscriber. Replaces an earlier rule of the same template';
 
 CREATE OR REPLACE FUNCTION tidings.disallow(topic text) RETURNS boolean
 LANGUAGE plpgsql STRICT
@@ -122,14 +122,14 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION tidings.disallow(text) IS 'Removes a rule; false if there was none for this template';
+COMMENT ON FUNCTION tidings.disallow(text) IS 'Removes a rule. Returns false if there is none for this template';
 
 CREATE OR REPLACE FUNCTION tidings.ask_rule(role oid, claims text, query text, holes text[], search_path text) RETURNS text
--- Not STRICT: NULL is a yes, and must not come of an argument that is missing.
+-- Not STRICT, because NULL means that access is allowed, which a NULL argument must not cause.
 LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'ask_rule_wrapper';
 
 COMMENT ON FUNCTION tidings.ask_rule(oid, text, text, text[], text) IS
-    'Why a rule denies access to the role, NULL if it allows access. Its query runs as the role, read-only, in a subtransaction that is rolled back, and cannot leave the role';
+    'Why a rule denies access to the role, or NULL if it allows access. The query runs as the role and cannot leave it, read-only, in a subtransaction that is rolled back';
 
 CREATE OR REPLACE FUNCTION tidings.no_subscriber(role_claim text) RETURNS text
 LANGUAGE sql STABLE
@@ -139,17 +139,17 @@ AS $$
         WHEN role_claim IS NULL THEN 'the claims name no role'
         WHEN role_claim = session_user THEN 'the role is the proxy''s own'
         WHEN NOT EXISTS (SELECT FROM pg_roles r WHERE r.rolname = role_claim AND NOT r.rolsuper) THEN 'there is no such role for subscribers'
-        -- The logins with which proxies listen: a proxy may have two logins, and there may be several proxies.
+        -- The login roles with which proxies listen: a proxy may have two, and there may be several proxies.
         WHEN has_function_privilege(role_claim, 'tidings.channel()', 'EXECUTE') THEN 'the role is a proxy''s own'
         WHEN NOT pg_has_role(session_user, role_claim,
             CASE WHEN current_setting('server_version_num')::integer < 160000 THEN 'MEMBER' ELSE 'SET' END) THEN 'the proxy may not take the role'
     END
 $$;
 
-COMMENT ON FUNCTION tidings.no_subscriber(text) IS 'Why the login role may not check access for a role; NULL if it may';
+COMMENT ON FUNCTION tidings.no_subscriber(text) IS 'Why the login role may not check access for a role, or NULL if it may';
 
--- It reads the rules, so it runs as the extension's owner, but reveals only whether access is allowed. The rules themselves run as
--- the subscriber.
+-- This function reads the rules, so it runs as the extension's owner, but it reveals only whether access is allowed. The queries of
+-- the rules run as the subscriber.
 CREATE OR REPLACE FUNCTION tidings.check_subscription(claims jsonb, topics text[], OUT topic text, OUT allowed boolean, OUT reason text) RETURNS SETOF record
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -161,7 +161,7 @@ DECLARE
     refused    text := tidings.no_subscriber(role_claim);
     rule       record;
 BEGIN
-    -- Roles may come, go and change their names meanwhile: the one that the rules run as is the one that was looked at.
+    -- Roles may be created, dropped and renamed meanwhile. The rules must run as the role that was checked.
     IF refused IS NULL AND NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = role AND r.rolname = role_claim) THEN
         refused := 'there is no such role for subscribers';
     END IF;
@@ -181,7 +181,7 @@ END
 $$;
 
 COMMENT ON FUNCTION tidings.check_subscription(jsonb, text[]) IS
-    'For each topic whether the claims may subscribe to it, and if not why not. The reason is for the log, not for the subscriber';
+    'For each topic, whether a subscriber with these claims may subscribe to it, and if not, why. The reason is for the log, not for the subscriber';
 
 CREATE OR REPLACE FUNCTION tidings.authorize(claims jsonb, topics text[]) RETURNS text[]
 LANGUAGE sql VOLATILE
@@ -190,4 +190,4 @@ AS $$
     SELECT coalesce(array_agg(c.topic), '{}') FROM tidings.check_subscription(claims, topics) c WHERE NOT c.allowed
 $$;
 
-COMMENT ON FUNCTION tidings.authorize(jsonb, text[]) IS 'Those of the topics that the claims may not subscribe to';
+COMMENT ON FUNCTION tidings.authorize(jsonb, text[]) IS 'The topics that a subscriber with these claims may not subscribe to';

@@ -1,4 +1,4 @@
--- Rights: nobody has any, except the named roles of proxies, applications and migrations, which get only what they need.
+-- Rights: no role has any by default. The functions here grant proxies, applications and migrations what they need.
 
 CREATE OR REPLACE FUNCTION tidings.grant_functions(role regrole, functions regprocedure[]) RETURNS void
 LANGUAGE plpgsql STRICT
@@ -31,7 +31,7 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION tidings.grant_proxy(regrole) IS 'Grants a proxy''s login role what it needs, and nothing more';
+COMMENT ON FUNCTION tidings.grant_proxy(regrole) IS 'Grants the login role of a proxy what it needs, and nothing more';
 
 CREATE OR REPLACE FUNCTION tidings.grant_gate(role regrole) RETURNS void
 LANGUAGE plpgsql STRICT
@@ -45,7 +45,7 @@ END
 $$;
 
 COMMENT ON FUNCTION tidings.grant_gate(regrole) IS
-    'Grants what a login role needs that a proxy uses only to check access, and nothing more: it can''t read events';
+    'Grants what a proxy''s second login role needs, with which it only checks access. This role can''t read events';
 
 CREATE OR REPLACE FUNCTION tidings.grant_app(role regrole) RETURNS void
 LANGUAGE plpgsql STRICT
@@ -58,7 +58,7 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION tidings.grant_app(regrole) IS 'Grants what an application''s role needs: to publish to any topic, and to read positions';
+COMMENT ON FUNCTION tidings.grant_app(regrole) IS 'Grants the role of an application what it needs: to publish to any topic, and to read positions';
 
 -- tidings.watch() runs with the caller's rights, so the caller needs the functions that it calls.
 CREATE OR REPLACE FUNCTION tidings.grant_watch(role regrole) RETURNS void
@@ -106,7 +106,7 @@ END
 $$;
 
 COMMENT ON FUNCTION tidings.grant_manager(regrole) IS
-    'Grants what the role of migrations needs: the rights of an application, watches on its own tables, rules, and the views of both';
+    'Grants the role of migrations what it needs: the rights of an application, watches on its own tables, rules, and the views of both';
 
 CREATE OR REPLACE FUNCTION tidings.installed() RETURNS void
 LANGUAGE c AS 'MODULE_PATHNAME', 'installed_wrapper';
@@ -114,8 +114,8 @@ LANGUAGE c AS 'MODULE_PATHNAME', 'installed_wrapper';
 COMMENT ON FUNCTION tidings.installed() IS 'Called once by the install script: the relay starts when the transaction commits';
 
 -- New objects have the rights that ALTER DEFAULT PRIVILEGES grants: these are revoked. On older objects this revokes the rights of
--- PUBLIC, the rights that those defaults would grant, and all rights on the tables that hold events and the channel's name.
--- Explicit grants stay.
+-- PUBLIC, the rights that those defaults would grant, and all rights on the tables with events and with the channel's name. Other
+-- rights, which were granted explicitly, are kept.
 DO $$
 DECLARE
     unasked record;
@@ -154,7 +154,7 @@ BEGIN
             CASE unasked.grantee WHEN 0 THEN 'PUBLIC' ELSE unasked.grantee::regrole::text END);
     END LOOP;
 
-    -- Before the upgrade these roles had all functions that existed then.
+    -- These roles had the rights on all functions that existed before the upgrade.
     FOREACH role IN ARRAY current_setting('tidings_script.report')::regrole[] LOOP
         PERFORM tidings.grant_proxy(role);
     END LOOP;
@@ -165,7 +165,8 @@ BEGIN
         PERFORM tidings.grant_rules(role);
     END LOOP;
 
-    -- Rights of other roles are not part of the extension, so a dump must include them. PostgreSQL 17 and later also record the grantees.
+    -- Rights of other roles are not part of the extension, so a dump must include them. PostgreSQL 17 and later also record the
+    -- grantees.
     UPDATE pg_init_privs i SET initprivs = ARRAY(
         SELECT item FROM unnest(i.initprivs) item
         WHERE EXISTS (SELECT FROM aclexplode(ARRAY[item]) a WHERE a.grantee = a.grantor))

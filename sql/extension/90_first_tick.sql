@@ -1,5 +1,5 @@
--- The first tick, without events: a position from before it is one of another database. Whatever is in the log is in a later
--- one, also what transactions with older ids are going to write.
+-- The first tick, without events. A position from before it belongs to another database. Everything in the log comes after it, also
+-- what transactions with older ids will write.
 INSERT INTO tidings.tick (slot, tick, previous, since, until, used)
 SELECT 0, first, first, '3:3:', '3:3:', 0 FROM tidings.stamp() AS first;
 

@@ -13,5 +13,3 @@ BEGIN
     END LOOP;
 END
 $$;
-
-COMMENT ON COLUMN tidings.log.ordinal IS 'The segment''s order in its transaction: the command that made the changes, and the number of events captured before it';

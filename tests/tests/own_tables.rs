@@ -33,7 +33,7 @@ fn an_index_that_our_tables_cannot_have_is_refused() {
         "SET search_path = tidings; CREATE UNIQUE INDEX ON tick (tick, slot, (tick + 1))",
     ] {
         let error = session.refused(sql);
-        assert_eq!((error.code().code(), error.hint()), ("0A000", Some("Index plain columns, all rows.")), "{sql}");
+        assert_eq!((error.code().code(), error.hint()), ("0A000", Some("Index plain columns, for all rows.")), "{sql}");
     }
     session.run("CREATE INDEX ON public.items ((id + 1)) WHERE id > 1; CREATE INDEX ON items (lower(title)); INSERT INTO items VALUES (1, 5)");
     assert_eq!(log.news().len(), 1);

@@ -38,7 +38,7 @@ struct Packed {
 /// The most memory for packed values that is kept from row to row, in bytes.
 const KEPT_VALUES: usize = 64 * 1024;
 
-/// Tells Postgres how to call `tidings_capture`.
+/// The calling convention of `tidings_capture`, which Postgres asks for.
 #[unsafe(no_mangle)]
 pub extern "C" fn pg_finfo_tidings_capture() -> &'static pg_sys::Pg_finfo_record {
     const V1: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };

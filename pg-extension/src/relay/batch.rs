@@ -94,7 +94,7 @@ impl Batch {
                         // Payloads are longer than their packed values, so their total needs a bound of its own.
                         rendered += event.payload.len();
                     }
-                    // One corrupt row must not stop all others. Whoever reads it from the log gets the error.
+                    // One corrupt row must not stop all others. A reader of the log gets the error.
                     Err(error) => {
                         segment.warn(&error.to_string());
                         announcement.make_hint();

@@ -1,4 +1,5 @@
-//! A value that may be trusted: whoever makes one promises that it is what it claims to be, so that packing it is safe.
+//! A value that may be trusted: the code that makes one promises that it is valid and of its column's type, so that
+//! packing it is safe.
 
 use std::marker::PhantomData;
 
