@@ -219,6 +219,18 @@ impl Cluster {
         server.wait();
     }
 
+    /// Stops the server properly and starts it again.
+    pub fn restart(&self) {
+        self.stop();
+        self.boot();
+    }
+
+    /// Ends the server as a crash would and starts it again.
+    pub fn crash(&self) {
+        self.kill();
+        self.boot();
+    }
+
     /// Ends only the postmaster, by SIGKILL. The other processes notice and exit.
     pub fn kill_postmaster(&self) {
         self.end(Signal::SIGKILL);

@@ -97,6 +97,25 @@ impl<'c> Database<'c> {
         until("a new relay runs", || self.relay().is_some_and(|pid| pid != old));
     }
 
+    /// Restarts the server properly and waits until the relay runs.
+    pub fn restart(&self) {
+        self.cluster.restart();
+        self.wait_relay();
+    }
+
+    /// Lets the server crash, starts it again, and waits until the relay runs.
+    pub fn crash(&self) {
+        self.cluster.crash();
+        self.wait_relay();
+    }
+
+    /// Waits until a standby has replayed everything that this database's server has written.
+    pub fn wait_standby(&self, standby: &Cluster) {
+        let written: String = self.session().one("SELECT pg_current_wal_lsn()::text");
+        let mut session = standby.session(&self.name, SUPERUSER);
+        until("the standby has caught up", || session.one(&format!("SELECT pg_last_wal_replay_lsn() >= '{written}'")));
+    }
+
     /// Waits until the proxies' role has connections, and ends them.
     pub fn cut_proxies(&self) {
         let role = format!("{}_proxy", self.name);

@@ -327,7 +327,7 @@ fn while_the_database_cannot_be_asked_nobody_is_admitted_or_denied() {
     until("the proxy says so", || status(&proxy, "/events?topic=boards_5", &token) == 503);
     let (head, body) = ask(&proxy, "/events?topic=boards_5", &[("Authorization", &format!("Bearer {token}"))]);
     assert!(head.header("retry-after").is_some());
-    assert!(!body.contains("connect"), "nothing of the reason is told: {body}");
+    assert!(!body.contains("connect"), "the reason must not be sent: {body}");
     assert_eq!(status(&proxy, "/events?topic=boards_5", "x"), 401, "a bad token needs no database");
     cluster.boot();
     team.db.wait_relay();
@@ -452,15 +452,15 @@ fn keys_are_read_again_on_sighup_and_when_their_file_changes() {
     proxy.signal(Signal::SIGHUP);
     until("the signal is followed", || answers() == [200, 401]);
     // A file that is not a key set changes nothing, and is logged once.
-    let told = || proxy.log().matches("the old ones stay").count();
+    let sent = || proxy.log().matches("the old ones stay").count();
     replace("{");
-    until("it says so", || told() == 1);
+    until("it says so", || sent() == 1);
     assert_eq!(answers(), [200, 401]);
     // The same fault is not logged again; another one is.
     replace("{ ");
     fs::remove_file(&file).expect("remove the keys");
     until("it says so", || proxy.log().contains("No such file"));
-    assert_eq!((told(), answers()), (2, [200, 401]));
+    assert_eq!((sent(), answers()), (2, [200, 401]));
     // A key of a kind that this version does not know is skipped, and the others are still used.
     let unknown = json!({"kty": "AKP", "kid": "new", "alg": "ML-DSA-44", "pub": "AAAA"});
     replace(&json!({"keys": [unknown, set["keys"][1]]}).to_string());

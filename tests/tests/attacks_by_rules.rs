@@ -232,24 +232,24 @@ fn a_rule_whose_names_can_be_shadowed_gives_a_warning() {
         team.db.session().one::<String>("SELECT search_path FROM tidings.rule WHERE topic = 'rooms_{id}'")
     };
     let (mut session, notices) = listened_to(&team, &maker);
-    let mut told = |path: &str, table: &str| {
+    let mut sent = |path: &str, table: &str| {
         session.run(&format!(
             "SET search_path = {path}; SELECT tidings.allow('rooms_{{id}}', 'SELECT FROM {table} WHERE id = {{id}}::bigint')"
         ));
         std::mem::take(&mut *notices.lock().expect("the notices"))
     };
     // With its schema given, nothing can be shadowed any more.
-    assert_eq!(told("open, closed", "closed.rooms").len(), 0);
+    assert_eq!(sent("open, closed", "closed.rooms").len(), 0);
     assert_eq!(path(&team), "pg_catalog, pg_temp");
-    let notices = told("open, \"$user\", closed", "rooms");
+    let notices = sent("open, \"$user\", closed", "rooms");
     assert_eq!(notices.len(), 1, "{notices:?}");
     assert!(notices[0].message().contains("open") && !notices[0].message().contains("closed"), "{notices:?}");
     assert!(notices[0].hint().is_some_and(|hint| hint.contains("schema")), "{notices:?}");
     assert_eq!(path(&team), "open, closed, pg_temp");
     // If nobody else may create objects, there is no warning. Rights of PUBLIC count.
-    assert_eq!(told("closed", "rooms").len(), 0);
+    assert_eq!(sent("closed", "rooms").len(), 0);
     team.db.session().run("GRANT CREATE ON SCHEMA closed TO PUBLIC");
-    assert_eq!(told("closed", "rooms").len(), 1);
+    assert_eq!(sent("closed", "rooms").len(), 1);
 }
 
 #[test]

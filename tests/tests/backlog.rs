@@ -6,7 +6,7 @@ use tidings_tests::sse::Request;
 use tidings_tests::{Cluster, Database, Session, until};
 
 use crate::log::Log;
-use crate::{create_boards, passed_over, titles};
+use crate::{create_boards, skipped, titles};
 
 /// The most segments of a tick, and what its last transaction may add.
 const BOUND: i64 = 10_000;
@@ -175,7 +175,7 @@ fn a_segment_that_cannot_be_read_affects_only_its_own_events() {
     if session.one("SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'pg_surgery')") {
         ways.push(tear_off);
     } else {
-        passed_over("values out of line that are gone: there is no pg_surgery");
+        skipped("values out of line that are gone: there is no pg_surgery");
     }
     for (id, make_unreadable) in (1..).zip(ways) {
         send(relay, Signal::SIGSTOP);
@@ -186,7 +186,7 @@ fn a_segment_that_cannot_be_read_affects_only_its_own_events() {
         let xid: String = session.one("SELECT max(xid::text::bigint)::text FROM tidings.log");
         make_unreadable(&mut session);
         send(relay, Signal::SIGCONT);
-        assert_eq!(sse.frame().event, "reset", "the client is told that something is missing");
+        assert_eq!(sse.frame().event, "reset", "the client learns that something is missing");
         session.run(&format!("INSERT INTO board_items VALUES ({}, 5, 'after it')", id + 10));
         assert_eq!(titles(&[sse.frame()]), ["after it"]);
         // A reader in SQL gets an error that says how to find the row.

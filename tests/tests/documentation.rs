@@ -364,9 +364,9 @@ fn every_flag_is_in_the_reference_and_no_other() {
     let help = String::from_utf8(help.stdout).expect("UTF-8");
     let there = words(&help, "--");
     let http = document("http.md");
-    let told = words(&http, "--");
+    let sent = words(&http, "--");
     for flag in there.iter().filter(|flag| !["--help", "--version"].contains(flag)) {
-        assert!(told.contains(flag), "docs/http.md does not tell of {flag}");
+        assert!(sent.contains(flag), "docs/http.md does not tell of {flag}");
     }
     for name in ["http.md", "operations.md", "tidings-proxy.service", "haproxy.cfg", "nginx.conf"] {
         let text = document(name);

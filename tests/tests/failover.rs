@@ -4,17 +4,10 @@ use std::net::SocketAddr;
 
 use tidings_tests::follower::Habits;
 use tidings_tests::sse::Request;
-use tidings_tests::{Cable, Cluster, Database, Follower, Proxy, Session, until};
+use tidings_tests::{Cable, Cluster, Follower, Proxy, Session, until};
 
 use crate::log::Log;
 use crate::upgrade::furnish;
-
-/// Waits until a standby has replayed all that its primary has written.
-pub fn catch_up(primary: &Database<'_>, standby: &Cluster) {
-    let written: String = primary.session().one("SELECT pg_current_wal_lsn()::text");
-    let mut session = standby.session(primary.name(), "postgres");
-    until("the standby has caught up", || session.one(&format!("SELECT pg_last_wal_replay_lsn() >= '{written}'")));
-}
 
 #[test]
 fn a_standby_serves_reads_and_everything_after_its_promotion() {
@@ -26,7 +19,7 @@ fn a_standby_serves_reads_and_everything_after_its_promotion() {
     let start: String = db.session().one("SELECT tidings.position()");
     db.session().run("INSERT INTO items VALUES (2, 5, 'before the failover')");
     let last = log.only().position;
-    catch_up(&db, &standby);
+    db.wait_standby(&standby);
     let mut session = standby.session(db.name(), "postgres");
     // The standby is read-only: the log can be read, there is no relay, and its absence is no error.
     assert_eq!(session.all("SELECT FROM tidings.changes($1, '{b5}')", &[&start]).len(), 1);
@@ -53,7 +46,7 @@ fn a_position_of_a_lost_primary_hides_nothing_of_the_new_one() {
     let db = primary.database();
     furnish(&db);
     let standby = primary.standby();
-    catch_up(&db, &standby);
+    db.wait_standby(&standby);
     let mut there = standby.session(db.name(), "postgres");
     there.run("ALTER SYSTEM SET primary_conninfo = ''");
     there.run("SELECT pg_reload_conf()");
@@ -105,7 +98,7 @@ fn a_client_continues_across_a_failover() {
         session.run(&format!("INSERT INTO items VALUES ({id}, 5, 'n')"));
     }
     until("the client has seen it all", || follower.seen() == 48);
-    catch_up(&db, &standby);
+    db.wait_standby(&standby);
     primary.kill();
     let mut session = standby.session(db.name(), "postgres");
     session.run("SELECT pg_promote()");

@@ -44,11 +44,7 @@ fn a_killed_relay_loses_and_repeats_nothing() {
 fn a_killed_server_loses_and_repeats_nothing() {
     let cluster = Cluster::start(&[]);
     let db = cluster.database();
-    survive(&db, "", || {
-        cluster.kill();
-        cluster.boot();
-        db.wait_relay();
-    });
+    survive(&db, "", || db.crash());
 }
 
 #[test]
@@ -56,22 +52,14 @@ fn clients_never_see_what_a_crash_undoes_even_with_asynchronous_commits() {
     // A slow WAL writer, so that a crash takes many commits from the writers.
     let cluster = Cluster::start(&[("wal_writer_delay", "2s"), ("wal_writer_flush_after", "0")]);
     let db = cluster.database();
-    survive(&db, "SET synchronous_commit = off", || {
-        cluster.kill();
-        cluster.boot();
-        db.wait_relay();
-    });
+    survive(&db, "SET synchronous_commit = off", || db.crash());
 }
 
 #[test]
 fn a_restarted_server_loses_and_repeats_nothing() {
     let cluster = Cluster::start(&[]);
     let db = cluster.database();
-    survive(&db, "", || {
-        cluster.stop();
-        cluster.boot();
-        db.wait_relay();
-    });
+    survive(&db, "", || db.restart());
 }
 
 #[test]
@@ -84,9 +72,7 @@ fn a_prepared_transaction_outlives_a_crash() {
     db.session().run("BEGIN; INSERT INTO board_items VALUES (1, 5, 'prepared'); PREPARE TRANSACTION 'p'");
     db.session().run("INSERT INTO board_items VALUES (2, 5, 'before the crash')");
     assert_eq!(titles(&[sse.frame()]), ["before the crash"]);
-    cluster.kill();
-    cluster.boot();
-    db.wait_relay();
+    db.crash();
     db.session().run("INSERT INTO board_items VALUES (3, 5, 'after the crash')");
     assert_eq!(titles(&[sse.frame()]), ["after the crash"]);
     db.session().run("COMMIT PREPARED 'p'");
@@ -101,15 +87,14 @@ fn a_prepared_transaction_hides_no_event_that_is_written_before_the_relay_is_bac
     let proxy = db.proxy(&[]);
     let mut sse = proxy.live(&["boards_5"]);
     db.session().run("BEGIN; INSERT INTO board_items VALUES (1, 5, 'prepared'); PREPARE TRANSACTION 'p'");
-    db.session().run("INSERT INTO board_items VALUES (2, 5, 'told')");
-    assert_eq!(titles(&[sse.frame()]), ["told"]);
+    db.session().run("INSERT INTO board_items VALUES (2, 5, 'sent')");
+    assert_eq!(titles(&[sse.frame()]), ["sent"]);
     tidings_tests::process::send(db.wait_relay(), tidings_tests::process::Signal::SIGSTOP);
     db.session().run("INSERT INTO board_items VALUES (3, 5, 'read by the page')");
     let position: String = db.session().one("SELECT tidings.position()");
     // Its locks survive the crash, so the next relay waits for it.
     db.session().run("BEGIN; LOCK TABLE tidings.tick; PREPARE TRANSACTION 'lock'");
-    cluster.kill();
-    cluster.boot();
+    cluster.crash();
     db.session().run("INSERT INTO board_items VALUES (4, 5, 'after the crash')");
     db.session().run("COMMIT PREPARED 'lock'");
     assert_eq!(titles(&[sse.frame(), sse.frame()]), ["read by the page", "after the crash"]);
@@ -131,8 +116,7 @@ fn what_was_committed_right_before_a_crash_arrives_after_it() {
     // The relay is stopped and announces nothing: when the server dies, only the log has the event.
     tidings_tests::process::send(db.wait_relay(), tidings_tests::process::Signal::SIGSTOP);
     db.session().run("INSERT INTO board_items VALUES (1, 5, 'unannounced')");
-    cluster.kill();
-    cluster.boot();
+    cluster.crash();
     assert_eq!(titles(&[sse.frame()]), ["unannounced"]);
     assert_eq!(all_until_now(&db, "boards_5", &mut sse), []);
 }
@@ -147,15 +131,14 @@ fn what_a_page_read_right_before_a_crash_is_not_repeated() {
     session.run("INSERT INTO board_items VALUES (1, 5, 'read')");
     let position: String = session.one("SELECT tidings.position()");
     session.run("INSERT INTO board_items VALUES (2, 5, 'written after that')");
-    cluster.kill();
-    cluster.boot();
+    cluster.crash();
     db.session().run("INSERT INTO board_items VALUES (3, 5, 'written after the crash')");
     let proxy = db.proxy(&[]);
     let mut sse = proxy.open(&Request::since(&["boards_5"], &position));
     assert_eq!(titles(&all_until_now(&db, "boards_5", &mut sse)), ["written after that", "written after the crash"]);
-    let told = "SELECT payload::jsonb #>> '{record,title}' FROM tidings.changes($1, '{boards_5}') LIMIT 2";
-    let told: Vec<String> = db.session().all(told, &[&position]).iter().map(|row| row.get(0)).collect();
-    assert_eq!(told, ["written after that", "written after the crash"]);
+    let sent = "SELECT payload::jsonb #>> '{record,title}' FROM tidings.changes($1, '{boards_5}') LIMIT 2";
+    let sent: Vec<String> = db.session().all(sent, &[&position]).iter().map(|row| row.get(0)).collect();
+    assert_eq!(sent, ["written after that", "written after the crash"]);
 }
 
 #[test]
@@ -174,8 +157,7 @@ fn a_relay_that_ends_early_after_a_crash_hides_nothing() {
         session.run(&format!("INSERT INTO board_items VALUES ({id}, 5, 'lost')"));
     }
     let position: String = session.one("SELECT tidings.position()");
-    cluster.kill();
-    cluster.boot();
+    cluster.crash();
     let mut session = db.session();
     session.run("INSERT INTO board_items VALUES (40, 5, 'new')");
     let relay = db.wait_relay();
@@ -185,10 +167,10 @@ fn a_relay_that_ends_early_after_a_crash_hides_nothing() {
     session.run(&format!("SELECT pg_terminate_backend({relay})"));
     tidings_tests::until("another one has come", || db.relay().is_some_and(|pid| pid != relay));
     session.run("COMMIT PREPARED 'lock'");
-    let told = "SELECT payload::jsonb #>> '{record,title}' FROM tidings.changes($1, '{boards_5}')";
-    tidings_tests::until("what is new has been told", || {
-        let told: Vec<String> = session.all(told, &[&position]).iter().map(|row| row.get(0)).collect();
-        told == ["new"]
+    let sent = "SELECT payload::jsonb #>> '{record,title}' FROM tidings.changes($1, '{boards_5}')";
+    tidings_tests::until("the new event has been sent", || {
+        let sent: Vec<String> = session.all(sent, &[&position]).iter().map(|row| row.get(0)).collect();
+        sent == ["new"]
     });
 }
 

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use tidings_tests::{Cluster, Database, Session, shared};
 
-use crate::passed_over;
 use crate::rights::open_to;
+use crate::skipped;
 use crate::upgrade::description;
 
 /// The releases that an update starts from; `None` is a new installation.
@@ -125,7 +125,7 @@ fn names_and_operations_mean_the_same_in_every_language() {
     let options = "ENCODING 'UTF8' LOCALE_PROVIDER icu ICU_LOCALE 'tr' LOCALE 'C.UTF-8'";
     let mut session = shared().session("postgres", "postgres");
     if session.client().simple_query("CREATE COLLATION pg_temp.turkish (provider = icu, locale = 'tr')").is_err() {
-        return passed_over("Turkish, for which this Postgres has no ICU");
+        return skipped("Turkish, for which this Postgres has no ICU");
     }
     let db = shared().database_of(options);
     let mut session = db.session();

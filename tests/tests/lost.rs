@@ -14,13 +14,6 @@ fn proxy_of(primary: &Cluster, standby: &Cluster, db: &Database<'_>) -> Proxy {
     Proxy::start(&url, &["--retry", "100ms"])
 }
 
-/// Waits until a standby has replayed everything that its primary has written.
-fn catch_up(db: &Database<'_>, standby: &Cluster) {
-    let written: String = db.session().one("SELECT pg_current_wal_lsn()::text");
-    let mut session = standby.session(db.name(), "postgres");
-    until("the standby has caught up", || session.one(&format!("SELECT pg_last_wal_replay_lsn() >= '{written}'")));
-}
-
 /// From now on the standby receives nothing from the primary.
 fn cut_off(standby: &Cluster) {
     let mut session = standby.session("postgres", "postgres");
@@ -57,7 +50,7 @@ fn a_client_that_may_have_seen_what_a_failover_lost_gets_a_reset() {
     let mut live = proxy.live(&["boards_5"]);
     insert(&mut db.session(), 1, "kept");
     let kept = live.frame();
-    catch_up(&db, &standby);
+    db.wait_standby(&standby);
     cut_off(&standby);
     insert(&mut db.session(), 2, "lost");
     let lost = live.frame();
@@ -148,9 +141,7 @@ fn a_crash_and_a_restart_of_the_relay_reset_no_client() {
     create_boards(&db);
     let proxy = db.proxy(&["--retry", "100ms"]);
     nobody_is_told(&cluster, &proxy, &db, || {
-        cluster.kill();
-        cluster.boot();
-        db.wait_relay();
+        db.crash();
         db.kill_relay();
         db.session()
     });

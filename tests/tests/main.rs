@@ -92,17 +92,17 @@ fn titles(frames: &[Frame]) -> Vec<String> {
 
 /// Reports what a test leaves out because this Postgres can't do it. It goes directly to standard error, because
 /// libtest hides what a test prints unless it fails.
-fn passed_over(what: &str) {
+fn skipped(what: &str) {
     // libtest names a test's thread after the test.
     let test = std::thread::current().name().unwrap_or("a test").to_owned();
-    let _ = writeln!(std::io::stderr(), "PASSED OVER in {test}: {what}");
+    let _ = writeln!(std::io::stderr(), "SKIPPED in {test}: {what}");
 }
 
 /// Whether this Postgres was built with XML; if not, reports that the test leaves it out.
 fn has_xml(session: &mut Session) -> bool {
     let has_xml = session.client().simple_query("SELECT '<a/>'::xml").is_ok();
     if !has_xml {
-        passed_over("values of type xml, which this Postgres was built without");
+        skipped("values of type xml, which this Postgres was built without");
     }
     has_xml
 }
@@ -112,7 +112,7 @@ fn has_psql() -> bool {
     let psql = Installation::get().bin.join("psql");
     let runs = std::process::Command::new(psql).arg("--version").output().is_ok_and(|output| output.status.success());
     if !runs {
-        passed_over("what needs psql, which does not run in this installation");
+        skipped("what needs psql, which does not run in this installation");
     }
     runs
 }

@@ -16,8 +16,7 @@ fn crowded() -> (Cluster, Vec<String>) {
     for name in &names {
         session.run(&format!("CREATE DATABASE {name} TEMPLATE template0 STRATEGY file_copy"));
     }
-    cluster.stop();
-    cluster.boot();
+    cluster.restart();
     (cluster, names)
 }
 
@@ -44,8 +43,7 @@ fn databases_without_the_extension_take_no_relay_from_those_that_have_it() {
     until("nobody looks into the others any more", || workers(&mut session, "trial") == 0);
     assert_eq!(workers(&mut session, "relay"), 2);
     // When the server starts, they are found among all others.
-    cluster.stop();
-    cluster.boot();
+    cluster.restart();
     for db in &served {
         db.wait_relay();
         works(db);
@@ -126,8 +124,6 @@ fn a_proxy_whose_database_has_no_relay_is_not_ready_and_says_why() {
             .is_ok_and(|(head, body)| head.status == 503 && body.contains("no relay runs"))
     });
     db.session().run("ALTER SYSTEM SET max_worker_processes = 8");
-    cluster.stop();
-    cluster.boot();
-    db.wait_relay();
+    db.restart();
     proxy.wait_ready();
 }

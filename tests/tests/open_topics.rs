@@ -61,7 +61,7 @@ fn a_drained_proxy_closes_its_topics_and_the_lease_of_a_dead_one_expires() {
     let _streams: Vec<Sse> = proxies.iter().map(|proxy| proxy.live(&["boards_5"])).collect();
     wait_open(&db, &[("boards_5", (3, 3))]);
     assert!(proxies[0].terminate().success());
-    assert_eq!(open(&db)["boards_5"], (2, 2), "told before it ended");
+    assert_eq!(open(&db)["boards_5"], (2, 2), "reported before it ended");
     proxies[1].kill();
     wait_open(&db, &[("boards_5", (1, 1))]);
 }

@@ -16,14 +16,14 @@ const NEST: &str = "CREATE TABLE nest (id int PRIMARY KEY, n int, pad text);
 
 /// Operation, key and value of each event, or what was published.
 #[track_caller]
-fn told(events: &[Event]) -> Vec<String> {
-    let told = |event: &Event| {
+fn sent(events: &[Event]) -> Vec<String> {
+    let sent = |event: &Event| {
         let json = event.json();
         let Some(kind) = json["type"].as_str() else { return format!("published {json}") };
         let row = if json["record"].is_null() { &json["old_record"] } else { &json["record"] };
         if row.is_null() { kind.to_owned() } else { format!("{kind} {} {}", row["id"], row["n"]) }
     };
-    events.iter().map(told).collect()
+    events.iter().map(sent).collect()
 }
 
 fn nest(more: &str) -> (Database<'static>, Log) {
@@ -46,12 +46,12 @@ fn what_an_after_trigger_changes_comes_after_the_row_it_was_fired_for() {
         let before = segments(&mut session);
         session.run("INSERT INTO nest VALUES (1, 10)");
         assert_eq!(segments(&mut session) - before, 1, "in one row of the log");
-        assert_eq!(told(&log.news()), ["INSERT 1 10", "UPDATE 1 11"], "{name}");
+        assert_eq!(sent(&log.news()), ["INSERT 1 10", "UPDATE 1 11"], "{name}");
         session.run("INSERT INTO nest VALUES (2, 20), (3, 30); INSERT INTO nest VALUES (4, 40)");
         let expected = ["INSERT 2 20", "INSERT 3 30", "UPDATE 2 21", "UPDATE 3 31", "INSERT 4 40", "UPDATE 4 41"];
-        assert_eq!(told(&log.news()), expected, "{name}");
+        assert_eq!(sent(&log.news()), expected, "{name}");
         copy(&mut session, "5\t50\n6\t60\n");
-        assert_eq!(told(&log.news()), ["INSERT 5 50", "INSERT 6 60", "UPDATE 5 51", "UPDATE 6 61"], "{name}");
+        assert_eq!(sent(&log.news()), ["INSERT 5 50", "INSERT 6 60", "UPDATE 5 51", "UPDATE 6 61"], "{name}");
     }
 }
 
@@ -72,7 +72,7 @@ fn a_row_that_a_trigger_restores_exists_at_the_end() {
     );
     log.skip_to_now();
     db.session().run("DELETE FROM nest");
-    assert_eq!(told(&log.news()), ["DELETE 1 10", "DELETE 2 20", "INSERT 1 11", "INSERT 2 21"]);
+    assert_eq!(sent(&log.news()), ["DELETE 1 10", "DELETE 2 20", "INSERT 1 11", "INSERT 2 21"]);
 }
 
 #[test]
@@ -86,13 +86,13 @@ fn what_a_before_trigger_changes_comes_before_the_row_it_was_fired_for() {
     log.skip_to_now();
     let mut session = db.session();
     session.run("INSERT INTO nest VALUES (1, 11)");
-    assert_eq!(told(&log.news()), ["DELETE 1 10", "INSERT 1 11"]);
+    assert_eq!(sent(&log.news()), ["DELETE 1 10", "INSERT 1 11"]);
     // A row of the same statement.
     session.run("INSERT INTO nest VALUES (1, 12), (1, 13), (2, 20)");
-    assert_eq!(told(&log.news()), ["DELETE 1 11", "INSERT 1 12", "DELETE 1 12", "INSERT 1 13", "INSERT 2 20"]);
+    assert_eq!(sent(&log.news()), ["DELETE 1 11", "INSERT 1 12", "DELETE 1 12", "INSERT 1 13", "INSERT 2 20"]);
     copy(&mut session, "1\t14\n2\t21\n2\t22\n");
     let expected = ["DELETE 1 13", "DELETE 2 20", "INSERT 1 14", "INSERT 2 21", "DELETE 2 21", "INSERT 2 22"];
-    assert_eq!(told(&log.news()), expected);
+    assert_eq!(sent(&log.news()), expected);
 }
 
 #[test]
@@ -107,10 +107,10 @@ fn positions_that_a_before_trigger_shifts_end_up_correct() {
     let expected = ["INSERT 1 1", "UPDATE 1 2", "INSERT 2 1", "UPDATE 1 3", "UPDATE 2 2", "INSERT 3 1"];
     // Updates of one command may come in any order of rows.
     let in_order = |topic: &str, events: &[Event]| {
-        let mut told: Vec<String> =
-            told(&events.iter().filter(|event| event.topic == topic).cloned().collect::<Vec<_>>());
-        told[3..5].sort();
-        told
+        let mut sent: Vec<String> =
+            sent(&events.iter().filter(|event| event.topic == topic).cloned().collect::<Vec<_>>());
+        sent[3..5].sort();
+        sent
     };
     let events = log.news();
     assert_eq!(in_order("nest", &events), expected);
@@ -129,12 +129,12 @@ fn what_before_and_after_triggers_change_comes_before_and_after_the_row() {
     session.run("INSERT INTO nest VALUES (1, 10), (2, 20)");
     let expected =
         "INSERT 101 0, published 0, INSERT 102 0, published 0, INSERT 1 10, INSERT 2 20, UPDATE 1 11, UPDATE 2 21";
-    assert_eq!(told(&log.news()).join(", "), expected);
+    assert_eq!(sent(&log.news()).join(", "), expected);
     // It is not specified where the rows of a COPY end and its triggers begin, but each row has its place.
     copy(&mut session, "3\t30\n4\t40\n");
     let expected =
         "INSERT 103 0, published 0, INSERT 104 0, published 0, INSERT 3 30, UPDATE 3 31, INSERT 4 40, UPDATE 4 41";
-    assert_eq!(told(&log.news()).join(", "), expected);
+    assert_eq!(sent(&log.news()).join(", "), expected);
 }
 
 #[test]
@@ -154,11 +154,11 @@ fn what_a_trigger_before_a_statement_changes_comes_before_the_rows_of_a_copy() {
     log.skip_to_now();
     let mut session = db.session();
     copy(&mut session, "1\t20\n2\t30\n");
-    assert_eq!(told(&log.news()), ["DELETE 1 11", "INSERT 1 20", "UPDATE 1 21", "INSERT 2 30", "UPDATE 2 31"]);
+    assert_eq!(sent(&log.news()), ["DELETE 1 11", "INSERT 1 20", "UPDATE 1 21", "INSERT 2 30", "UPDATE 2 31"]);
     let mut partitions = session.client().copy_in("COPY whole FROM STDIN").expect("COPY begins");
     partitions.write_all(b"1\t20\n").expect("rows are taken");
     partitions.finish().expect("COPY ends");
-    assert_eq!(told(&log.news()), ["DELETE 1 10", "INSERT 1 20"]);
+    assert_eq!(sent(&log.news()), ["DELETE 1 10", "INSERT 1 20"]);
 }
 
 #[test]
@@ -181,13 +181,13 @@ fn cascades_publications_and_truncations_come_in_order() {
     let mut session = db.session();
     session.run("SELECT tidings.publish('nest', '0'); INSERT INTO kid VALUES (1, 1), (2, 2); SELECT tidings.publish('nest', '1')");
     let expected = ["published 0", "INSERT 1 1", "INSERT 2 2", "published \"kid\"", "published \"kid\"", "published 1"];
-    assert_eq!(told(&log.news()), expected);
+    assert_eq!(sent(&log.news()), expected);
     session.run("DELETE FROM nest");
-    assert_eq!(told(&log.news()), ["DELETE 1 10", "DELETE 2 20", "DELETE 1 1", "DELETE 2 2"]);
+    assert_eq!(sent(&log.news()), ["DELETE 1 10", "DELETE 2 20", "DELETE 1 1", "DELETE 2 2"]);
     session
         .run("BEGIN; INSERT INTO nest VALUES (1, 10); TRUNCATE nest CASCADE; INSERT INTO nest VALUES (1, 11); COMMIT");
     let expected = ["INSERT 1 10", "TRUNCATE", "published \"truncated\"", "INSERT 9 90", "INSERT 1 11"];
-    assert_eq!(told(&log.news()), expected);
+    assert_eq!(sent(&log.news()), expected);
 }
 
 #[test]
@@ -206,7 +206,7 @@ fn rows_that_are_flushed_early_come_in_order_too() {
     expected.extend((1..=ROWS).map(|i| format!("UPDATE {i} {}", i * 10 + 1)));
     expected.extend(["INSERT 1000 0".to_owned(), "UPDATE 1000 1".to_owned()]);
     let events = log.news();
-    assert_eq!(told(&events), expected);
+    assert_eq!(sent(&events), expected);
     assert!(segments(&mut db.session()) > 10, "written early, or this test proves nothing");
     let tick = |event: &Event| event.position.split('-').next().map(str::to_owned);
     assert!(events.iter().all(|event| tick(event) == tick(&events[0])), "one transaction, one tick");

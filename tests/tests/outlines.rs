@@ -71,9 +71,9 @@ fn the_log_stores_once_what_rows_have_in_common() {
     let (db, mut log) = with(ITEMS);
     let mut session = db.session();
     session.run(&insert(1..=1000));
-    let told: usize = log.news().iter().map(|event| event.payload.len()).sum();
+    let sent: usize = log.news().iter().map(|event| event.payload.len()).sum();
     let logged = logged(&mut session);
-    assert!(logged < told as i64 / 2, "{logged} bytes for {told}");
+    assert!(logged < sent as i64 / 2, "{logged} bytes for {sent}");
 }
 
 #[test]
@@ -150,12 +150,12 @@ fn watches_beyond_the_outlines_of_a_segment_are_sent_without_outline() {
     let mut session = db.session();
     session.run("SELECT tidings.watch('items', topic => 't' || i, name => 'w' || i, payload => ('[\"$id\", ' || i || ']')::jsonb) FROM generate_series(1, 140) i");
     session.run("INSERT INTO items VALUES (1), (2), (3)");
-    let mut told: Vec<_> = log.news().into_iter().map(|event| (event.topic, event.payload)).collect();
-    told.sort();
+    let mut sent: Vec<_> = log.news().into_iter().map(|event| (event.topic, event.payload)).collect();
+    sent.sort();
     let mut expected: Vec<_> =
         (1..=140).flat_map(|i| (1..=3).map(move |id| (format!("t{i}"), format!("[{id},{i}]")))).collect();
     expected.sort();
-    assert_eq!(told, expected);
+    assert_eq!(sent, expected);
 }
 
 #[test]
@@ -205,9 +205,9 @@ fn a_segment_grows_only_within_bounds_when_it_is_read() {
         assert_eq!(event.json(), json!({"text": "z".repeat(8000), "id": id}));
     }
     assert_eq!(events.len(), 2000);
-    let told: usize = events.iter().map(|event| event.payload.len()).sum();
+    let sent: usize = events.iter().map(|event| event.payload.len()).sum();
     let logged = logged(&mut session);
-    assert!(logged < told as i64 / 8 && logged > told as i64 / 20, "{logged} bytes for {told}");
+    assert!(logged < sent as i64 / 8 && logged > sent as i64 / 20, "{logged} bytes for {sent}");
 }
 
 #[test]
@@ -240,9 +240,9 @@ fn a_segment_with_a_repeated_text_grows_only_within_bounds_when_it_is_read() {
         assert!(event.json()["record"] == json!({"id": id, "text": "abcdefgh".repeat(6000)}), "row {id}");
     }
     assert_eq!(events.len(), 1000);
-    let told: usize = events.iter().map(|event| event.payload.len()).sum();
+    let sent: usize = events.iter().map(|event| event.payload.len()).sum();
     let logged = logged(&mut session);
-    assert!(logged < told as i64 / 2 && logged > told as i64 / 20, "{logged} bytes for {told}");
+    assert!(logged < sent as i64 / 2 && logged > sent as i64 / 20, "{logged} bytes for {sent}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tidings_tests::{Cluster, Database, Proxy, Session, shared, until};
 
 use crate::rights::heard;
-use crate::{all_until_now, boards, create_boards, passed_over, titles};
+use crate::{all_until_now, boards, create_boards, skipped, titles};
 
 fn channel(db: &Database<'_>) -> String {
     db.session().one("SELECT tidings.channel()")
@@ -33,7 +33,7 @@ fn the_channels_name_is_stored_where_nobody_else_can_read_it() {
         settings.push(("shared_preload_libraries", "tidings, pg_stat_statements"));
         settings.push(("pg_stat_statements.track", "all"));
     } else {
-        passed_over("pg_stat_statements, which this Postgres does not have");
+        skipped("pg_stat_statements, which this Postgres does not have");
     }
     let cluster = Cluster::start(&settings);
     let db = cluster.database();
@@ -154,8 +154,8 @@ fn a_role_with_the_grant_can_listen_by_name_or_by_function() {
     db.session().publish("x", "1");
     let proxy = db.proxy(&[]);
     all_until_now(&db, "x", &mut proxy.live(&["x"]));
-    let told = |session: &mut Session| heard(session, &db).iter().filter(|(_, text)| text.contains("heard")).count();
-    assert_eq!((told(&mut by_name), told(&mut by_function)), (1, 1));
+    let sent = |session: &mut Session| heard(session, &db).iter().filter(|(_, text)| text.contains("heard")).count();
+    assert_eq!((sent(&mut by_name), sent(&mut by_function)), (1, 1));
     // The function leaves the old channel when the name has changed.
     db.session().run("SELECT tidings.rotate_channel()");
     let name: String = by_function.one("SELECT tidings.listen()");

@@ -112,8 +112,7 @@ fn without_preloading_writes_succeed_with_one_warning_a_session() {
     let db = cluster.database();
     create_boards(&db);
     db.session().run("ALTER SYSTEM RESET shared_preload_libraries");
-    cluster.stop();
-    cluster.boot();
+    cluster.restart();
     let mut session = db.session();
     session
         .run("INSERT INTO board_items VALUES (1, 5, 'a'); UPDATE board_items SET title = 'b'; DELETE FROM board_items");
@@ -134,8 +133,7 @@ fn without_preloading_writes_succeed_with_one_warning_a_session() {
         assert!(error.message().contains("shared_preload_libraries"), "{sql}: {error}");
     }
     session.run("ALTER SYSTEM SET shared_preload_libraries = 'tidings'");
-    cluster.stop();
-    cluster.boot();
+    cluster.restart();
     let proxy = db.proxy(&[]);
     let mut sse = proxy.live(&["boards_5"]);
     db.session().run("INSERT INTO board_items VALUES (2, 5, 'announced')");
@@ -143,8 +141,7 @@ fn without_preloading_writes_succeed_with_one_warning_a_session() {
     // The order of removal: the extension, the setting, the library.
     db.session().run("DROP EXTENSION tidings CASCADE");
     db.session().run("ALTER SYSTEM RESET shared_preload_libraries");
-    cluster.stop();
-    cluster.boot();
+    cluster.restart();
     db.session().run("INSERT INTO board_items VALUES (3, 5, 'written')");
 }
 
@@ -154,8 +151,7 @@ fn relays_start_by_themselves_with_the_server() {
     let (one, two) = (cluster.database(), cluster.database());
     let without = cluster.empty_database();
     create_boards(&one);
-    cluster.stop();
-    cluster.boot();
+    cluster.restart();
     one.wait_relay();
     two.wait_relay();
     assert_eq!(relays(&without), 0);

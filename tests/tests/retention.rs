@@ -10,7 +10,7 @@ use tidings_tests::process::{Process, Signal, fresh_path};
 use tidings_tests::{Cluster, Database, Session, eventually, until};
 
 use crate::log::Log;
-use crate::passed_over;
+use crate::skipped;
 
 /// In seconds.
 const WEEK: i32 = 7 * 24 * 3600;
@@ -323,7 +323,7 @@ fn a_client_whose_position_has_expired_is_reset_and_then_live() {
 #[test]
 fn a_clock_that_was_ahead_does_not_stop_the_rotation() {
     if !Clock::can_jump() {
-        return passed_over("a clock that jumps: there is no libfaketime");
+        return skipped("a clock that jumps: there is no libfaketime");
     }
     let clock = Clock::at(0);
     let cluster = Cluster::start_at(Site { env: clock.environment(), ..Site::default() }, SHORT);
@@ -343,13 +343,13 @@ fn a_clock_that_was_ahead_does_not_stop_the_rotation() {
         starts.len() > 4
     });
     let ahead = "SELECT clock_ahead > interval '6 days' FROM tidings.status";
-    assert!(session.one::<bool>(ahead), "who wonders about the numbers is told");
+    assert!(session.one::<bool>(ahead), "the status explains the numbers");
 }
 
 #[test]
 fn a_clock_that_jumps_ahead_expires_nothing() {
     if !Clock::can_jump() {
-        return passed_over("a clock that jumps: there is no libfaketime");
+        return skipped("a clock that jumps: there is no libfaketime");
     }
     let clock = Clock::at(0);
     let cluster = Cluster::start_at(Site { env: clock.environment(), ..Site::default() }, &[]);
@@ -359,7 +359,7 @@ fn a_clock_that_jumps_ahead_expires_nothing() {
     if session.one::<i32>("SELECT current_setting('server_version_num')::int") < 160_000 {
         // The postmaster forks them inside a system call that libfaketime does not intercept, and so everything that
         // they do later.
-        return passed_over("a relay whose clock jumps: workers of PostgreSQL 15 see the real one");
+        return skipped("a relay whose clock jumps: workers of PostgreSQL 15 see the real one");
     }
     let position: String = session.one("SELECT tidings.position()");
     let mut log = Log::from_here(&db);

@@ -159,8 +159,8 @@ fn a_guessed_channel_receives_nothing() {
     assert_eq!(titles(&[sse.frame()]), ["secret"]);
     assert_eq!(heard(&mut spy, &db), []);
     // A role that knows the channel does receive it, so it means something that the spy receives nothing.
-    let told = heard(&mut granted, &db);
-    assert!(told.iter().any(|(name, payload)| *name == channel && payload.contains("secret")), "{told:?}");
+    let sent = heard(&mut granted, &db);
+    assert!(sent.iter().any(|(name, payload)| *name == channel && payload.contains("secret")), "{sent:?}");
     // 128 random bits have at least 22 characters.
     assert!(channel.len() >= 22, "{channel} is too short to be unguessable");
     let shown: i64 = spy.one(&format!(

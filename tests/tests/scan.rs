@@ -93,7 +93,9 @@ fn a_long_transaction_is_not_read_again_for_each_tick() {
         });
     }
     long.run("COMMIT");
-    until("all is told", || session.all("SELECT FROM tidings.changes('earliest')", &[]).len() == 50 + TICKS);
+    until("everything is in a tick", || {
+        session.all("SELECT FROM tidings.changes('earliest')", &[]).len() == 50 + TICKS
+    });
     let segments: i64 = session.one("SELECT count(*) FROM tidings.log");
     assert!(segments >= 40 + TICKS as i64, "written early, or this test proves nothing");
     for sql in [

@@ -6,8 +6,7 @@ use tidings_tests::process::{Signal, send};
 use tidings_tests::sse::Request;
 use tidings_tests::{Cluster, Database, Session, until};
 
-use crate::failover::catch_up;
-use crate::{all_until_now, create_boards, passed_over, titles};
+use crate::{all_until_now, create_boards, skipped, titles};
 
 /// How far the standby's clock differs from the primary's, in seconds.
 const OFFSET: i32 = 3600;
@@ -24,12 +23,12 @@ fn read(session: &mut Session) -> (Vec<String>, String) {
 
 /// What was read, together with what the stream sent, is each of these titles once.
 #[track_caller]
-fn each_once(read: &[String], told: &[String], all: &[&str]) {
-    let mut got: Vec<&str> = read.iter().chain(told).map(String::as_str).collect();
+fn each_once(read: &[String], streamed: &[String], all: &[&str]) {
+    let mut got: Vec<&str> = read.iter().chain(streamed).map(String::as_str).collect();
     got.sort_unstable();
     let mut all = all.to_vec();
     all.sort_unstable();
-    assert_eq!(got, all, "{read:?} was read, {told:?} was told");
+    assert_eq!(got, all, "{read:?} was read, {streamed:?} was streamed");
 }
 
 fn stop_relay(db: &Database<'_>) {
@@ -65,7 +64,7 @@ fn read_beside_open_transactions(offset: i32) {
     many.run("INSERT INTO board_items VALUES (4, 5, 'behind many savepoints')");
     prepared.run("BEGIN; INSERT INTO board_items VALUES (5, 5, 'prepared'); PREPARE TRANSACTION 'p'");
     session.run("INSERT INTO board_items VALUES (6, 5, 'committed before')");
-    catch_up(&db, &standby);
+    db.wait_standby(&standby);
     let mut there = standby.session(db.name(), "postgres");
     let (seen, position) = read(&mut there);
     session.run("INSERT INTO board_items VALUES (7, 5, 'committed after')");
@@ -88,19 +87,19 @@ fn read_beside_open_transactions(offset: i32) {
     let mut sse = proxy.open(&Request::since(&["boards_5"], &position));
     each_once(&seen, &titles(&all_until_now(&db, "boards_5", &mut sse)), &all);
     // The same for a reader in SQL, on both servers.
-    catch_up(&db, &standby);
+    db.wait_standby(&standby);
     for session in [&mut session, &mut there] {
-        let told =
+        let streamed =
             "SELECT payload::jsonb #>> '{record,title}' FROM tidings.changes($1, '{boards_5}') WHERE payload LIKE '{%'";
-        let told: Vec<String> = session.all(told, &[&position]).iter().map(|row| row.get(0)).collect();
-        each_once(&seen, &told, &all);
+        let streamed: Vec<String> = session.all(streamed, &[&position]).iter().map(|row| row.get(0)).collect();
+        each_once(&seen, &streamed, &all);
     }
 }
 
 #[test]
 fn a_position_of_a_standby_whose_clock_is_ahead_misses_and_repeats_nothing() {
     if !Clock::can_jump() {
-        return passed_over("a clock that is wrong: there is no libfaketime");
+        return skipped("a clock that is wrong: there is no libfaketime");
     }
     read_beside_open_transactions(OFFSET);
 }
@@ -108,7 +107,7 @@ fn a_position_of_a_standby_whose_clock_is_ahead_misses_and_repeats_nothing() {
 #[test]
 fn a_position_of_a_standby_whose_clock_is_behind_misses_and_repeats_nothing() {
     if !Clock::can_jump() {
-        return passed_over("a clock that is wrong: there is no libfaketime");
+        return skipped("a clock that is wrong: there is no libfaketime");
     }
     read_beside_open_transactions(-OFFSET);
 }
@@ -158,7 +157,7 @@ fn a_standby_waits_with_a_position_that_it_has_not_reached() {
     let db = primary.database();
     create_boards(&db);
     let standby = primary.standby();
-    catch_up(&db, &standby);
+    db.wait_standby(&standby);
     let mut there = standby.session(db.name(), "postgres");
     there.run("SELECT pg_wal_replay_pause()");
     until("replay has paused", || there.one("SELECT pg_get_wal_replay_pause_state() = 'paused'"));
@@ -190,7 +189,7 @@ fn an_old_snapshot_of_a_standby_gets_an_error_instead_of_a_gap() {
     let mut session = db.session();
     session.run("INSERT INTO board_items VALUES (1, 5, 'too old')");
     let position: String = session.one("SELECT oldest_position::text FROM tidings.status");
-    catch_up(&db, &standby);
+    db.wait_standby(&standby);
     let mut there = standby.session(db.name(), "postgres");
     there.run("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM board_items");
     let mut other = standby.session(db.name(), "postgres");

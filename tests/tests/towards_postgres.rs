@@ -9,7 +9,7 @@ use tidings_tests::cluster::{free_port, give_to_server};
 use tidings_tests::process::{Signal, fresh_path};
 use tidings_tests::{Cluster, Proxy, shared, until};
 
-use crate::passed_over;
+use crate::skipped;
 
 /// An authority and its certificates.
 struct Authority {
@@ -53,7 +53,7 @@ fn text(path: &Path) -> &str {
 fn speaks_tls() -> bool {
     let library: String = shared().session("postgres", "postgres").one("SHOW ssl_library");
     if library.is_empty() {
-        passed_over("connections over TLS, which this Postgres was built without");
+        skipped("connections over TLS, which this Postgres was built without");
     }
     !library.is_empty()
 }

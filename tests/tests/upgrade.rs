@@ -175,7 +175,7 @@ fn a_dumped_and_restored_database_has_working_watches() {
         check_watches(&copy);
         let proxy = Proxy::start(&target.url(copy.name(), &proxy), &[]);
         let mut sse = proxy.open(&Request::since(&["b5"], &position));
-        assert_eq!(sse.frame().event, "reset", "its rights are there, and a client from before is told");
+        assert_eq!(sse.frame().event, "reset", "its rights exist, and a client with an old position gets a reset");
     }
 }
 
@@ -205,10 +205,10 @@ fn a_database_created_from_a_template_does_not_repeat_its_events() {
     let db = shared().database();
     furnish(&db);
     let mut log = Log::from_here(&db);
-    db.session().run("INSERT INTO items VALUES (4, 5, 'told')");
+    db.session().run("INSERT INTO items VALUES (4, 5, 'sent')");
     assert_eq!(log.news().len(), 1);
-    let told = "SELECT count(*) FROM tidings.events";
-    let before: i64 = db.session().one(told);
+    let sent = "SELECT count(*) FROM tidings.events";
+    let before: i64 = db.session().one(sent);
     drop(log);
     let mut admin = shared().session("postgres", "postgres");
     let copy = shared().empty_database();
@@ -220,7 +220,7 @@ fn a_database_created_from_a_template_does_not_repeat_its_events() {
     let mut log = Log::from_here(&copy);
     copy.session().run("INSERT INTO items VALUES (5, 5, 'in the copy')");
     assert_eq!(kinds(&log.news()), ["INSERT b5"]);
-    assert_eq!(copy.session().one::<i64>(told) - before, 2, "the insert and the mark behind it");
+    assert_eq!(copy.session().one::<i64>(sent) - before, 2, "the insert and the mark behind it");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use tidings_tests::Session;
 
 use crate::log::{Event, Log, with};
-use crate::passed_over;
+use crate::skipped;
 
 fn records(events: &[Event]) -> Vec<Value> {
     events.iter().map(|event| event.json()["record"].clone()).collect()
@@ -94,7 +94,7 @@ fn geometries_of_postgis_never_fail_a_write() {
     let (db, mut log) = with("");
     let mut session = db.session();
     if session.client().batch_execute("CREATE EXTENSION postgis").is_err() {
-        passed_over("geometries of PostGIS, which this Postgres does not have");
+        skipped("geometries of PostGIS, which this Postgres does not have");
         return;
     }
     session.run(

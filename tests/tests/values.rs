@@ -126,16 +126,16 @@ fn check(session: &mut Session, log: &RefCell<Log>, case: &Case) -> Result<(), T
         prop_assert_eq!(&member(session, full, "old_record"), old);
         prop_assert_eq!(&member(session, changed, "record"), new);
         if let (Some(new), Some(old)) = (new, old) {
-            let told = member(session, changed, "old_record").unwrap_or_default();
+            let sent = member(session, changed, "old_record").unwrap_or_default();
             let rows = session.all(
-                "SELECT $1::text::jsonb <@ $2::text::jsonb, -- what is told is the old row's
+                "SELECT $1::text::jsonb <@ $2::text::jsonb, -- what is sent is the old row's
                         NOT EXISTS (SELECT FROM jsonb_each($2::text::jsonb) o JOIN jsonb_each($3::text::jsonb) n USING (key)
-                                    WHERE o.value IS DISTINCT FROM n.value AND NOT $1::text::jsonb ? key), -- and what differs is told
+                                    WHERE o.value IS DISTINCT FROM n.value AND NOT $1::text::jsonb ? key), -- and what differs is sent
                         NOT $1::text::jsonb ? 'n'",
-                &[&told, old, new],
+                &[&sent, old, new],
             );
             let verdict: [bool; 3] = [rows[0].get(0), rows[0].get(1), rows[0].get(2)];
-            prop_assert_eq!(verdict, [true; 3], "told {} of {} that became {}", told, old, new);
+            prop_assert_eq!(verdict, [true; 3], "sent {} of {} that became {}", sent, old, new);
         }
     }
     Ok(())
@@ -174,7 +174,7 @@ fn times_of_the_same_second_keep_their_fractions_and_zones() {
                  '20240-10-27 00:30:00.125', '2024-10-27 00:30:00.125', '2024-10-27 01:30:00.125']) v
              RETURNING to_jsonb(times)::text";
         let expected: Vec<Option<String>> = session.all(sql, &[]).iter().map(|row| row.get(0)).collect();
-        let told: Vec<_> = log.news().iter().map(|event| member(&mut session, event, "record")).collect();
-        assert_eq!(told, expected, "{zone}");
+        let sent: Vec<_> = log.news().iter().map(|event| member(&mut session, event, "record")).collect();
+        assert_eq!(sent, expected, "{zone}");
     }
 }

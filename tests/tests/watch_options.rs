@@ -129,14 +129,14 @@ fn a_payload_shape_is_filled_from_the_row() {
 fn a_payload_may_be_any_json_value() {
     let (db, mut log) = items();
     let mut session = db.session();
-    for (payload, told) in
+    for (payload, sent) in
         [("\"$id\"", "1"), ("[]", "[]"), ("null", "null"), ("7", "7"), ("\"$title\"", "\"t\""), ("\"$$\"", "\"$\"")]
     {
         session.with("SELECT tidings.watch('items', topic => 't', payload => $1::text::jsonb)", &[&payload]);
         session.run(
             "INSERT INTO items VALUES (1, 5, 't'); BEGIN; SET LOCAL tidings.capture = off; DELETE FROM items; COMMIT",
         );
-        assert_eq!(log.only().payload, told, "{payload}");
+        assert_eq!(log.only().payload, sent, "{payload}");
     }
 }
 

@@ -57,8 +57,8 @@ fn a_value_that_becomes_longer_than_postgres_allows_is_left_out() {
     db.session().run(&format!(
         "SET tidings.max_payload = '256MB'; INSERT INTO t (p) VALUES (ROW({value})); INSERT INTO t (j) VALUES (jsonb_build_array({value}))"
     ));
-    let told: Vec<_> = log.news().iter().map(|event| event.json()["truncated"].clone()).collect();
-    assert_eq!(told, [true, true]);
+    let sent: Vec<_> = log.news().iter().map(|event| event.json()["truncated"].clone()).collect();
+    assert_eq!(sent, [true, true]);
 }
 
 #[test]
@@ -82,13 +82,13 @@ fn small_values_with_a_text_that_is_too_long_fail_no_write() {
          INSERT INTO t VALUES (6, array_fill(2::numeric, ARRAY[100, 100]), NULL, '{{7}}');
          COMMIT"
     ));
-    let told = |event: &crate::log::Event| {
+    let sent = |event: &crate::log::Event| {
         let payload = event.json();
         (payload["record"]["id"].as_i64(), payload["truncated"] == true)
     };
-    let told: Vec<_> = log.news().iter().map(told).collect();
+    let sent: Vec<_> = log.news().iter().map(sent).collect();
     let left_out = (None, true);
-    assert_eq!(told, [(Some(1), false), (Some(2), false), left_out, left_out, (Some(6), false)]);
+    assert_eq!(sent, [(Some(1), false), (Some(2), false), left_out, left_out, (Some(6), false)]);
 }
 
 #[test]

@@ -22,12 +22,12 @@ fn compare(session: &mut Session, log: &mut Log, of: &str, values: &str) {
 fn told_as_it_is(session: &mut Session, log: &mut Log, insert: &str) {
     let rows = session.all(&format!("{insert} RETURNING to_jsonb(edges)::text"), &[]);
     let expected: Vec<Option<String>> = rows.iter().map(|row| row.get(0)).collect();
-    let told: Vec<_> = log.news().iter().map(|event| member(session, event, "record")).collect();
+    let sent: Vec<_> = log.news().iter().map(|event| member(session, event, "record")).collect();
     assert!(!expected.is_empty(), "{insert}");
-    for (told, expected) in told.iter().zip(&expected) {
-        assert_eq!(told, expected, "{insert}");
+    for (sent, expected) in sent.iter().zip(&expected) {
+        assert_eq!(sent, expected, "{insert}");
     }
-    assert_eq!(told.len(), expected.len(), "{insert}");
+    assert_eq!(sent.len(), expected.len(), "{insert}");
 }
 
 /// Text literals as values of a type.

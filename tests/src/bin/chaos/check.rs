@@ -1,58 +1,58 @@
-//! What a client got, against what it should have got.
+//! Compares what a client received with what it should have received.
 //!
-//! Events of ticks that the log has must come exactly: each once, in the log's order, none left out. A tick that the
-//! log doesn't have is one that a failover lost, and may be shown only if there was such a failover at its time. Its
-//! events may come again in a later tick, which the log has, or were lost with their transactions: so before anything
-//! else comes, the client must be told by a reset.
+//! Events of ticks that the log has must arrive exactly: each once, in the log's order, none missing. A tick that the
+//! log doesn't have was lost in a failover, and clients may only have seen it if there was such a failover at that
+//! time. Its events may arrive again in a later tick, which the log has, or were lost with their transactions. So the
+//! client must get a reset before any other event.
 
 use std::collections::{BTreeSet, HashSet};
 
 use crate::clients::{Got, Life, Reset, Start};
 use crate::reference::{Known, Place};
 
-/// The order of everything, and what may have happened to it.
+/// The order of all events, and what may have happened to it.
 #[derive(Debug)]
 pub struct Law {
     known: Vec<Known>,
     ticks: BTreeSet<u64>,
-    /// When a primary was gone whose last ticks its standby may have lacked, numbered as ticks are.
+    /// When a primary was lost whose last ticks its standby may not have had, in the numbers of ticks.
     losses: Vec<u64>,
     /// In microseconds.
     retention: Option<u64>,
 }
 
-/// What was found.
+/// The result for a client.
 #[derive(Debug, Default)]
 pub struct Verdict {
-    /// Events that came as they should.
+    /// Events that arrived as they should.
     pub events: usize,
     /// Events of ticks that a failover lost, or of writes whose first commit it lost.
     pub lost_ticks: usize,
     /// Connections.
     pub connections: usize,
-    /// Resets that were due.
+    /// Resets that were necessary.
     pub resets: usize,
-    /// What should not be.
+    /// What is wrong.
     pub faults: Vec<String>,
 }
 
 impl Law {
-    /// The law of a run whose log was `known`.
+    /// The expectations for a run whose log was `known`.
     pub fn new(known: Vec<Known>, losses: Vec<u64>, retention: Option<u64>) -> Self {
         let ticks = known.iter().map(|known| known.place.0).collect();
         Self { known, ticks, losses, retention: retention.map(|seconds| seconds * 1_000_000) }
     }
 
-    /// How many events there were.
+    /// The number of events.
     pub fn events(&self) -> usize {
         self.known.len()
     }
 
-    /// Judges a life.
+    /// Checks a life.
     pub fn judge(&self, life: &Life) -> Verdict {
         let mut expected = self.expected(life, &life.seen);
         let mut verdict = Verdict::default();
-        // The next event that should come; none as long as it is open where the stream starts.
+        // The next event that should arrive; `None` while it is unknown where the stream starts.
         let mut next = match life.start {
             Start::Live => None,
             Start::Earliest if self.retention.is_some() => None,
@@ -60,14 +60,15 @@ impl Law {
         };
         let mut last: Option<Place> = None;
         let mut position: Option<Place> = None;
-        // The first event of a lost tick that the client was shown and has not been told of.
+        // The first event of a lost tick that the client has seen, until it gets a reset.
         let mut untold: Option<Place> = None;
         for got in &life.got {
             match *got {
                 Got::Connected => {
                     verdict.connections += 1;
-                    // Ids rise within a stream. A proxy that has not heard of a failover yet may show lost ticks again
-                    // to a client that comes from another one; what is in the log is held to its order below.
+                    // Ids rise within a stream. A proxy that does not know of a failover yet may send lost ticks again
+                    // to a client that comes from another proxy; events that are in the log are checked against its
+                    // order below.
                     last = None;
                 }
                 Got::Id(place) => {
@@ -90,7 +91,7 @@ impl Law {
                     next = Some(match why {
                         Reset::Expired => next.unwrap_or(0).max(behind(&expected, place)),
                         Reset::Lost => {
-                            // It forgets what it had, and goes on behind that place, which may be an earlier one.
+                            // It drops what it had, and continues after that place, which may be an earlier one.
                             expected = self.expected(life, &HashSet::new());
                             behind(&expected, place)
                         }
@@ -99,7 +100,7 @@ impl Law {
                 }
                 Got::Event(place, print) => {
                     if last.is_some_and(|last| last >= place) {
-                        verdict.faults.push(format!("{place:?} comes behind {last:?}"));
+                        verdict.faults.push(format!("{place:?} comes after {last:?}"));
                     }
                     (last, position) = (Some(place), Some(place));
                     if !self.ticks.contains(&place.0) {
@@ -112,7 +113,7 @@ impl Law {
                         continue;
                     }
                     if let Some(lost) = untold.take() {
-                        verdict.faults.push(format!("{place:?} came, and no reset told that {lost:?} was lost"));
+                        verdict.faults.push(format!("{place:?} arrived, and no reset said that {lost:?} was lost"));
                     }
                     if self.was_lost_from_snapshot(life, place, print) {
                         verdict.lost_ticks += 1;
@@ -142,13 +143,13 @@ impl Law {
         verdict
     }
 
-    /// The events of a client's topics, but for writes that it has `seen` otherwise.
+    /// The events of a client's topics, except for writes that it has `seen` otherwise.
     fn expected(&self, life: &Life, seen: &HashSet<String>) -> Vec<&Known> {
         let due = |known: &&Known| life.topics.contains(&known.topic) && !seen.contains(&known.write.name);
         self.known.iter().filter(due).collect()
     }
 
-    /// Whether a client that stood at this place had to be told to start over, at that time.
+    /// Whether a client at this place had to get a reset at that time.
     fn is_due(&self, place: Place, at: u64, why: Reset) -> bool {
         match why {
             Reset::Expired => self.retention.is_some_and(|time| at >= place.0 + time),
@@ -156,8 +157,8 @@ impl Law {
         }
     }
 
-    /// Whether the event tells of a write that the client's snapshot had, and a failover may have taken its commit
-    /// away: the standby had only its PREPARE, and somebody committed it again.
+    /// Whether the event is of a write that was in the client's snapshot and whose commit a failover may have undone:
+    /// the standby had only its PREPARE, and a writer committed it again.
     fn was_lost_from_snapshot(&self, life: &Life, place: Place, print: u64) -> bool {
         let at = self.known.binary_search_by_key(&place, |known| known.place);
         let is_seen =
@@ -165,7 +166,7 @@ impl Law {
         is_seen && self.losses.iter().any(|loss| (life.snapshot..=place.0).contains(loss))
     }
 
-    /// Whether a failover may have taken the tick away: one happened between the neighbours that the log has.
+    /// Whether a failover may have lost the tick: one happened between the neighbouring ticks of the log.
     fn is_lost(&self, tick: u64) -> bool {
         let before = self.ticks.range(..tick).next_back().copied().unwrap_or(0);
         let after = self.ticks.range(tick..).next().copied().unwrap_or(u64::MAX);
@@ -215,7 +216,7 @@ mod tests {
         assert_eq!((verdict.faults, verdict.events), (vec![], 4));
         let late = [Got::Id((10, u32::MAX)), event(20, 1)];
         assert_eq!(law(&[], None).judge(&life(Start::Live, &late)).faults, Vec::<String>::new());
-        // Of a life that begins with an event, nothing is known of before.
+        // For a life that begins with an event, nothing is known about earlier ones.
         assert_eq!(law(&[], None).judge(&life(Start::Live, &late[1..])).faults, Vec::<String>::new());
     }
 
@@ -241,11 +242,11 @@ mod tests {
     }
 
     /// A reset to the last tick before the loss.
-    const TOLD: Got = Got::Reset((20, u32::MAX), 36, Reset::Lost);
+    const RESET: Got = Got::Reset((20, u32::MAX), 36, Reset::Lost);
 
     #[test]
     fn a_lost_tick_is_excused_by_a_failover_at_its_time_only() {
-        let got = [event(10, 1), event(20, 1), event(30, 1), TOLD, event(40, 1)];
+        let got = [event(10, 1), event(20, 1), event(30, 1), RESET, event(40, 1)];
         let faults = |losses| law(losses, None).judge(&life(Start::Earliest, &got)).faults.len();
         assert_eq!((faults(&[]), faults(&[15]), faults(&[35])), (2, 2, 0));
     }
@@ -255,17 +256,21 @@ mod tests {
         let faults = |got: &[Got]| law(&[35], None).judge(&life(Start::Earliest, got)).faults.len();
         let before = [event(10, 1), event(20, 1), event(30, 1)];
         assert_eq!(faults(&[&before[..], &[Got::Connected, event(40, 1)]].concat()), 1, "silently");
-        assert_eq!(faults(&[&before[..], &[Got::Connected, TOLD, event(40, 1), event(40, 2)]].concat()), 0);
+        assert_eq!(faults(&[&before[..], &[Got::Connected, RESET, event(40, 1), event(40, 2)]].concat()), 0);
         assert_eq!(
-            faults(&[&before[..], &[TOLD, event(40, 2)]].concat()),
+            faults(&[&before[..], &[RESET, event(40, 2)]].concat()),
             1,
-            "behind the reset nothing may be missing"
+            "after the reset nothing may be missing"
         );
-        assert_eq!(faults(&[&before[..], &[TOLD, event(20, 1)]].concat()), 1, "nor come that lies before it");
+        assert_eq!(
+            faults(&[&before[..], &[RESET, event(20, 1)]].concat()),
+            1,
+            "nor may anything from before it arrive"
+        );
         let early = Got::Reset((20, u32::MAX), 34, Reset::Lost);
         assert_eq!(faults(&[&before[..], &[early, event(40, 1)]].concat()), 1, "before anything was lost");
         let again = [Got::Id((40, 0)), Got::Reset((40, 0), 50, Reset::Lost), event(40, 1)];
-        assert_eq!(faults(&[&before[..], &[TOLD], &again].concat()), 1, "who stands behind the loss");
+        assert_eq!(faults(&[&before[..], &[RESET], &again].concat()), 1, "a client after the loss");
     }
 
     #[test]
@@ -282,8 +287,8 @@ mod tests {
     fn a_lost_tick_may_be_shown_again_in_another_stream_only() {
         let faults = |got: &[Got]| law(&[35], None).judge(&life(Start::Earliest, got)).faults.len();
         let before = [event(10, 1), event(20, 1), event(30, 1)];
-        assert_eq!(faults(&[&before[..], &[Got::Connected, event(30, 1), TOLD, event(40, 1)]].concat()), 0);
-        assert_eq!(faults(&[&before[..], &[event(30, 1), TOLD, event(40, 1)]].concat()), 1);
+        assert_eq!(faults(&[&before[..], &[Got::Connected, event(30, 1), RESET, event(40, 1)]].concat()), 0);
+        assert_eq!(faults(&[&before[..], &[event(30, 1), RESET, event(40, 1)]].concat()), 1);
         assert_eq!(faults(&[&before[..], &[Got::Connected, event(20, 1)]].concat()), 2);
     }
 

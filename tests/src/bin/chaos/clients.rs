@@ -1,4 +1,5 @@
-//! Clients that come and go, each with habits of its own. They note all that they get; nobody judges here.
+//! Clients that connect and disconnect, each with its own habits. They record everything that they receive; `check`
+//! compares it.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -17,59 +18,59 @@ use crate::reference::{Place, place, print};
 use crate::server::Server;
 use crate::writers::{END, topic};
 
-/// Between two attempts to connect.
+/// The time between two attempts to connect.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Where a client begins.
+/// Where a client starts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Start {
-    /// With what comes from now on.
+    /// At the next event.
     #[default]
     Live,
-    /// With all that is retained.
+    /// At the first event that is retained.
     Earliest,
-    /// With what a snapshot, in which it read the data, did not see.
+    /// After the snapshot in which it read the data.
     Snapshot,
 }
 
 /// How a client behaves.
 #[derive(Clone, Debug)]
 pub struct Habits {
-    /// What it is called in reports.
+    /// Its name in reports.
     pub name: String,
-    /// Where it goes, one after the other.
+    /// The proxies that it connects to, one after the other.
     pub addresses: Vec<SocketAddr>,
     /// The numbers of its topics.
     pub topics: Vec<usize>,
-    /// Where it begins.
+    /// Where it starts.
     pub start: Start,
-    /// After at most so many events it leaves, and comes back with the id of its last.
+    /// After at most this many events it disconnects, and reconnects with the id of its last event.
     pub leaves: Option<usize>,
-    /// The longest that it stays away then.
+    /// The longest time that it then waits.
     pub away: Duration,
-    /// After at most so many events it reads nothing for up to so long.
+    /// After at most this many events it stops reading for up to this long.
     pub pauses: Option<(usize, Duration)>,
-    /// After at most so long it begins anew and knows nothing of before.
+    /// After at most this long it starts again without an id.
     pub lives: Option<Duration>,
 }
 
-/// What a client got, in order.
+/// What a client received, in order.
 #[derive(Clone, Debug)]
 pub enum Got {
     /// It has connected.
     Connected,
     /// An event.
     Event(Place, u64),
-    /// Where the stream stands.
+    /// The position of the stream.
     Id(Place),
-    /// A reset, when it came, in microseconds since the Unix epoch, and why.
+    /// A reset: its place, when it arrived, in microseconds since the Unix epoch, and why.
     Reset(Place, u64, Reset),
 }
 
-/// Why a client was told to start over.
+/// Why a client got a reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reset {
-    /// Events behind its place could not be had any more.
+    /// Events after its place had expired.
     Expired,
     /// What it may have seen was lost.
     Lost,
@@ -78,23 +79,23 @@ pub enum Reset {
 /// One life of a client: from its start without an id to its end.
 #[derive(Clone, Debug, Default)]
 pub struct Life {
-    /// Whose it is.
+    /// The client's name.
     pub name: String,
     /// Its topics.
     pub topics: Vec<usize>,
-    /// Where it began.
+    /// Where it started.
     pub start: Start,
-    /// The names of the writes that its snapshot had.
+    /// The names of the writes in its snapshot.
     pub seen: HashSet<String>,
     /// The last tick of that snapshot.
     pub snapshot: u64,
-    /// What it got.
+    /// What it received.
     pub got: Vec<Got>,
     /// The tick of its last reset.
     pub reset_to: u64,
-    /// Whether it went on to the last event, or was reset past it.
+    /// Whether it continued to the last event, or was reset to a later place.
     pub complete: bool,
-    /// Something that must not be.
+    /// Something that must not happen.
     pub fault: Option<String>,
 }
 
@@ -107,7 +108,7 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// Starts some of every kind. `direct` are the proxies, `balanced` what stands in front of them.
+    /// Starts some of every kind. `direct` are the proxies, `balanced` is the load balancer in front of them.
     pub fn start(server: &Arc<Server>, plan: &Plan, direct: &[SocketAddr], balanced: Option<SocketAddr>) -> Self {
         let closing = Arc::new(AtomicBool::new(false));
         let end = Arc::new(AtomicU64::new(u64::MAX));
@@ -130,12 +131,12 @@ impl Clients {
         self.closing.store(true, Ordering::Relaxed);
     }
 
-    /// Says in which tick the last events are: whoever is reset to that tick or a later one has passed over them.
+    /// Sets the tick of the last events: a client that is reset to that tick or a later one has skipped them.
     pub fn end_at(&self, tick: u64) {
         self.end.store(tick, Ordering::Relaxed);
     }
 
-    /// Waits until all have the last event; gives their lives.
+    /// Waits until all have the last event; returns their lives.
     pub fn finish(self) -> Vec<Life> {
         self.threads
             .into_iter()
@@ -206,11 +207,11 @@ struct Client {
 
 /// How a visit ended.
 enum Visit {
-    /// The last event was there.
+    /// The last event has arrived.
     End,
     /// The life is over.
     Over,
-    /// The client or the proxy hung up.
+    /// The client or the proxy closed the connection.
     Again,
 }
 
@@ -268,7 +269,7 @@ impl Client {
                     return life;
                 }
                 Err(_) => {
-                    // One that is down for long is not waited for when there are others.
+                    // A proxy that is down for long is skipped if there are others.
                     self.visits += usize::from(self.random.u8(..4) == 0);
                     if progress.elapsed() > DEADLINE {
                         life.fault = Some(format!("no stream and no event for {DEADLINE:?}"));
@@ -357,7 +358,7 @@ impl Client {
         Visit::Again
     }
 
-    /// Sleeps, but not once the run is to end.
+    /// Sleeps, unless the run is about to end.
     fn sleep(&self, time: Duration) {
         let end = Instant::now() + time;
         while Instant::now() < end && !self.closing() {
@@ -365,7 +366,7 @@ impl Client {
         }
     }
 
-    /// The data, and the position to go on from, as a page would read them.
+    /// The data, and the position to continue from, as a page would read them.
     fn snapshot(&self) -> Option<(String, HashSet<String>)> {
         let mut client = self.server.connect()?;
         let mut reader = client.build_transaction();

@@ -67,7 +67,7 @@ impl Stage<'_> {
             Fault::TerminateProxy(i) => {
                 let mut proxy = self.proxy(i);
                 let status = proxy.terminate();
-                assert!(status.success(), "a proxy that was told to end: {status}");
+                assert!(status.success(), "a terminated proxy: {status}");
                 proxy.start_again();
             }
             Fault::FreezeProxy(i) => {
