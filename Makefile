@@ -154,7 +154,7 @@ test: install lint browser clients
 # What an application builds upon; left out are the proxy's own manners and the programs of others, which know no version.
 CORE := access backlog delivery dropping failover faults foreign_objects frames installation login_role lost many_databases open_topics order order_in_transaction \
   outlines own_tables partitions position relay_channel relay_life resume retention rights scan semantics standby surface transactions upgrade user_code values \
-  watch_options writers_never_fail
+  watch_options watch_refusals writers_never_fail
 
 test-core: install
 	@printf '==> tests of the core promises on %s\n' "$$($(PG_CONFIG) --version)"

@@ -53,6 +53,7 @@ mod upgrade;
 mod user_code;
 mod values;
 mod watch_options;
+mod watch_refusals;
 mod writers_never_fail;
 
 use std::io::Write;
