@@ -1,7 +1,7 @@
 //! The options of a watch. What it refuses is in `watch_refusals`.
 
 use serde_json::{Value, json};
-use tidings_tests::{Database, shared, until};
+use tidings_tests::{Database, shared};
 
 use crate::log::{Event, Log, kinds, topics};
 
