@@ -9,6 +9,11 @@ use pgrx::prelude::*;
 use crate::subtransaction::{report, undone};
 use crate::{errors, preload};
 
+/// Errors after which the rule has neither allowed nor denied access, so the whole statement fails: it timed out or was
+/// cancelled, or a lock was not to be had.
+const NO_ANSWER: [PgSqlErrorCode; 2] =
+    [PgSqlErrorCode::ERRCODE_QUERY_CANCELED, PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE];
+
 /// `tidings.ask_rule(role, claims, query, holes, search_path)`: why the rule denies access to the role, or NULL if it
 /// allows access. Only the extension's owner may call it, because it does not check the role. A NULL argument is an
 /// error.
@@ -38,8 +43,7 @@ fn ask_rule(
     match result {
         Ok(true) => None,
         Ok(false) => Some("its rule finds no row".into()),
-        // The statement timed out or was cancelled as a whole, which must not count as an error of this rule.
-        Err(error) if report(&error).sql_error_code() == PgSqlErrorCode::ERRCODE_QUERY_CANCELED => error.rethrow(),
+        Err(error) if NO_ANSWER.contains(&report(&error).sql_error_code()) => error.rethrow(),
         Err(error) => Some(format!("its rule fails: {}", report(&error).message())),
     }
 }

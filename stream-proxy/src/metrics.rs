@@ -168,16 +168,18 @@ metrics! {
         auth_bad_token "{result=\"bad_token\"}"
         auth_unanswered "{result=\"unanswered\"}"
     }
-    Counter "tidings_auth_ended_total" "Streams ended because their token expired or their access was revoked" {
+    Counter "tidings_auth_ended_total" "Streams ended because their token expired, their access was revoked, or a lock kept it from being checked too often" {
         auth_expired "{cause=\"expired\"}"
         auth_revoked "{cause=\"revoked\"}"
+        auth_locked "{cause=\"locked\"}"
     }
     Counter "tidings_auth_questions_total" "Statements that asked the database about access, each for all requests that waited" { checks "" }
     Gauge "tidings_auth_waiting" "Access checks that wait for an answer" { checks_waiting "" }
     Counter "tidings_auth_checks_late_total" "Access checks that got no answer in time" { checks_late "" }
-    Counter "tidings_auth_checks_ended_total" "Access checks that were ended or dropped: they delayed others, took too long alone, or their client had disconnected" {
+    Counter "tidings_auth_checks_ended_total" "Access checks that were ended or dropped: they delayed others, took too long alone, waited for a lock, or their client had disconnected" {
         checks_slow "{cause=\"held_up_others\"}"
         checks_over "{cause=\"too_long\"}"
+        checks_locked "{cause=\"locked\"}"
         checks_gone "{cause=\"gone\"}"
     }
     Counter "tidings_aged_total" "Streams ended because of their age" { aged "" }

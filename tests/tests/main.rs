@@ -21,6 +21,7 @@ mod hostile_settings;
 mod http2;
 mod installation;
 mod limits;
+mod locked_rules;
 mod log;
 mod login_role;
 mod lost;

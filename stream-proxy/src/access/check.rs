@@ -1,7 +1,6 @@
 //! A question about access, the clients that wait for its answer, and the answer.
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 
 use futures_util::future::join_all;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -34,6 +33,9 @@ pub enum Unanswered {
     /// The question has to be asked alone, because its rules are slow, and got no answer in time.
     #[error("access can't be checked: its rules are slow, and there was no answer in time")]
     Slow,
+    /// Its rules wait for a lock, such as a migration holds.
+    #[error("access can't be checked: its rules wait for a lock")]
+    Locked,
     /// Connections break again and again during the question.
     #[error("access can't be checked: its rules end the connection")]
     Broken,
@@ -62,7 +64,18 @@ pub struct Asker {
     /// Released when the question is answered, or has to be asked alone.
     pub permit: Option<OwnedSemaphorePermit>,
     /// Set when the question has to be asked alone.
-    pub is_slow: Arc<AtomicBool>,
+    pub alone: Arc<OnceLock<Alone>>,
+}
+
+/// Why a question is asked alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Alone {
+    /// Its rules take long.
+    Slow,
+    /// Its rules waited for a lock, or their code raised the same error.
+    Locked,
+    /// The connection broke during it.
+    Broken,
 }
 
 /// A question and everyone that waits for its answer.

@@ -2,15 +2,14 @@
 //! and workers, so nobody can keep a stream by keeping the proxy busy. The queues are in `line`, the workers in
 //! `worker`.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
-use crate::access::check::{Asker, Question, Refusal, Unanswered, Verdict};
+use crate::access::check::{Alone, Asker, Question, Refusal, Unanswered, Verdict};
 use crate::access::line::{Line, Pace};
 use crate::access::worker::Worker;
 use crate::metrics::{Gauge, Metrics};
@@ -96,15 +95,19 @@ impl Gate {
             return Ok(topics.iter().map(refuse).collect());
         }
         let (reply, verdict) = oneshot::channel();
-        let is_slow = Arc::new(AtomicBool::new(false));
+        let alone = Arc::new(OnceLock::new());
         let question = Question { claims: claims.clone(), topics: topics.into() };
-        line.join(question, identity.clone(), Asker { reply, permit, is_slow: is_slow.clone() })?;
+        line.join(question, identity.clone(), Asker { reply, permit, alone: alone.clone() })?;
         let _waiting = Waiting::one(&self.metrics.checks_waiting);
         match timeout(WAIT, verdict).await {
             Ok(answered) => answered.unwrap_or(Err(Unanswered::ShuttingDown)),
             Err(_) => {
                 self.metrics.checks_late.add(1);
-                Err(if is_slow.load(Relaxed) { Unanswered::Slow } else { Unanswered::Late })
+                Err(match alone.get() {
+                    Some(Alone::Slow) => Unanswered::Slow,
+                    Some(Alone::Locked) => Unanswered::Locked,
+                    Some(Alone::Broken) | None => Unanswered::Late,
+                })
             }
         }
     }

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::access::check::{Asker, Check, Question, Unanswered};
+use crate::access::check::{Alone, Asker, Check, Question, Unanswered};
 use crate::access::turns::Turns;
 use crate::metrics::Metrics;
 
@@ -48,7 +48,8 @@ pub struct Line {
 #[derive(Debug, Default)]
 struct Queues {
     turns: [Turns; 2],
-    suspects: HashMap<Arc<[Arc<str>]>, Instant>,
+    /// The topics of questions that are asked alone, why, and until when.
+    suspects: HashMap<Arc<[Arc<str>]>, (Alone, Instant)>,
     /// How many more askers may join before those that have left are counted again.
     until_sweep: usize,
 }
@@ -66,8 +67,8 @@ impl Line {
         if !queues.has_room() {
             return Err(Unanswered::Full);
         }
-        let pace = if queues.is_suspect(&question) { Pace::Alone } else { Pace::Together };
-        queues.add(Check { question, askers: vec![asker], identities: vec![identity], breaks: 0 }, pace);
+        let alone = queues.suspicion(&question);
+        let pace = queues.add(Check { question, askers: vec![asker], identities: vec![identity], breaks: 0 }, alone);
         drop(queues);
         self.wakes[pace as usize].notify_one();
         Ok(())
@@ -99,13 +100,13 @@ impl Line {
     }
 
     /// Ends the turn of these identities. Questions that must be asked again go to the front; one may have to be asked
-    /// alone, because it is slow or the connection broke during it.
-    pub fn settle(&self, pace: Pace, taken: &[Arc<str>], again: Vec<Check>, alone: Option<Check>) {
+    /// alone.
+    pub fn settle(&self, pace: Pace, taken: &[Arc<str>], again: Vec<Check>, alone: Option<(Check, Alone)>) {
         let mut queues = self.queues.lock();
         queues.turns[pace as usize].settle(taken, again);
-        if let Some(check) = alone {
-            queues.suspect(&check.question);
-            queues.add(check, Pace::Alone);
+        if let Some((check, why)) = alone {
+            queues.suspect(&check.question, why);
+            queues.add(check, Some(why));
         }
         drop(queues);
         for wake in &self.wakes {
@@ -166,27 +167,32 @@ impl Queues {
         waiting(&self.turns) < WAITING
     }
 
-    fn add(&mut self, mut check: Check, pace: Pace) {
-        if pace == Pace::Alone {
-            let is_slow = check.breaks == 0;
+    /// Adds a question at the pace that it needs.
+    fn add(&mut self, mut check: Check, alone: Option<Alone>) -> Pace {
+        let pace = if alone.is_some() { Pace::Alone } else { Pace::Together };
+        if let Some(why) = alone {
             for asker in &mut check.askers {
-                asker.is_slow.fetch_or(is_slow, Relaxed);
+                asker.alone.get_or_init(|| why);
                 asker.permit = None;
             }
         }
         self.turns[pace as usize].add(check);
+        pace
     }
 
-    fn suspect(&mut self, question: &Question) {
+    fn suspect(&mut self, question: &Question, why: Alone) {
         let now = Instant::now();
-        self.suspects.retain(|_, until| *until > now);
+        self.suspects.retain(|_, (_, until)| *until > now);
         if self.suspects.len() < SUSPECTS {
-            self.suspects.insert(question.topics.clone(), now + SUSPICION);
+            // A connection may break by itself once. For those who ask later, the rules are considered slow.
+            let why = if why == Alone::Broken { Alone::Slow } else { why };
+            self.suspects.insert(question.topics.clone(), (why, now + SUSPICION));
         }
     }
 
-    fn is_suspect(&self, question: &Question) -> bool {
-        self.suspects.get(&question.topics).is_some_and(|until| *until > Instant::now())
+    fn suspicion(&self, question: &Question) -> Option<Alone> {
+        let (why, until) = self.suspects.get(&question.topics)?;
+        (*until > Instant::now()).then_some(*why)
     }
 }
 
@@ -209,7 +215,7 @@ mod tests {
 
     fn join_as(line: &Line, text: &str, identity: &str) -> Reply {
         let (reply, answer) = oneshot::channel();
-        line.join(question(text), identity.into(), Asker { reply, permit: None, is_slow: Arc::default() }).unwrap();
+        line.join(question(text), identity.into(), Asker { reply, permit: None, alone: Arc::default() }).unwrap();
         answer
     }
 
@@ -278,11 +284,11 @@ mod tests {
         let mut taken = line.take(Pace::Together, 3);
         let asked = identities(&taken);
         let (left, slow) = (taken.split_off(2), taken.pop());
-        line.settle(Pace::Together, &asked, left, slow);
+        line.settle(Pace::Together, &asked, left, slow.map(|slow| (slow, Alone::Slow)));
         assert_eq!(names(&line.take(Pace::Together, 9)), ["c:1", "d:1"]);
         let alone = line.take(Pace::Alone, 9);
         assert_eq!(names(&alone), ["b:1"]);
-        assert!(alone[0].askers[0].is_slow.load(Relaxed));
+        assert_eq!(alone[0].askers[0].alone.get(), Some(&Alone::Slow));
         // From now on the question is asked alone, for any asker, until it turns out to be fast.
         let _more = join(&line, "e:1");
         assert_eq!(names(&line.take(Pace::Alone, 9)), ["e:1"]);
@@ -292,17 +298,31 @@ mod tests {
     }
 
     #[test]
+    fn why_a_question_is_asked_alone_is_known_to_those_who_ask_it_later() {
+        for (why, later) in [(Alone::Slow, Alone::Slow), (Alone::Locked, Alone::Locked), (Alone::Broken, Alone::Slow)] {
+            let line = Line::new(Arc::default());
+            let _first = join(&line, "a:1");
+            let check = line.take(Pace::Together, 1).remove(0);
+            line.settle(Pace::Together, &[check.identity()], Vec::new(), Some((check, why)));
+            let _second = join(&line, "b:1");
+            let alone = line.take(Pace::Alone, 9);
+            let known: Vec<_> = alone.iter().map(|check| check.askers[0].alone.get().copied()).collect();
+            assert_eq!(known, [Some(why), Some(later)]);
+        }
+    }
+
+    #[test]
     fn the_queue_is_bounded_and_askers_that_have_left_do_not_count() {
         let line = Line::new(Arc::default());
         let mut replies: Vec<Reply> = (0..WAITING).map(|n| join(&line, &format!("a:{n}"))).collect();
         let (reply, _answer) = oneshot::channel();
-        let asker = Asker { reply, permit: None, is_slow: Arc::default() };
+        let asker = Asker { reply, permit: None, alone: Arc::default() };
         assert_eq!(line.join(question("b:1"), "b".into(), asker), Err(Unanswered::Full));
         replies.clear();
         let came = (0..WAITING).filter(|n| {
             let (reply, answer) = oneshot::channel();
             replies.push(answer);
-            line.join(question(&format!("b:{n}")), "b".into(), Asker { reply, permit: None, is_slow: Arc::default() })
+            line.join(question(&format!("b:{n}")), "b".into(), Asker { reply, permit: None, alone: Arc::default() })
                 .is_ok()
         });
         assert!(came.count() >= WAITING - WAITING / 20);

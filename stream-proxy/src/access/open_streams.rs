@@ -2,7 +2,7 @@
 //! time, no longer allow it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
@@ -10,13 +10,18 @@ use slab::Slab;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use crate::access::check::{Refusal, Unanswered};
+use crate::access::check::{Refusal, Unanswered, Verdict};
 use crate::access::gate::{Gate, Who};
 use crate::metrics::Metrics;
 use crate::stream::subscriber::{End, Subscriber};
 
 /// How many streams are checked again at the same time, without those that have slow rules.
 const REVIEW_BATCH: u32 = 500;
+
+/// So many checks of an open stream in a row may find its rules waiting for a lock; with the last one the stream ends.
+/// A migration should not end streams, but a rule's code can claim to wait for a lock, and must not keep a stream open
+/// for ever by that.
+const MAX_LOCKED: u32 = 5;
 
 /// The streams that were opened with a token or by an anonymous visitor.
 #[derive(Debug)]
@@ -33,8 +38,28 @@ struct OpenStream {
     who: Who,
     topics: Arc<[Arc<str>]>,
     expires: Option<SystemTime>,
-    /// Whether it is being checked again.
-    in_review: Arc<AtomicBool>,
+    review: Arc<Review>,
+}
+
+/// How the checks of an open stream go.
+#[derive(Debug, Default)]
+struct Review {
+    /// Whether it is being checked now.
+    is_running: AtomicBool,
+    /// How many checks in a row found its rules waiting for a lock.
+    locked: AtomicU32,
+}
+
+impl Review {
+    /// Takes note of an answer; whether too many in a row found a lock.
+    fn is_stuck(&self, answer: &Verdict) -> bool {
+        match answer {
+            Ok(_) => self.locked.store(0, Relaxed),
+            Err(Unanswered::Locked) => return self.locked.fetch_add(1, Relaxed) + 1 >= MAX_LOCKED,
+            Err(_) => {}
+        }
+        false
+    }
 }
 
 /// A stream's entry; dropping it removes the entry.
@@ -64,7 +89,7 @@ impl OpenStreams {
         topics: &[Arc<str>],
         expires: Option<SystemTime>,
     ) -> Pass {
-        let stream = OpenStream { subscriber, who, topics: topics.into(), expires, in_review: Arc::default() };
+        let stream = OpenStream { subscriber, who, topics: topics.into(), expires, review: Arc::default() };
         let key = self.streams.lock().insert(stream);
         Pass { open: self.clone(), key }
     }
@@ -91,13 +116,13 @@ impl OpenStreams {
         for stream in streams {
             // The semaphore is never closed.
             let Ok(permit) = permits.clone().acquire_owned().await else { return };
-            if stream.in_review.swap(true, Relaxed) {
+            if stream.review.is_running.swap(true, Relaxed) {
                 continue;
             }
             let open = self.clone();
             tokio::spawn(async move {
                 open.review_one(&stream, permit).await;
-                stream.in_review.store(false, Relaxed);
+                stream.review.is_running.store(false, Relaxed);
             });
         }
         let _ = permits.acquire_many(REVIEW_BATCH).await;
@@ -105,23 +130,31 @@ impl OpenStreams {
     }
 
     async fn review_one(&self, stream: &OpenStream, permit: OwnedSemaphorePermit) {
-        let refused = match self.gate.check_again(&stream.who, &stream.topics, permit).await {
-            Ok(refused) => refused,
+        let answer = self.gate.check_again(&stream.who, &stream.topics, permit).await;
+        let is_stuck = stream.review.is_stuck(&answer);
+        let (refused, counter) = match answer {
+            Ok(refused) => (refused, &self.metrics.auth_revoked),
             // Its own rules prevent the check. The client reconnects, and is admitted if it still has access.
             Err(error @ (Unanswered::Slow | Unanswered::Broken)) => {
-                let refuse = |topic: &Arc<str>| Refusal { topic: topic.clone(), reason: error.to_string().into() };
-                stream.topics.iter().map(refuse).collect()
+                (refuse(&stream.topics, &error), &self.metrics.auth_revoked)
             }
+            Err(error) if is_stuck => (refuse(&stream.topics, &error), &self.metrics.auth_locked),
             Err(error) => {
                 tracing::warn!(%error, "a subscription could not be checked again");
                 return;
             }
         };
         if !refused.is_empty() && stream.subscriber.close(End::Revoked) {
-            self.metrics.auth_revoked.add(1);
+            counter.add(1);
             for Refusal { topic, reason } in refused {
                 tracing::info!(%topic, reason = ?reason, "subscription revoked");
             }
         }
     }
+}
+
+/// All of the topics, because there is no answer.
+fn refuse(topics: &[Arc<str>], error: &Unanswered) -> Vec<Refusal> {
+    let reason: Arc<str> = error.to_string().into();
+    topics.iter().map(|topic| Refusal { topic: topic.clone(), reason: reason.clone() }).collect()
 }

@@ -13,7 +13,7 @@ use tokio_postgres::Client;
 use tokio_postgres::error::{Severity, SqlState};
 use tokio_postgres::types::Type;
 
-use crate::access::check::{Check, Question, Unanswered};
+use crate::access::check::{Alone, Check, Question, Unanswered};
 use crate::access::line::{Connected, Line, Pace};
 use crate::access::statement::{Answers, failed, sql};
 use crate::metrics::Metrics;
@@ -29,6 +29,11 @@ const TOGETHER_LIMIT: (Duration, Duration) = (Duration::from_millis(100), Durati
 
 /// The longest time that the rules of one question may run in the server.
 const RULE_LIMIT: Duration = Duration::from_secs(2);
+
+/// The longest time that a rule may wait for a lock, beside other questions and alone. Whoever waits longer is answered
+/// "not now", and not "no", so these limits are well below those of the statements. Most locks are held for less than
+/// the first one.
+const LOCK_LIMITS: (Duration, Duration) = (Duration::from_millis(25), Duration::from_secs(1));
 
 /// How much longer to wait than the server's own limit: for the network, and for rules that can't be cancelled.
 const GRACE: Duration = Duration::from_secs(1);
@@ -129,6 +134,14 @@ impl Worker {
         }
     }
 
+    /// How long a rule may wait for a lock.
+    fn lock_limit(&self) -> Duration {
+        match self.pace {
+            Pace::Together => LOCK_LIMITS.0,
+            Pace::Alone => LOCK_LIMITS.1,
+        }
+    }
+
     async fn ask(&mut self, mut checks: Vec<Check>) {
         let asked: Vec<Question> = checks.iter().map(|check| check.question.clone()).collect();
         let identities: Vec<_> = checks.iter().map(Check::identity).collect();
@@ -194,7 +207,7 @@ impl Worker {
         checks: Vec<Check>,
         answers: Answers<'_>,
         error: Option<DatabaseError>,
-    ) -> (Vec<Check>, Option<Check>) {
+    ) -> (Vec<Check>, Option<(Check, Alone)>) {
         let mut rest = Vec::new();
         let count = checks.len();
         for ((n, check), refusals) in checks.into_iter().enumerate().zip(answers.refusals) {
@@ -213,19 +226,8 @@ impl Worker {
         if is_broken {
             self.connection = None;
         }
-        let is_over =
-            matches!(&error, DatabaseError::Postgres(error) if error.code() == Some(&SqlState::QUERY_CANCELED));
-        if is_over || matches!(error, DatabaseError::Timeout) {
-            let first = rest.remove(0);
-            if self.pace == Pace::Together {
-                self.metrics.checks_slow.add(1);
-                self.most = (count - rest.len() - 1).max(1);
-                return (rest, Some(first));
-            }
-            self.metrics.checks_over.add(1);
-            let verdict = if is_over { failed(&first.question, &error) } else { Err(Unanswered::Slow) };
-            first.answer(&verdict);
-            return (rest, None);
+        if let Some(why) = delay(&error) {
+            return self.delayed_by(rest, count, why, &error);
         }
         match failed(&rest[0].question, &error) {
             Ok(refused) => {
@@ -237,14 +239,42 @@ impl Worker {
         }
     }
 
+    /// The first of the questions took too long, or waited too long for a lock. It is asked alone from now on; if it was
+    /// asked alone, it is answered.
+    fn delayed_by(
+        &mut self,
+        mut rest: Vec<Check>,
+        count: usize,
+        why: Alone,
+        error: &DatabaseError,
+    ) -> (Vec<Check>, Option<(Check, Alone)>) {
+        let first = rest.remove(0);
+        if self.pace == Pace::Together {
+            self.metrics.checks_slow.add(1);
+            if why == Alone::Slow {
+                self.most = (count - rest.len() - 1).max(1);
+            }
+            return (rest, Some((first, why)));
+        }
+        let verdict = match (why, error) {
+            (Alone::Locked, _) => Err(Unanswered::Locked),
+            (_, DatabaseError::Timeout) => Err(Unanswered::Slow),
+            _ => failed(&first.question, error),
+        };
+        let counter = if why == Alone::Locked { &self.metrics.checks_locked } else { &self.metrics.checks_over };
+        counter.add(1);
+        first.answer(&verdict);
+        (rest, None)
+    }
+
     /// The connection broke. The cause may be the server, or the code of a rule: it can make its own error end the
     /// session. So the question that was running is asked alone from now on, where it can't make others fail. A
     /// question during which connections keep breaking has no answer.
-    fn broken_by(&self, mut rest: Vec<Check>) -> (Vec<Check>, Option<Check>) {
+    fn broken_by(&self, mut rest: Vec<Check>) -> (Vec<Check>, Option<(Check, Alone)>) {
         let mut first = rest.remove(0);
         first.breaks += 1;
         if self.pace == Pace::Together {
-            return (rest, Some(first));
+            return (rest, Some((first, Alone::Broken)));
         }
         if first.breaks < BREAKS {
             return (vec![first], None);
@@ -280,7 +310,11 @@ impl Worker {
         self.connection = None;
         let (client, _) = self.database.connect(self.metrics.clone()).await?;
         let limit = self.limit(1);
-        let settings = format!("{}; SET default_transaction_read_only = on", set_limit(limit));
+        let settings = format!(
+            "{}; SET lock_timeout = {}; SET default_transaction_read_only = on",
+            set_limit(limit),
+            self.lock_limit().as_millis()
+        );
         in_time(client.batch_execute(&settings)).await?;
         if let Err(error) = in_time(client.batch_execute(LOOK_FOR_CLIENT)).await {
             // Not every system supports this.
@@ -300,6 +334,19 @@ impl Worker {
 
 fn set_limit(limit: Duration) -> String {
     format!("SET statement_timeout = {}", limit.as_millis())
+}
+
+/// Why a question must be asked alone after this error, if it must.
+fn delay(error: &DatabaseError) -> Option<Alone> {
+    match error {
+        DatabaseError::Timeout => Some(Alone::Slow),
+        DatabaseError::Postgres(error) => match error.code()? {
+            code if *code == SqlState::QUERY_CANCELED => Some(Alone::Slow),
+            code if *code == SqlState::LOCK_NOT_AVAILABLE => Some(Alone::Locked),
+            _ => None,
+        },
+        _ => None,
+    }
 }
 
 /// Whether an error ended the connection.
