@@ -113,6 +113,33 @@ fn the_proxy_listens_from_the_first_client_to_the_last() {
 }
 
 #[test]
+fn hundreds_of_channels_that_open_at_once_are_all_listened_to_and_so_again() {
+    const NAMES: usize = 400;
+    let db = shared().empty_database();
+    let proxy = proxy(&db, &["--channel", "*"]);
+    let mut stays = Channel::open(&proxy, "stays");
+    let open = |n: usize| {
+        let path = format!("/channels/board_{n}");
+        let response = http::open(proxy.address(), &path, &[("Accept", "text/event-stream")]).expect("an answer");
+        Channel { response, parser: Parser::default(), items: Default::default() }
+    };
+    for round in 0..2 {
+        let mut channels: Vec<Channel> = (0..NAMES).map(open).collect();
+        for channel in &mut channels {
+            channel.wait_listening();
+        }
+        db.session().run("SELECT pg_notify('board_' || n, n::text) FROM generate_series(0, 399) n");
+        for (n, channel) in channels.iter_mut().enumerate() {
+            assert_eq!(channel.frame().data, n.to_string());
+        }
+        drop(channels);
+        proxy.wait_clients(1);
+        notify(&db, "stays", &round.to_string());
+        assert_eq!(stays.frame().data, round.to_string());
+    }
+}
+
+#[test]
 fn after_the_database_was_away_clients_get_a_reset_and_then_notifications() {
     let db = shared().empty_database();
     let proxy = proxy(&db, &["--channel", "*"]);

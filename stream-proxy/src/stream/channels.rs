@@ -1,7 +1,7 @@
 //! `/channels/NAME`: plain `LISTEN NAME` for many clients over one connection. There is no history and no position. If
 //! the upstream connection breaks, or notifications are dropped, clients get `event: reset`.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -18,6 +18,10 @@ const MAX_NAME: usize = 63;
 
 /// How many refused names are remembered. Beyond that all are forgotten, and each is refused by the database again.
 const MAX_REFUSED: usize = 1024;
+
+/// The most channels that the upstream starts or stops listening to in one turn: that is a few milliseconds. Then it
+/// handles the notifications that have arrived, so that nobody's events wait while thousands of channels open.
+const TURN: usize = 32;
 
 /// A pattern of channel names: `*` stands for any text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,8 +68,36 @@ pub struct Channels {
     inner: Mutex<HashMap<Arc<str>, Channel>>,
     /// Names that the upstream's current database can't listen on.
     refused: Mutex<HashSet<Arc<str>>>,
-    /// Wakes the upstream when a channel gets its first subscriber or loses its last.
+    /// Channels that got their first subscriber or lost their last since the upstream took their names.
+    changes: Mutex<Changes>,
+    /// Wakes the upstream when there are any.
     changed: Notify,
+}
+
+/// A queue of names, each in it once, so that nobody's channel waits because others come and go.
+#[derive(Debug, Default)]
+struct Changes {
+    order: VecDeque<Arc<str>>,
+    members: HashSet<Arc<str>>,
+}
+
+impl Changes {
+    fn add(&mut self, name: &Arc<str>) {
+        if self.members.insert(name.clone()) {
+            self.order.push_back(name.clone());
+        }
+    }
+
+    /// The next names, as many as fit into one turn.
+    fn take(&mut self) -> Vec<Arc<str>> {
+        let turn: Vec<_> = self.order.drain(..self.order.len().min(TURN)).collect();
+        turn.iter().for_each(|name| _ = self.members.remove(name));
+        if self.order.is_empty() {
+            // A flood of names leaves nothing behind.
+            *self = Self::default();
+        }
+        turn
+    }
 }
 
 #[derive(Debug, Default)]
@@ -78,7 +110,14 @@ struct Channel {
 impl Channels {
     /// Channels with names that match these patterns.
     pub fn new(patterns: Vec<Pattern>, metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self { patterns, metrics, inner: Mutex::default(), refused: Mutex::default(), changed: Notify::new() })
+        Arc::new(Self {
+            patterns,
+            metrics,
+            inner: Mutex::default(),
+            refused: Mutex::default(),
+            changes: Mutex::default(),
+            changed: Notify::new(),
+        })
     }
 
     /// Whether any channel can be served.
@@ -105,7 +144,7 @@ impl Channels {
         if channel.open {
             subscriber.push(Frame::greeting());
         } else {
-            self.changed.notify_one();
+            self.change(name);
         }
         if subscriber.sit([(name.clone(), seat)].into(), false).is_err() {
             channel.subscribers.try_remove(seat);
@@ -123,7 +162,7 @@ impl Channels {
                 channel.subscribers.remove(seat);
                 if channel.subscribers.is_empty() {
                     inner.remove(&name);
-                    self.changed.notify_one();
+                    self.change(&name);
                 }
             }
         }
@@ -134,9 +173,25 @@ impl Channels {
         self.changed.notified().await;
     }
 
-    /// The channels that have subscribers.
-    pub fn wanted(&self) -> BTreeSet<Arc<str>> {
-        self.inner.lock().keys().cloned().collect()
+    fn change(&self, name: &Arc<str>) {
+        self.changes.lock().add(name);
+        self.changed.notify_one();
+    }
+
+    /// Takes the channels of one turn that may be wanted now, or wanted no more. If there are more, [`Self::changed`] is
+    /// ready again.
+    pub fn take_changes(&self) -> Vec<Arc<str>> {
+        let mut changes = self.changes.lock();
+        let turn = changes.take();
+        if !changes.order.is_empty() {
+            self.changed.notify_one();
+        }
+        turn
+    }
+
+    /// Whether the channel has a subscriber now.
+    pub fn is_wanted(&self, name: &str) -> bool {
+        self.inner.lock().contains_key(name)
     }
 
     /// Notes that the upstream listens to a channel, and greets the subscribers that wait for it.
@@ -163,11 +218,13 @@ impl Channels {
         }
     }
 
-    /// Notes that the upstream connection broke. Notifications are lost now, so clients get `event: reset`.
+    /// Notes that the upstream connection broke. Notifications are lost now, so clients get `event: reset`, and the next
+    /// connection has to listen to all channels again.
     pub fn closed(&self) {
         // The next connection may lead to another database.
         self.refused.lock().clear();
-        for channel in self.inner.lock().values_mut() {
+        for (name, channel) in self.inner.lock().iter_mut() {
+            self.change(name);
             if std::mem::take(&mut channel.open) {
                 self.send(channel, &Frame::message(Some("reset"), r#"{"reason":"upstream"}"#));
             }
@@ -203,6 +260,8 @@ impl Channels {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::future::Future;
+    use std::task::{Context, Waker};
 
     #[test]
     fn patterns_match_whole_names() {
@@ -240,11 +299,44 @@ mod tests {
         // The second subscriber joined before the refusal was known, and the first one leaves only afterwards.
         channels.join(&name, &second);
         channels.leave(&first);
-        assert!(channels.wanted().contains(&name));
+        assert!(channels.is_wanted("a"));
         channels.refuse(&name);
         assert_eq!(second.ended(), Some(End::Finished));
         channels.closed();
         assert_eq!(channels.check("a"), Ok(()));
+    }
+
+    /// The names that the upstream gets in its next turn, and whether it is called again after it.
+    fn turn(channels: &Channels) -> (Vec<String>, bool) {
+        let names = channels.take_changes().iter().map(|name| name.to_string()).collect();
+        let mut changed = std::pin::pin!(channels.changed());
+        (names, changed.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready())
+    }
+
+    #[test]
+    fn thousands_of_channels_are_taken_up_in_turns_and_none_waits_for_those_who_come_and_go() {
+        let channels = Channels::new(vec!["*".to_string().into()], Arc::default());
+        let names: Vec<Arc<str>> = (0..10 * TURN).map(|n| n.to_string().into()).collect();
+        let first = Subscriber::new(1000);
+        channels.join(&names[0], &first);
+        for name in &names[1..] {
+            channels.join(name, &Subscriber::new(1000));
+        }
+        // The first one leaves and comes back all the time, and waits at one place only.
+        for _ in 0..3 * TURN {
+            channels.leave(&first);
+            channels.join(&names[0], &first);
+        }
+        for expected in names.chunks(TURN) {
+            let is_last = expected.last() == names.last();
+            assert_eq!(turn(&channels), (expected.iter().map(|name| name.to_string()).collect(), !is_last));
+        }
+        assert_eq!(turn(&channels), (Vec::new(), false));
+        // The next connection gets all of them again, once each.
+        channels.closed();
+        channels.closed();
+        let again: HashSet<String> = (0..10).flat_map(|_| turn(&channels).0).collect();
+        assert_eq!((again.len(), turn(&channels)), (names.len(), (Vec::new(), false)));
     }
 
     #[test]
@@ -263,10 +355,10 @@ mod tests {
         channels.lost("b");
         assert_eq!(first.take().concat(), "event: reset\ndata: {\"reason\":\"overflow\"}\n\n");
         channels.leave(&first);
-        assert!(channels.wanted().contains(&name));
+        assert!(channels.is_wanted("a"));
         channels.closed();
         assert!(second.take().concat().contains("event: reset\n"));
         channels.leave(&second);
-        assert!(channels.wanted().is_empty());
+        assert!(!channels.is_wanted("a"));
     }
 }

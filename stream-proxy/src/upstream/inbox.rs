@@ -132,6 +132,11 @@ impl<M: Message> Inbox<M> {
         cooperative(poll_fn(|cx| self.poll_recv(cx))).await
     }
 
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.0.lock().queue.is_empty()
+    }
+
     fn poll_recv(&mut self, cx: &Context<'_>) -> Poll<Option<Heard<M>>> {
         let mut state = self.0.lock();
         let Some(heard) = state.queue.pop_front() else {

@@ -3,11 +3,12 @@
 //!
 //! Not here: how ticks are put in order and read from the log (`chain`).
 
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_postgres::Client;
@@ -18,6 +19,10 @@ use crate::stream::hub::Hub;
 use crate::upstream::chain::Chain;
 use crate::upstream::database::{Database, DatabaseError, in_time};
 use crate::upstream::inbox::{Heard, Inbox};
+
+/// So many notifications are handled before the next turn of opening and closing plain channels, unless fewer wait: a
+/// turn takes a few milliseconds, and these take as long.
+const BETWEEN_TURNS: u32 = 250;
 
 /// The longest wait before connecting again.
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
@@ -51,7 +56,7 @@ struct Session<'a> {
     client: Arc<Client>,
     chain: Chain<Client>,
     /// The plain channels that it listens to.
-    listening: BTreeSet<Arc<str>>,
+    listening: HashSet<Arc<str>>,
 }
 
 impl Upstream {
@@ -89,7 +94,7 @@ impl Upstream {
         let (client, mut notifications) = self.database.connect(self.metrics.clone()).await?;
         let client = Arc::new(client);
         let chain = Chain::new(client.clone(), self.hub.clone(), self.metrics.clone(), self.batch_bytes);
-        let mut session = Session { upstream: self, client, chain, listening: BTreeSet::new() };
+        let mut session = Session { upstream: self, client, chain, listening: HashSet::new() };
         session.start().await?;
         session.follow(&mut notifications).await
     }
@@ -107,7 +112,6 @@ impl Upstream {
 impl Session<'_> {
     /// Listens, and catches up with what the last connection did not receive.
     async fn start(&mut self) -> Result<(), DatabaseError> {
-        self.tune().await?;
         match self.chain.listen().await {
             Ok(()) => {
                 self.chain.start().await?;
@@ -128,7 +132,10 @@ impl Session<'_> {
         let channels = self.upstream.channels.clone();
         let mut ask_at = Instant::now() + self.chain.quiet();
         let mut had_relay = self.chain.has_relay();
+        let mut handled = 0;
         loop {
+            let is_turn = handled >= BETWEEN_TURNS || notifications.is_empty();
+            handled = handled.saturating_add(1);
             tokio::select! {
                 heard = notifications.recv() => match heard.ok_or(DatabaseError::Closed)? {
                     Heard::Lost(channel) if self.chain.channel() == Some(&channel) => self.chain.catch_up().await?,
@@ -144,7 +151,10 @@ impl Session<'_> {
                         }
                     }
                 },
-                () = channels.changed() => self.tune().await?,
+                () = channels.changed(), if is_turn => {
+                    self.tune().await?;
+                    handled = 0;
+                }
                 () = sleep_until(ask_at) => {
                     self.chain.check_for_missed().await?;
                     ask_at = Instant::now() + self.chain.quiet();
@@ -162,30 +172,34 @@ impl Session<'_> {
         }
     }
 
-    /// Listens to the plain channels that are wanted, and to no others.
+    /// Takes up the next changes of the plain channels that are wanted: a bounded number, all sent at once.
     async fn tune(&mut self) -> Result<(), DatabaseError> {
-        let mut wanted = self.upstream.channels.wanted();
-        for name in wanted.clone() {
-            if !self.listening.contains(&name) && self.chain.channel() != Some(&name) {
-                match self.listen("LISTEN", &name).await {
-                    Err(error) if error.blames_the_input() => {
-                        tracing::warn!(channel = ?name, %error, "the database can't listen on this channel");
-                        self.upstream.channels.refuse(&name);
-                        wanted.remove(&name);
-                        continue;
-                    }
-                    listens => listens?,
+        let channels = self.upstream.channels.clone();
+        let turn = join_all(channels.take_changes().into_iter().map(|name| self.tune_to(name))).await;
+        for (name, is_wanted, result) in turn {
+            match result {
+                Ok(()) if is_wanted => {
+                    channels.opened(&name);
+                    self.listening.insert(name);
                 }
-            }
-            self.upstream.channels.opened(&name);
-        }
-        let listening = std::mem::replace(&mut self.listening, wanted);
-        for name in listening.difference(&self.listening) {
-            if self.chain.channel() != Some(name) {
-                self.listen("UNLISTEN", name).await?;
+                Ok(()) => _ = self.listening.remove(&name),
+                Err(error) if error.blames_the_input() => {
+                    tracing::warn!(channel = ?name, %error, "the database can't listen on this channel");
+                    channels.refuse(&name);
+                }
+                Err(error) => return Err(error),
             }
         }
         Ok(())
+    }
+
+    /// Listens to a channel if it is wanted now, and else no more.
+    async fn tune_to(&self, name: Arc<str>) -> (Arc<str>, bool, Result<(), DatabaseError>) {
+        let is_wanted = self.upstream.channels.is_wanted(&name);
+        let is_done = self.listening.contains(&name) == is_wanted || self.chain.channel() == Some(&name);
+        let verb = if is_wanted { "LISTEN" } else { "UNLISTEN" };
+        let result = if is_done { Ok(()) } else { self.listen(verb, &name).await };
+        (name, is_wanted, result)
     }
 
     async fn listen(&self, verb: &str, channel: &str) -> Result<(), DatabaseError> {
