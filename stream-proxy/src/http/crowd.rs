@@ -1,12 +1,16 @@
 //! Limits on connections, in total and by address. A few connections are always reserved for health checks.
 
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::future::pending;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
 
-use crate::addresses::{AddressPlace, Addresses};
+use crate::addresses::{AddressPlace, Addresses, network};
 use crate::metrics::Metrics;
 
 /// How many connections without an HTTP/1.1 stream are allowed beyond the limit of streams.
@@ -16,11 +20,10 @@ const SPARE_CONNECTIONS: u64 = 1024;
 const SPARE_OF_ADDRESS: u32 = 16;
 
 /// Connections beyond the limit that may request `/healthz` and `/readyz`: monitoring should not mistake a full proxy
-/// for a dead one.
+/// for a dead one. A flood takes these places too, so when all are taken, a new connection displaces one of them.
 const RESERVE: usize = 32;
 
-/// How long such a connection may take for its request. It is short because a flood of connections takes these places
-/// too.
+/// How long such a connection may take for its request.
 const RESERVE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The connections that have no HTTP/1.1 stream.
@@ -32,7 +35,60 @@ pub struct Crowd {
     /// The most connections of one address, if that is limited.
     most_of_address: Option<u32>,
     addresses: Addresses,
-    reserve: Arc<Semaphore>,
+    reserve: Arc<Reserve>,
+}
+
+/// The connections beyond the limit.
+#[derive(Debug, Default)]
+struct Reserve(Mutex<Places>);
+
+#[derive(Debug, Default)]
+struct Places {
+    /// Oldest first.
+    queue: VecDeque<Place>,
+    next_key: u64,
+}
+
+/// A place in the reserve. Dropping it there displaces the connection.
+#[derive(Debug)]
+struct Place {
+    address: IpAddr,
+    _held: oneshot::Sender<Infallible>,
+    /// The other end's, by which a connection finds its place.
+    key: u64,
+}
+
+/// A connection's place in the reserve; dropping it releases the place.
+#[derive(Debug)]
+struct Reserved {
+    reserve: Arc<Reserve>,
+    key: u64,
+    displaced: oneshot::Receiver<Infallible>,
+}
+
+impl Reserve {
+    /// Takes a place. If none is left, the oldest connection of the address with the most places loses its place: a
+    /// flood from a few addresses does not displace those who connect from another one.
+    fn enter(self: &Arc<Self>, peer: IpAddr) -> Reserved {
+        let (held, displaced) = oneshot::channel();
+        let mut places = self.0.lock();
+        if places.queue.len() >= RESERVE {
+            let share = |place: &Place| places.queue.iter().filter(|other| other.address == place.address).count();
+            let largest = places.queue.iter().map(share).max();
+            let oldest = places.queue.iter().position(|place| Some(share(place)) == largest);
+            oldest.and_then(|oldest| places.queue.remove(oldest));
+        }
+        let key = places.next_key;
+        places.next_key += 1;
+        places.queue.push_back(Place { address: network(peer), _held: held, key });
+        Reserved { reserve: self.clone(), key, displaced }
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.reserve.0.lock().queue.retain(|place| place.key != self.key);
+    }
 }
 
 /// A connection's place in the crowd; dropping it releases the place.
@@ -40,7 +96,7 @@ pub struct Crowd {
 pub struct Admitted {
     metrics: Arc<Metrics>,
     _address: Option<AddressPlace>,
-    reserved: Option<OwnedSemaphorePermit>,
+    reserved: Option<Reserved>,
 }
 
 impl Crowd {
@@ -52,26 +108,26 @@ impl Crowd {
             most: max_clients.saturating_add(SPARE_CONNECTIONS),
             most_of_address: limited.map(|most| most.saturating_add(SPARE_OF_ADDRESS)),
             addresses: Addresses::default(),
-            reserve: Arc::new(Semaphore::new(RESERVE)),
+            reserve: Arc::default(),
         }
     }
 
-    /// Admits a connection if there is a place for it.
-    pub fn admit(&self, peer: IpAddr) -> Option<Admitted> {
+    /// Admits a connection, beyond the limits to the reserve.
+    pub fn admit(&self, peer: IpAddr) -> Admitted {
         let room = self.metrics.connections.rise() <= self.most;
         let mut admitted = Admitted { metrics: self.metrics.clone(), _address: None, reserved: None };
         let address = self.most_of_address.map(|most| self.addresses.enter(peer, most));
         match address {
-            None if room => return Some(admitted),
+            None if room => return admitted,
             Some(Some(place)) if room => {
                 admitted._address = Some(place);
-                return Some(admitted);
+                return admitted;
             }
             _ => {}
         }
         self.metrics.over_connections.add(1);
-        admitted.reserved = Some(self.reserve.clone().try_acquire_owned().ok()?);
-        Some(admitted)
+        admitted.reserved = Some(self.reserve.enter(peer));
+        admitted
     }
 }
 
@@ -79,6 +135,15 @@ impl Admitted {
     /// Whether the connection may only request health checks.
     pub fn is_reserved(&self) -> bool {
         self.reserved.is_some()
+    }
+
+    /// Waits until another connection displaces this one.
+    pub async fn displaced(&mut self) {
+        match &mut self.reserved {
+            // Nothing is ever sent: the wait ends when the place is gone.
+            Some(reserved) => _ = (&mut reserved.displaced).await,
+            None => pending().await,
+        }
     }
 
     /// How long the connection may take for its request, where `patience` is the time for other connections.
@@ -96,22 +161,47 @@ impl Drop for Admitted {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::future::Future;
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+
+    fn is_displaced(admitted: &mut Admitted) -> bool {
+        let mut displaced = pin!(admitted.displaced());
+        displaced.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready()
+    }
 
     #[test]
     fn beyond_the_limit_health_checks_are_served_from_the_reserve() {
         let metrics = Arc::new(Metrics::default());
         let crowd = Crowd::new(10_000, 4, metrics.clone());
         let (one, other) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));
-        let mut inside: Vec<_> = (0..4 + SPARE_OF_ADDRESS).map(|_| crowd.admit(one).unwrap()).collect();
+        let mut inside: Vec<_> = (0..4 + SPARE_OF_ADDRESS).map(|_| crowd.admit(one)).collect();
         assert!(inside.iter().all(|admitted| !admitted.is_reserved()));
-        let reserved: Vec<_> = (0..RESERVE).map(|_| crowd.admit(one).unwrap()).collect();
-        assert!(reserved.iter().all(Admitted::is_reserved));
-        assert!(crowd.admit(one).is_none());
-        assert!(!crowd.admit(other).unwrap().is_reserved());
+        assert!(crowd.admit(one).is_reserved());
+        assert!(!crowd.admit(other).is_reserved());
         inside.pop();
-        assert!(!crowd.admit(one).unwrap().is_reserved());
-        drop((inside, reserved));
+        assert!(!crowd.admit(one).is_reserved());
+        drop(inside);
         assert_eq!(metrics.connections.get(), 0);
-        assert!(crowd.addresses.is_empty());
+        assert!(crowd.addresses.is_empty() && crowd.reserve.0.lock().queue.is_empty());
+    }
+
+    #[test]
+    fn a_flood_displaces_its_own_connections_from_the_reserve() {
+        let crowd = Crowd::new(0, 0, Arc::default());
+        let _inside: Vec<_> = (0..SPARE_CONNECTIONS).map(|_| crowd.admit(IpAddr::from([192, 0, 2, 1]))).collect();
+        let mut flood: VecDeque<_> = (0..RESERVE).map(|_| crowd.admit(IpAddr::from([192, 0, 2, 2]))).collect();
+        assert!(flood.iter_mut().all(|admitted| admitted.is_reserved() && !is_displaced(admitted)));
+        // Another address displaces the oldest of the flood, and the flood only its own.
+        let mut probe = crowd.admit(IpAddr::from([192, 0, 2, 3]));
+        for _ in 0..3 * RESERVE {
+            assert!(is_displaced(&mut flood.pop_front().unwrap()));
+            assert!(flood.iter_mut().all(|admitted| !is_displaced(admitted)));
+            flood.push_back(crowd.admit(IpAddr::from([192, 0, 2, 2])));
+        }
+        assert!(probe.is_reserved() && !is_displaced(&mut probe));
+        assert_eq!(crowd.reserve.0.lock().queue.len(), RESERVE);
+        drop((flood, probe));
+        assert!(crowd.reserve.0.lock().queue.is_empty());
     }
 }

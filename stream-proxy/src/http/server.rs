@@ -38,10 +38,10 @@ impl Server {
             match listener.accept().await {
                 Ok((stream, peer)) => {
                     failing = false;
-                    let Some(admitted) = self.crowd.admit(peer.ip()) else { continue };
+                    let admitted = self.crowd.admit(peer.ip());
                     let server = self.clone();
                     tokio::spawn(async move {
-                        if let Err(error) = connection(stream, peer.ip(), &admitted, &server).await {
+                        if let Err(error) = connection(stream, peer.ip(), admitted, &server).await {
                             tracing::debug!(%peer, %error, "connection failed");
                         }
                     });
@@ -59,19 +59,27 @@ impl Server {
     }
 }
 
-async fn connection(stream: TcpStream, peer: IpAddr, admitted: &Admitted, server: &Server) -> Result<(), BoxError> {
-    let proxy = &server.proxy;
-    let time = admitted.patience(proxy.cli.header_timeout);
+/// Serves a connection until it ends, becomes a stream, or is displaced from the reserve.
+async fn connection(stream: TcpStream, peer: IpAddr, mut admitted: Admitted, server: &Server) -> Result<(), BoxError> {
+    let time = admitted.patience(server.proxy.cli.header_timeout);
     let caller = Caller { peer, time, reserved: admitted.is_reserved() };
+    tokio::select! {
+        ended = serve(stream, caller, server) => ended,
+        () = admitted.displaced() => Err("displaced from the reserve by another connection".into()),
+    }
+}
+
+async fn serve(stream: TcpStream, caller: Caller, server: &Server) -> Result<(), BoxError> {
+    let proxy = &server.proxy;
     let stream = Socket::new(stream, proxy.cli.heartbeat);
     match &server.tls {
-        Some(tls) => match timeout(time, tls.accept(stream)).await?? {
+        Some(tls) => match timeout(caller.time, tls.accept(stream)).await?? {
             (stream, true) => http2::serve(stream, caller, proxy).await,
             (stream, false) => http1::serve(Prefixed::new(stream), caller, proxy).await,
         },
         None => {
             let mut stream = Prefixed::new(stream);
-            match timeout(time, stream.speaks_http2()).await?? {
+            match timeout(caller.time, stream.speaks_http2()).await?? {
                 true => http2::serve(stream, caller, proxy).await,
                 false => http1::serve(stream, caller, proxy).await,
             }
