@@ -1,7 +1,7 @@
 //! The topic templates of subscription rules. The rules themselves are SQL: `sql/extension/60_access.sql`.
 
 use pgrx::prelude::*;
-use tidings_wire::template::{Piece, Template};
+use tidings_wire::template::{Piece, Template, TemplateError};
 
 use crate::{errors, preload};
 
@@ -19,30 +19,43 @@ fn match_topic(template: &str, topic: &str) -> Option<Vec<String>> {
 #[pg_extern]
 fn bind_holes(template: &str, query: &str) -> String {
     preload::require();
-    let (template, query) = (parse(template), parse_any(query));
+    bind(template, query).unwrap_or_else(|error| {
+        errors::raise(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            error.to_string(),
+            "A rule is a topic such as boards_{id} and a query such as SELECT FROM boards WHERE id = {id}::bigint; {{ and }} are literal braces.",
+        )
+    })
+}
+
+/// `tidings.can_bind(template, query)`: whether `bind_holes` does not fail. A rule that was written into the table by
+/// hand allows nothing then, instead of failing the others that match.
+#[pg_extern]
+fn can_bind(template: &str, query: &str) -> bool {
+    preload::require();
+    bind(template, query).is_ok()
+}
+
+/// Why a rule is none.
+#[derive(Debug, thiserror::Error)]
+enum BadRule {
+    #[error("bad rule: {0}")]
+    Topic(TemplateError),
+    #[error("bad query of a rule: {0}")]
+    Query(TemplateError),
+    #[error("the query uses {{{0}}}, which the topic does not have")]
+    Unknown(String),
+}
+
+fn bind(template: &str, query: &str) -> Result<String, BadRule> {
+    let template = Template::parse(template).map_err(BadRule::Topic)?;
+    let query = Template::parse_any(query).map_err(BadRule::Query)?;
     let bind = |piece: &Piece| match piece {
-        Piece::Text(text) => text.clone(),
+        Piece::Text(text) => Ok(text.clone()),
         Piece::Hole(name) => match template.holes().position(|hole| hole == name) {
-            Some(index) => format!("($1[{}])", index + 1),
-            None => refuse(&format!("the query uses {{{name}}}, which the topic does not have")),
+            Some(index) => Ok(format!("($1[{}])", index + 1)),
+            None => Err(BadRule::Unknown(name.clone())),
         },
     };
     query.pieces().iter().map(bind).collect()
-}
-
-fn parse(text: &str) -> Template {
-    Template::parse(text).unwrap_or_else(|error| refuse(&format!("bad rule \"{text}\": {error}")))
-}
-
-/// Parses the query of a rule, in which holes may be adjacent.
-fn parse_any(text: &str) -> Template {
-    Template::parse_any(text).unwrap_or_else(|error| refuse(&format!("bad rule \"{text}\": {error}")))
-}
-
-fn refuse(message: &str) -> ! {
-    errors::raise(
-        PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-        message,
-        "A rule is a topic such as boards_{id} and a query such as SELECT FROM boards WHERE id = {id}::bigint; {{ and }} are literal braces.",
-    )
 }

@@ -20,6 +20,11 @@ LANGUAGE c STRICT IMMUTABLE AS 'MODULE_PATHNAME', 'bind_holes_wrapper';
 
 COMMENT ON FUNCTION tidings.bind_holes(text, text) IS 'The query of a rule, with each {hole} replaced by the parameter that it stands for';
 
+CREATE OR REPLACE FUNCTION tidings.can_bind(template text, using_query text) RETURNS boolean
+LANGUAGE c STRICT IMMUTABLE AS 'MODULE_PATHNAME', 'can_bind_wrapper';
+
+COMMENT ON FUNCTION tidings.can_bind(text, text) IS 'Whether a rule''s query uses only the holes of its template, and both can be parsed';
+
 CREATE OR REPLACE FUNCTION tidings.rules_for(topics text[], OUT topic text, OUT query text, OUT holes text[], OUT search_path text) RETURNS SETOF record
 LANGUAGE sql STABLE STRICT
 SET search_path = pg_catalog, pg_temp
@@ -28,7 +33,8 @@ AS $$
     FROM unnest(topics) AS t (topic)
     CROSS JOIN tidings.rule r
     CROSS JOIN LATERAL tidings.match_topic(r.topic, t.topic) AS m (holes)
-    WHERE m.holes IS NOT NULL
+    -- allow() refuses other rules, but INSERT does not. Such a rule allows nothing, and must not fail the others that match.
+    WHERE m.holes IS NOT NULL AND tidings.can_bind(r.topic, r.using_query)
 $$;
 
 COMMENT ON FUNCTION tidings.rules_for(text[]) IS 'The rules whose templates match the topics, ready to run';

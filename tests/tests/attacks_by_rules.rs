@@ -314,7 +314,14 @@ fn a_broken_rule_written_by_hand_does_not_affect_other_topics() {
     let maker = team.db.role("maker");
     team.db.session().run(&format!("SELECT tidings.grant_manager('{maker}')"));
     let mut his = team.db.session_as(&maker);
-    for broken in ["'notes_{id', 'SELECT'", "'}', 'SELECT'", "'', 'SELECT'", "'boards_{id}{x}', 'SELECT {'"] {
+    for broken in [
+        "'notes_{id', 'SELECT'",
+        "'}', 'SELECT'",
+        "'', 'SELECT'",
+        "'boards_{id}{x}', 'SELECT {'",
+        "'{x}', 'SELECT {'",
+        "'boards_{x}', 'SELECT {y}'",
+    ] {
         his.run(&format!("INSERT INTO tidings.rule VALUES ({broken}, 'pg_catalog')"));
     }
     let proxy = team.proxy(&[]);

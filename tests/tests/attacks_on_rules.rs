@@ -257,7 +257,8 @@ fn no_values_make_the_topic_of_other_values() {
     assert_eq!(said, ["for you"]);
     assert_eq!(status(&proxy, &format!("/chat/{MARK}_corp/board"), &team.token(1)), 400);
     // If the end of a value can't be recognized, there is no rule.
-    for refused in ["chat_{tenant}{room}", "{a}{b}-{c}"] {
+    let long = "{x}-".repeat(30_000);
+    for refused in ["chat_{tenant}{room}", "{a}{b}-{c}", &long] {
         let error = session.refused(&format!("SELECT tidings.allow('{refused}', 'SELECT')"));
         assert_eq!(error.code().code(), "22023", "{error}");
     }

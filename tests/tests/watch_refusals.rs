@@ -18,6 +18,8 @@ const WRONG: &[(&str, &str)] = &[
     ("topic => repeat('x', 256)", "22023"),
     ("topic => NULL", "22004"),
     ("topic => '{id}{title}'", "22023"),
+    ("topic => 'x{id}' || repeat('y', 255)", "22023"),
+    ("topic => repeat('{id}-', 30000)", "22023"),
     ("topic => 'x', event => ''", "22023"),
     ("topic => 'x', event => E'a\\tb'", "22023"),
     ("topic => 'x', event => repeat('x', 256)", "22023"),

@@ -5,7 +5,7 @@ use std::ffi::{CStr, c_char};
 
 use pgrx::prelude::*;
 use tidings_wire::template::{Ambiguous, Piece, Template, TemplateError, check_separated};
-use tidings_wire::topic::check_name;
+use tidings_wire::topic::{MAX_NAME, check_name};
 
 use crate::capture::change::{Operation, Tuple};
 use crate::capture::columns::Columns;
@@ -38,8 +38,8 @@ pub struct Watch {
     /// The columns of the table.
     pub columns: Columns,
     topic: Vec<TopicPiece>,
-    /// The topic template, if it is one that is not allowed for new watches.
-    refused: Option<String>,
+    /// The topic template and what is wrong with it, if it is one that is not allowed for new watches.
+    refused: Option<(String, TemplateError)>,
     /// The event name.
     pub event: String,
     /// The payload of each operation.
@@ -63,8 +63,8 @@ pub enum NoTopic {
     #[error(transparent)]
     Ambiguous(#[from] Ambiguous),
     /// An older version, which allowed this, created the watch.
-    #[error("no text separates two of its columns: create the watch again")]
-    Adjacent,
+    #[error("{0}: create the watch again")]
+    Refused(TemplateError),
 }
 
 thread_local! {
@@ -87,7 +87,7 @@ fn check_watch(relation: pg_sys::Oid, name: &str) {
         names.iter().any(|name| name.as_bytes() == own_name)
     };
     check(relation, is_named, |watch| match watch.refused {
-        Some(topic) => Err(WatchError::Template(topic, TemplateError::Adjacent)),
+        Some((topic, error)) => Err(WatchError::Template(topic, error)),
         None => Ok(()),
     });
 }
@@ -247,9 +247,9 @@ impl Watch {
         // SAFETY: the relation is open and locked, as the caller promises.
         let columns = unsafe { Columns::of(relation, &arguments.columns, &arguments.exclude) }?;
         let text = arguments.topic.ok_or(WatchError::NoTopic)?;
-        let template = Template::parse_any(text).map_err(|error| WatchError::Template(text.into(), error))?;
+        let template = Template::parse_any(text).map_err(|error| WatchError::Template(shown(text), error))?;
         let topic = compile_topic(text, &template, &columns)?;
-        let refused = template.has_adjacent_holes().then(|| text.to_owned());
+        let refused = template.check().err().map(|error| (shown(text), error));
         if source.truncate && topic.iter().any(|piece| matches!(piece, TopicPiece::Column(_))) {
             return Err(WatchError::TruncateTopic);
         }
@@ -276,8 +276,17 @@ impl Watch {
     }
 }
 
+/// A template as an error shows it.
+fn shown(text: &str) -> String {
+    let mut shown: String = text.chars().take(MAX_NAME).collect();
+    if shown.len() < text.len() {
+        shown.push('…');
+    }
+    shown
+}
+
 fn compile_topic(text: &str, template: &Template, columns: &Columns) -> Result<Vec<TopicPiece>, WatchError> {
-    let bad = |error| WatchError::Topic(text.into(), error);
+    let bad = |error| WatchError::Topic(shown(text), error);
     let mut pieces = Vec::new();
     for (index, piece) in template.pieces().iter().enumerate() {
         pieces.push(match piece {
@@ -331,8 +340,8 @@ unsafe fn watched_name(trigger: &pg_sys::Trigger, relation: pg_sys::Relation) ->
 impl Watch {
     /// Appends a row's topic. Returns false if one of its columns is NULL: then there is no event.
     pub fn write_topic(&self, out: &mut Vec<u8>, row: Option<&Tuple>) -> Result<bool, NoTopic> {
-        if self.refused.is_some() {
-            return Err(NoTopic::Adjacent);
+        if let Some((_, error)) = &self.refused {
+            return Err(NoTopic::Refused(*error));
         }
         let mut value_at = 0;
         for piece in &self.topic {

@@ -4,6 +4,8 @@
 //! row whose values happen to make the same text. So there is text between any two holes, and no value contains the
 //! text that separates it from the next one.
 
+use crate::topic::MAX_NAME;
+
 /// A parsed template.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template {
@@ -37,6 +39,9 @@ pub enum TemplateError {
     /// `{a}{b}`.
     #[error("no text separates two holes, so nothing marks the end of the first value")]
     Adjacent,
+    /// No topic is as long as the text between the holes.
+    #[error("its text beside the holes is longer than a topic: {MAX_NAME} bytes")]
+    TooLong,
 }
 
 /// A value contains the text that separates it from the next one, or ends with the beginning of it, so other values
@@ -58,10 +63,23 @@ impl Template {
     /// Parses `text`.
     pub fn parse(text: &str) -> Result<Self, TemplateError> {
         let template = Self::parse_any(text)?;
-        if template.has_adjacent_holes() { Err(TemplateError::Adjacent) } else { Ok(template) }
+        template.check()?;
+        Ok(template)
     }
 
-    /// As [`Self::parse`], but allows adjacent holes, which older versions accepted. Such a template matches nothing.
+    /// Whether a new watch or rule may have this template.
+    pub fn check(&self) -> Result<(), TemplateError> {
+        let length = |piece: &Piece| if let Piece::Text(text) = piece { text.len() } else { 0 };
+        if self.has_adjacent_holes() {
+            Err(TemplateError::Adjacent)
+        } else if self.pieces.iter().map(length).sum::<usize>() > MAX_NAME {
+            Err(TemplateError::TooLong)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// As [`Self::parse`], but allows what older versions accepted and what matches no topic.
     pub fn parse_any(text: &str) -> Result<Self, TemplateError> {
         let mut pieces = Vec::new();
         let mut literal = String::new();
@@ -203,6 +221,21 @@ mod tests {
             ("x{a}-{b}{c}", TemplateError::Adjacent),
         ] {
             assert_eq!(Template::parse(text), Err(error), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_template_longer_than_any_topic_is_refused() {
+        let name = "n".repeat(63);
+        let many = |holes: usize| vec![format!("{{{name}}}"); holes].join("-");
+        for (text, result) in [
+            ("x".repeat(MAX_NAME) + "{id}", Ok(())),
+            ("x".repeat(MAX_NAME) + "{id}y", Err(TemplateError::TooLong)),
+            (many(MAX_NAME + 1), Ok(())),
+            (many(MAX_NAME + 2), Err(TemplateError::TooLong)),
+        ] {
+            assert_eq!(Template::parse(&text).map(|_| ()), result, "{text}");
+            assert!(Template::parse_any(&text).is_ok());
         }
     }
 
