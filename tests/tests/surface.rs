@@ -133,11 +133,11 @@ fn the_metrics_add_up() {
         let after = proxy.metrics();
         let rise = |name: &str| after[name] - before[name];
         let counted = rise("tidings_events_received_total") == 12.0 && rise("tidings_events_sent_total") == 24.0;
-        (counted && rise("tidings_fanout_delay_seconds_count") == rise("tidings_ticks_total")).then_some(after)
+        let ticks = rise("tidings_ticks_total");
+        (counted && ticks >= 3.0 && rise("tidings_fanout_delay_seconds_count") == ticks).then_some(after)
     });
     let rise = |name: &str| after[name] - before[name];
     assert!(rise("tidings_sent_bytes_total") > 22.0 * 100.0);
-    assert!(rise("tidings_ticks_total") >= 3.0);
     assert_eq!(after["tidings_clients"], 3.0);
     assert!(after["tidings_history_bytes"] > before["tidings_history_bytes"]);
     assert_eq!(after["tidings_upstream_connected"], 1.0);
