@@ -27,7 +27,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("shared_preload_libraries", "tidings"),
     ("wal_level", "logical"),
     ("max_prepared_transactions", "32"),
-    ("max_worker_processes", "64"), // one relay for each database, and tests run beside one another
+    ("max_worker_processes", "64"), // one relay for each database, and tests run at the same time
     ("max_connections", "200"),
     ("shared_buffers", "256MB"),
     ("max_wal_size", "4GB"),

@@ -128,7 +128,7 @@ fn a_rules_code_cannot_notify() {
     assert_eq!(status(&proxy, "/events?topic=act", &team.token(1)), 200);
     team.db.session().run("NOTIFY probe");
     let mut heard: Vec<String> = Vec::new();
-    until("the probe is heard", || {
+    until("the probe is received", || {
         use postgres::fallible_iterator::FallibleIterator;
         listener.run("SELECT 1");
         let mut notifications = listener.client().notifications();

@@ -194,7 +194,7 @@ fn a_channel_name_outside_the_databases_encoding_affects_no_other_channel() {
         // The first client waits for the database, and its stream ends; later ones get the error at once.
         let start = Instant::now();
         while response.read(&mut Vec::new()).expect("the end") {
-            assert!(start.elapsed() < DEADLINE, "the stream goes on");
+            assert!(start.elapsed() < DEADLINE, "the stream continues");
         }
         let (head, problem) = http::get(proxy.address(), &path).expect("an answer");
         assert_eq!(head.status, 400, "{problem}");

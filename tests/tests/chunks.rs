@@ -46,7 +46,7 @@ fn chunks(mut body: &[u8]) -> Vec<Vec<u8>> {
         let (chunk, rest) = body[line + 2..].split_at(length);
         body = rest.strip_prefix(b"\r\n").expect("the end of a chunk");
         if length == 0 {
-            assert!(body.is_empty(), "something behind the last chunk: {body:?}");
+            assert!(body.is_empty(), "something after the last chunk: {body:?}");
             return chunks;
         }
         chunks.push(chunk.to_vec());

@@ -18,7 +18,7 @@ const TOPICS: [&str; 2] = ["boards_5", "Übersicht & mehr"];
 const NAMES: [&str; 4] = ["message", "changed", "html", "très long nom: d'événement"];
 
 /// The data of the last event.
-const END: &str = "nothing comes behind this";
+const END: &str = "nothing comes after this";
 
 pub fn folder() -> PathBuf {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients");

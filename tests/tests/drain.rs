@@ -16,7 +16,7 @@ use crate::boards;
 #[track_caller]
 fn begin(proxy: &Proxy) {
     proxy.signal(Signal::SIGTERM);
-    until("the proxy accepts nobody", || TcpStream::connect(proxy.address()).is_err());
+    until("the proxy accepts no connection", || TcpStream::connect(proxy.address()).is_err());
 }
 
 /// The rest of a stream.
@@ -90,7 +90,7 @@ fn a_request_that_arrives_at_sigterm_gets_a_time_to_reconnect() {
         write!(socket, "GET /events?topic=boards_5 HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\n").expect("begin to ask");
         socket
     });
-    until("the requests have come", || proxy.metric("tidings_connections") >= 3.0);
+    until("the requests have arrived", || proxy.metric("tidings_connections") >= 3.0);
     begin(&proxy);
     let [stream, other] = requests.each_mut().map(|socket| {
         socket.write_all(b"\r\n").expect("finish to ask");

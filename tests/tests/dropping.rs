@@ -104,7 +104,7 @@ fn no_writer_fails_while_the_extension_is_dropped() {
             let counts = || written.iter().map(|written| written.load(Ordering::Relaxed));
             let before: Vec<u32> = counts().collect();
             let mut failed = false;
-            until("all writers go on, or one has failed", || {
+            until("all writers continue, or one has failed", || {
                 failed = writers.iter().any(|writer| writer.is_finished());
                 failed || counts().zip(&before).all(|(now, before)| now > before + 5)
             });

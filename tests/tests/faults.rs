@@ -20,7 +20,7 @@ fn survive(db: &Database<'_>, setup: &str, fault: impl Fn()) {
         let seen = followers[0].seen();
         writers.wait_for(300);
         // Clients must be reading at that time, or a crash could not undo anything that they have seen.
-        tidings_tests::until("the clients get on", || followers[0].seen() > seen);
+        tidings_tests::until("the clients make progress", || followers[0].seen() > seen);
         fault();
     }
     writers.wait_for(300);
@@ -165,7 +165,7 @@ fn a_relay_that_ends_early_after_a_crash_hides_nothing() {
         session.one(&format!("SELECT EXISTS (SELECT FROM pg_locks WHERE pid = {relay} AND NOT granted)"))
     });
     session.run(&format!("SELECT pg_terminate_backend({relay})"));
-    tidings_tests::until("another one has come", || db.relay().is_some_and(|pid| pid != relay));
+    tidings_tests::until("another one has arrived", || db.relay().is_some_and(|pid| pid != relay));
     session.run("COMMIT PREPARED 'lock'");
     let sent = "SELECT payload::jsonb #>> '{record,title}' FROM tidings.changes($1, '{boards_5}')";
     tidings_tests::until("the new event has been sent", || {
@@ -182,7 +182,7 @@ fn a_proxy_waits_for_a_server_that_is_not_there_yet() {
     let url = cluster.url(db.name(), &db.proxy_role());
     cluster.stop();
     let proxy = tidings_tests::Proxy::start_at(tidings_tests::cluster::free_port(), &url, &[]);
-    tidings_tests::until("it lives, but is not ready", || {
+    tidings_tests::until("it is up, but not ready", || {
         let status = |path| tidings_tests::http::get(proxy.address(), path).map(|(head, _)| head.status).ok();
         status("/healthz") == Some(200) && status("/readyz") == Some(503)
     });

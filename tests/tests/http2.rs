@@ -153,10 +153,10 @@ fn give_up(args: &[&str], cause: &str) {
     proxy.wait_clients(2);
     let mut session = db.session();
     let mut sent = 0;
-    until("the one that takes nothing is given up", || {
+    until("the stream whose client reads nothing is ended", || {
         sent += 1;
         session.run(&format!("INSERT INTO board_items VALUES ({sent}, 5, repeat('.', 50000))"));
-        assert_eq!(client.frame(&mut reads).expect("it goes on").json()["record"]["id"], sent);
+        assert_eq!(client.frame(&mut reads).expect("it continues").json()["record"]["id"], sent);
         clients(&proxy) == 1
     });
     assert_eq!(proxy.metrics()[&format!("tidings_evictions_total{{cause=\"{cause}\"}}")], 1.0);
@@ -167,11 +167,11 @@ fn give_up(args: &[&str], cause: &str) {
     }
     assert!(got < sent, "{got} of {sent}");
     session.run("INSERT INTO board_items VALUES (0, 5, 'on the same connection')");
-    assert_eq!(client.frame(&mut reads).expect("it goes on").json()["record"]["id"], 0);
+    assert_eq!(client.frame(&mut reads).expect("it continues").json()["record"]["id"], 0);
     let mut again = client.open("boards_5");
     proxy.wait_clients(2);
     session.run("INSERT INTO board_items VALUES (-1, 5, 'and a new stream')");
-    assert_eq!(client.frame(&mut again).expect("it goes on").json()["record"]["id"], -1);
+    assert_eq!(client.frame(&mut again).expect("it continues").json()["record"]["id"], -1);
 }
 
 #[test]
@@ -192,7 +192,7 @@ fn a_slow_but_steady_reader_over_http2_gets_a_large_event_over_many_heartbeats()
     let mut stream = client.open("boards_5");
     proxy.wait_clients(1);
     db.session().run("INSERT INTO board_items VALUES (1, 5, repeat('.', 200000))");
-    let mut title = || client.frame_at(&mut stream, 15_000.0).expect("it goes on").json()["record"]["title"].clone();
+    let mut title = || client.frame_at(&mut stream, 15_000.0).expect("it continues").json()["record"]["title"].clone();
     assert_eq!(title().as_str().map(str::len), Some(200_000));
     db.session().run("INSERT INTO board_items VALUES (2, 5, 'on the same stream')");
     assert_eq!(title(), "on the same stream");
@@ -244,7 +244,7 @@ fn a_connection_without_a_stream_is_closed_and_one_with_a_stream_is_not() {
     assert_eq!(busy.frame(&mut stream).expect("an event").json()["record"]["title"], "still there");
     drop(stream);
     until("the last stream's end is the connection's", || busy.connection.is_finished());
-    until("nothing of them is left", || proxy.metric("tidings_connections") <= 1.0);
+    until("none of them is left", || proxy.metric("tidings_connections") <= 1.0);
 }
 
 #[test]

@@ -74,7 +74,7 @@ fn a_client_that_takes_too_long_for_its_request_is_disconnected() {
         }
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 408"), "{answer}");
     }
-    until("nothing of them is left", || proxy.metric("tidings_connections") <= 1.0);
+    until("none of them is left", || proxy.metric("tidings_connections") <= 1.0);
     db.session().run("INSERT INTO board_items VALUES (1, 5, 'a')");
     assert_eq!(titles(&all_until_now(&db, "boards_5", &mut stays)), ["a"]);
 }
@@ -127,7 +127,7 @@ fn without_file_descriptors_no_open_stream_is_dropped() {
         assert_eq!(titles(&[stays.frame()]), ["served"]);
     }
     drop(crowd);
-    until("it takes newcomers again", || http::get(proxy.address(), "/healthz").is_ok());
+    until("it accepts new clients again", || http::get(proxy.address(), "/healthz").is_ok());
     assert!(proxy.metric("tidings_accept_errors_total") > 0.0, "they were more than it could take");
     let mut newcomer = proxy.live(&["boards_5"]);
     db.session().run("INSERT INTO board_items VALUES (0, 5, 'for both')");

@@ -42,7 +42,7 @@ impl Log {
     /// What has been committed since the last call, in order. A mark of this test comes after all of it.
     #[track_caller]
     pub fn news(&mut self) -> Vec<Event> {
-        const MARK: &str = "a mark that stands behind all others";
+        const MARK: &str = "a mark that comes after all others";
         self.session.publish(MARK, "null");
         let mut events = eventually("the mark is in a tick", || {
             let events = self.read();

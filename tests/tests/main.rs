@@ -80,7 +80,7 @@ fn create_boards(db: &Database<'_>) {
 /// everything that will.
 #[track_caller]
 fn all_until_now(db: &Database<'_>, topic: &str, sse: &mut Sse) -> Vec<Frame> {
-    const MARK: &str = "nothing stands behind this mark";
+    const MARK: &str = "nothing comes after this mark";
     db.session().publish(topic, &format!("\"{MARK}\""));
     sse.before(|frame| frame.data.contains(MARK))
 }

@@ -40,7 +40,7 @@ fn databases_without_the_extension_take_no_relay_from_those_that_have_it() {
         db.wait_relay();
         works(db);
     }
-    until("nobody looks into the others any more", || workers(&mut session, "trial") == 0);
+    until("no worker is connected to the others any more", || workers(&mut session, "trial") == 0);
     assert_eq!(workers(&mut session, "relay"), 2);
     // When the server starts, they are found among all others.
     cluster.restart();
@@ -70,7 +70,7 @@ fn an_extension_created_by_a_prepared_transaction_gets_its_relay() {
     let db = cluster.empty_database();
     let mut session = db.session();
     session.run("BEGIN; CREATE EXTENSION tidings; PREPARE TRANSACTION 'installation'");
-    until("nobody looks any more", || workers(&mut session, "trial") == 0);
+    until("no launcher is connected any more", || workers(&mut session, "trial") == 0);
     session.run("COMMIT PREPARED 'installation'");
     db.wait_relay();
     works(&db);
@@ -91,7 +91,7 @@ fn an_invalid_database_is_left_alone() {
     let db = cluster.database();
     works(&db);
     let mut session = db.session();
-    until("nobody looks any more", || workers(&mut session, "trial") == 0);
+    until("no launcher is connected any more", || workers(&mut session, "trial") == 0);
     let log = server_log(&cluster).split_off(before);
     assert!(!log.contains("invalid database"), "{log}");
 }

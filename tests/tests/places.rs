@@ -61,7 +61,7 @@ fn the_position_of_a_client_of_a_quiet_topic_does_not_expire() {
         let (client, cable) = client(package, &proxy);
         let mut session = db.session();
         let first: String = session.one("SELECT tidings.position()");
-        until("the log has forgotten where the stream began", || {
+        until("the position where the stream began has expired", || {
             session.run("SELECT tidings.publish('others', '1')");
             session.client().query("SELECT tidings.locate($1)", &[&first]).is_err()
         });
@@ -80,7 +80,7 @@ fn the_position_of_a_client_of_a_quiet_topic_does_not_expire() {
 /// Reads until the stream sends a position; no event comes before.
 fn place(sse: &mut Sse) -> String {
     loop {
-        match sse.item().expect("the stream goes on") {
+        match sse.item().expect("the stream continues") {
             Item::Position(id) => return id,
             Item::Frame(frame) => panic!("an event before the place: {frame:?}"),
             Item::Retry(_) | Item::Comment(_) => {}

@@ -211,6 +211,6 @@ fn a_position_is_exact_for_data_of_the_same_statement() {
     let step = readings.len() / 50 + 1;
     for (position, seen) in readings.into_iter().step_by(step) {
         let rows = session.all("SELECT count(*) FROM tidings.changes($1, NULL, 5000)", &[&position]);
-        assert_eq!(rows[0].get::<_, i64>(0), ROWS - seen, "behind {position}");
+        assert_eq!(rows[0].get::<_, i64>(0), ROWS - seen, "after {position}");
     }
 }

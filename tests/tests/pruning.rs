@@ -111,7 +111,7 @@ fn idle_clients_get_a_comment_at_every_heartbeat_and_stay() {
     let mut idle = proxy.live(&["boards_5"]);
     let mut comments = 0;
     while comments < 10 {
-        match idle.item().expect("the stream goes on") {
+        match idle.item().expect("the stream continues") {
             Item::Comment(_) => comments += 1,
             Item::Retry(_) | Item::Position(_) => {}
             Item::Frame(frame) => panic!("nothing was written: {frame:?}"),

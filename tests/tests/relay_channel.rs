@@ -19,7 +19,7 @@ fn rotate(db: &Database<'_>, proxies: &[&Proxy]) {
     let before: Vec<_> = proxies.iter().map(|proxy| moves(proxy)).collect();
     db.session().run("SELECT tidings.rotate_channel()");
     for (proxy, before) in proxies.iter().zip(before) {
-        until("the proxy has gone over", || moves(proxy) > before);
+        until("the proxy has switched", || moves(proxy) > before);
     }
 }
 
@@ -133,7 +133,7 @@ fn a_rotation_that_is_rolled_back_changes_nothing() {
     let proxy = db.proxy(&[]);
     session.run("BEGIN; SELECT tidings.rotate_channel(); PREPARE TRANSACTION 'rotation'");
     session.run("COMMIT PREPARED 'rotation'");
-    until("the proxy has gone over", || proxy.log().contains("has a new name"));
+    until("the proxy has switched", || proxy.log().contains("has a new name"));
 }
 
 #[test]

@@ -36,7 +36,7 @@ fn a_client_may_move_between_two_proxies_at_any_event() {
         for proxy in [&proxies[0], &proxies[1], &late] {
             let mut sse = proxy.open(&Request::resume(&["boards_5"], frame.id()));
             let rest = sse.take(frames.len() - i); // the mark of `history` is the last one
-            assert_eq!(rest[..frames.len() - i - 1], frames[i + 1..], "behind event {i}");
+            assert_eq!(rest[..frames.len() - i - 1], frames[i + 1..], "after event {i}");
         }
     }
 }
@@ -123,7 +123,7 @@ fn a_made_up_position_delays_nobody() {
         }
     }
     assert!(streams.len() >= 5, "{}", streams.len());
-    until("nobody is on the way any more", || proxy.metric("tidings_replays") == 0.0);
+    until("no replay is running any more", || proxy.metric("tidings_replays") == 0.0);
     db.session().publish("boards_5", "\"for all who are there\"");
     for stream in [&mut stays].into_iter().chain(&mut streams) {
         // The stream for a position that no server will ever reach has ended.

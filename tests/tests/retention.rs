@@ -74,7 +74,7 @@ fn events_expire_after_the_retention_time_and_never_before() {
     assert_eq!(read(&mut session, "earliest"), Ok(0));
     assert!(session.one::<i64>("SELECT count(*) FROM tidings.tick") < 10);
     session.run("INSERT INTO items VALUES (0)");
-    until("it goes on", || read(&mut session, &position) == Ok(1));
+    until("it continues", || read(&mut session, &position) == Ok(1));
 }
 
 #[test]
@@ -215,7 +215,7 @@ fn a_partition_with_only_the_tick_of_retained_events_is_kept() {
     let noted = Instant::now();
     session.run("COMMIT PREPARED 'old'");
     until("its event is in a tick", || read(&mut session, &position) == Ok(1));
-    assert_eq!(session.one::<i16>(slot), second, "the tick lies in the partition of the one before");
+    assert_eq!(session.one::<i16>(slot), second, "the tick is in the partition of the one before");
     retain(&mut session, "4s");
     until("the event goes", || match read(&mut session, &position) {
         Err(code) => code == "TI001",
@@ -238,7 +238,7 @@ fn an_old_snapshot_gets_an_error_instead_of_a_gap() {
     until("it is in a tick", || read(&mut session, &position) == Ok(1));
     // The snapshot exists, but no lock on the log yet.
     reader.run("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM items");
-    until("it has been thrown away", || {
+    until("it has expired", || {
         session.run("INSERT INTO items VALUES (2)");
         read(&mut session, &position) == Err("TI001".to_owned())
     });
@@ -308,7 +308,7 @@ fn a_client_whose_position_has_expired_is_reset_and_then_live() {
     events_table(&db);
     let mut session = db.session();
     let position: String = session.one("SELECT tidings.position()");
-    until("it has been thrown away", || {
+    until("it has expired", || {
         session.run("INSERT INTO items VALUES (2)");
         read(&mut session, &position) == Err("TI001".to_owned())
     });
@@ -317,7 +317,7 @@ fn a_client_whose_position_has_expired_is_reset_and_then_live() {
     let mut sse = proxy.open(&Request::since(&["items"], &position));
     assert_eq!(sse.frame().event, "reset");
     session.run("INSERT INTO items VALUES (3)");
-    until("the stream goes on", || sse.frame().json()["record"]["id"] == 3);
+    until("the stream continues", || sse.frame().json()["record"]["id"] == 3);
 }
 
 #[test]

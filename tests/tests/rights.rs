@@ -102,7 +102,7 @@ pub fn heard(listener: &mut Session, db: &tidings_tests::Database<'_>) -> Vec<(S
     use postgres::fallible_iterator::FallibleIterator;
     db.session().run("NOTIFY probe, 'probe'");
     let mut heard = Vec::new();
-    tidings_tests::until("the probe is heard", || {
+    tidings_tests::until("the probe is received", || {
         listener.run("SELECT 1");
         let mut notifications = listener.client().notifications();
         let mut iter = notifications.iter();

@@ -88,9 +88,7 @@ fn a_long_transaction_is_not_read_again_for_each_tick() {
     );
     for i in 1..=TICKS {
         session.publish("small", &i.to_string());
-        until("a tick of its own", || {
-            session.all("SELECT FROM tidings.changes('earliest', '{small}')", &[]).len() == i
-        });
+        until("a separate tick", || session.all("SELECT FROM tidings.changes('earliest', '{small}')", &[]).len() == i);
     }
     long.run("COMMIT");
     until("everything is in a tick", || {
@@ -157,14 +155,14 @@ fn a_rare_topic_in_a_large_log_is_read_in_bounded_pages() {
     let mut sse = proxy.open(&Request::since(&["rare"], "earliest"));
     let (mut seen, mut places) = (Vec::new(), 0);
     while seen.len() < 5 {
-        match sse.item().expect("the stream goes on") {
+        match sse.item().expect("the stream continues") {
             Item::Frame(frame) => seen.push(frame.data),
             Item::Position(_) => places += 1,
             _ => {}
         }
     }
     assert_eq!(seen, ["0", "13", "26", "39", "40"]);
-    assert!(places > 0, "a client that is cut off on the way goes on from where it got");
+    assert!(places > 0, "a client that is cut off in between continues from where it was");
     until("it took several calls", || calls(&mut session) >= before + 4);
 }
 

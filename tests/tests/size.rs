@@ -119,7 +119,7 @@ fn a_stopped_proxy_never_blocks_or_fails_a_writer() {
     writers.finish();
     ledger.close();
     ledger.check(&watching.finish());
-    assert!(session.one::<i64>(stuck) >= 1, "still stuck, and nobody noticed");
+    assert!(session.one::<i64>(stuck) >= 1, "still stuck, without effect on others");
     proxy.signal(Signal::SIGCONT);
     ledger.check(&follower.finish());
 }
@@ -137,7 +137,7 @@ fn a_client_that_reads_slowly_misses_nothing_and_delays_nobody() {
     // One event after the other, so that a client that reads never falls behind; the slow one reads nothing in the
     // meantime.
     let mut id = 0;
-    tidings_tests::until("the slow client is sent away", || {
+    tidings_tests::until("the slow client is disconnected", || {
         for _ in 0..50 {
             id += 1;
             session.run(&format!("INSERT INTO board_items VALUES ({id}, 5, '{id}' || repeat('.', 20000))"));
@@ -187,7 +187,7 @@ fn topics_of_one_event_each_stay_within_the_memory_for_history() {
             "SELECT tidings.publish('a_topic_of_its_own_' || i, '1') FROM generate_series({first}, {last}) i"
         ));
     }
-    tidings_tests::until("all have come", || proxy.metric("tidings_events_received_total") >= EVENTS as f64);
+    tidings_tests::until("all have arrived", || proxy.metric("tidings_events_received_total") >= EVENTS as f64);
     let (grown, topics) = (memory().saturating_sub(before), proxy.metric("tidings_topics"));
     assert!(topics > 10_000.0, "{topics} topics");
     // In addition to what is left from reading the log: pages of a mebibyte and what was made of them.

@@ -194,7 +194,7 @@ fn an_old_snapshot_of_a_standby_gets_an_error_instead_of_a_gap() {
     there.run("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM board_items");
     let mut other = standby.session(db.name(), "postgres");
     let mut id = 1;
-    until("it has been thrown away there", || {
+    until("it has expired there", || {
         id += 1;
         session.run(&format!("INSERT INTO board_items VALUES ({id}, 5, 'younger')"));
         other.client().query("SELECT FROM tidings.changes($1)", &[&position]).is_err()

@@ -59,7 +59,7 @@ fn a_check_whose_client_disconnects_is_not_asked() {
     drop(storm);
     assert_eq!(status(&proxy, BOARD, &ada), 200);
     // None of them is left, long before the rules could have run one after the other.
-    until("nobody sleeps", || sleepers(&mut session, &team) == 0);
+    until("no rule is sleeping", || sleepers(&mut session, &team) == 0);
     until("it is counted", || {
         proxy.metrics()["tidings_auth_checks_ended_total{cause=\"gone\"}"] > STORM as f64 / 2.0
             && proxy.metric("tidings_auth_waiting") == 0.0
@@ -179,7 +179,7 @@ fn streams_whose_rules_become_slow_end_and_do_not_delay_others() {
     let mut hers = open(&proxy, "boards_7", &team.token(1));
     let mut session = team.db.session();
     session.run("UPDATE slowness SET seconds = 30");
-    until("one of them is looked at", || sleepers(&mut session, &team) > 0);
+    until("one of them is checked", || sleepers(&mut session, &team) > 0);
     session.run("DELETE FROM members WHERE person = 2");
     assert_eq!(his.rest(), []);
     let ended = proxy.metric("tidings_auth_ended_total");
@@ -208,12 +208,12 @@ fn a_rule_that_ignores_its_cancellation_is_terminated() {
     let mut session = team.db.session();
     assert_eq!(status(&proxy, "/events?topic=stays", &team.token(1)), 503);
     assert_eq!(status(&proxy, BOARD, &team.token(1)), 200);
-    until("nobody sleeps", || sleepers(&mut session, &team) == 0);
+    until("no rule is sleeping", || sleepers(&mut session, &team) == 0);
     // Nor if nobody waits for it any more.
     let held = send(&proxy, "/events?topic=stays", &team.token(2));
     until("the rule runs", || sleepers(&mut session, &team) > 0);
     drop(held);
-    until("nobody sleeps", || sleepers(&mut session, &team) == 0);
+    until("no rule is sleeping", || sleepers(&mut session, &team) == 0);
     assert_eq!(status(&proxy, BOARD, &team.token(1)), 200);
 }
 

@@ -96,7 +96,7 @@ fn a_certificate_is_renewed_while_streams_continue() {
         id += 1;
         db.session().run(&format!("INSERT INTO board_items VALUES ({id}, 5, '{text}')"));
         for lines in &mut streams {
-            let line = lines.find(|line| line.starts_with("data: {\"")).expect("the stream goes on");
+            let line = lines.find(|line| line.starts_with("data: {\"")).expect("the stream continues");
             assert!(line.contains(text), "{line}");
         }
     };

@@ -181,7 +181,7 @@ fn a_password_is_read_from_its_file_at_each_connection() {
     until("the old one is refused", || proxy.log().contains("password authentication failed"));
     fs::write(&file, "the second secret").expect("write the password");
     proxy.signal(Signal::SIGHUP);
-    until("it is looked at", || proxy.log().contains("the certificates for Postgres were read again"));
+    until("it is checked", || proxy.log().contains("the certificates for Postgres were read again"));
     proxy.wait_ready();
     db.session().publish("t", "2");
     assert_eq!(stream.frame().data, "2");

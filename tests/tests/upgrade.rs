@@ -168,7 +168,7 @@ fn a_dumped_and_restored_database_has_working_watches() {
         assert_ne!(
             session.one::<String>("SELECT tidings.channel()"),
             db.session().one::<String>("SELECT tidings.channel()"),
-            "each database has a channel of its own"
+            "each database has its own channel"
         );
         // A position of the old database is older than anything here.
         assert_eq!(session.refused(&format!("SELECT * FROM tidings.changes('{position}')")).code().code(), "TI001");
@@ -188,7 +188,7 @@ fn a_database_created_from_a_template_has_its_own_relay_and_watches() {
     let mut admin = shared().session("postgres", "postgres");
     let copy = shared().empty_database();
     admin.run(&format!("DROP DATABASE {}", copy.name()));
-    until("everybody has left", || {
+    until("all clients have disconnected", || {
         admin.client().batch_execute(&format!("CREATE DATABASE {} TEMPLATE {}", copy.name(), db.name())).is_ok()
     });
     assert_ne!(copy.wait_relay(), db.wait_relay());
@@ -213,14 +213,14 @@ fn a_database_created_from_a_template_does_not_repeat_its_events() {
     let mut admin = shared().session("postgres", "postgres");
     let copy = shared().empty_database();
     admin.run(&format!("DROP DATABASE {}", copy.name()));
-    until("everybody has left", || {
+    until("all clients have disconnected", || {
         admin.client().batch_execute(&format!("CREATE DATABASE {} TEMPLATE {}", copy.name(), db.name())).is_ok()
     });
     copy.wait_relay();
     let mut log = Log::from_here(&copy);
     copy.session().run("INSERT INTO items VALUES (5, 5, 'in the copy')");
     assert_eq!(kinds(&log.news()), ["INSERT b5"]);
-    assert_eq!(copy.session().one::<i64>(sent) - before, 2, "the insert and the mark behind it");
+    assert_eq!(copy.session().one::<i64>(sent) - before, 2, "the insert and the mark after it");
 }
 
 #[test]

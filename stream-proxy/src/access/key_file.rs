@@ -273,7 +273,7 @@ mod tests {
             rsa("3072", 384, 0x80),
             rsa("4096", 512, 0xFF),
             rsa("4097", 513, 1),
-            rsa("1024 behind zeros", 129, 0),
+            rsa("1024 after zeros", 129, 0),
             json!({"kty": "oct", "kid": "short", "k": "c2hvcnQ"}),
             json!({"kty": "OKP", "kid": "cut", "crv": "Ed25519", "x": "AAAA"}),
             json!({"kty": "EC", "kid": "cut too", "crv": "P-256", "x": "AAAA", "y": SECRET}),

@@ -1,4 +1,4 @@
-//! TLS for clients: a certificate and a key from files, which are read again on demand while streams go on.
+//! TLS for clients: a certificate and a key from files, which are read again on demand while streams stay open.
 
 use std::io;
 use std::path::{Path, PathBuf};

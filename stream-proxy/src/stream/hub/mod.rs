@@ -132,7 +132,7 @@ impl Hub {
         }
     }
 
-    /// Queues events to the subscribers that [`Self::publish`] left out, for ever.
+    /// Queues events to the subscribers that [`Self::publish`] left out, forever.
     pub async fn fan_out(&self) -> Infallible {
         loop {
             self.to_deliver.notified().await;

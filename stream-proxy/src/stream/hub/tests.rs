@@ -203,7 +203,7 @@ fn a_small_topic_overtakes_a_large_one_but_not_for_a_subscriber_of_both() {
     publish(&hub, 2, &[("large", "l1"), ("small", "s1")]);
     assert_eq!(take(&small), ["hello", "s1"]);
     assert_eq!(take(&large[3 * GROUP - 1]), ["hello"]);
-    assert_eq!(hub.hold(|place| place), None, "nobody is told a place before all have what lies there");
+    assert_eq!(hub.hold(|place| place), None, "no position is sent before all subscribers have the events up to it");
     while hub.serve_group() {}
     assert_eq!(take(&large[3 * GROUP - 1]), ["l1"]);
     assert_eq!(hub.hold(|place| place), Some(Place::after_tick(2)));

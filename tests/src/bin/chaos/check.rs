@@ -76,7 +76,7 @@ impl Law {
                     if expected.get(*next).is_some_and(|known| known.place <= place) {
                         verdict
                             .faults
-                            .push(format!("the stream stands at {place:?}: {}", missing(&expected, *next, place)));
+                            .push(format!("the stream is at {place:?}: {}", missing(&expected, *next, place)));
                         *next = behind(&expected, place);
                     }
                     position = Some(place);

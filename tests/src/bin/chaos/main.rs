@@ -188,7 +188,7 @@ fn run(plan: &Plan, ports: [u16; 2], filter: Option<&Filter>, report: &Report) -
     clients.close();
     clients.end_at(writers::close(&server, world.topics));
     let lives = clients.finish();
-    report.say(format_args!("all clients have finished; the observer was {:?} behind at the worst", observer.worst()));
+    report.say(format_args!("all clients have finished; the observer was at most {:?} behind", observer.worst()));
     let known = observer.finish();
     let known = match known {
         Ok(known) => known,
@@ -330,7 +330,7 @@ impl Sizes {
         for (i, proxy) in proxies.iter().enumerate() {
             let proxy = locked(proxy);
             proxy.wait_clients(0);
-            until("no client is on its way any more", || proxy.metric("tidings_replays") == 0.0);
+            until("no replay is running any more", || proxy.metric("tidings_replays") == 0.0);
             let [(_, more), _] = MORE_FILES;
             // The last connections may still be closing.
             until("the proxy has closed what it had open", || {
