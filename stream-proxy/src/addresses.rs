@@ -1,4 +1,4 @@
-//! How many places each client address has taken. Limits on connections and on streams use this.
+//! How many permits each client address has. Limits on connections and on streams use this.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -6,26 +6,26 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-/// The number of places taken, by address.
+/// The number of permits, by address.
 #[derive(Clone, Debug, Default)]
 pub struct Addresses(Arc<Mutex<HashMap<IpAddr, u32>>>);
 
-/// A place that counts for an address; dropping it releases the place.
+/// A permit for an address, which counts until it is dropped.
 #[derive(Debug)]
-pub struct AddressPlace {
+pub struct AddressPermit {
     addresses: Addresses,
     address: IpAddr,
 }
 
 impl Addresses {
-    /// Whether no place is taken.
+    /// Whether no address has a permit.
     #[cfg(test)]
     pub fn is_empty(&self) -> bool {
         self.0.lock().is_empty()
     }
 
-    /// Takes one of the `most` places of `peer`'s address; `None` if none is left.
-    pub fn enter(&self, peer: IpAddr, most: u32) -> Option<AddressPlace> {
+    /// A permit for `peer`'s address; `None` if it has `most` already.
+    pub fn enter(&self, peer: IpAddr, most: u32) -> Option<AddressPermit> {
         let address = network(peer);
         let mut counts = self.0.lock();
         let count = counts.entry(address).or_default();
@@ -33,11 +33,11 @@ impl Addresses {
             return None;
         }
         *count += 1;
-        Some(AddressPlace { addresses: self.clone(), address })
+        Some(AddressPermit { addresses: self.clone(), address })
     }
 }
 
-impl Drop for AddressPlace {
+impl Drop for AddressPermit {
     fn drop(&mut self) {
         let mut counts = self.addresses.0.lock();
         if let Some(count) = counts.get_mut(&self.address) {

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use crate::access::auth::{Access, Identity};
 use crate::access::open_streams::Pass;
-use crate::addresses::{AddressPlace, Addresses};
+use crate::addresses::{AddressPermit, Addresses};
 use crate::cli::Cli;
 use crate::metrics::Metrics;
 use crate::stream::channels::Channels;
@@ -85,8 +85,8 @@ pub struct Subscription {
     subscriber: Arc<Subscriber>,
     /// Whether the stream is of a channel, not of topics.
     channel: bool,
-    /// Its place among the streams of its address, if their number is limited.
-    address: Option<Box<AddressPlace>>,
+    /// Its permit among the streams of its address, if their number is limited.
+    address: Option<Box<AddressPermit>>,
     /// Its entry among the streams that access is checked for again, if there is one.
     pass: Option<Pass>,
 }

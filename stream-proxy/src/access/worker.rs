@@ -239,8 +239,8 @@ impl Worker {
         }
     }
 
-    /// The first of the questions took too long, or waited too long for a lock. It is asked alone from now on; if it was
-    /// asked alone, it is answered.
+    /// The first of the questions took too long, or waited too long for a lock. It is asked alone from now on; if it
+    /// was asked alone, it is answered.
     fn delayed_by(
         &mut self,
         mut rest: Vec<Check>,

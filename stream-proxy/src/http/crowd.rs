@@ -1,16 +1,12 @@
 //! Limits on connections, in total and by address. A few connections are always reserved for health checks.
 
-use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::future::pending;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
-use tokio::sync::oneshot;
-
-use crate::addresses::{AddressPlace, Addresses, network};
+use crate::addresses::{AddressPermit, Addresses};
+use crate::http::reserve::{Reserve, Reserved};
 use crate::metrics::Metrics;
 
 /// How many connections without an HTTP/1.1 stream are allowed beyond the limit of streams.
@@ -19,11 +15,8 @@ const SPARE_CONNECTIONS: u64 = 1024;
 /// The same for the connections of one address, if its streams are limited.
 const SPARE_OF_ADDRESS: u32 = 16;
 
-/// Connections beyond the limit that may request `/healthz` and `/readyz`: monitoring should not mistake a full proxy
-/// for a dead one. A flood takes these places too, so when all are taken, a new connection displaces one of them.
-const RESERVE: usize = 32;
-
-/// How long such a connection may take for its request.
+/// How long a connection beyond the limits may take for its request. It is short because a flood takes these
+/// connections too.
 const RESERVE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The connections that have no HTTP/1.1 stream.
@@ -38,64 +31,11 @@ pub struct Crowd {
     reserve: Arc<Reserve>,
 }
 
-/// The connections beyond the limit.
-#[derive(Debug, Default)]
-struct Reserve(Mutex<Places>);
-
-#[derive(Debug, Default)]
-struct Places {
-    /// Oldest first.
-    queue: VecDeque<Place>,
-    next_key: u64,
-}
-
-/// A place in the reserve. Dropping it there displaces the connection.
-#[derive(Debug)]
-struct Place {
-    address: IpAddr,
-    _held: oneshot::Sender<Infallible>,
-    /// The other end's, by which a connection finds its place.
-    key: u64,
-}
-
-/// A connection's place in the reserve; dropping it releases the place.
-#[derive(Debug)]
-struct Reserved {
-    reserve: Arc<Reserve>,
-    key: u64,
-    displaced: oneshot::Receiver<Infallible>,
-}
-
-impl Reserve {
-    /// Takes a place. If none is left, the oldest connection of the address with the most places loses its place: a
-    /// flood from a few addresses does not displace those who connect from another one.
-    fn enter(self: &Arc<Self>, peer: IpAddr) -> Reserved {
-        let (held, displaced) = oneshot::channel();
-        let mut places = self.0.lock();
-        if places.queue.len() >= RESERVE {
-            let share = |place: &Place| places.queue.iter().filter(|other| other.address == place.address).count();
-            let largest = places.queue.iter().map(share).max();
-            let oldest = places.queue.iter().position(|place| Some(share(place)) == largest);
-            oldest.and_then(|oldest| places.queue.remove(oldest));
-        }
-        let key = places.next_key;
-        places.next_key += 1;
-        places.queue.push_back(Place { address: network(peer), _held: held, key });
-        Reserved { reserve: self.clone(), key, displaced }
-    }
-}
-
-impl Drop for Reserved {
-    fn drop(&mut self) {
-        self.reserve.0.lock().queue.retain(|place| place.key != self.key);
-    }
-}
-
-/// A connection's place in the crowd; dropping it releases the place.
+/// A connection that was admitted; it counts until this is dropped.
 #[derive(Debug)]
 pub struct Admitted {
     metrics: Arc<Metrics>,
-    _address: Option<AddressPlace>,
+    _address: Option<AddressPermit>,
     reserved: Option<Reserved>,
 }
 
@@ -119,8 +59,8 @@ impl Crowd {
         let address = self.most_of_address.map(|most| self.addresses.enter(peer, most));
         match address {
             None if room => return admitted,
-            Some(Some(place)) if room => {
-                admitted._address = Some(place);
+            Some(Some(permit)) if room => {
+                admitted._address = Some(permit);
                 return admitted;
             }
             _ => {}
@@ -140,8 +80,7 @@ impl Admitted {
     /// Waits until another connection displaces this one.
     pub async fn displaced(&mut self) {
         match &mut self.reserved {
-            // Nothing is ever sent: the wait ends when the place is gone.
-            Some(reserved) => _ = (&mut reserved.displaced).await,
+            Some(reserved) => reserved.displaced().await,
             None => pending().await,
         }
     }
@@ -161,6 +100,8 @@ impl Drop for Admitted {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::reserve::RESERVE;
+    use std::collections::VecDeque;
     use std::future::Future;
     use std::pin::pin;
     use std::task::{Context, Waker};
@@ -183,7 +124,7 @@ mod tests {
         assert!(!crowd.admit(one).is_reserved());
         drop(inside);
         assert_eq!(metrics.connections.get(), 0);
-        assert!(crowd.addresses.is_empty() && crowd.reserve.0.lock().queue.is_empty());
+        assert!(crowd.addresses.is_empty() && crowd.reserve.count() == 0);
     }
 
     #[test]
@@ -200,8 +141,8 @@ mod tests {
             flood.push_back(crowd.admit(IpAddr::from([192, 0, 2, 2])));
         }
         assert!(probe.is_reserved() && !is_displaced(&mut probe));
-        assert_eq!(crowd.reserve.0.lock().queue.len(), RESERVE);
+        assert_eq!(crowd.reserve.count(), RESERVE);
         drop((flood, probe));
-        assert!(crowd.reserve.0.lock().queue.is_empty());
+        assert!(crowd.reserve.count() == 0);
     }
 }

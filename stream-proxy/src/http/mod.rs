@@ -1,7 +1,7 @@
-//! From a socket to a response. [`server`] accepts connections within the limits of [`crowd`] and detects their
-//! protocol ([`tls`], [`socket`], [`prefixed`]); [`http1`] and [`http2`] serve them. [`routes`] finds the response to a
-//! request with the help of [`query`], [`credentials`] and [`cors`]. [`problem`] has the errors, and [`body`] sends a
-//! stream over HTTP/2.
+//! From a socket to a response. [`server`] accepts connections within the limits of [`crowd`] and [`reserve`] and
+//! detects their protocol ([`tls`], [`socket`], [`prefixed`]); [`http1`] and [`http2`] serve them. [`routes`] finds the
+//! response to a request with the help of [`query`], [`credentials`] and [`cors`]. [`problem`] has the errors, and
+//! [`body`] sends a stream over HTTP/2.
 //!
 //! Not here: who may subscribe (`access`), and what a stream sends (`stream`).
 
@@ -15,6 +15,7 @@ pub mod http2;
 pub mod prefixed;
 pub mod problem;
 pub mod query;
+pub mod reserve;
 pub mod routes;
 pub mod server;
 pub mod socket;

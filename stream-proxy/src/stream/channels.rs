@@ -178,8 +178,8 @@ impl Channels {
         self.changed.notify_one();
     }
 
-    /// Takes the channels of one turn that may be wanted now, or wanted no more. If there are more, [`Self::changed`] is
-    /// ready again.
+    /// Takes the channels of one turn that may be wanted now, or wanted no more. If there are more, [`Self::changed`]
+    /// is ready again.
     pub fn take_changes(&self) -> Vec<Arc<str>> {
         let mut changes = self.changes.lock();
         let turn = changes.take();
@@ -218,8 +218,8 @@ impl Channels {
         }
     }
 
-    /// Notes that the upstream connection broke. Notifications are lost now, so clients get `event: reset`, and the next
-    /// connection has to listen to all channels again.
+    /// Notes that the upstream connection broke. Notifications are lost now, so clients get `event: reset`, and the
+    /// next connection has to listen to all channels again.
     pub fn closed(&self) {
         // The next connection may lead to another database.
         self.refused.lock().clear();
