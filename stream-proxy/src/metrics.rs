@@ -168,7 +168,7 @@ metrics! {
         auth_bad_token "{result=\"bad_token\"}"
         auth_unanswered "{result=\"unanswered\"}"
     }
-    Counter "tidings_auth_ended_total" "Streams ended because their token expired, their access was revoked, or a lock kept it from being checked too often" {
+    Counter "tidings_auth_ended_total" "Streams ended because their token expired, their access was revoked, or locks prevented its check too often" {
         auth_expired "{cause=\"expired\"}"
         auth_revoked "{cause=\"revoked\"}"
         auth_locked "{cause=\"locked\"}"

@@ -113,7 +113,7 @@ fn the_proxy_listens_from_the_first_client_to_the_last() {
 }
 
 #[test]
-fn hundreds_of_channels_that_open_at_once_are_all_listened_to_and_so_again() {
+fn hundreds_of_channels_that_open_at_once_all_receive_also_after_a_reconnect() {
     const NAMES: usize = 400;
     let db = shared().empty_database();
     let proxy = proxy(&db, &["--channel", "*"]);

@@ -101,7 +101,7 @@ fn every_public_object_is_in_the_reference() {
         let (view, column): (String, String) = (row.get(0), row.get(1));
         let section = reference.split("\n### ").find(|section| section.starts_with(&format!("{view}\n")));
         let section = section.unwrap_or_else(|| panic!("docs/sql.md has no section for {view}"));
-        assert!(section.contains(&format!("`{column}`")), "docs/sql.md: {view} does not tell of {column}");
+        assert!(section.contains(&format!("`{column}`")), "docs/sql.md: {view} does not mention {column}");
     }
     // So are the arguments of functions, and the settings with their defaults.
     for row in session.all(
@@ -111,7 +111,7 @@ fn every_public_object_is_in_the_reference() {
         let (function, argument): (String, String) = (row.get(0), row.get(1));
         let section = reference.split("\n### ").find(|section| section.starts_with(&format!("{function}(")));
         let section = section.unwrap_or_else(|| panic!("docs/sql.md has no section for {function}"));
-        assert!(section.contains(&argument), "docs/sql.md: {function} does not tell of {argument}");
+        assert!(section.contains(&argument), "docs/sql.md: {function} does not mention {argument}");
     }
     let settings =
         session.all("SELECT name, current_setting(name), context FROM pg_settings WHERE name LIKE 'tidings.%'", &[]);
@@ -119,7 +119,7 @@ fn every_public_object_is_in_the_reference() {
     for row in settings {
         let (name, default): (String, String) = (row.get(0), row.get(1));
         let line = reference.lines().find(|line| line.starts_with(&format!("| `{name}`")));
-        let line = line.unwrap_or_else(|| panic!("docs/sql.md does not tell of {name}"));
+        let line = line.unwrap_or_else(|| panic!("docs/sql.md does not mention {name}"));
         assert!(
             line.contains(&format!("`{default}`")),
             "docs/sql.md: {name} is {default} by default, not as in {line}"
@@ -366,7 +366,7 @@ fn every_flag_is_in_the_reference_and_no_other() {
     let http = document("http.md");
     let sent = words(&http, "--");
     for flag in there.iter().filter(|flag| !["--help", "--version"].contains(flag)) {
-        assert!(sent.contains(flag), "docs/http.md does not tell of {flag}");
+        assert!(sent.contains(flag), "docs/http.md does not mention {flag}");
     }
     for name in ["http.md", "operations.md", "tidings-proxy.service", "haproxy.cfg", "nginx.conf"] {
         let text = document(name);

@@ -87,14 +87,14 @@ fn a_full_proxy_still_answers_health_checks() {
     proxy.wait_clients(1);
     // Connections without requests: as many as are allowed, and a few more.
     let crowd: Vec<TcpStream> =
-        (0..1025).map(|_| TcpStream::connect(proxy.address()).expect("a place in the kernel's queue")).collect();
+        (0..1025).map(|_| TcpStream::connect(proxy.address()).expect("a connection in the kernel's queue")).collect();
     let ask = |path, headers: &[_]| http::open(proxy.address(), path, headers).and_then(http::Response::whole);
     let (head, _) =
         eventually("it is full, and says so", || ask("/metrics", &[]).ok().filter(|(head, _)| head.status == 503));
     assert!(head.header("retry-after").is_some());
-    // More of them than have a place in the reserve for health checks.
+    // More than fit into the reserve for health checks.
     let _flood: Vec<TcpStream> =
-        (0..64).map(|_| TcpStream::connect(proxy.address()).expect("a place in the kernel's queue")).collect();
+        (0..64).map(|_| TcpStream::connect(proxy.address()).expect("a connection in the kernel's queue")).collect();
     for path in ["/healthz", "/readyz"] {
         assert_eq!(ask(path, &[]).expect("an answer").0.status, 200, "{path}");
     }
@@ -120,7 +120,7 @@ fn without_file_descriptors_no_open_stream_is_dropped() {
     assert!(status.expect("run prlimit").success());
     // The kernel still accepts them; the proxy can't.
     let crowd: Vec<TcpStream> =
-        (0..30).map(|_| TcpStream::connect(proxy.address()).expect("a place in the kernel's queue")).collect();
+        (0..30).map(|_| TcpStream::connect(proxy.address()).expect("a connection in the kernel's queue")).collect();
     // Its metrics can't be requested now. Open streams continue.
     for id in 1..=20 {
         db.session().run(&format!("INSERT INTO board_items VALUES ({id}, 5, 'served')"));

@@ -68,7 +68,7 @@ fn an_open_stream_outlives_a_lock_and_is_checked_after_it() {
 }
 
 #[test]
-fn a_rule_that_claims_to_wait_for_a_lock_lets_nobody_in_and_keeps_no_stream_for_ever() {
+fn a_rule_that_claims_to_wait_for_a_lock_admits_nobody_and_keeps_no_stream_open_forever() {
     let team = Team::new();
     with_busy_topics(&team);
     let proxy = team.proxy(&["--reauthorize", "200ms"]);
@@ -87,7 +87,7 @@ fn a_rule_that_claims_to_wait_for_a_lock_lets_nobody_in_and_keeps_no_stream_for_
 }
 
 #[test]
-fn who_waits_for_a_lock_does_not_hold_up_the_others() {
+fn a_check_that_waits_for_a_lock_does_not_delay_others() {
     let team = Team::new();
     team.db.session().run(&format!(
         "CREATE TABLE public.rooms (); GRANT SELECT ON public.rooms TO {};

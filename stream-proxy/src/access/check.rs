@@ -33,7 +33,7 @@ pub enum Unanswered {
     /// The question has to be asked alone, because its rules are slow, and got no answer in time.
     #[error("access can't be checked: its rules are slow, and there was no answer in time")]
     Slow,
-    /// Its rules wait for a lock, such as a migration holds.
+    /// Its rules wait for a lock, such as one that a migration holds.
     #[error("access can't be checked: its rules wait for a lock")]
     Locked,
     /// Connections break again and again during the question.

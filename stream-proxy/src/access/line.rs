@@ -167,7 +167,7 @@ impl Queues {
         waiting(&self.turns) < WAITING
     }
 
-    /// Adds a question at the pace that it needs.
+    /// Adds a question to the queue of its pace.
     fn add(&mut self, mut check: Check, alone: Option<Alone>) -> Pace {
         let pace = if alone.is_some() { Pace::Alone } else { Pace::Together };
         if let Some(why) = alone {
@@ -184,7 +184,8 @@ impl Queues {
         let now = Instant::now();
         self.suspects.retain(|_, (_, until)| *until > now);
         if self.suspects.len() < SUSPECTS {
-            // A connection may break by itself once. For those who ask later, the rules are considered slow.
+            // A connection may also break once for another reason. Clients that ask later learn that the rules are
+            // slow.
             let why = if why == Alone::Broken { Alone::Slow } else { why };
             self.suspects.insert(question.topics.clone(), (why, now + SUSPICION));
         }
@@ -298,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn why_a_question_is_asked_alone_is_known_to_those_who_ask_it_later() {
+    fn later_askers_learn_why_a_question_is_asked_alone() {
         for (why, later) in [(Alone::Slow, Alone::Slow), (Alone::Locked, Alone::Locked), (Alone::Broken, Alone::Slow)] {
             let line = Line::new(Arc::default());
             let _first = join(&line, "a:1");

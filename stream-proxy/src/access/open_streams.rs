@@ -18,9 +18,8 @@ use crate::stream::subscriber::{End, Subscriber};
 /// How many streams are checked again at the same time, without those that have slow rules.
 const REVIEW_BATCH: u32 = 500;
 
-/// So many checks of an open stream in a row may find its rules waiting for a lock; with the last one the stream ends.
-/// A migration should not end streams, but a rule's code can claim to wait for a lock, and must not keep a stream open
-/// for ever by that.
+/// After this many checks in a row that found its rules waiting for a lock, a stream ends. A migration should not end
+/// streams, but a rule's code can claim to wait for a lock, and must not keep a stream open forever that way.
 const MAX_LOCKED: u32 = 5;
 
 /// The streams that were opened with a token or by an anonymous visitor.
@@ -41,7 +40,7 @@ struct OpenStream {
     review: Arc<Review>,
 }
 
-/// How the checks of an open stream go.
+/// The checks of an open stream.
 #[derive(Debug, Default)]
 struct Review {
     /// Whether it is being checked now.
@@ -51,7 +50,7 @@ struct Review {
 }
 
 impl Review {
-    /// Takes note of an answer; whether too many in a row found a lock.
+    /// Notes the result of a check. Returns whether too many in a row found a lock.
     fn is_stuck(&self, answer: &Verdict) -> bool {
         match answer {
             Ok(_) => self.locked.store(0, Relaxed),

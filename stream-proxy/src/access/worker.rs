@@ -30,8 +30,8 @@ const TOGETHER_LIMIT: (Duration, Duration) = (Duration::from_millis(100), Durati
 /// The longest time that the rules of one question may run in the server.
 const RULE_LIMIT: Duration = Duration::from_secs(2);
 
-/// The longest time that a rule may wait for a lock, beside other questions and alone. Whoever waits longer is answered
-/// "not now", and not "no", so these limits are well below those of the statements. Most locks are held for less than
+/// The longest time that a rule may wait for a lock: together with other questions, and alone. After that the answer is
+/// "not now" instead of "no", so these limits are well below those of the statements. Most locks are held for less than
 /// the first one.
 const LOCK_LIMITS: (Duration, Duration) = (Duration::from_millis(25), Duration::from_secs(1));
 

@@ -19,8 +19,8 @@ const MAX_NAME: usize = 63;
 /// How many refused names are remembered. Beyond that all are forgotten, and each is refused by the database again.
 const MAX_REFUSED: usize = 1024;
 
-/// The most channels that the upstream starts or stops listening to in one turn: that is a few milliseconds. Then it
-/// handles the notifications that have arrived, so that nobody's events wait while thousands of channels open.
+/// The most channels that the upstream starts or stops listening to at a time, which takes a few milliseconds. Then it
+/// handles the notifications that have arrived, so that events do not wait while thousands of channels open.
 const TURN: usize = 32;
 
 /// A pattern of channel names: `*` stands for any text.
@@ -74,7 +74,8 @@ pub struct Channels {
     changed: Notify,
 }
 
-/// A queue of names, each in it once, so that nobody's channel waits because others come and go.
+/// A queue of names, each of which is in it only once, so that no channel is delayed by others that open and close
+/// again and again.
 #[derive(Debug, Default)]
 struct Changes {
     order: VecDeque<Arc<str>>,
@@ -88,12 +89,12 @@ impl Changes {
         }
     }
 
-    /// The next names, as many as fit into one turn.
+    /// The next names, at most as many as are handled at a time.
     fn take(&mut self) -> Vec<Arc<str>> {
         let turn: Vec<_> = self.order.drain(..self.order.len().min(TURN)).collect();
         turn.iter().for_each(|name| _ = self.members.remove(name));
         if self.order.is_empty() {
-            // A flood of names leaves nothing behind.
+            // A flood of names leaves no memory allocated.
             *self = Self::default();
         }
         turn
@@ -178,8 +179,8 @@ impl Channels {
         self.changed.notify_one();
     }
 
-    /// Takes the channels of one turn that may be wanted now, or wanted no more. If there are more, [`Self::changed`]
-    /// is ready again.
+    /// The next channels that may have become wanted or unwanted, a bounded number. If there are more,
+    /// [`Self::changed`] is ready again.
     pub fn take_changes(&self) -> Vec<Arc<str>> {
         let mut changes = self.changes.lock();
         let turn = changes.take();
@@ -306,7 +307,7 @@ mod tests {
         assert_eq!(channels.check("a"), Ok(()));
     }
 
-    /// The names that the upstream gets in its next turn, and whether it is called again after it.
+    /// The names that the upstream gets next, and whether there are more.
     fn turn(channels: &Channels) -> (Vec<String>, bool) {
         let names = channels.take_changes().iter().map(|name| name.to_string()).collect();
         let mut changed = std::pin::pin!(channels.changed());
@@ -314,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn thousands_of_channels_are_taken_up_in_turns_and_none_waits_for_those_who_come_and_go() {
+    fn thousands_of_channels_open_a_few_at_a_time_and_none_is_delayed_by_others_that_reopen() {
         let channels = Channels::new(vec!["*".to_string().into()], Arc::default());
         let names: Vec<Arc<str>> = (0..10 * TURN).map(|n| n.to_string().into()).collect();
         let first = Subscriber::new(1000);
@@ -322,7 +323,7 @@ mod tests {
         for name in &names[1..] {
             channels.join(name, &Subscriber::new(1000));
         }
-        // The first one leaves and comes back all the time, and waits at one place only.
+        // The first subscriber leaves and joins again all the time, and its channel is in the queue only once.
         for _ in 0..3 * TURN {
             channels.leave(&first);
             channels.join(&names[0], &first);

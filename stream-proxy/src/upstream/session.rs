@@ -20,8 +20,8 @@ use crate::upstream::chain::Chain;
 use crate::upstream::database::{Database, DatabaseError, in_time};
 use crate::upstream::inbox::{Heard, Inbox};
 
-/// So many notifications are handled before the next turn of opening and closing plain channels, unless fewer wait: a
-/// turn takes a few milliseconds, and these take as long.
+/// How many notifications are handled, if that many wait, before more plain channels are opened and closed: both take a
+/// few milliseconds.
 const BETWEEN_TURNS: u32 = 250;
 
 /// The longest wait before connecting again.
@@ -172,7 +172,8 @@ impl Session<'_> {
         }
     }
 
-    /// Takes up the next changes of the plain channels that are wanted: a bounded number, all sent at once.
+    /// Listens to the plain channels that have become wanted, and to unwanted ones no more: a bounded number, all in
+    /// one message.
     async fn tune(&mut self) -> Result<(), DatabaseError> {
         let channels = self.upstream.channels.clone();
         let turn = join_all(channels.take_changes().into_iter().map(|name| self.tune_to(name))).await;
@@ -193,7 +194,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Listens to a channel if it is wanted now, and else no more.
+    /// Listens to a channel if it is wanted now; otherwise stops listening to it.
     async fn tune_to(&self, name: Arc<str>) -> (Arc<str>, bool, Result<(), DatabaseError>) {
         let is_wanted = self.upstream.channels.is_wanted(&name);
         let is_done = self.listening.contains(&name) == is_wanted || self.chain.channel() == Some(&name);
