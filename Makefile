@@ -108,7 +108,7 @@ stage() {
     name="$${script##*/}"
     case "$$name" in
       # An upgrade to this version ends with the files that an installation runs as well: those that make no tables.
-      *"--$(VERSION).sql") cat sql/extension/00_*.sql "$$script" sql/extension/[2-7]0_*.sql > "$$extdir/$$name" ;;
+      *"--$(VERSION).sql") cat sql/extension/00_*.sql "$$script" sql/extension/[2-7][0-9]_*.sql > "$$extdir/$$name" ;;
       *) cat sql/extension/00_*.sql "$$script" > "$$extdir/$$name" ;;
     esac
     chmod 644 "$$extdir/$$name"

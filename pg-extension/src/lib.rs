@@ -10,7 +10,8 @@
 //!   [`warnings`]: warnings to writers.
 //! - [`statements`]: statements that concern the extension, such as DROP EXTENSION and ALTER TABLE.
 //! - [`read`]: SQL functions for segments, positions and the relay's state. [`rules`] and [`rule_templates`]: SQL
-//!   functions for subscription rules.
+//!   functions for subscription rules. [`state`]: the rows that a topic has, as events. [`subscriber`]: how code runs as
+//!   a subscriber.
 //! - [`shared`]: shared memory. [`catalog`]: questions to the system catalogs. [`settings`]: the settings. [`errors`]:
 //!   how errors are raised. [`preload`]: what happens if the library was not preloaded. [`foreign`]: functions of
 //!   Postgres that pgrx does not declare.
@@ -37,7 +38,9 @@ mod rule_templates;
 mod rules;
 mod settings;
 mod shared;
+mod state;
 mod statements;
+mod subscriber;
 mod subtransaction;
 mod transaction;
 mod value;

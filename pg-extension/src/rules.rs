@@ -1,13 +1,14 @@
 //! Runs the query of a subscription rule as the subscriber. Everything that its code does to the session is undone
 //! before the next rule runs. Which rules run, and for which role, is decided in SQL: `sql/extension/60_access.sql`.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 
 use pgrx::pg_sys::panic::CaughtError;
 use pgrx::prelude::*;
 
+use crate::preload;
+use crate::subscriber::{become_subscriber, c_string, current_user, set_locally};
 use crate::subtransaction::{report, undone};
-use crate::{errors, preload};
 
 /// Errors after which the rule has neither allowed nor denied access, so the whole statement fails: it timed out or was
 /// cancelled, or a lock was not to be had.
@@ -48,16 +49,6 @@ fn ask_rule(
     }
 }
 
-fn c_string(text: &str) -> CString {
-    CString::new(text).unwrap_or_else(|_| {
-        errors::raise(
-            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-            "a text with a NUL",
-            "A text in Postgres can't contain a NUL.",
-        )
-    })
-}
-
 /// Runs `body` in a subtransaction that is always rolled back, and releases session-level locks, which a rollback
 /// keeps. Statements that would leave anything else behind are refused: PREPARE, LISTEN, a cursor WITH HOLD, a
 /// temporary table.
@@ -71,45 +62,6 @@ fn isolated<R>(body: impl FnOnce() -> R) -> Result<R, Box<CaughtError>> {
         pg_sys::LockReleaseSession(pg_sys::USER_LOCKMETHOD as pg_sys::LOCKMETHODID);
     }
     result
-}
-
-fn current_user() -> (pg_sys::Oid, i32) {
-    let (mut user, mut security) = (pg_sys::InvalidOid, 0);
-    // SAFETY: copies two variables of this backend into local ones.
-    unsafe { pg_sys::GetUserIdAndSecContext(&mut user, &mut security) };
-    (user, security)
-}
-
-/// Makes code run as the role until the end of the subtransaction. It cannot leave the role: SET ROLE, SET SESSION
-/// AUTHORIZATION and everything that outlives a transaction are refused, as in the maintenance commands of Postgres.
-///
-/// # Safety
-/// Inside a subtransaction, whose end restores the user.
-unsafe fn become_subscriber(role: pg_sys::Oid) {
-    let (_, security) = current_user();
-    let locked = pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_RESTRICTED_OPERATION;
-    // SAFETY: the end of the subtransaction restores the user, as the caller promises.
-    unsafe { pg_sys::SetUserIdAndSecContext(role, security | locked as i32) }
-}
-
-/// Sets a setting that any role may set, until the end of the subtransaction.
-///
-/// # Safety
-/// Inside a subtransaction.
-unsafe fn set_locally(name: &CStr, value: &CStr) {
-    // SAFETY: both are C strings and are copied. Postgres raises an error if the value is invalid.
-    unsafe {
-        pg_sys::set_config_option(
-            name.as_ptr(),
-            value.as_ptr(),
-            pg_sys::GucContext::PGC_USERSET,
-            pg_sys::GucSource::PGC_S_SESSION,
-            pg_sys::GucAction::GUC_ACTION_LOCAL,
-            true,
-            0,
-            false,
-        );
-    }
 }
 
 /// Whether a query, whose `$1` is a text[], finds a row. The first row is really computed: inside EXISTS, Postgres

@@ -1,4 +1,4 @@
--- The tables: the log and the ticks that order it, the rules, and the subscribers of each proxy.
+-- The tables: the log and the ticks that order it, the rules, the queries of snapshots, and the subscribers of each proxy.
 --
 -- The log and the ticks have four partitions each, which are used in turn and emptied by TRUNCATE (see relay/retention.rs). Writers
 -- insert directly into a partition of the log, so the index on xid is the only one that they maintain. Only the relay writes ticks.
@@ -75,8 +75,22 @@ CREATE TABLE tidings.rule (
     search_path text NOT NULL
 );
 
--- Only the rules are included in a dump.
+CREATE TABLE tidings.snapshot_query (
+    topic       text PRIMARY KEY,
+    query       text NOT NULL,
+    event       text NOT NULL,
+    search_path text NOT NULL
+);
+
+COMMENT ON TABLE tidings.snapshot_query IS 'The queries whose rows streams start with; see tidings.snapshot()';
+COMMENT ON COLUMN tidings.snapshot_query.topic IS 'A topic template';
+COMMENT ON COLUMN tidings.snapshot_query.query IS 'A query; {name} stands for the value of that hole, as text';
+COMMENT ON COLUMN tidings.snapshot_query.event IS 'The name of the events that its rows become';
+COMMENT ON COLUMN tidings.snapshot_query.search_path IS 'The search_path under which the query was written, and under which it runs';
+
+-- Only the rules and these queries are included in a dump.
 SELECT pg_catalog.pg_extension_config_dump('tidings.rule', '');
+SELECT pg_catalog.pg_extension_config_dump('tidings.snapshot_query', '');
 
 CREATE UNLOGGED TABLE tidings.proxy (
     proxy text PRIMARY KEY,

@@ -119,6 +119,7 @@ BEGIN
         EXECUTE statement;
     END LOOP;
     PERFORM tidings.check_watch(relation, name);
+    PERFORM tidings.note_missing_index(relation, topic, operations);
 END
 $$;
 

@@ -70,33 +70,46 @@ $$;
 COMMENT ON FUNCTION tidings.others_who_create(name[]) IS
     'The schemas in which roles other than superusers and the current role may create objects';
 
-CREATE OR REPLACE FUNCTION tidings.keep_rule(topic text, using_query text, schemas name[]) RETURNS void
+CREATE OR REPLACE FUNCTION tidings.query_path(what text, topic text, query text, schemas name[]) RETURNS text
 LANGUAGE plpgsql STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable
 DECLARE
-    query  text := tidings.bind_holes(topic, using_query);
-    path   text := 'pg_catalog, pg_temp';
+    bound    text := tidings.bind_holes(topic, query);
+    path     text := 'pg_catalog, pg_temp';
     writable text[];
 BEGIN
     -- An invalid query fails now, not at the first subscription. If a query needs only pg_catalog, its path has no other schema, so
     -- that no role can shadow its names.
     BEGIN
-        PERFORM tidings.plan_rule(query, path);
+        PERFORM tidings.plan_rule(bound, path);
     EXCEPTION WHEN OTHERS THEN
         -- The schemas that the session's path resolves to now. Temporary objects come last, where they can't shadow others.
         SELECT coalesce(string_agg(quote_ident(s.name), ', ' ORDER BY s.n) || ', pg_temp', 'pg_temp') INTO path
             FROM unnest(schemas) WITH ORDINALITY AS s (name, n) WHERE NOT starts_with(s.name::text, 'pg_temp_');
-        PERFORM tidings.plan_rule(query, path);
+        PERFORM tidings.plan_rule(bound, path);
         writable := tidings.others_who_create(schemas);
         IF writable <> '{}' THEN
-            RAISE WARNING 'the rule for "%" looks up names in schemas where others may create objects: %',
-                topic, array_to_string(writable, ', ')
+            RAISE WARNING 'the % for "%" looks up names in schemas where others may create objects: %',
+                what, topic, array_to_string(writable, ', ')
                 USING HINT = 'Such objects can shadow names in the query. Write each name with its schema, as in public.boards or OPERATOR(public.=), or revoke CREATE on these schemas.';
         END IF;
     END;
-    INSERT INTO tidings.rule AS r VALUES (topic, using_query, path)
+    RETURN path;
+END
+$$;
+
+COMMENT ON FUNCTION tidings.query_path(text, text, text, name[]) IS
+    'Checks the query of a rule or snapshot and returns the search_path that it needs. If pg_catalog is not enough, names are looked up in these schemas';
+
+CREATE OR REPLACE FUNCTION tidings.keep_rule(topic text, using_query text, schemas name[]) RETURNS void
+LANGUAGE plpgsql STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_variable
+BEGIN
+    INSERT INTO tidings.rule AS r VALUES (topic, using_query, tidings.query_path('rule', topic, using_query, schemas))
         ON CONFLICT ON CONSTRAINT rule_pkey
         DO UPDATE SET using_query = excluded.using_query, search_path = excluded.search_path;
 END

@@ -26,7 +26,8 @@ BEGIN
         'tidings.segments(text, integer)', 'tidings.changes(text, text[], integer)',
         'tidings.scan(text, text[], integer, integer, boolean)',
         'tidings.report(text, text[], integer[], interval)',
-        'tidings.check_subscription(jsonb, text[])', 'tidings.authorize(jsonb, text[])'
+        'tidings.check_subscription(jsonb, text[])', 'tidings.authorize(jsonb, text[])',
+        'tidings.open_rows(jsonb, text[])', 'tidings.fetch_rows(integer)'
     ]::regprocedure[]);
 END
 $$;
@@ -39,13 +40,14 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM tidings.grant_functions(role, ARRAY[
-        'tidings.check_subscription(jsonb, text[])', 'tidings.authorize(jsonb, text[])'
+        'tidings.check_subscription(jsonb, text[])', 'tidings.authorize(jsonb, text[])',
+        'tidings.position()', 'tidings.open_rows(jsonb, text[])', 'tidings.fetch_rows(integer)'
     ]::regprocedure[]);
 END
 $$;
 
 COMMENT ON FUNCTION tidings.grant_gate(regrole) IS
-    'Grants what a proxy''s second login role needs, with which it only checks access. This role can''t read events';
+    'Grants what a proxy''s second login role needs, with which it only checks access and reads rows as subscribers. This role can''t read events';
 
 CREATE OR REPLACE FUNCTION tidings.grant_app(role regrole) RETURNS void
 LANGUAGE plpgsql STRICT
@@ -53,12 +55,12 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM tidings.grant_functions(role, ARRAY[
-        'tidings.position()', 'tidings.publish(text, jsonb, text)', 'tidings.publish_text(text, text, text)'
+        'tidings.position()', 'tidings.state(text[])', 'tidings.publish(text, jsonb, text)', 'tidings.publish_text(text, text, text)'
     ]::regprocedure[]);
 END
 $$;
 
-COMMENT ON FUNCTION tidings.grant_app(regrole) IS 'Grants the role of an application what it needs: to publish to any topic, and to read positions';
+COMMENT ON FUNCTION tidings.grant_app(regrole) IS 'Grants the role of an application what it needs: to publish to any topic, and to read positions and the rows of topics';
 
 -- tidings.watch() runs with the caller's rights, so the caller needs the functions that it calls.
 CREATE OR REPLACE FUNCTION tidings.grant_watch(role regrole) RETURNS void
@@ -69,7 +71,8 @@ BEGIN
     PERFORM tidings.grant_functions(role, ARRAY[
         'tidings.watch(regclass, text, text, jsonb, text[], text[], text[], text, text, text)',
         'tidings.watch_statements(regclass, text, text, jsonb, text[], text[], text[], text, text, text)',
-        'tidings.unwatch(regclass, text)', 'tidings.check_watch(regclass, text)', 'tidings.capture()'
+        'tidings.unwatch(regclass, text)', 'tidings.check_watch(regclass, text)', 'tidings.capture()',
+        'tidings.note_missing_index(regclass, text, text[])', 'tidings.holes(text)'
     ]::regprocedure[]);
 END
 $$;
@@ -84,7 +87,7 @@ AS $$
 BEGIN
     PERFORM tidings.grant_functions(role, ARRAY[
         'tidings.allow(text, text)', 'tidings.keep_rule(text, text, name[])', 'tidings.plan_rule(text, text)',
-        'tidings.others_who_create(name[])', 'tidings.bind_holes(text, text)'
+        'tidings.others_who_create(name[])', 'tidings.bind_holes(text, text)', 'tidings.query_path(text, text, text, name[])'
     ]::regprocedure[]);
 END
 $$;
@@ -99,14 +102,17 @@ BEGIN
     PERFORM tidings.grant_app(role);
     PERFORM tidings.grant_watch(role);
     PERFORM tidings.grant_rules(role);
-    PERFORM tidings.grant_functions(role, ARRAY['tidings.disallow(text)', 'tidings.relay()']::regprocedure[]);
-    EXECUTE format('GRANT SELECT ON tidings.watches, tidings.rules, tidings.status, tidings.open_topics TO %s', role);
-    EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON tidings.rule TO %s', role);
+    PERFORM tidings.grant_functions(role, ARRAY[
+        'tidings.disallow(text)', 'tidings.relay()', 'tidings.snapshot(text, text, text)',
+        'tidings.keep_snapshot(text, text, text, name[])', 'tidings.check_snapshot(text, text)', 'tidings.unsnapshot(text)'
+    ]::regprocedure[]);
+    EXECUTE format('GRANT SELECT ON tidings.watches, tidings.rules, tidings.snapshots, tidings.status, tidings.open_topics TO %s', role);
+    EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON tidings.rule, tidings.snapshot_query TO %s', role);
 END
 $$;
 
 COMMENT ON FUNCTION tidings.grant_manager(regrole) IS
-    'Grants the role of migrations what it needs: the rights of an application, watches on its own tables, rules, and the views of both';
+    'Grants the role of migrations what it needs: the rights of an application, watches on its own tables, rules, queries of snapshots, and the views of these';
 
 CREATE OR REPLACE FUNCTION tidings.installed() RETURNS void
 LANGUAGE c AS 'MODULE_PATHNAME', 'installed_wrapper';

@@ -45,6 +45,7 @@ mod security_document;
 mod semantics;
 mod size;
 mod standby;
+mod state;
 mod storms;
 mod surface;
 mod tls;

@@ -199,21 +199,30 @@ fn an_application_and_a_manager_have_exactly_the_rights_they_need() {
     db.session().run(&format!(
         "SELECT tidings.grant_app('{app}'), tidings.grant_manager('{manager}'); GRANT CREATE ON SCHEMA public TO {manager}"
     ));
-    let applications = ["\"position\"()", "publish(text,jsonb,text)", "publish_text(text,text,text)"];
+    let applications = ["\"position\"()", "publish(text,jsonb,text)", "publish_text(text,text,text)", "state(text[])"];
     let managers = [
         "allow(text,text)",
         "bind_holes(text,text)",
         "capture()",
+        "check_snapshot(text,text)",
         "check_watch(regclass,text)",
         "disallow(text)",
+        "holes(text)",
         "keep_rule(text,text,name[])",
+        "keep_snapshot(text,text,text,name[])",
+        "note_missing_index(regclass,text,text[])",
         "open_topics",
         "others_who_create(name[])",
         "plan_rule(text,text)",
+        "query_path(text,text,text,name[])",
         "relay()",
         "rule",
         "rules",
+        "snapshot(text,text,text)",
+        "snapshot_query",
+        "snapshots",
         "status",
+        "unsnapshot(text)",
         "unwatch(regclass,text)",
         "watch(regclass,text,text,jsonb,text[],text[],text[],text,text,text)",
         "watch_statements(regclass,text,text,jsonb,text[],text[],text[],text,text,text)",

@@ -1,4 +1,5 @@
-//! Values in an event are what `to_jsonb` makes of the row, whatever the type and the session's settings.
+//! Values in an event are what `to_jsonb` makes of the row, whatever the type and the session's settings; and a row that
+//! is there says what the event of its INSERT said.
 //!
 //! The property test draws tables over all families of types, and rows with unusual values, and compares with Postgres.
 //! `PROPTEST_CASES` sets how many; a failure prints the table after it has been shrunk.
@@ -62,8 +63,11 @@ fn case(has_xml: bool) -> BoxedStrategy<Case> {
         .boxed()
 }
 
-/// Writes the rows, updates each to the next one's values, and deletes them; returns what Postgres says at each step.
-fn write(session: &mut Session, case: &Case) -> Vec<(String, Option<String>, Option<String>)> {
+/// What Postgres says of each step of a case, and what the rows say once they are there.
+type Steps = (Vec<(String, Option<String>, Option<String>)>, Vec<String>);
+
+/// Writes the rows, reads them, updates each to the next one's values, and deletes them.
+fn write(session: &mut Session, case: &Case) -> Steps {
     let mut ddl = Vec::new();
     let types: Vec<_> = case.types.iter().map(|of| of.create(&mut ddl)).collect();
     let columns: Vec<_> = case.names.iter().zip(&types).map(|(name, of)| format!("{} {of}", ident(name))).collect();
@@ -85,6 +89,8 @@ fn write(session: &mut Session, case: &Case) -> Vec<(String, Option<String>, Opt
             session.one(&format!("INSERT INTO t VALUES ({n}, {}) RETURNING to_jsonb(t.*)::text", values.join(", ")));
         steps.push(("INSERT".to_owned(), Some(new), None));
     }
+    let rows = session.all("SELECT payload FROM tidings.state('{full}')", &[]);
+    let there = rows.iter().map(|row| row.get(0)).collect();
     for n in 0..case.rows.len() {
         let row = &case.rows[(n + 1) % case.rows.len()];
         let set: Vec<_> =
@@ -105,7 +111,7 @@ fn write(session: &mut Session, case: &Case) -> Vec<(String, Option<String>, Opt
         steps.push(("DELETE".to_owned(), None, Some(old)));
     }
     session.run("COMMIT");
-    steps
+    (steps, there)
 }
 
 /// A member of a payload as Postgres's `jsonb` has it.
@@ -115,11 +121,13 @@ fn member(session: &mut Session, event: &Event, name: &str) -> Option<String> {
 }
 
 fn check(session: &mut Session, log: &RefCell<Log>, case: &Case) -> Result<(), TestCaseError> {
-    let steps = write(session, case);
+    let (steps, there) = write(session, case);
     let events = log.borrow_mut().news();
     let (full, changed): (Vec<_>, Vec<_>) = events.iter().partition(|event| event.topic == "full");
     prop_assert_eq!(full.len(), steps.len());
     prop_assert_eq!(changed.len(), steps.len());
+    let as_snapshot = |event: &&Event| event.payload.replacen("\"type\":\"INSERT\"", "\"type\":\"SNAPSHOT\"", 1);
+    prop_assert_eq!(full[..there.len()].iter().map(as_snapshot).collect::<Vec<_>>(), there);
     for ((operation, new, old), (full, changed)) in steps.iter().zip(full.iter().zip(changed)) {
         prop_assert_eq!(member(session, full, "type"), Some(format!("\"{operation}\"")));
         prop_assert_eq!(&member(session, full, "record"), new);

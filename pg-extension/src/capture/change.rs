@@ -31,26 +31,29 @@ pub enum Change<'a> {
     Truncate,
 }
 
-/// The kind of a change.
+/// What an event says of a row: the kind of a change, or that the row is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
     Insert,
     Update,
     Delete,
     Truncate,
+    /// The row is there, and a stream starts with it. No change is of this kind.
+    Snapshot,
 }
 
 impl Operation {
-    /// All operations, in the order of their numbers.
+    /// The kinds of changes, in the order of their numbers.
     pub const ALL: [Self; 4] = [Self::Insert, Self::Update, Self::Delete, Self::Truncate];
 
-    /// Its name in SQL.
+    /// Its name in SQL, or the like.
     pub fn name(self) -> &'static str {
         match self {
             Self::Insert => "INSERT",
             Self::Update => "UPDATE",
             Self::Delete => "DELETE",
             Self::Truncate => "TRUNCATE",
+            Self::Snapshot => "SNAPSHOT",
         }
     }
 }
@@ -107,6 +110,14 @@ impl Tuple {
             prefetch_before((*row).t_data.cast(), (*row).t_len as usize);
             heap_deform_tuple(row, (*relation).rd_att, self.values.as_mut_ptr(), self.nulls.as_mut_ptr());
         }
+    }
+
+    /// A row with these values, and one null flag for each.
+    ///
+    /// # Safety
+    /// They are the values of a row of the columns that this is used with, and stay alive as long as this is used.
+    pub unsafe fn of(values: Vec<pg_sys::Datum>, nulls: Vec<bool>) -> Self {
+        Self { values, nulls }
     }
 
     /// The value of the attribute with this index, if it is not NULL.

@@ -36,6 +36,17 @@ impl Columns {
     /// # Safety
     /// The relation is open and locked.
     pub unsafe fn of(relation: pg_sys::Relation, only: &[&str], exclude: &[&str]) -> Result<Self, WatchError> {
+        // SAFETY: the relation is open, as the caller promises, so its descriptor is alive.
+        let descriptor = unsafe { pgrx::PgTupleDesc::from_pg_unchecked((*relation).rd_att) };
+        Self::of_descriptor(&descriptor, only, exclude)
+    }
+
+    /// The same of rows of any origin.
+    pub fn of_descriptor(
+        descriptor: &pgrx::PgTupleDesc<'_>,
+        only: &[&str],
+        exclude: &[&str],
+    ) -> Result<Self, WatchError> {
         // SAFETY: the parent context lives as long as the process; the new one lives until this value is dropped.
         let context = unsafe {
             pg_sys::AllocSetContextCreateInternal(
@@ -47,8 +58,6 @@ impl Columns {
             )
         };
         let mut columns = Self { all: Vec::new(), virtual_columns: Vec::new(), captured: Vec::new(), context };
-        // SAFETY: the relation is open, as the caller promises, so its descriptor is alive.
-        let descriptor = unsafe { pgrx::PgTupleDesc::from_pg_unchecked((*relation).rd_att) };
         for attribute in (0..descriptor.len()).map(|i| descriptor.get(i)) {
             let attribute = attribute.filter(|a| !a.attisdropped);
             if let Some(attribute) = attribute.filter(|a| a.attgenerated == VIRTUAL) {

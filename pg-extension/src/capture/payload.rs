@@ -77,6 +77,21 @@ impl PayloadPlan {
         Ok(Self { number: NUMBERS.get(), outline: text, stored_outline, sources, is_too_long })
     }
 
+    /// A payload that is the value of one column, and nothing else.
+    pub fn of_column(index: usize) -> Self {
+        let outline = "\0".to_owned();
+        let stored_outline = outline::shorten(&outline);
+        Self { number: 0, outline, stored_outline, sources: vec![Source::New(index)], is_too_long: false }
+    }
+
+    /// The columns of the new row that it has values of.
+    pub fn columns(&self) -> impl Iterator<Item = usize> {
+        self.sources.iter().filter_map(|source| match source {
+            Source::New(index) => Some(*index),
+            Source::Old(_) | Source::Changed => None,
+        })
+    }
+
     /// Packs the values of a change's payload. Fails if the payload would exceed the limit.
     pub fn pack(&self, row: &mut Row, columns: &Columns, change: &Change<'_>, limit: Limit) -> Result<(), TooLong> {
         if self.is_too_long {
@@ -171,7 +186,7 @@ impl Compiler<'_> {
     }
 
     fn placeholder(&mut self, text: &str) -> Result<(), WatchError> {
-        use Operation::{Delete, Insert, Truncate, Update};
+        use Operation::{Delete, Insert, Snapshot, Truncate, Update};
         let Some(name) = text.strip_prefix('$') else {
             self.string(text);
             return Ok(());
@@ -183,7 +198,7 @@ impl Compiler<'_> {
             "table" => self.string(table),
             "type" => self.string(self.operation.name()),
             "record" => match self.operation {
-                Insert | Update => self.record(Source::New),
+                Insert | Update | Snapshot => self.record(Source::New),
                 Delete | Truncate => self.text += "null",
             },
             "old_record" => match (self.operation, old_record) {
@@ -195,7 +210,7 @@ impl Compiler<'_> {
                 let old = name.strip_prefix("old.");
                 let index = columns.find(old.unwrap_or(name))?;
                 match (self.operation, old) {
-                    (Insert | Update, None) => self.source(Source::New(index)),
+                    (Insert | Update | Snapshot, None) => self.source(Source::New(index)),
                     (Delete, None) | (Update | Delete, Some(_)) => self.source(Source::Old(index)),
                     _ => self.text += "null",
                 }

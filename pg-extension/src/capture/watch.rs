@@ -156,7 +156,7 @@ pub fn for_each(relation: pg_sys::Oid, mut body: impl FnMut(&pg_sys::Trigger)) {
 }
 
 /// Visits all triggers of a table, if it exists.
-fn with_triggers(relation: pg_sys::Oid, mut body: impl FnMut(&pg_sys::Trigger, pg_sys::Relation)) {
+pub fn with_triggers(relation: pg_sys::Oid, mut body: impl FnMut(&pg_sys::Trigger, pg_sys::Relation)) {
     // SAFETY: inside a transaction, which holds the lock until its end.
     let relation = unsafe { pg_sys::try_relation_open(relation, pg_sys::AccessShareLock as i32) };
     if relation.is_null() {
@@ -208,6 +208,14 @@ impl<'a> Arguments<'a> {
             }
         }
         Ok(parsed)
+    }
+
+    /// The payload with its placeholders, and what is sent instead of one that is too long.
+    fn payloads(&self) -> [&'a str; 2] {
+        match self.payload {
+            None => [payload::DEFAULT, payload::DEFAULT_TRUNCATED],
+            Some(json) => [json, payload::TRUNCATED],
+        }
     }
 }
 
@@ -261,10 +269,7 @@ impl Watch {
             Some("none") => OldRecord::None,
             Some(other) => return Err(WatchError::OldRecord(other.into())),
         };
-        let (json, truncated) = match arguments.payload {
-            None => (payload::DEFAULT, payload::DEFAULT_TRUNCATED),
-            Some(json) => (json, payload::TRUNCATED),
-        };
+        let [json, truncated] = arguments.payloads();
         let table = WatchedTable { columns: &columns, schema: &source.schema, name: &source.table, old_record };
         let compile = |json| -> Result<[PayloadPlan; 4], WatchError> {
             let [insert, update, delete, truncate] =
@@ -371,6 +376,23 @@ impl Watch {
     /// What is sent if that payload is too long.
     pub fn truncated_plan(&self, operation: Operation) -> &PayloadPlan {
         &self.truncated_plans[operation as usize]
+    }
+
+    /// The payload of a row that is there, and what is sent if that is too long.
+    pub fn snapshot_plans(&self) -> Result<[PayloadPlan; 2], WatchError> {
+        let Source { schema, table, arguments, .. } = &self.source;
+        let [json, truncated] = Arguments::parse(arguments.iter().map(String::as_str))?.payloads();
+        let table = WatchedTable { columns: &self.columns, schema, name: table, old_record: OldRecord::None };
+        let compile = |json| PayloadPlan::compile(json, &table, Operation::Snapshot);
+        Ok([compile(json)?, compile(truncated)?])
+    }
+
+    /// The columns in the topic, in the order of the template's holes.
+    pub fn topic_columns(&self) -> impl Iterator<Item = usize> {
+        self.topic.iter().filter_map(|piece| match piece {
+            TopicPiece::Column(index) => Some(*index),
+            TopicPiece::Text(_) | TopicPiece::Separator(_) => None,
+        })
     }
 
     /// Whether all columns in the topic have the same values in two versions of a row.

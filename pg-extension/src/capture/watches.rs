@@ -61,12 +61,19 @@ pub fn init() {
 /// # Safety
 /// Postgres is calling a trigger function with this data.
 pub unsafe fn of(data: &pg_sys::TriggerData) -> Rc<Watch> {
-    // SAFETY: the data of a call has a valid trigger.
-    let trigger = unsafe { &*data.tg_trigger };
+    // SAFETY: the data of a call has a valid trigger, and the executor holds its relation open and locked.
+    unsafe { of_trigger(&*data.tg_trigger, data.tg_relation) }
+}
+
+/// The watch of a trigger.
+///
+/// # Safety
+/// The relation is open and locked, and the trigger is one of its triggers.
+pub unsafe fn of_trigger(trigger: &pg_sys::Trigger, relation: pg_sys::Relation) -> Rc<Watch> {
     let key = trigger.tgoid.to_u32();
     let known = CACHE.with_borrow(|cache| cache.known.get(&key).map(|known| known.watch.clone()));
-    // SAFETY: the executor holds the relation open and locked while it calls the trigger, which belongs to it.
-    known.unwrap_or_else(|| unsafe { look_up(trigger, data.tg_relation) })
+    // SAFETY: the relation is open and locked and has the trigger, as the caller promises.
+    known.unwrap_or_else(|| unsafe { look_up(trigger, relation) })
 }
 
 /// Compiles the watch of a trigger, unless the cache has one with the same source.

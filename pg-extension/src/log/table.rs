@@ -63,6 +63,12 @@ impl Table {
         unsafe { name_data_to_str(&(*(*self.0).rd_rel).relname) }
     }
 
+    /// Its owner.
+    pub fn owner(&self) -> pg_sys::Oid {
+        // SAFETY: the relation is open.
+        unsafe { (*(*self.0).rd_rel).relowner }
+    }
+
     /// The open relation.
     pub fn relation(&self) -> pg_sys::Relation {
         self.0
