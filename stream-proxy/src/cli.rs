@@ -130,6 +130,14 @@ pub struct Cli {
     #[arg(long, env = "TIDINGS_MAX_REPLAYS", default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub max_replays: u16,
 
+    /// Concurrent readings of rows, for streams that start with them
+    #[arg(long, env = "TIDINGS_MAX_SNAPSHOTS", default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub max_snapshots: u16,
+
+    /// Time after which a reading of rows is given up; while it lasts, vacuum removes nothing that it may still see
+    #[arg(long, env = "TIDINGS_SNAPSHOT_TIMEOUT", default_value = "60s", value_parser = humantime::parse_duration, value_name = "TIME")]
+    pub snapshot_timeout: Duration,
+
     /// Time for a request's head and for the TLS handshake; an idle HTTP/2 connection is closed after this time
     #[arg(long, env = "TIDINGS_HEADER_TIMEOUT", default_value = "10s", value_parser = humantime::parse_duration, value_name = "TIME")]
     pub header_timeout: Duration,

@@ -19,8 +19,9 @@ use crate::stream::place::Place;
 use crate::stream::subscriber::Subscriber;
 use crate::stream::writer::CountBytes;
 use crate::upstream::reads::Reads;
-use crate::upstream::replay::Replay;
+use crate::upstream::replay::{Replay, TopicLog};
 use crate::upstream::session::Readiness;
+use crate::upstream::snapshots::{Arrival, Snapshots, Wish};
 
 /// The running proxy.
 #[derive(Debug)]
@@ -35,6 +36,8 @@ pub struct Proxy {
     pub channels: Arc<Channels>,
     /// The read connection.
     pub reads: Arc<Reads>,
+    /// Readings of rows, for streams that start with them.
+    pub snapshots: Arc<Snapshots>,
     /// The metrics.
     pub metrics: Arc<Metrics>,
     /// All streams, for heartbeats.
@@ -67,6 +70,8 @@ pub enum StartAt {
     Earliest,
     /// After this position.
     After(Position),
+    /// With the rows that are there.
+    Rows,
 }
 
 /// A request for a stream.
@@ -76,6 +81,8 @@ pub struct StreamRequest {
     pub topics: Vec<Arc<str>>,
     /// Where to start.
     pub start: StartAt,
+    /// Whether the stream starts over with the rows if its position can't be served.
+    pub wants_rows: bool,
 }
 
 /// An open stream. Dropping it releases everything that the stream holds.
@@ -117,14 +124,15 @@ impl Proxy {
     ) -> Result<Subscription, NotNow> {
         let mut subscription = self.open(peer)?;
         let subscriber = subscription.subscriber();
+        let claims = who.claims();
         subscription.pass = self.access.admit(who, &subscriber, &wanted.topics);
         let (retry, heartbeat) = (self.cli.next_retry(), self.cli.heartbeat);
         let hello = |place: Option<Place>| Frame::hello(retry, heartbeat, place.map(Place::position));
         match wanted.start {
             StartAt::Live => self.hub.join(&subscriber, &wanted.topics, hello),
-            StartAt::Earliest | StartAt::After(_) => {
+            StartAt::Earliest | StartAt::After(_) | StartAt::Rows => {
                 subscriber.push(hello(None));
-                self.resume(subscriber.clone(), wanted);
+                self.resume(subscriber.clone(), wanted, claims);
             }
         }
         self.wheel.add(subscriber);
@@ -169,8 +177,11 @@ impl Proxy {
         Ok(subscription)
     }
 
-    /// Sends a subscriber what it missed: at once from memory if possible, otherwise by a replay.
-    fn resume(&self, subscriber: Arc<Subscriber>, wanted: StreamRequest) {
+    /// Sends a subscriber what it missed: at once from memory if possible, otherwise by a replay; or the rows.
+    fn resume(&self, subscriber: Arc<Subscriber>, wanted: StreamRequest, claims: Option<Arc<str>>) {
+        if wanted.wants_rows {
+            subscriber.want_rows();
+        }
         let mut after = match wanted.start {
             StartAt::After(position) => Some(position),
             _ => None,
@@ -182,14 +193,16 @@ impl Proxy {
                 Joined::TooOld | Joined::Ahead => {}
             }
         }
-        let replay = Replay {
-            hub: self.hub.clone(),
-            reads: self.reads.clone(),
-            metrics: self.metrics.clone(),
-            subscriber,
-            topics: wanted.topics,
-        };
-        tokio::spawn(replay.run(after));
+        let topics: Arc<[Arc<str>]> = wanted.topics.into();
+        let (hub, reads, metrics) = (self.hub.clone(), self.reads.clone(), self.metrics.clone());
+        let log = TopicLog { hub, reads, metrics, topics: topics.clone() };
+        if !wanted.wants_rows {
+            tokio::spawn(Replay { log, subscriber }.run(after));
+            return;
+        }
+        let (snapshots, long_retry) = (self.snapshots.clone(), self.cli.long_retry());
+        let arrival = Arrival { snapshots, wish: Wish { claims, topics }, log, subscriber, long_retry };
+        tokio::spawn(arrival.run(after));
     }
 }
 

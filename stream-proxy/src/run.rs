@@ -23,9 +23,11 @@ use crate::stream::channels::Channels;
 use crate::stream::heartbeat::Wheel;
 use crate::stream::hub::Hub;
 use crate::upstream::database::Database;
+use crate::upstream::reading::Readings;
 use crate::upstream::reads::Reads;
 use crate::upstream::registry::Registry;
 use crate::upstream::session::Upstream;
+use crate::upstream::snapshots::Snapshots;
 
 /// How long clients have, after the drain, to take the last bytes.
 const LAST_BYTES: Duration = Duration::from_secs(1);
@@ -56,6 +58,8 @@ pub async fn run(setup: Setup, shutdown: impl Future<Output = ()>) -> Result<(),
         databases: if keys.is_some() { [Some(database.clone()), gate.clone()] } else { [None, None] },
         metrics: metrics.clone(),
     };
+    // The login that may take the subscribers' roles.
+    let rows = gate.as_ref().unwrap_or(&database).clone();
     let access = match keys {
         None => Access::Open,
         Some(keys) => {
@@ -70,6 +74,8 @@ pub async fn run(setup: Setup, shutdown: impl Future<Output = ()>) -> Result<(),
     let reads = Arc::new(Reads::new(database.clone(), cli.max_replays.into(), metrics.clone()));
     let (upstream, readiness) =
         Upstream::new(database, hub.clone(), channels.clone(), metrics.clone(), cli.client_queue_bytes);
+    let readings = Readings::new(rows, cli.snapshot_timeout, metrics.clone());
+    let snapshots = Snapshots::new(readings, cli.max_snapshots.into(), cli.snapshot_timeout, metrics.clone());
     let address = cli.listen.to_string();
     let mut registry = Registry::new(hub.clone(), reads.clone(), metrics.clone(), &address);
     let crowd = Crowd::new(cli.max_clients, cli.max_clients_per_address, metrics.clone());
@@ -80,6 +86,7 @@ pub async fn run(setup: Setup, shutdown: impl Future<Output = ()>) -> Result<(),
         hub,
         channels,
         reads,
+        snapshots,
         metrics,
         upstream: readiness,
         draining: Default::default(),

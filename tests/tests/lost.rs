@@ -79,6 +79,34 @@ fn a_client_that_may_have_seen_what_a_failover_lost_gets_a_reset() {
     );
 }
 
+#[test]
+fn who_began_with_the_rows_gets_them_again_after_a_failover_that_lost_some() {
+    let primary = Cluster::start(&[]);
+    let db = primary.database();
+    create_boards(&db);
+    db.session().run(&format!("GRANT SELECT ON board_items TO {}", db.proxy_role()));
+    let standby = primary.standby();
+    let proxy = proxy_of(&primary, &standby, &db);
+    let from_rows = Request::since(&["boards_5"], "snapshot");
+    let mut live = proxy.open(&from_rows);
+    assert_eq!((live.frame().event, live.frame().event), ("reset".into(), "ready".into()));
+    insert(&mut db.session(), 1, "kept");
+    live.frame();
+    catch_up(&db, &standby);
+    cut_off(&standby);
+    insert(&mut db.session(), 2, "lost");
+    let lost = live.frame();
+
+    let mut there = fail_over(&primary, &standby, &db);
+    assert_eq!(live.rest().iter().map(|frame| frame.id()).collect::<Vec<_>>(), ["snapshot"], "and the stream ends");
+    insert(&mut there, 3, "new");
+    for id in ["snapshot", lost.id()] {
+        let mut back = proxy.open(&Request { last_event_id: Some(id.to_owned()), ..from_rows.clone() });
+        assert_eq!(back.frame().id(), "snapshot");
+        assert_eq!(titles(&back.before(|frame| frame.event == "ready")), ["kept", "new"]);
+    }
+}
+
 /// The role of the proxies, where the primary is gone.
 fn db_role(db: &Database<'_>) -> String {
     format!("{}_proxy", db.name())

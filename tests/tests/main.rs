@@ -44,6 +44,7 @@ mod scan;
 mod security_document;
 mod semantics;
 mod size;
+mod snapshot;
 mod standby;
 mod state;
 mod storms;

@@ -46,6 +46,16 @@ pub enum Identity {
     },
 }
 
+impl Identity {
+    /// The claims, as JSON.
+    pub fn claims(&self) -> Option<Arc<str>> {
+        match self {
+            Self::Anyone => None,
+            Self::Claims { who, .. } => Some(who.claims.clone()),
+        }
+    }
+}
+
 /// Why a request is turned away.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {

@@ -11,6 +11,7 @@ use tidings_wire::Topic;
 
 use crate::http::problem::Problem;
 use crate::proxy::{StartAt, StreamRequest};
+use crate::stream::frame::SNAPSHOT;
 
 /// Parameters with the meaning of the header. Libraries that can't set headers use different names.
 const LAST_EVENT_IDS: [&str; 3] = ["last_event_id", "lastEventId", "lastEventID"];
@@ -70,8 +71,10 @@ pub fn parse(
         }
         None => None,
     };
-    let chosen = [header.unwrap_or(StartAt::Live), last_event_id, since].into_iter().find(|s| *s != StartAt::Live);
-    Ok(StreamRequest { topics, start: chosen.unwrap_or(StartAt::Live) })
+    let given = [header.unwrap_or(StartAt::Live), last_event_id, since];
+    let wants_rows = given.contains(&StartAt::Rows);
+    let chosen = given.into_iter().find(|start| *start != StartAt::Live);
+    Ok(StreamRequest { topics, start: chosen.unwrap_or(StartAt::Live), wants_rows })
 }
 
 /// The parameters given so far, of those that may be given only once.
@@ -93,6 +96,7 @@ fn start(name: &str, text: &str) -> Result<StartAt, Problem> {
     match text {
         "" => Ok(StartAt::Live),
         "earliest" => Ok(StartAt::Earliest),
+        SNAPSHOT => Ok(StartAt::Rows),
         _ => text.parse().map(StartAt::After).map_err(|error| bad(format!("bad {name}: {error}"))),
     }
 }
@@ -192,6 +196,18 @@ mod tests {
             assert_eq!(parse(&query, Some("3-3")).unwrap().start, after("3-3"));
             assert_eq!(parse(&format!("topic=a&last_event_id=1-1&{library}="), None).unwrap().start, after("1-1"));
         }
+    }
+
+    #[test]
+    fn a_stream_that_starts_with_the_rows_resumes_from_its_last_event_id() {
+        let wanted = |query: &str, id| parse(query, id).map(|wanted| (wanted.start, wanted.wants_rows)).ok();
+        assert_eq!(wanted("topic=a&since=snapshot", None), Some((StartAt::Rows, true)));
+        assert_eq!(wanted("topic=a&since=snapshot", Some("3-3")), Some((after("3-3"), true)));
+        assert_eq!(wanted("topic=a&since=snapshot&lastEventId=2-2", None), Some((after("2-2"), true)));
+        assert_eq!(wanted("topic=a&since=1-1", None), Some((after("1-1"), false)));
+        // Cut off before all rows were there, whatever the page began with.
+        assert_eq!(wanted("topic=a&since=snapshot&last_event_id=1-1", Some("snapshot")), Some((StartAt::Rows, true)));
+        assert_eq!(wanted("topic=a&since=1-1&lastEventId=snapshot", None), Some((StartAt::Rows, true)));
     }
 
     #[test]

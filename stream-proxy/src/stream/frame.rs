@@ -4,6 +4,7 @@
 
 use std::fmt::{Display, Write};
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,6 +12,9 @@ use tidings_wire::Position;
 
 /// Room before a body for the head of its chunk: nine digits, more than any payload needs, and a line break.
 const HEAD_ROOM: &str = "000000000\r\n";
+
+/// The start of a stream before the rows that are there: a value of `since`, and the id of the reset before the rows.
+pub const SNAPSHOT: &str = "snapshot";
 
 /// The end of a chunk.
 const TAIL: &str = "\r\n";
@@ -52,6 +56,29 @@ impl Frame {
             }
             push_data(text, payload);
         })
+    }
+
+    /// Rows, each as an event without a position: a client that is cut off among them starts over.
+    pub fn rows<'r>(rows: impl Iterator<Item = (&'r str, &'r str)>) -> Self {
+        Self::chunked(64 * 1024, |text| {
+            for (name, payload) in rows {
+                push_name(text, name);
+                push_data(text, payload);
+            }
+        })
+    }
+
+    /// Tells a client to forget its rows, because those that are there now follow. From here on its last event id is
+    /// `snapshot`: a client that is cut off before it has all rows starts over. With the id that it had before, another
+    /// proxy might serve it only what came since.
+    pub fn forget() -> Self {
+        Self::event(SNAPSHOT, "reset", r#"{"reason":"snapshot"}"#)
+    }
+
+    /// Says that all rows of the topics have been sent, and that the stream continues after `at`.
+    pub fn ready(at: &Position, topics: &[Arc<str>]) -> Self {
+        let topics: Vec<&str> = topics.iter().map(|topic| &**topic).collect();
+        Self::event(at, "ready", &serde_json::json!({ "topics": topics }).to_string())
     }
 
     /// The first bytes of a stream: how long to wait before reconnecting, how often to expect a sign of life, and, for

@@ -45,6 +45,8 @@ struct State {
     moving: bool,
     /// Whether every event of its topics up to the hub's place has been queued.
     live: bool,
+    /// Whether it is sent the rows again when it has to read its data again, instead of a bare reset.
+    wants_rows: bool,
     /// Its seats in the hub or at a channel; empty until it has some.
     seats: Box<[Seat]>,
     /// The client's task, when it waits for frames.
@@ -122,6 +124,16 @@ impl Subscriber {
     pub fn new(limit: usize) -> Arc<Self> {
         // Its first interval has just begun.
         Arc::new(Self { limit, state: Mutex::new(State { moving: true, ..State::default() }) })
+    }
+
+    /// Sets that the subscriber is sent the rows again when it has to read its data again.
+    pub fn want_rows(&self) {
+        self.state.lock().wants_rows = true;
+    }
+
+    /// Whether it is.
+    pub fn wants_rows(&self) -> bool {
+        self.state.lock().wants_rows
     }
 
     /// Queues a frame. If it exceeds the limit, the stream ends, and the client reconnects with the last id that it

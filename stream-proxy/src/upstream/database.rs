@@ -83,6 +83,20 @@ impl DatabaseError {
         matches!(self, Self::Postgres(error) if error.code().is_some_and(class))
     }
 
+    /// Whether a query, or the rights of who runs it, are to blame: it will fail again. Otherwise the server or the way
+    /// to it is, for the moment.
+    pub fn blames_the_query(&self) -> bool {
+        let passing =
+            |code: &SqlState| ["08", "40", "53", "57", "58", "XX"].iter().any(|class| code.code().starts_with(class));
+        match self {
+            Self::Postgres(error) => {
+                error.code().is_some_and(|code| *code == SqlState::QUERY_CANCELED || !passing(code))
+            }
+            Self::Contract(_) => true,
+            _ => false,
+        }
+    }
+
     /// Whether the database has no extension.
     pub fn no_extension(&self) -> bool {
         matches!(self, Self::Postgres(error) if error.code() == Some(&SqlState::INVALID_SCHEMA_NAME))

@@ -1,6 +1,7 @@
 //! From Postgres to the hub. [`session`] is the live connection, one for all clients; [`chain`] puts the ticks in
 //! order, from notifications and from the [`log`]. [`replay`] brings one client from an old position to the present,
-//! with the queries in [`reads`]. [`registry`] reports which topics have subscribers. [`database`] makes all
+//! with the queries in [`reads`]. [`snapshots`] starts clients with the rows that are there, each [`reading`] of them in
+//! a transaction of its own. [`registry`] reports which topics have subscribers. [`database`] makes all
 //! connections: [`connection_string`] and [`parameters`] say where to, [`password`], [`tls`] and [`settings`] say how,
 //! and [`inbox`] holds the notifications that have arrived.
 //!
@@ -13,9 +14,11 @@ pub mod inbox;
 pub mod log;
 pub mod parameters;
 pub mod password;
+pub mod reading;
 pub mod reads;
 pub mod registry;
 pub mod replay;
 pub mod session;
 pub mod settings;
+pub mod snapshots;
 pub mod tls;

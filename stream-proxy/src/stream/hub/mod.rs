@@ -23,7 +23,7 @@ use tokio::task::yield_now;
 use crate::metrics::Metrics;
 use crate::stream::frame::{Frame, Reset};
 use crate::stream::place::Place;
-use crate::stream::subscriber::Subscriber;
+use crate::stream::subscriber::{End, Subscriber};
 use crate::stream::tally::Tally;
 
 use deliveries::Deliveries;
@@ -223,6 +223,11 @@ impl Hub {
         tally.count(&self.metrics);
         inner.restart(tick);
         self.metrics.topics.set(inner.topics.len() as u64);
+        for subscriber in inner.topics.subscribers().filter(|subscriber| subscriber.wants_rows()) {
+            // It reconnects, and starts with the rows.
+            subscriber.feed(Frame::forget());
+            subscriber.close(End::Finished);
+        }
         let sent = self.push_to_all(inner, &Frame::reset(Position::after_tick(tick), why));
         self.count_resets(why, sent);
         drop(guard);
@@ -263,7 +268,8 @@ impl Hub {
         self.count_resets(why, 1);
     }
 
-    fn count_resets(&self, why: Reset, count: u64) {
+    /// Counts resets.
+    pub fn count_resets(&self, why: Reset, count: u64) {
         match why {
             Reset::Expired => self.metrics.resets_expired.add(count),
             Reset::Lost => self.metrics.resets_lost.add(count),

@@ -45,6 +45,19 @@ fn places(subscriber: &Subscriber) -> Vec<Frame> {
 }
 
 #[test]
+fn a_subscriber_that_started_with_the_rows_starts_over_after_a_reset() {
+    let hub = hub(10_000);
+    hub.restart(1);
+    let subscriber = Subscriber::new(1000);
+    subscriber.want_rows();
+    hub.join(&subscriber, &topics(&["a", "b"]), |_| Frame::raw("hello"));
+    hub.reset(9, Reset::Lost);
+    assert_eq!(subscriber.ended(), Some(End::Finished));
+    let forget = "id: snapshot\nevent: reset\ndata: {\"reason\":\"snapshot\"}\n\n";
+    assert_eq!(take(&subscriber), ["hello", forget, ""]);
+}
+
+#[test]
 fn a_subscriber_without_the_current_position_gets_it() {
     let hub = hub(10_000);
     let (early, late) = (Subscriber::new(1000), Subscriber::new(1000));

@@ -1,6 +1,7 @@
 //! Brings one client from its position to the live stream when memory can't do it in one step: from the log, page by
 //! page, or from memory, part by part, always at the client's own pace.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,19 +33,52 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// that no server ever reaches must not be asked for forever: its stream ends, and the client may try another proxy.
 const TOO_EARLY: Duration = Duration::from_secs(20);
 
-/// A client that is catching up.
+/// Where events from the log go, at their own pace.
+pub trait Outlet: Sync {
+    /// Waits until there is room for more; false if nothing is wanted any more.
+    fn room(&self) -> impl Future<Output = bool> + Send;
+
+    /// Passes a frame on; false if nothing is wanted any more.
+    fn feed(&self, frame: Frame) -> bool;
+}
+
+impl Outlet for Subscriber {
+    async fn room(&self) -> bool {
+        Self::room(self).await
+    }
+
+    fn feed(&self, frame: Frame) -> bool {
+        Self::feed(self, frame)
+    }
+}
+
+/// The events of some topics in the log, up to what the hub has in memory.
 #[derive(Debug)]
-pub struct Replay<L = Reads> {
-    /// The hub that it joins at the end.
+pub struct TopicLog<L = Reads> {
+    /// The hub that has the rest in memory.
     pub hub: Arc<Hub>,
     /// Where the log is read.
     pub reads: Arc<L>,
     /// The metrics.
     pub metrics: Arc<Metrics>,
+    /// The topics.
+    pub topics: Arc<[Arc<str>]>,
+}
+
+impl<L> Clone for TopicLog<L> {
+    fn clone(&self) -> Self {
+        let Self { hub, reads, metrics, topics } = self;
+        Self { hub: hub.clone(), reads: reads.clone(), metrics: metrics.clone(), topics: topics.clone() }
+    }
+}
+
+/// A client that is catching up.
+#[derive(Debug)]
+pub struct Replay<L = Reads> {
+    /// The events that it catches up on.
+    pub log: TopicLog<L>,
     /// The client.
     pub subscriber: Arc<Subscriber>,
-    /// Its topics.
-    pub topics: Vec<Arc<str>>,
 }
 
 /// How far a replay has come.
@@ -71,41 +105,68 @@ async fn next(mut ticks: Ticks) -> bool {
     timeout(PATIENCE, ticks.changed()).await.is_ok()
 }
 
+impl Cursor {
+    fn at(after: Option<Position>) -> Self {
+        Self { after, located: false, rows: FIRST_PAGE, from_log: false, early: None }
+    }
+
+    async fn wait_for_database(&mut self, error: &DatabaseError) {
+        tracing::debug!(%error, "replay waits for the database");
+        self.located = false;
+        sleep(PATIENCE.mul_f64(0.2 + 0.8 * fastrand::f64())).await;
+    }
+}
+
+/// Why a client has to read its data again, after an error that is final.
+fn reset_after(error: &DatabaseError) -> Reset {
+    if matches!(error, DatabaseError::Lost) { Reset::Lost } else { Reset::Expired }
+}
+
 impl<L: ClientLog> Replay<L> {
     /// Serves the client everything after `after`, or everything that is retained, until it is live or has
     /// disconnected.
     pub async fn run(self, after: Option<Position>) {
-        self.metrics.replaying.rise();
-        let mut cursor = Cursor { after, located: false, rows: FIRST_PAGE, from_log: false, early: None };
+        let mut cursor = Cursor::at(after);
+        while let Err(why) = self.until_reset(&mut cursor).await {
+            if self.reset(why).await {
+                break;
+            }
+        }
+    }
+
+    /// The same, but fails if the client has to read its data again.
+    pub async fn run_from(&self, after: Position) -> Result<(), Reset> {
+        self.until_reset(&mut Cursor::at(Some(after))).await
+    }
+
+    async fn until_reset(&self, cursor: &mut Cursor) -> Result<(), Reset> {
+        self.log.metrics.replaying.rise();
+        let mut result = Ok(());
         while self.subscriber.room().await {
-            match self.step(&mut cursor).await {
+            match self.step(cursor).await {
                 Ok(false) => {}
                 Ok(true) => break,
                 Err(error) if is_final(&error) => {
-                    let why = if matches!(error, DatabaseError::Lost) { Reset::Lost } else { Reset::Expired };
-                    if self.reset(why).await {
-                        break;
-                    }
+                    result = Err(reset_after(&error));
+                    break;
                 }
-                Err(error) => {
-                    tracing::debug!(%error, "replay waits for the database");
-                    cursor.located = false;
-                    sleep(PATIENCE.mul_f64(0.2 + 0.8 * fastrand::f64())).await;
-                }
+                Err(error) => cursor.wait_for_database(&error).await,
             }
         }
-        self.metrics.replaying.fall();
+        self.log.metrics.replaying.fall();
+        result
     }
 
     /// One step; true when the client is live.
     async fn step(&self, cursor: &mut Cursor) -> Result<bool, DatabaseError> {
+        let TopicLog { hub, metrics, topics, .. } = &self.log;
         // Subscribed before the checks, so that no tick is missed between the checks and the wait.
-        let ticks = self.hub.ticks();
+        let ticks = hub.ticks();
         let mut ahead = false;
         if let Some(after) = cursor.after.as_ref().filter(|after| after.seen.is_none()) {
-            match self.hub.resume(&self.subscriber, &self.topics, after.into()) {
+            match hub.resume(&self.subscriber, topics, after.into()) {
                 Joined::Live => {
-                    let source = if cursor.from_log { &self.metrics.resumed_log } else { &self.metrics.resumed_memory };
+                    let source = if cursor.from_log { &metrics.resumed_log } else { &metrics.resumed_memory };
                     source.add(1);
                     return Ok(true);
                 }
@@ -118,22 +179,57 @@ impl<L: ClientLog> Replay<L> {
             }
         }
         if !cursor.located {
-            return self.locate(cursor, ticks).await.map(|()| false);
+            if !self.log.locate(cursor, ticks).await? {
+                self.subscriber.close(End::Finished);
+            }
+            return Ok(false);
         }
         if ahead {
             // The log has been read beyond the hub's place; the hub will get there soon.
             cursor.located = next(ticks).await;
             return Ok(false);
         }
-        self.page(cursor).await.map(|()| false)
+        self.log.page(cursor, &*self.subscriber).await.map(|_| false)
+    }
+
+    /// Sends the client a reset and makes it live; false if the hub does not know the present yet.
+    async fn reset(&self, why: Reset) -> bool {
+        let TopicLog { hub, topics, .. } = &self.log;
+        let ticks = hub.ticks();
+        if hub.place().is_none() && !next(ticks).await {
+            return false;
+        }
+        hub.join_with_reset(&self.subscriber, topics, why);
+        true
+    }
+}
+
+impl<L: ClientLog> TopicLog<L> {
+    /// Passes on the events after a position, once for several clients. Returns the position up to which it has: from
+    /// there on the hub has the events in memory, unless something went wrong, which each client then finds out.
+    pub async fn pass_on(&self, after: Position, out: &impl Outlet) -> Position {
+        let mut cursor = Cursor::at(Some(after.clone()));
+        while out.room().await {
+            let more = match cursor.located {
+                true => self.page(&mut cursor, out).await,
+                false => self.locate(&mut cursor, self.hub.ticks()).await,
+            };
+            match more {
+                Ok(true) => {}
+                Err(error) if !is_final(&error) => cursor.wait_for_database(&error).await,
+                Ok(false) | Err(_) => break,
+            }
+        }
+        cursor.after.unwrap_or(after)
     }
 
     /// Asks the log for the position to continue from, and waits until the hub knows everything that the log knew then.
-    async fn locate(&self, cursor: &mut Cursor, mut ticks: Ticks) -> Result<(), DatabaseError> {
+    /// False if it seems that no server ever reaches the position.
+    async fn locate(&self, cursor: &mut Cursor, mut ticks: Ticks) -> Result<bool, DatabaseError> {
         let text = cursor.after.as_ref().map_or("earliest".to_string(), Position::to_string);
         let (located, last) = self.reads.locate(&text).await?;
         match located {
-            None => self.wait_for_server(cursor, ticks).await,
+            None => return Ok(wait_for_server(cursor, ticks).await),
             // The log returns an earlier position, or one without the snapshot: the client may have seen lost events.
             Some(position) if cursor.after.as_ref().is_some_and(|after| *after != position) => {
                 return Err(DatabaseError::Lost);
@@ -144,24 +240,13 @@ impl<L: ClientLog> Replay<L> {
                 cursor.after = Some(position);
             }
         }
-        Ok(())
+        Ok(true)
     }
 
-    /// Waits while the server has not reached the position: usually for the next tick.
-    async fn wait_for_server(&self, cursor: &mut Cursor, ticks: Ticks) {
-        let waited = cursor.early.get_or_insert_with(Instant::now).elapsed();
-        if waited < PATIENCE {
-            next(ticks).await;
-        } else if waited < TOO_EARLY {
-            sleep(PATIENCE).await;
-        } else {
-            self.subscriber.close(End::Finished);
-        }
-    }
-
-    /// Reads one page of the log. Even if the next one fails, the client has advanced to the end of this one.
-    async fn page(&self, cursor: &mut Cursor) -> Result<(), DatabaseError> {
-        let Some(after) = cursor.after.clone() else { return Ok(()) };
+    /// Reads one page of the log; false if it was the last. Even if the next one fails, the client has advanced to the
+    /// end of this one.
+    async fn page(&self, cursor: &mut Cursor, out: &impl Outlet) -> Result<bool, DatabaseError> {
+        let Some(after) = cursor.after.clone() else { return Ok(false) };
         // Taken before the page is read, so the last page has everything up to here.
         let known = *self.hub.ticks().borrow();
         let page = self.reads.page(&after, &self.topics, cursor.rows).await?;
@@ -169,8 +254,8 @@ impl<L: ClientLog> Replay<L> {
         let (rows, bytes) = (page.events.len(), page.events.iter().map(|event| event.frame.len()).sum::<usize>());
         for event in page.events {
             self.metrics.log_events.add(1);
-            if !self.subscriber.room().await || !self.subscriber.feed(event.frame) {
-                return Ok(());
+            if !out.room().await || !out.feed(event.frame) {
+                return Ok(false);
             }
             cursor.after = Some(event.position);
         }
@@ -178,7 +263,7 @@ impl<L: ClientLog> Replay<L> {
             if rows == 0 {
                 // A client that is cut off in a long part of the log without its events resumes here, not at the
                 // beginning.
-                self.subscriber.feed(Frame::position(page.reached.clone()));
+                out.feed(Frame::position(page.reached.clone()));
             }
             cursor.after = Some(page.reached);
             if rows == cursor.rows as usize {
@@ -192,18 +277,19 @@ impl<L: ClientLog> Replay<L> {
             let known = known.map_or(reached, Place::after_tick);
             cursor.after = Some(known.max(reached).position());
         }
-        Ok(())
+        Ok(page.more)
     }
+}
 
-    /// Sends the client a reset and makes it live; false if the hub does not know the present yet.
-    async fn reset(&self, why: Reset) -> bool {
-        let ticks = self.hub.ticks();
-        if self.hub.place().is_none() && !next(ticks).await {
-            return false;
-        }
-        self.hub.join_with_reset(&self.subscriber, &self.topics, why);
-        true
+/// Waits while the server has not reached the position: usually for the next tick. False after a long time.
+async fn wait_for_server(cursor: &mut Cursor, ticks: Ticks) -> bool {
+    let waited = cursor.early.get_or_insert_with(Instant::now).elapsed();
+    if waited < PATIENCE {
+        next(ticks).await;
+    } else if waited < TOO_EARLY {
+        sleep(PATIENCE).await;
     }
+    waited < TOO_EARLY
 }
 
 #[cfg(test)]

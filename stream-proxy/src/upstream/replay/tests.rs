@@ -60,13 +60,9 @@ fn replay(log: FakeLog) -> (Replay<FakeLog>, Arc<Hub>, Arc<Subscriber>, Arc<Metr
     let (metrics, subscriber) = (Arc::new(Metrics::default()), Subscriber::new(1_000_000));
     let hub = Hub::new(100_000, metrics.clone());
     hub.restart(10);
-    let replay = Replay {
-        hub: hub.clone(),
-        reads: Arc::new(log),
-        metrics: metrics.clone(),
-        subscriber: subscriber.clone(),
-        topics: vec!["a".into()],
-    };
+    let log =
+        TopicLog { hub: hub.clone(), reads: Arc::new(log), metrics: metrics.clone(), topics: ["a".into()].into() };
+    let replay = Replay { log, subscriber: subscriber.clone() };
     (replay, hub, subscriber, metrics)
 }
 
@@ -91,7 +87,7 @@ async fn a_replay_joins_the_live_stream_without_a_gap() {
         ..FakeLog::default()
     };
     let (replay, hub, subscriber, metrics) = replay(log);
-    let log = replay.reads.clone();
+    let log = replay.log.reads.clone();
     *log.published_meanwhile.lock() = Some((hub.clone(), 11));
     replay.run(Some(after_tick(5))).await;
     publish(&hub, 12);
@@ -163,7 +159,7 @@ async fn a_read_that_fails_is_tried_again_from_where_the_client_is() {
         ..FakeLog::default()
     };
     let (replay, _hub, subscriber, _) = replay(log);
-    let log = replay.reads.clone();
+    let log = replay.log.reads.clone();
     replay.run(Some(after_tick(5))).await;
     assert_eq!(received(&subscriber), ["6-1 changed", "8-1 changed"]);
     assert_eq!(*log.asked.lock(), ["locate 5", "page 5", "page 6-1", "locate 6-1", "page 6-1"]);
@@ -190,7 +186,7 @@ async fn a_replay_waits_until_the_hub_has_what_the_log_had() {
         ..FakeLog::default()
     };
     let (replay, hub, subscriber, _) = replay(log);
-    let log = replay.reads.clone();
+    let log = replay.log.reads.clone();
     let run = tokio::spawn(replay.run(Some(after_tick(5))));
     while log.asked.lock().is_empty() {
         tokio::task::yield_now().await;

@@ -1,0 +1,251 @@
+//! Streams that start with the rows that are there (`since=snapshot`): who waits for a reading of them, and how several
+//! streams share one.
+//!
+//! A few readings run at a time, the others wait in order. Streams that wait for the same topics with the same claims
+//! wait together, and are served by one reading. It goes at the pace of its clients: what some have taken and others
+//! have not is kept, in a window of bounded size. Who falls behind the window for too long starts anew, alone.
+
+mod shared;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tidings_wire::Position;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::metrics::{Gauge, Metrics};
+use crate::stream::frame::Frame;
+use crate::stream::subscriber::{End, Subscriber};
+use crate::upstream::database::DatabaseError;
+use crate::upstream::reading::{Reading, Readings};
+use crate::upstream::replay::{Replay, TopicLog};
+
+use shared::{Member, Outcome, Shared, Taken};
+
+/// Between two attempts while the database is away, at most.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Whose rows of which topics: streams for which both are the same share a reading.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Wish {
+    /// The claims, as JSON; without any, the proxy's own role reads.
+    pub claims: Option<Arc<str>>,
+    /// The topics.
+    pub topics: Arc<[Arc<str>]>,
+}
+
+/// The readings that run and those that wait.
+#[derive(Debug)]
+pub struct Snapshots {
+    readings: Readings,
+    /// How long a reading may take.
+    limit: Duration,
+    permits: Semaphore,
+    metrics: Arc<Metrics>,
+    /// Groups whose reading has not begun.
+    waiting: Mutex<HashMap<Wish, Arc<Shared>>>,
+}
+
+/// One stream on its way to the present.
+#[derive(Debug)]
+pub struct Arrival {
+    /// The readings.
+    pub snapshots: Arc<Snapshots>,
+    /// What it wants to read.
+    pub wish: Wish,
+    /// The log behind that.
+    pub log: TopicLog,
+    /// The client.
+    pub subscriber: Arc<Subscriber>,
+    /// The wait before a client comes back whose rows can't be read.
+    pub long_retry: Duration,
+}
+
+impl Arrival {
+    /// Serves the client until it is live or gone: from `after`, if it has been here before, else with the rows.
+    pub async fn run(self, mut after: Option<Position>) {
+        loop {
+            if let Some(position) = after.take() {
+                let replay = Replay { log: self.log.clone(), subscriber: self.subscriber.clone() };
+                let Err(why) = replay.run_from(position).await else { return };
+                self.log.hub.count_resets(why, 1);
+            }
+            match self.snapshot().await {
+                Some(position) => after = Some(position),
+                None => return,
+            }
+        }
+    }
+
+    /// Sends the rows, and gives the position behind them; none if the stream has ended.
+    async fn snapshot(&self) -> Option<Position> {
+        let (mut alone, metrics) = (false, &self.snapshots.metrics);
+        loop {
+            let mut member = self.snapshots.join(&self.wish, &self.log, alone);
+            let outcome = loop {
+                if !self.subscriber.room().await {
+                    return None;
+                }
+                match member.next().await {
+                    Taken::Frame(frame) => _ = self.subscriber.feed(frame),
+                    Taken::End(outcome) => break outcome,
+                }
+            };
+            match outcome {
+                Outcome::Complete(position) => return Some(position),
+                Outcome::Behind => {
+                    metrics.snapshots_behind.add(1);
+                    alone = true;
+                }
+                Outcome::Away => sleep(RETRY.mul_f64(0.2 + 0.8 * fastrand::f64())).await,
+                // It has no id yet, so it starts anew when it comes back.
+                Outcome::Refused => {
+                    self.subscriber.feed(Frame::retry(self.long_retry));
+                    self.subscriber.close(End::Finished);
+                    return None;
+                }
+            }
+        }
+    }
+}
+
+impl Snapshots {
+    /// At most `parallel` readings at a time.
+    pub fn new(readings: Readings, parallel: usize, limit: Duration, metrics: Arc<Metrics>) -> Arc<Self> {
+        let (permits, waiting) = (Semaphore::new(parallel), Mutex::default());
+        Arc::new(Self { readings, limit, permits, metrics, waiting })
+    }
+
+    /// Joins those who wait for the same, or is the first of them.
+    fn join(self: &Arc<Self>, wish: &Wish, log: &TopicLog, alone: bool) -> Member {
+        let mut waiting = self.waiting.lock();
+        if let Some(shared) = waiting.get(wish).filter(|_| !alone) {
+            self.metrics.snapshots_shared.add(1);
+            return Member::of(shared);
+        }
+        let shared = Arc::new(Shared::default());
+        if !alone {
+            waiting.insert(wish.clone(), shared.clone());
+        }
+        let member = Member::of(&shared);
+        drop(waiting);
+        let (snapshots, wish, log) = (self.clone(), wish.clone(), log.clone());
+        tokio::spawn(async move { snapshots.serve(&wish, &log, &shared).await });
+        member
+    }
+
+    /// Serves a group when its turn comes.
+    async fn serve(&self, wish: &Wish, log: &TopicLog, shared: &Arc<Shared>) {
+        let waits = Counted::on(&self.metrics.snapshots_waiting);
+        // The semaphore is never closed.
+        let Ok(permit) = self.permits.acquire().await else { return };
+        drop(waits);
+        {
+            // From here on nobody joins.
+            let mut waiting = self.waiting.lock();
+            if waiting.get(wish).is_some_and(|group| Arc::ptr_eq(group, shared)) {
+                waiting.remove(wish);
+            }
+        }
+        if shared.is_empty() {
+            return;
+        }
+        let runs = Counted::on(&self.metrics.snapshots);
+        let read = self.read(wish, shared).await;
+        drop(runs);
+        // The rest needs no transaction.
+        drop(permit);
+        let outcome = match read {
+            Ok(position) => {
+                self.metrics.snapshots_complete.add(1);
+                Outcome::Complete(log.pass_on(position, &**shared).await)
+            }
+            Err(outcome) => outcome,
+        };
+        shared.end(outcome);
+    }
+
+    /// Reads all rows, and gives their position.
+    async fn read(&self, wish: &Wish, shared: &Shared) -> Result<Position, Outcome> {
+        let deadline = Instant::now() + self.limit;
+        let opening = self.readings.open(wish.claims.as_deref(), &wish.topics);
+        let mut reading = match timeout_at(deadline, opening).await {
+            Ok(Ok(reading)) => reading,
+            Ok(Err(error)) => return Err(self.failed(wish, &error)),
+            Err(_) => return Err(self.too_slow(wish)),
+        };
+        match timeout_at(deadline, self.pass_on(&mut reading, shared)).await {
+            Ok(Ok(())) => {
+                let position = reading.position.clone();
+                reading.close().await;
+                let ready = Frame::ready(&position, &wish.topics);
+                self.metrics.snapshot_bytes.add(ready.len() as u64);
+                shared.push(ready);
+                Ok(position)
+            }
+            Ok(Err(error)) => {
+                reading.close().await;
+                Err(self.failed(wish, &error))
+            }
+            Err(_) => {
+                reading.cancel().await;
+                Err(self.too_slow(wish))
+            }
+        }
+    }
+
+    async fn pass_on(&self, reading: &mut Reading<'_>, shared: &Shared) -> Result<(), DatabaseError> {
+        shared.push(Frame::forget());
+        loop {
+            let rows = reading.next().await?;
+            if rows.is_empty() {
+                return Ok(());
+            }
+            let events = rows.iter().flat_map(|rows| rows.payloads.iter().map(|payload| (&*rows.event, &**payload)));
+            let frame = Frame::rows(events);
+            self.metrics.snapshot_rows.add(rows.iter().map(|rows| rows.payloads.len() as u64).sum());
+            self.metrics.snapshot_bytes.add(frame.len() as u64);
+            if !shared.room_for_one().await {
+                // Nobody is left: as good as done.
+                return Ok(());
+            }
+            shared.push(frame);
+        }
+    }
+
+    fn failed(&self, wish: &Wish, error: &DatabaseError) -> Outcome {
+        if error.blames_the_query() {
+            self.metrics.snapshots_failed.add(1);
+            tracing::warn!(%error, topics = ?wish.topics, "rows can't be read");
+            Outcome::Refused
+        } else {
+            tracing::debug!(%error, "a snapshot waits for the database");
+            Outcome::Away
+        }
+    }
+
+    fn too_slow(&self, wish: &Wish) -> Outcome {
+        self.metrics.snapshots_over.add(1);
+        tracing::warn!(topics = ?wish.topics, limit = ?self.limit, "a snapshot took too long");
+        Outcome::Refused
+    }
+}
+
+/// Counts something as long as it lives.
+struct Counted<'g>(&'g Gauge);
+
+impl<'g> Counted<'g> {
+    fn on(gauge: &'g Gauge) -> Self {
+        gauge.rise();
+        Self(gauge)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fall();
+    }
+}

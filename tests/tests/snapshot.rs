@@ -1,0 +1,533 @@
+//! Streams that start with the rows that are there: `since=snapshot`.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tidings_tests::process::memory;
+use tidings_tests::sse::Request;
+use tidings_tests::{Cluster, DEADLINE, Database, Frame, Item, Proxy, Session, Sse, until};
+
+use crate::access::{Team, ask};
+use crate::{all_until_now, boards, titles};
+
+/// Asks for the rows and what comes after them.
+fn rows_of(topics: &[&str]) -> Request {
+    Request::since(topics, "snapshot")
+}
+
+/// Checks that the next frame tells the page to forget what it has.
+#[track_caller]
+fn forgets(sse: &mut Sse) {
+    let frame = sse.frame();
+    // With this id it begins again, and no other comes before all rows are there.
+    let id = Some("snapshot".into());
+    assert_eq!(frame, Frame { id, event: "reset".into(), data: "{\"reason\":\"snapshot\"}".into() });
+}
+
+/// The rows up to the end of them, and that end.
+#[track_caller]
+fn snapshot(sse: &mut Sse) -> (Vec<Frame>, Frame) {
+    let mut rows = Vec::new();
+    loop {
+        let frame = sse.frame();
+        if frame.event == "ready" {
+            return (rows, frame);
+        }
+        assert_eq!(frame.id, None, "{frame:?}");
+        rows.push(frame);
+    }
+}
+
+/// Lets the proxies of a database read the boards' items.
+fn readable(db: &Database<'_>) {
+    db.session().run(&format!("GRANT SELECT ON board_items TO {}", db.proxy_role()));
+}
+
+#[test]
+fn a_stream_starts_with_the_rows_and_goes_on_with_the_changes() {
+    let db = boards();
+    readable(&db);
+    let proxy = db.proxy(&[]);
+    let mut session = db.session();
+    session
+        .run("INSERT INTO board_items VALUES (1, 5, 'one'), (2, 6, 'two'), (3, 5, 'line\nbreak'), (4, 7, 'another')");
+    let mut sse = proxy.open(&rows_of(&["boards_5", "boards_6"]));
+    forgets(&mut sse);
+    let (rows, ready) = snapshot(&mut sse);
+    assert_eq!(titles(&rows), ["one", "line\nbreak", "two"]);
+    assert!(rows.iter().all(|row| row.event == "changed" && row.json()["type"] == "SNAPSHOT"), "{rows:?}");
+    assert_eq!(ready.json(), json!({"topics": ["boards_5", "boards_6"]}));
+    let position: String = session.one(&format!("SELECT count(*)::text FROM tidings.changes('{}')", ready.id()));
+    assert_eq!(position, "0", "nothing lies behind it");
+    session.run("UPDATE board_items SET title = 'new' WHERE id = 1");
+    let changed = sse.frame();
+    assert_eq!((titles(&[changed.clone()]), changed.json()["type"].as_str()), (vec!["new".to_owned()], Some("UPDATE")));
+    // Who comes back with an id gets what it missed, and no rows.
+    session.run("INSERT INTO board_items VALUES (5, 6, 'missed')");
+    assert_eq!(titles(&[sse.frame()]), ["missed"]);
+    for id in [ready.id(), changed.id()] {
+        let again = Request { last_event_id: Some(id.to_owned()), ..rows_of(&["boards_5", "boards_6"]) };
+        let missed = titles(&all_until_now(&db, "boards_5", &mut proxy.open(&again)));
+        assert_eq!(missed.last().map(String::as_str), Some("missed"));
+        assert!(missed.len() <= 2, "{missed:?}");
+    }
+    // A topic that no watch makes has no rows.
+    let mut nothing = proxy.open(&rows_of(&["other"]));
+    forgets(&mut nothing);
+    assert_eq!(snapshot(&mut nothing).0, []);
+    assert_eq!(proxy.metric("tidings_snapshots_total{result=\"complete\"}"), 2.0);
+    assert_eq!(proxy.metric("tidings_snapshot_rows_total"), 3.0);
+}
+
+#[test]
+fn an_id_that_is_no_longer_good_gets_the_rows_again() {
+    let db = boards();
+    readable(&db);
+    let proxy = db.proxy(&[]);
+    let mut session = db.session();
+    session.run("INSERT INTO board_items VALUES (1, 5, 'one')");
+    let mut sse = proxy.open(&rows_of(&["boards_5"]));
+    let tick: u64 = snapshot(&mut sse).1.place().0;
+    // Older than what is retained, and a tick that there never was.
+    for id in ["1-1".to_owned(), format!("{}-1", tick - 1)] {
+        let again = Request { last_event_id: Some(id), ..rows_of(&["boards_5"]) };
+        let mut sse = proxy.open(&again);
+        assert_eq!(sse.frame().data, "{\"reason\":\"snapshot\"}");
+        assert_eq!(titles(&snapshot(&mut sse).0), ["one"]);
+        // And without `since=snapshot`, as ever, what cannot be served is told and no more.
+        let bare = Request { since: None, ..again };
+        assert_eq!(proxy.open(&bare).frame().event, "reset");
+    }
+    assert!(proxy.metric("tidings_resets_total") >= 4.0);
+}
+
+#[test]
+fn who_was_cut_off_among_the_rows_begins_with_them_again_wherever_it_comes_back() {
+    let db = tidings_tests::shared().database();
+    many_and_few(&db);
+    let (proxy, other) = (db.proxy(&[]), db.proxy(&[]));
+    // The other one knows this place, and would go on from there.
+    let mut elsewhere = other.live(&["many"]);
+    elsewhere.wait_id();
+    let known = elsewhere.last_id().map(str::to_owned);
+    for id in [None, Some("1-1".to_owned())] {
+        let mut sse = proxy.open(&Request { last_event_id: id, ..rows_of(&["many"]) });
+        forgets(&mut sse);
+        sse.take(10);
+        let id = sse.last_id().map(str::to_owned);
+        assert_ne!(id, known);
+        let mut again = other.open(&Request { last_event_id: id, ..rows_of(&["many"]) });
+        forgets(&mut again);
+        assert_eq!(snapshot(&mut again).0.len(), 100_000);
+    }
+}
+
+#[test]
+fn rows_are_those_that_the_subscriber_may_see() {
+    let team = Team::new();
+    team.db.session().run(&format!(
+        "INSERT INTO board_items VALUES (1, 7, 'of one'), (2, 7, 'of two'), (3, 8, 'of all');
+         ALTER TABLE board_items ENABLE ROW LEVEL SECURITY; GRANT SELECT ON board_items TO {member}, {guest};
+         CREATE FUNCTION person() RETURNS text LANGUAGE sql AS $$ SELECT current_setting('request.jwt.claims')::json ->> 'sub' $$;
+         CREATE FUNCTION is_visible(i board_items) RETURNS boolean LANGUAGE plpgsql AS $$
+             BEGIN RETURN i.board_id = 8 OR i.title = CASE person() WHEN '1' THEN 'of one' ELSE 'of two' END; END $$;
+         CREATE POLICY visible ON board_items FOR SELECT USING (is_visible(board_items))",
+        member = team.member,
+        guest = team.guest
+    ));
+    let check = |proxy: &Proxy| {
+        for (person, title) in [(1, "of one"), (2, "of two")] {
+            let mut sse = proxy.open(&rows_of(&["boards_7"]).by(&team.token(person)));
+            forgets(&mut sse);
+            assert_eq!(titles(&snapshot(&mut sse).0), [title]);
+        }
+        let mut guest = proxy.open(&rows_of(&["boards_8"]));
+        forgets(&mut guest);
+        assert_eq!(titles(&snapshot(&mut guest).0), ["of all"]);
+        let bearer = format!("Bearer {}", team.token(1));
+        let denied = ask(proxy, "/events?topic=boards_6&since=snapshot", &[("Authorization", &bearer)]);
+        assert_eq!(denied.0.status, 403);
+    };
+    check(&team.proxy(&["--anon-role", &team.guest]));
+    // With two logins, it is the one that may take the subscribers' roles that reads.
+    team.gate_role();
+    check(&team.proxy_with_gate(&["--anon-role", &team.guest]));
+}
+
+#[test]
+fn what_can_not_be_read_ends_the_stream_without_an_end_of_rows() {
+    let db = boards();
+    db.session().run(
+        "INSERT INTO board_items VALUES (1, 5, 'one'), (2, 5, 'two');
+         SELECT tidings.snapshot('broken_{x}', 'SELECT n, 1 / (500 - n) FROM generate_series(1, 1000) n')",
+    );
+    let proxy = db.proxy(&["--retry", "100ms"]);
+    // The proxy's own role has no right to the table.
+    let mut sse = proxy.open(&rows_of(&["boards_5"]));
+    let mut waits = Vec::new();
+    while let Some(item) = sse.item() {
+        match item {
+            Item::Retry(wait) => waits.push(wait),
+            Item::Comment(_) => {}
+            item => panic!("{item:?}"),
+        }
+    }
+    assert!(waits.len() == 2 && waits[1] > 2 * waits[0], "a long wait before the next attempt: {waits:?} ms");
+    // A query that fails in the middle of its rows.
+    let mut sse = proxy.open(&rows_of(&["broken_1"]));
+    let frames = sse.rest();
+    assert!(frames.iter().all(|frame| frame.event != "ready"), "{frames:?}");
+    assert_eq!(sse.last_id(), Some("snapshot"));
+    assert_eq!(proxy.metric("tidings_snapshots_total{result=\"failed\"}"), 2.0);
+    // And its connection serves the next.
+    readable(&db);
+    let mut sse = proxy.open(&rows_of(&["boards_5"]));
+    forgets(&mut sse);
+    assert_eq!(titles(&snapshot(&mut sse).0), ["one", "two"]);
+}
+
+/// A table whose rows are more than fits anywhere on the way, on topic `many`, and one of a few, on topic `few`.
+fn many_and_few(db: &Database<'_>) {
+    db.session().run(&format!(
+        "CREATE TABLE many (id int, text text); INSERT INTO many SELECT n, repeat('x', 500) FROM generate_series(1, 100000) n;
+         CREATE TABLE few (id int); INSERT INTO few VALUES (1), (2), (3);
+         SELECT tidings.watch('many', topic => 'many'), tidings.watch('few', topic => 'few');
+         GRANT SELECT ON many, few TO {}",
+        db.proxy_role()
+    ));
+}
+
+#[test]
+fn a_slow_client_has_its_own_pace_and_takes_bounded_memory() {
+    let db = tidings_tests::shared().database();
+    many_and_few(&db);
+    let proxy = db.proxy(&["--heartbeat", "1h"]);
+    let before = memory(proxy.pid(), "VmRSS").unwrap();
+    let mut sse = proxy.open(&rows_of(&["many"]));
+    until("the reading has come as far as it can", || {
+        let rows = proxy.metric("tidings_snapshot_rows_total");
+        std::thread::sleep(Duration::from_millis(200));
+        rows > 0.0 && rows == proxy.metric("tidings_snapshot_rows_total")
+    });
+    assert_eq!(proxy.metric("tidings_snapshots"), 1.0, "it waits for its client");
+    // What the kernel's buffers take is no memory of the proxy.
+    let grown = memory(proxy.pid(), "VmHWM").unwrap().saturating_sub(before);
+    assert!(grown < 16 << 20, "{grown} bytes for one slow client");
+    // Others are served meanwhile.
+    let mut quick = proxy.open(&rows_of(&["few"]));
+    forgets(&mut quick);
+    assert_eq!(snapshot(&mut quick).0.len(), 3);
+    forgets(&mut sse);
+    let (rows, _) = snapshot(&mut sse);
+    assert_eq!(rows.len(), 100_000);
+    assert!(rows.iter().zip(1..).all(|(row, id)| row.json()["record"]["id"] == id));
+    assert_eq!(proxy.metric("tidings_snapshots"), 0.0);
+}
+
+#[test]
+fn a_reading_that_takes_too_long_is_given_up() {
+    let db = tidings_tests::shared().database();
+    many_and_few(&db);
+    db.session().run("SELECT tidings.snapshot('sleeps', 'SELECT pg_sleep(1000)')");
+    let proxy = db.proxy(&["--snapshot-timeout", "1s", "--heartbeat", "1h"]);
+    let (mut slow, mut sleeps) = (proxy.open(&rows_of(&["many"])), proxy.open(&rows_of(&["sleeps"])));
+    until("both are given up", || proxy.metric("tidings_snapshots_total{result=\"too_long\"}") == 2.0);
+    for sse in [&mut slow, &mut sleeps] {
+        assert!(sse.rest().iter().all(|frame| frame.event != "ready"));
+    }
+    let mut session = db.session();
+    let role = db.proxy_role();
+    until("no transaction is left", || {
+        session.one::<i64>(&format!(
+            "SELECT count(*) FROM pg_stat_activity WHERE usename = '{role}' AND xact_start IS NOT NULL"
+        )) == 0
+    });
+}
+
+/// A stream that is not read, over a connection whose buffers hold little.
+#[track_caller]
+fn unread(proxy: &Proxy, topic: &str) -> std::net::TcpStream {
+    use std::io::Write;
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+    socket.set_recv_buffer_size(4096).expect("a small buffer");
+    socket.connect(&proxy.address().into()).expect("connect");
+    let mut socket = std::net::TcpStream::from(socket);
+    let request = format!("GET /events?topic={topic}&since=snapshot HTTP/1.1\r\nHost: x\r\n\r\n");
+    socket.write_all(request.as_bytes()).expect("send a request");
+    socket
+}
+
+#[test]
+fn those_who_wait_for_the_same_share_one_reading() {
+    const CLIENTS: usize = 60;
+    let db = tidings_tests::shared().database();
+    many_and_few(&db);
+    let proxy = db.proxy(&["--max-snapshots", "1", "--heartbeat", "1h"]);
+    let first = unread(&proxy, "many");
+    until("the only place is taken", || proxy.metric("tidings_snapshots") == 1.0);
+    let mut clients: Vec<Sse> = (0..CLIENTS).map(|_| proxy.open(&rows_of(&["few"]))).collect();
+    let mut others: Vec<Sse> = (0..2).map(|_| proxy.open(&rows_of(&["few", "other"]))).collect();
+    until("all of them wait", || proxy.metric("tidings_snapshots_shared_total") == CLIENTS as f64);
+    assert_eq!(proxy.metric("tidings_snapshots_waiting"), 2.0);
+    drop(first);
+    for sse in clients.iter_mut().chain(&mut others) {
+        forgets(sse);
+        assert_eq!(snapshot(sse).0.len(), 3);
+    }
+    assert_eq!(proxy.metric("tidings_snapshots_total{result=\"complete\"}"), 3.0, "and the one that was broken off");
+    // All of them are live, from memory: the log was asked once for each reading, and had nothing.
+    db.session().run("INSERT INTO few VALUES (4)");
+    for sse in clients.iter_mut().chain(&mut others) {
+        assert_eq!(sse.frame().json()["record"]["id"], 4);
+    }
+    assert_eq!(proxy.metric("tidings_resumes_total{source=\"log\"}"), 0.0);
+}
+
+#[test]
+fn who_is_slower_than_the_others_of_a_reading_begins_anew_alone() {
+    let db = tidings_tests::shared().database();
+    many_and_few(&db);
+    let proxy = db.proxy(&["--max-snapshots", "2", "--heartbeat", "1h"]);
+    let blockers = [unread(&proxy, "many"), unread(&proxy, "many")];
+    let mut slow = proxy.open(&rows_of(&["many"]));
+    let mut quick: Vec<Sse> = (0..3).map(|_| proxy.open(&rows_of(&["many"]))).collect();
+    until("they wait together", || proxy.metric("tidings_snapshots_shared_total") >= 3.0);
+    drop(blockers);
+    let quick: Vec<_> = quick
+        .drain(..)
+        .map(|mut sse| {
+            std::thread::spawn(move || {
+                forgets(&mut sse);
+                snapshot(&mut sse).0.len()
+            })
+        })
+        .collect();
+    for thread in quick {
+        assert_eq!(thread.join().expect("a client"), 100_000);
+    }
+    // It had rows, which it has to forget.
+    let mut resets = 0;
+    let mut rows = 0;
+    loop {
+        let frame = slow.frame();
+        match frame.event.as_str() {
+            "reset" => (resets, rows) = (resets + 1, 0),
+            "ready" => break,
+            _ => rows += 1,
+        }
+    }
+    assert_eq!((resets, rows), (2, 100_000));
+    assert_eq!(proxy.metric("tidings_snapshots_behind_total"), 1.0);
+}
+
+/// The lists that rows of the checker belong to.
+const LISTS: i32 = 3;
+
+/// A list of rows, by id, with what it says.
+type Rows = BTreeMap<i64, String>;
+
+/// Writers that insert, change, move and delete rows as fast as they can.
+fn writers(db: &Database<'_>, stop: &Arc<AtomicBool>, seed: u64) -> Vec<std::thread::JoinHandle<()>> {
+    println!("seed {seed}");
+    let writer = |number: u64| {
+        let (mut session, stop) = (db.session(), stop.clone());
+        let mut random = fastrand::Rng::with_seed(seed.wrapping_mul(31).wrapping_add(number));
+        std::thread::spawn(move || {
+            let mut next = number as i64 * 1_000_000_000;
+            while !stop.load(Relaxed) {
+                let mut sql = String::from("BEGIN;");
+                for _ in 0..random.usize(1..4) {
+                    next += 1;
+                    let list = random.i32(0..LISTS);
+                    // The writers' rows are their own, so that none waits for another in a circle.
+                    let old = next - random.i64(1..60);
+                    sql += &match random.u8(..10) {
+                        0..=3 => format!("INSERT INTO items VALUES ({next}, {list}, 'v{next}');"),
+                        4..=5 => format!("UPDATE items SET title = 'v{next}' WHERE id = {old};"),
+                        6..=7 => format!("UPDATE items SET list = {list}, title = 'v{next}' WHERE id = {old};"),
+                        _ => format!("DELETE FROM items WHERE id = {old};"),
+                    };
+                }
+                session.run(&(sql + if random.u8(..10) == 0 { "ROLLBACK" } else { "COMMIT" }));
+            }
+        })
+    };
+    (1..=4).map(writer).collect()
+}
+
+/// Notes what the lists hold at a moment, and publishes the moment's number on all of them.
+fn note_moment(session: &mut Session, number: usize) -> Vec<Rows> {
+    session.run("BEGIN; LOCK TABLE items IN SHARE MODE");
+    let mut lists = vec![Rows::new(); LISTS as usize];
+    for row in session.all("SELECT id, list, title FROM items", &[]) {
+        lists[row.get::<_, i32>(1) as usize].insert(row.get(0), row.get(2));
+    }
+    for list in 0..LISTS {
+        session.publish(&format!("list_{list}"), &format!("{{\"moment\": {number}}}"));
+    }
+    session.run("COMMIT");
+    lists
+}
+
+/// What one page has of its lists.
+#[derive(Debug, Default)]
+struct Page {
+    rows: BTreeMap<i64, (i64, String)>,
+    /// Whether all rows are there.
+    is_whole: bool,
+}
+
+impl Page {
+    /// Takes an event; what doesn't fit to what is there is a gap or a double.
+    #[track_caller]
+    fn take(&mut self, frame: &Frame) {
+        match frame.event.as_str() {
+            "reset" => *self = Self::default(),
+            "ready" => self.is_whole = true,
+            _ => {
+                let json = frame.json();
+                let of = |record: &Value| {
+                    let text = record["title"].as_str().unwrap_or_default().to_owned();
+                    (record["id"].as_i64().unwrap_or_default(), (record["list"].as_i64().unwrap_or_default(), text))
+                };
+                let kind = json["type"].as_str().unwrap_or_default();
+                if kind == "DELETE" {
+                    let (id, _) = of(&json["old_record"]);
+                    assert!(self.rows.remove(&id).is_some(), "a row that was not there is deleted: {frame:?}");
+                    return;
+                }
+                let (id, row) = of(&json["record"]);
+                let before = self.rows.insert(id, row);
+                assert_eq!(before.is_some(), kind == "UPDATE", "{before:?}, {frame:?}");
+                assert_eq!(self.is_whole, kind != "SNAPSHOT", "{frame:?}");
+            }
+        }
+    }
+
+    /// The rows of one list.
+    fn list(&self, list: i32) -> Rows {
+        let rows = self.rows.iter().filter(|(_, row)| row.0 == i64::from(list));
+        rows.map(|(id, row)| (*id, row.1.clone())).collect()
+    }
+}
+
+/// How a page of the checker behaves.
+struct Visitor {
+    proxies: Vec<std::net::SocketAddr>,
+    lists: Vec<i32>,
+    random: fastrand::Rng,
+    moments: Arc<Mutex<Vec<Vec<Rows>>>>,
+    checked: Arc<AtomicUsize>,
+    snapshots: Arc<AtomicUsize>,
+    stop: Arc<AtomicBool>,
+    /// How long it is away at times.
+    away: Duration,
+}
+
+impl Visitor {
+    /// Goes from stream to stream; at each moment that it hears of, its lists are what the table's were.
+    fn run(mut self) {
+        let topics: Vec<String> = self.lists.iter().map(|list| format!("list_{list}")).collect();
+        let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
+        let (mut page, mut id) = (Page::default(), None);
+        while !self.stop.load(Relaxed) {
+            let address = self.proxies[self.random.usize(..self.proxies.len())];
+            let Ok(mut sse) = Sse::connect(address, &Request { last_event_id: id.clone(), ..rows_of(&topics) }) else {
+                std::thread::sleep(Duration::from_millis(20));
+                continue;
+            };
+            // Often before the rows are complete, at times much later.
+            let most = if self.random.bool() { self.random.usize(1..300) } else { self.random.usize(1..5000) };
+            for _ in 0..most {
+                let Some(frame) = sse.frame_or_end() else { break };
+                if frame.event == "ready" {
+                    self.snapshots.fetch_add(1, Relaxed);
+                }
+                match frame.json()["moment"].as_u64() {
+                    Some(moment) => self.check(&page, moment as usize),
+                    None => page.take(&frame),
+                }
+                if self.stop.load(Relaxed) {
+                    return;
+                }
+            }
+            id = sse.last_id().map(str::to_owned);
+            drop(sse);
+            if self.random.u8(..10) == 0 {
+                std::thread::sleep(self.away);
+            }
+        }
+    }
+
+    fn check(&self, page: &Page, moment: usize) {
+        // Noted a moment after it is published.
+        let start = std::time::Instant::now();
+        let expected = loop {
+            if let Some(lists) = self.moments.lock().unwrap_or_else(|error| error.into_inner()).get(moment) {
+                break lists.clone();
+            }
+            assert!(start.elapsed() < DEADLINE, "moment {moment} is not noted");
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        assert!(page.is_whole, "an event before the end of the rows");
+        for list in &self.lists {
+            assert_eq!(page.list(*list), expected[*list as usize], "list {list} at moment {moment}");
+        }
+        self.checked.fetch_add(1, Relaxed);
+    }
+}
+
+#[test]
+fn every_page_has_exactly_the_tables_rows_whenever_it_has_caught_up() {
+    const VISITORS: u64 = 8;
+    let cluster = Cluster::start(&[("tidings.retention", "2s")]);
+    let db = cluster.database();
+    db.session().run(&format!(
+        "CREATE TABLE items (id bigint PRIMARY KEY, list int NOT NULL, title text); CREATE INDEX ON items (list);
+         INSERT INTO items SELECT -n, n % {LISTS}, 'old' FROM generate_series(1, 3000) n;
+         SELECT tidings.watch('items', topic => 'list_{{list}}');
+         GRANT SELECT ON items TO {}",
+        db.proxy_role()
+    ));
+    // One of them has too little memory to serve anybody from it.
+    let proxies = [db.proxy(&["--retry", "50ms"]), db.proxy(&["--retry", "50ms", "--history-bytes", "10kB"])];
+    let (stop, seed) = (Arc::new(AtomicBool::new(false)), crate::seed());
+    let writers = writers(&db, &stop, seed);
+    let (moments, checked, snapshots) = (Arc::default(), Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+    let visitors: Vec<_> = (0..VISITORS)
+        .map(|n| {
+            let visitor = Visitor {
+                proxies: proxies.iter().map(Proxy::address).collect(),
+                lists: if n % 2 == 0 { vec![n as i32 % LISTS] } else { (0..LISTS).collect() },
+                random: fastrand::Rng::with_seed(seed.wrapping_mul(77).wrapping_add(n)),
+                moments: Arc::clone(&moments),
+                checked: checked.clone(),
+                snapshots: snapshots.clone(),
+                stop: stop.clone(),
+                away: Duration::from_secs(4),
+            };
+            std::thread::spawn(move || visitor.run())
+        })
+        .collect();
+    let mut session = db.session();
+    let mut number = 0;
+    until("the pages have been compared often enough", || {
+        let lists = note_moment(&mut session, number);
+        moments.lock().expect("no visitor has failed").push(lists);
+        number += 1;
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(visitors.iter().all(|visitor| !visitor.is_finished()), "a visitor has failed");
+        checked.load(Relaxed) > 1500 && snapshots.load(Relaxed) > 60
+    });
+    stop.store(true, Relaxed);
+    // They hear of the end by the next event.
+    let lists = note_moment(&mut session, number);
+    moments.lock().expect("no visitor has failed").push(lists);
+    for thread in writers.into_iter().chain(visitors) {
+        thread.join().expect("all pages are right");
+    }
+    println!("{number} moments, {} comparisons, {} snapshots", checked.load(Relaxed), snapshots.load(Relaxed));
+}
