@@ -243,10 +243,9 @@ fn notices(db: &Database<'_>, sql: &str) -> Vec<String> {
     let notices = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
     let mut config = db.cluster().config(db.name(), "postgres");
     let noted = notices.clone();
-    config.notice_callback(move |notice| noted.lock().expect("a lock").push(format!("{}", notice.message())));
+    config.notice_callback(move |notice| noted.lock().expect("a lock").push(notice.message().to_owned()));
     Session::new(config.connect(postgres::NoTls).expect("connect")).run(sql);
-    let notices = notices.lock().expect("a lock").clone();
-    notices
+    std::mem::take(&mut *notices.lock().expect("a lock"))
 }
 
 #[test]
