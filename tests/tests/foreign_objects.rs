@@ -181,7 +181,10 @@ fn none_of_our_statements_looks_up_a_name_in_the_sessions_path() {
            AND NOT 'search_path=pg_catalog, pg_temp' = ANY (coalesce(p.proconfig, '{}')) ORDER BY 1",
         &[],
     );
-    assert_eq!(open.iter().map(|row| row.get(0)).collect::<Vec<String>>(), ["allow", "segments_between", "snapshot", "watch"]);
+    assert_eq!(
+        open.iter().map(|row| row.get(0)).collect::<Vec<String>>(),
+        ["allow", "segments_between", "snapshot", "watch"]
+    );
     for row in open {
         let body: String = row.get(1);
         assert_eq!(looked_up(&body), [""; 0], "{body}");

@@ -92,7 +92,7 @@ fn who_began_with_the_rows_gets_them_again_after_a_failover_that_lost_some() {
     assert_eq!((live.frame().event, live.frame().event), ("reset".into(), "ready".into()));
     insert(&mut db.session(), 1, "kept");
     live.frame();
-    catch_up(&db, &standby);
+    db.wait_standby(&standby);
     cut_off(&standby);
     insert(&mut db.session(), 2, "lost");
     let lost = live.frame();

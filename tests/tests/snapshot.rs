@@ -294,12 +294,13 @@ fn those_who_wait_for_the_same_share_one_reading() {
 fn who_is_slower_than_the_others_of_a_reading_begins_anew_alone() {
     let db = tidings_tests::shared().database();
     many_and_few(&db);
-    let proxy = db.proxy(&["--max-snapshots", "2", "--heartbeat", "1h"]);
-    let blockers = [unread(&proxy, "many"), unread(&proxy, "many")];
+    let proxy = db.proxy(&["--max-snapshots", "1", "--heartbeat", "1h"]);
+    let first = unread(&proxy, "many");
+    until("the only place is taken", || proxy.metric("tidings_snapshots") == 1.0);
     let mut slow = proxy.open(&rows_of(&["many"]));
     let mut quick: Vec<Sse> = (0..3).map(|_| proxy.open(&rows_of(&["many"]))).collect();
-    until("they wait together", || proxy.metric("tidings_snapshots_shared_total") >= 3.0);
-    drop(blockers);
+    until("they wait together", || proxy.metric("tidings_snapshots_shared_total") == 3.0);
+    drop(first);
     let quick: Vec<_> = quick
         .drain(..)
         .map(|mut sse| {
