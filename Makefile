@@ -11,6 +11,7 @@
 #   make bench     measures beside the targets and the rivals, into docs/benchmarks.md; ARGS=--long, ARGS="idle fanout" for parts, ARGS=--small to try it
 #   make fuzz      hostile bytes for every parser, guided by coverage; SECONDS_EACH=600 for longer
 #   make chaos     breaks everything, by a seed, and checks that every client gets what was committed; ARGS="--seed N --minutes M --seeds K"
+#   make model     explores a model of the protocol, every order of events within bounds; ARGS=retention for one scenario
 #   make lint      checks formatting, clippy, documentation, licences of crates, and that no modules import one another in a circle
 #   make package   the files of an installation as one archive in dist/
 #   make clean     removes what was built
@@ -22,7 +23,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup build install run test test-core test-browser postgres-16 postgres-17 postgres-18 browser clients rivals fuzz bench chaos lint package clean
+.PHONY: help setup build install run test test-core test-browser postgres-16 postgres-17 postgres-18 browser clients rivals fuzz bench chaos model lint package clean
 
 PG_CONFIG ?= /usr/lib/postgresql/15/bin/pg_config
 export PG_CONFIG
@@ -146,6 +147,8 @@ test: install lint browser clients
 	cargo test --locked --quiet -p tidings-wire -p tidings-proxy
 	cargo test --locked --quiet -p tidings-tests --lib --bins
 	node --test stream-proxy/client/test/*.test.mjs
+	printf '==> the model, in a small size\n'
+	cargo test --locked --quiet -p tidings-model
 	printf '==> tests with real clusters and real proxies\n'
 	cargo test --locked -p tidings-tests --test main -- --test-threads="$${TEST_THREADS:-3}" $(ONLY)
 	printf '==> tests with real browsers\n'
@@ -237,6 +240,9 @@ bench: install rivals
 
 chaos: install
 	@cargo run --quiet --locked -p tidings-tests --bin tidings-chaos -- $(ARGS)
+
+model: setup
+	@cargo run --release --quiet --locked -p tidings-model -- $(ARGS)
 
 lint: setup
 	@printf '==> lint\n'

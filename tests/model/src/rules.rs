@@ -1,0 +1,71 @@
+//! The rules of the protocol, each of which can be left out: a model that cannot fail proves nothing.
+//!
+//! `tests.rs` leaves out one after the other, and expects the checker to find what goes wrong.
+
+/// A rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Rule {
+    /// A tick with a transaction that did not wait for its own commit is flushed before it is announced.
+    FlushForAsynchronous,
+    /// The same for a tick that would be ordered otherwise if it were lost and cut again: one that leaves out a
+    /// transaction that has an earlier last stamp but is not visible yet.
+    FlushWhileEarlierEnd,
+    /// An announcement carries the snapshot that ends its tick, unless that tick was flushed first.
+    SnapshotInAnnouncement,
+    /// There is no snapshot in the announcement of a tick that was flushed first.
+    NoSnapshotOfFlushed,
+    /// After a lost tick, a proxy passes over what it has already published.
+    PassOver,
+    /// A snapshot hides only segments with a stamp up to that of the snapshot.
+    SnapshotHasStamp,
+    /// Whether an earlier transaction is about to end is looked for before the snapshot, so what was stamped since then
+    /// counts as behind such a one.
+    LookCoversLaterStamps,
+    /// The first relay after a server start cuts what was committed before, then a tick with a mark; the snapshots of
+    /// earlier ticks mean nothing after it.
+    MarkAfterRestart,
+    /// A proxy whose tick is lost asks whether the log still has what it published, and resets its clients if not.
+    AskWhatIsLeft,
+    /// A proxy that goes on after a lost tick must have had each lost tick with a snapshot, and to its end.
+    AllLostTicksHeard,
+    /// A client whose tick is neither in the proxy's memory nor in the log is reset.
+    LostIdsAreUnknown,
+    /// A client whose id lies within a tick, before an event that the proxy passed over there, is served from the log: the
+    /// proxy's memory has that event in an earlier tick.
+    MemoryKnowsItsGaps,
+    /// A client that reads the log has read what the log has, not what the proxy has published.
+    LogEndsWhereItEnds,
+    /// `tidings.position()` flushes what its snapshot sees, and the last tick.
+    PositionIsFlushed,
+    /// A position with a snapshot has the number of events that the snapshot sees behind its tick, and its client is reset
+    /// if the log does not have as many.
+    PositionHasCount,
+    /// A client whose position is older than what is retained is reset.
+    CheckRetention,
+    /// After a restart the clock goes on above everything that it ever showed.
+    ClockNeverGoesBack,
+    /// A tick also has those transactions that were running when the last one was cut.
+    Stragglers,
+    /// Transactions are ordered by their stamps, not by their numbers.
+    OrderByStamp,
+    /// All segments of a transaction have the place of its last stamp.
+    OrderByLastStamp,
+}
+
+/// All rules but some.
+#[derive(Clone, Debug, Default)]
+pub struct Rules {
+    without: Vec<Rule>,
+}
+
+impl Rules {
+    /// All rules but these.
+    pub fn without(rules: &[Rule]) -> Self {
+        Self { without: rules.to_vec() }
+    }
+
+    /// Whether a rule is followed.
+    pub fn has(&self, rule: Rule) -> bool {
+        !self.without.contains(&rule)
+    }
+}
