@@ -249,7 +249,7 @@ lint: setup
 	cargo fmt --all --check
 	cargo clippy --quiet --locked --workspace --all-targets --no-default-features --features "tidings/pg$(MAJOR)" -- -D warnings
 	.ci/licences
-	.ci/imports pg-extension/src pg-extension/wire/src stream-proxy/src
+	.ci/imports pg-extension/src pg-extension/wire/src stream-proxy/src tests/model/src
 	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --locked --workspace --no-deps --document-private-items \
 	  --no-default-features --features "tidings/pg$(MAJOR)"
 

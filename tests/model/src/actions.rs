@@ -66,9 +66,10 @@ impl Protocol {
     /// Right before its commit, a transaction writes its last segment, with a stamp. One of two phases is prepared, which
     /// is flushed at once.
     fn log(&self, s: &mut State, w: u8) {
-        let stamp = s.database.tell_time();
         let writer = &mut s.writers[w as usize];
-        writer.stamps.push(stamp);
+        if !self.script(w).is_large || self.scenario.rules.has(Rule::LargeOnesStampAgain) {
+            writer.stamps.push(s.database.tell_time());
+        }
         if self.script(w).is_prepared {
             writer.phase = Phase::Prepared;
             s.database.write(writer.xid, Kind::Prepare(w));

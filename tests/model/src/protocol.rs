@@ -157,7 +157,8 @@ impl Protocol {
     fn must_flush_first(&self, s: &State, look: &Look, transactions: &[u8]) -> bool {
         let is_lazy = transactions.iter().any(|w| !self.script(*w).waits);
         let last = transactions.iter().map(|w| s.writer(*w).last_stamp()).max().unwrap_or(0);
-        let is_early = last > look.ending.min(look.prepared).min(self.stamped_by(look));
+        let prepared = if self.has(Rule::PreparedMayEnd) { look.prepared } else { Stamp::MAX };
+        let is_early = last > look.ending.min(prepared).min(self.stamped_by(look));
         (is_lazy && self.has(Rule::FlushForAsynchronous)) || (is_early && self.has(Rule::FlushWhileEarlierEnd))
     }
 

@@ -10,6 +10,11 @@ pub enum Rule {
     /// The same for a tick that would be ordered otherwise if it were lost and cut again: one that leaves out a
     /// transaction that has an earlier last stamp but is not visible yet.
     FlushWhileEarlierEnd,
+    /// A prepared transaction counts as about to become visible as long as it is prepared, not only during its COMMIT
+    /// PREPARED.
+    PreparedMayEnd,
+    /// A transaction that was flushed early writes a last segment with a new stamp when it commits, even an empty one.
+    LargeOnesStampAgain,
     /// An announcement carries the snapshot that ends its tick, unless that tick was flushed first.
     SnapshotInAnnouncement,
     /// There is no snapshot in the announcement of a tick that was flushed first.

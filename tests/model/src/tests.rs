@@ -81,6 +81,17 @@ fn a_tick_that_leaves_out_an_earlier_transaction_must_be_flushed_first() {
 }
 
 #[test]
+fn a_large_transaction_needs_a_stamp_of_its_commit() {
+    let scenario = Scenario { slow_cut: true, ..crash(&[LARGE, PLAIN]) };
+    needs(&[Rule::LargeOnesStampAgain], scenario, &[ONE_ORDER]);
+}
+
+#[test]
+fn a_prepared_transaction_may_end_before_the_tick_is_cut_again() {
+    needs(&[Rule::PreparedMayEnd], crash(&[PREPARED, PLAIN]), &[ONE_ORDER]);
+}
+
+#[test]
 fn without_that_flush_short_ids_repeat_events_at_one_proxy_and_lose_them_at_another() {
     let scenario =
         Scenario { proxies: 2, left: Left { crashes: 1, cuts: 1, ..Left::default() }, ..crash(&[PLAIN, PLAIN]) };
