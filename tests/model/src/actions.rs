@@ -9,37 +9,37 @@ use crate::state::*;
 /// Something that happens. Numbers are those of writers, proxies and clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// See [`Protocol::begin`].
+    /// See `Protocol::begin`.
     Begin(u8),
-    /// See [`Protocol::log`].
+    /// See `Protocol::log`.
     Log(u8),
-    /// See [`Protocol::commit`].
+    /// See `Protocol::commit`.
     Commit(u8),
-    /// See [`Protocol::end`].
+    /// See `Protocol::end`.
     End(u8),
-    /// See [`Protocol::look`].
+    /// See `Protocol::look`.
     Look,
-    /// See [`Protocol::cut`].
+    /// See `Protocol::cut`.
     Cut,
-    /// See [`Protocol::start_relay`].
+    /// See `Protocol::start_relay`.
     StartRelay,
-    /// See [`Protocol::connect`].
+    /// See `Protocol::connect`.
     Connect(u8),
-    /// See [`Protocol::hear`].
+    /// See `Protocol::hear`.
     Hear(u8),
-    /// See [`Protocol::come`]: the client, the proxy.
+    /// See `Protocol::come`: the client, the proxy.
     Come(u8, u8),
-    /// See [`Protocol::read`]: the client, the proxy.
+    /// See `Protocol::read`: the client, the proxy.
     Read(u8, u8),
-    /// See [`Protocol::start`].
+    /// See `Protocol::start`.
     Start(u8),
-    /// See [`Protocol::crash`].
+    /// See `Protocol::crash`.
     Crash(u8),
-    /// See [`Protocol::die`].
+    /// See `Protocol::die`.
     Die(u8),
-    /// See [`Protocol::cut_off`].
+    /// See `Protocol::cut_off`.
     CutOff(u8),
-    /// See [`Protocol::remove`].
+    /// See `Protocol::remove`.
     Remove,
 }
 
