@@ -68,7 +68,7 @@ pub extern "C-unwind" fn _PG_init() {
     transaction::init();
     log::table::init();
     capture::watches::init();
-    capture::command::init();
+    capture::executor::init();
     statements::hooks::init();
     relay::launcher::init();
 }

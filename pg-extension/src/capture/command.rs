@@ -15,7 +15,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use pgrx::pg_sys;
 
-use crate::foreign::executor::{standard_ExecutorFinish, standard_ExecutorRun};
 use crate::foreign::get_partition_ancestors;
 use crate::foreign::infallible::{
     GetCurrentCommandId, GetCurrentSubTransactionId, HeapTupleHeaderGetCmax, HeapTupleHeaderGetCmin, IsLogicalWorker,
@@ -85,20 +84,6 @@ struct Touched {
 thread_local! {
     /// The running commands, outer ones first. After an error, some stay here until their subtransaction ends.
     static COMMANDS: RefCell<Vec<Command>> = const { RefCell::new(Vec::new()) };
-}
-
-static mut PREVIOUS_RUN: pg_sys::ExecutorRun_hook_type = None;
-static mut PREVIOUS_FINISH: pg_sys::ExecutorFinish_hook_type = None;
-
-/// Installs the hooks; called from `_PG_init`.
-pub fn init() {
-    // SAFETY: called in the postmaster while it loads libraries, before there are other processes or threads.
-    unsafe {
-        PREVIOUS_RUN = pg_sys::ExecutorRun_hook;
-        pg_sys::ExecutorRun_hook = Some(run);
-        PREVIOUS_FINISH = pg_sys::ExecutorFinish_hook;
-        pg_sys::ExecutorFinish_hook = Some(finish);
-    }
 }
 
 impl Rank {
@@ -359,28 +344,13 @@ pub fn leave(place: usize) {
     COMMANDS.with_borrow_mut(|commands| commands.truncate(place));
 }
 
-/// The number of a query that changes rows.
-///
-/// # Safety
-/// The query has been started.
-unsafe fn number_of(query: *mut pg_sys::QueryDesc) -> Option<pg_sys::CommandId> {
-    // SAFETY: the query has been started, as the caller promises, so it has a plan and a state.
-    unsafe {
-        let is_read = (*query).operation == pg_sys::CmdType::CMD_SELECT && !(*(*query).plannedstmt).hasModifyingCTE;
-        (!is_read).then(|| (*(*query).estate).es_output_cid)
-    }
+/// Notes that the executor begins to run a query that changes rows. Returns its index, for [`query_has_run`].
+pub fn enter_query(number: pg_sys::CommandId) -> usize {
+    enter(number, Kind::Query, Phase::Running)
 }
 
-/// Runs a query. Like the other hooks here, it has no guard and no values to drop, so an error passes through it
-/// unchanged.
-///
-/// # Safety
-/// The query has been started.
-unsafe fn run_as(query: *mut pg_sys::QueryDesc, run: impl FnOnce()) {
-    // SAFETY: the query has been started, as the caller promises.
-    let Some(number) = (unsafe { number_of(query) }) else { return run() };
-    let place = enter(number, Kind::Query, Phase::Running);
-    run();
+/// Notes that the query with this index has changed its rows; its triggers will fire.
+pub fn query_has_run(place: usize) {
     COMMANDS.with_borrow_mut(|commands| {
         commands.truncate(place + 1);
         if let Some(command) = commands.last_mut() {
@@ -393,40 +363,14 @@ unsafe fn run_as(query: *mut pg_sys::QueryDesc, run: impl FnOnce()) {
     });
 }
 
-#[cfg(not(feature = "pg18"))]
-unsafe extern "C-unwind" fn run(
-    query: *mut pg_sys::QueryDesc,
-    direction: pg_sys::ScanDirection::Type,
-    count: u64,
-    once: bool,
-) {
-    // SAFETY: the arguments are passed on as they came, to the hook before this one or to the standard.
-    unsafe { run_as(query, || PREVIOUS_RUN.unwrap_or(standard_ExecutorRun)(query, direction, count, once)) }
-}
-
-#[cfg(feature = "pg18")]
-unsafe extern "C-unwind" fn run(query: *mut pg_sys::QueryDesc, direction: pg_sys::ScanDirection::Type, count: u64) {
-    // SAFETY: the arguments are passed on as they came, to the hook before this one or to the standard.
-    unsafe { run_as(query, || PREVIOUS_RUN.unwrap_or(standard_ExecutorRun)(query, direction, count)) }
-}
-
-/// The hook for the end of a query, where its triggers fire. The triggers of a query that a foreign key runs fire
-/// later, together with those of the outer query.
-unsafe extern "C-unwind" fn finish(query: *mut pg_sys::QueryDesc) {
-    // SAFETY: the argument is passed on as it came, to the hook before this one or to the standard.
-    unsafe {
-        let next = PREVIOUS_FINISH.unwrap_or(standard_ExecutorFinish);
-        let fires_later = (*(*query).estate).es_top_eflags & pg_sys::EXEC_FLAG_SKIP_TRIGGERS as i32 != 0;
-        let Some(number) = number_of(query).filter(|_| !fires_later) else { return next(query) };
-        let waiting = COMMANDS.with_borrow_mut(|commands| {
-            let last = commands.len().checked_sub(1)?;
-            let command =
-                commands.last_mut().filter(|command| command.number == number && command.phase == Phase::Waiting)?;
-            command.phase = Phase::Firing;
-            Some(last)
-        });
-        let place = waiting.unwrap_or_else(|| enter(number, Kind::Query, Phase::Firing));
-        next(query);
-        leave(place);
-    }
+/// Notes that the triggers of a query begin to fire. Returns its index, for [`leave`].
+pub fn enter_triggers(number: pg_sys::CommandId) -> usize {
+    let waiting = COMMANDS.with_borrow_mut(|commands| {
+        let last = commands.len().checked_sub(1)?;
+        let command =
+            commands.last_mut().filter(|command| command.number == number && command.phase == Phase::Waiting)?;
+        command.phase = Phase::Firing;
+        Some(last)
+    });
+    waiting.unwrap_or_else(|| enter(number, Kind::Query, Phase::Firing))
 }
