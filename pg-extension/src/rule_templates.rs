@@ -28,15 +28,15 @@ fn bind_holes(template: &str, query: &str) -> String {
     })
 }
 
-/// `tidings.can_bind(template, query)`: whether `bind_holes` does not fail. A rule that was written into the table by
-/// hand allows nothing then, instead of failing the others that match.
+/// `tidings.can_bind(template, query)`: whether `bind_holes` succeeds. If not, a rule that somebody inserted into the
+/// table allows nothing, instead of making the other rules that match fail.
 #[pg_extern]
 fn can_bind(template: &str, query: &str) -> bool {
     preload::require();
     bind(template, query).is_ok()
 }
 
-/// Why a rule is none.
+/// Why a rule is invalid.
 #[derive(Debug, thiserror::Error)]
 enum BadRule {
     #[error("bad rule: {0}")]

@@ -10,8 +10,8 @@ use crate::preload;
 use crate::subscriber::{become_subscriber, c_string, current_user, set_locally};
 use crate::subtransaction::{report, undone};
 
-/// Errors after which the rule has neither allowed nor denied access, so the whole statement fails: it timed out or was
-/// cancelled, or a lock was not to be had.
+/// Errors after which a rule has neither allowed nor denied access, so the whole statement fails: it timed out or was
+/// cancelled, or a lock could not be taken in time.
 const NO_ANSWER: [PgSqlErrorCode; 2] =
     [PgSqlErrorCode::ERRCODE_QUERY_CANCELED, PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE];
 

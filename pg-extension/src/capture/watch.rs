@@ -281,7 +281,7 @@ impl Watch {
     }
 }
 
-/// A template as an error shows it.
+/// A template as an error shows it: a long one is cut.
 fn shown(text: &str) -> String {
     let mut shown: String = text.chars().take(MAX_NAME).collect();
     if shown.len() < text.len() {
