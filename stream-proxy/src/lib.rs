@@ -4,7 +4,7 @@
 //! from Postgres, and goes out through [`stream`], which queues it to its subscribers and writes it to their sockets. A
 //! request comes in through [`http`], which parses and answers it; [`access`] decides whether the client may subscribe;
 //! [`proxy`] then opens the stream, and [`upstream::replay`] sends what the client missed, or [`upstream::snapshots`] the
-//! rows that are there.
+//! rows that are there. [`poll`] answers in JSON what a stream would send.
 //!
 //! Imports point one way: `http` uses `proxy`, which uses `access`, `upstream` and `stream`. `access` uses `upstream`
 //! for its connections, `upstream` feeds `stream`, and `stream` knows neither HTTP nor Postgres.
@@ -17,6 +17,7 @@ pub mod certificates;
 pub mod cli;
 pub mod http;
 pub mod metrics;
+pub mod poll;
 pub mod proxy;
 pub mod route;
 mod run;

@@ -21,7 +21,7 @@ use crate::stream::writer::CountBytes;
 use crate::upstream::reads::Reads;
 use crate::upstream::replay::{Replay, TopicLog};
 use crate::upstream::session::Readiness;
-use crate::upstream::snapshots::{Arrival, Snapshots, Wish};
+use crate::upstream::snapshots::{Arrival, Form, Snapshots, Wish};
 
 /// The running proxy.
 #[derive(Debug)]
@@ -125,7 +125,7 @@ impl Proxy {
         let mut subscription = self.open(peer)?;
         let subscriber = subscription.subscriber();
         let claims = who.claims();
-        subscription.pass = self.access.admit(who, &subscriber, &wanted.topics);
+        subscription.admit(who, &wanted.topics);
         let (retry, heartbeat) = (self.cli.next_retry(), self.cli.heartbeat);
         let hello = |place: Option<Place>| Frame::hello(retry, heartbeat, place.map(Place::position));
         match wanted.start {
@@ -151,7 +151,8 @@ impl Proxy {
         Ok(subscription)
     }
 
-    fn open(self: &Arc<Self>, peer: IpAddr) -> Result<Subscription, NotNow> {
+    /// Opens a stream that has nothing yet.
+    pub fn open(self: &Arc<Self>, peer: IpAddr) -> Result<Subscription, NotNow> {
         if self.is_draining() {
             return Err(NotNow::Draining);
         }
@@ -193,16 +194,33 @@ impl Proxy {
                 Joined::TooOld | Joined::Ahead => {}
             }
         }
-        let topics: Arc<[Arc<str>]> = wanted.topics.into();
-        let (hub, reads, metrics) = (self.hub.clone(), self.reads.clone(), self.metrics.clone());
-        let log = TopicLog { hub, reads, metrics, topics: topics.clone() };
-        if !wanted.wants_rows {
+        let log = self.log_of(&wanted.topics);
+        if wanted.wants_rows {
+            tokio::spawn(self.arrival(subscriber, log, claims, Form::Events).run(after));
+        } else {
             tokio::spawn(Replay { log, subscriber }.run(after));
-            return;
         }
+    }
+
+    /// Starts an answer in JSON with the rows.
+    pub fn send_rows(&self, subscription: Subscription, log: TopicLog, claims: Option<Arc<str>>) -> Subscription {
+        let subscriber = subscription.subscriber();
+        subscriber.send_json();
+        tokio::spawn(self.arrival(subscriber.clone(), log, claims, Form::Json).run_once());
+        self.wheel.add(subscriber);
+        subscription
+    }
+
+    /// The log of these topics.
+    pub fn log_of(&self, topics: &[Arc<str>]) -> TopicLog {
+        let (hub, reads, metrics) = (self.hub.clone(), self.reads.clone(), self.metrics.clone());
+        TopicLog { hub, reads, metrics, topics: topics.into() }
+    }
+
+    fn arrival(&self, subscriber: Arc<Subscriber>, log: TopicLog, claims: Option<Arc<str>>, form: Form) -> Arrival {
+        let wish = Wish { claims, topics: log.topics.clone(), form };
         let (snapshots, long_retry) = (self.snapshots.clone(), self.cli.long_retry());
-        let arrival = Arrival { snapshots, wish: Wish { claims, topics }, log, subscriber, long_retry };
-        tokio::spawn(arrival.run(after));
+        Arrival { snapshots, wish, log, subscriber, long_retry }
     }
 }
 
@@ -210,6 +228,11 @@ impl Subscription {
     /// The stream's subscriber.
     pub fn subscriber(&self) -> Arc<Subscriber> {
         self.subscriber.clone()
+    }
+
+    /// Registers the stream, so that it ends when the right to it does.
+    pub fn admit(&mut self, who: Identity, topics: &[Arc<str>]) {
+        self.pass = self.proxy.access.admit(who, &self.subscriber, topics);
     }
 }
 

@@ -20,6 +20,7 @@ mod frames;
 mod hostile_settings;
 mod http2;
 mod installation;
+mod json;
 mod limits;
 mod locked_rules;
 mod log;

@@ -51,7 +51,7 @@ fn every_error_is_a_problem_document_that_says_what_is_wrong() {
         ("PUT", "/metrics", &[("Content-Length", "0")], 405),
         ("OPTIONS", "/healthz", &[], 405),
         ("GET", STREAM, &[("Accept", "text/html")], 406),
-        ("GET", STREAM, &[("Accept", "text/event-stream;q=0, application/json")], 406),
+        ("GET", STREAM, &[("Accept", "text/event-stream;q=0, application/json;q=0")], 406),
         ("GET", STREAM, &[("Accept", "text/event-stream;q=0, */*")], 406),
     ];
     for (method, path, headers, status) in cases {

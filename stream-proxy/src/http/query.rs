@@ -139,6 +139,11 @@ pub fn accepts_stream(headers: &HeaderMap) -> bool {
     ranges.unwrap_or(!headers.contains_key(ACCEPT))
 }
 
+/// Whether the client asks for JSON and not for an event stream.
+pub fn asks_for_json(headers: &HeaderMap) -> bool {
+    accepts(headers, "application/json") == Some(true) && !names_stream(headers)
+}
+
 /// Whether the client names the type of event streams in `Accept`, as an EventSource does.
 pub fn names_stream(headers: &HeaderMap) -> bool {
     accepts(headers, "text/event-stream") == Some(true)

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use hyper::body::Body as _;
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, VARY};
 use hyper::http::request::Parts;
 use hyper::{Method, Response, StatusCode};
 use percent_encoding::percent_decode_str;
@@ -15,8 +15,9 @@ use crate::http::body::Body;
 use crate::http::cors;
 use crate::http::credentials::find_token;
 use crate::http::problem::Problem;
-use crate::http::query::{self, accepts_stream, names_stream, only_token};
-use crate::proxy::{NotNow, Proxy, Subscription};
+use crate::http::query::{self, accepts_stream, asks_for_json, names_stream, only_token};
+use crate::poll::Polled;
+use crate::proxy::{NotNow, Proxy, StreamRequest, Subscription};
 use crate::stream::channels::Refused;
 use crate::stream::frame::Frame;
 
@@ -132,7 +133,8 @@ fn text(text: impl Into<bytes::Bytes>) -> Response<Body> {
 }
 
 async fn stream(proxy: &Arc<Proxy>, request: &Parts, peer: IpAddr, topic: Option<Topic>) -> Result<Outcome, Problem> {
-    if let Some(outcome) = before_stream(request)? {
+    let is_json = asks_for_json(&request.headers);
+    if let Some(outcome) = before_stream(request, is_json)? {
         return Ok(outcome);
     }
     if proxy.is_draining() {
@@ -143,11 +145,42 @@ async fn stream(proxy: &Arc<Proxy>, request: &Parts, peer: IpAddr, topic: Option
     let wanted = query::parse(query, &request.headers, topic, proxy.cli.max_topics)?;
     let who = identify(proxy, request, peer)?;
     proxy.access.authorize(&who, &wanted.topics).await?;
+    if is_json {
+        return json(proxy, request, wanted, who, peer).await;
+    }
     start_stream(request, proxy, || proxy.subscribe(wanted, who, peer))
 }
 
+/// One answer in JSON, with the rows as they are read or with what lies after a position.
+async fn json(
+    proxy: &Arc<Proxy>,
+    request: &Parts,
+    wanted: StreamRequest,
+    who: Identity,
+    peer: IpAddr,
+) -> Result<Outcome, Problem> {
+    let headers = HeaderMap::from_iter([
+        (CONTENT_TYPE, HeaderValue::from_static("application/json")),
+        (CACHE_CONTROL, HeaderValue::from_static("no-store, no-transform")),
+        (VARY, HeaderValue::from_static("Accept")),
+    ]);
+    let whole = |text: String| {
+        let mut response = Response::new(Body::whole(text));
+        *response.headers_mut() = headers.clone();
+        Outcome::Response(response)
+    };
+    if request.method == Method::HEAD {
+        return Ok(whole(String::new()));
+    }
+    match proxy.poll(wanted, who, peer).await {
+        Ok(Polled::Answer(answer)) => Ok(whole(answer.to_string())),
+        Ok(Polled::Rows(subscription)) => Ok(Outcome::Stream(headers, subscription)),
+        Err(reason) => not_now(request, proxy, reason),
+    }
+}
+
 fn channel(proxy: &Arc<Proxy>, request: &Parts, peer: IpAddr, name: &str) -> Result<Outcome, Problem> {
-    if let Some(outcome) = before_stream(request)? {
+    if let Some(outcome) = before_stream(request, false)? {
         return Ok(outcome);
     }
     only_token(request.uri.query().unwrap_or(""))?;
@@ -171,9 +204,9 @@ fn identify(proxy: &Proxy, request: &Parts, peer: IpAddr) -> Result<Identity, Pr
 }
 
 /// Responses that need no stream: to OPTIONS, to other methods, and to clients that don't accept event streams.
-fn before_stream(request: &Parts) -> Result<Option<Outcome>, Problem> {
+fn before_stream(request: &Parts, is_json: bool) -> Result<Option<Outcome>, Problem> {
     match request.method {
-        Method::GET | Method::HEAD if accepts_stream(&request.headers) => Ok(None),
+        Method::GET | Method::HEAD if is_json || accepts_stream(&request.headers) => Ok(None),
         Method::GET | Method::HEAD => Err(Problem::NotAcceptable),
         Method::OPTIONS => {
             let mut response = Response::new(Body::whole(""));

@@ -37,6 +37,16 @@ pub enum Reset {
     Lost,
 }
 
+impl Reset {
+    /// Its name in the reset's data.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Expired => "expired",
+            Self::Lost => "lost",
+        }
+    }
+}
+
 impl Frame {
     /// One event. Every line break in the payload starts a new `data` line, so no content can forge a field.
     pub fn event(id: impl Display, name: &str, payload: &str) -> Self {
@@ -94,6 +104,31 @@ impl Frame {
         })
     }
 
+    /// A part of a text that is sent in the place of a stream.
+    pub fn text(text: &str) -> Self {
+        Self::chunked(text.len(), |out| out.push_str(text))
+    }
+
+    /// White space between two such parts: a sign of life.
+    pub fn padding() -> Self {
+        Self { bytes: Bytes::from_static(b"1\r\n\n\r\n"), head: 3 }
+    }
+
+    /// The id, the name and the data of an event that is one of ours, as an EventSource would read them.
+    pub fn fields(&self) -> (String, String, String) {
+        let (mut id, mut event, mut data) = (String::new(), String::new(), Vec::new());
+        let text = String::from_utf8_lossy(self.bytes(false));
+        for (field, value) in text.lines().filter_map(|line| line.split_once(": ")) {
+            match field {
+                "id" => id = value.to_owned(),
+                "event" => event = value.to_owned(),
+                "data" => data.push(value),
+                _ => {}
+            }
+        }
+        (id, event, data.join("\n"))
+    }
+
     /// The comment that marks the beginning of a channel's stream.
     pub fn greeting() -> Self {
         Self { bytes: Bytes::from_static(b"b\r\n: tidings\n\n\r\n"), head: 3 }
@@ -108,11 +143,7 @@ impl Frame {
 
     /// Says that the client's position can't be served: the client should read its data again and continue from `at`.
     pub fn reset(at: Position, why: Reset) -> Self {
-        let reason = match why {
-            Reset::Expired => r#"{"reason":"expired"}"#,
-            Reset::Lost => r#"{"reason":"lost"}"#,
-        };
-        Self::event(at, "reset", reason)
+        Self::event(at, "reset", &format!("{{\"reason\":\"{}\"}}", why.name()))
     }
 
     /// Advances a client's last event id, so that it can resume from memory even if its topics are quiet. It is an

@@ -11,7 +11,7 @@ use crate::metrics::Metrics;
 use crate::stream::frame::Frame;
 use crate::stream::hub::Hub;
 use crate::stream::place::Place;
-use crate::stream::subscriber::{End, Pulse, Subscriber};
+use crate::stream::subscriber::{Pulse, Subscriber};
 
 /// Slots of the wheel: enough for an even load, and few enough to cost nothing when idle.
 const SLOTS: usize = 64;
@@ -86,7 +86,7 @@ impl Wheel {
             }
         }
         while let Some((stream, left)) = self.next_to_leave() {
-            finish(&stream, retry());
+            stream.finish(retry());
             // The remaining time is shared by the remaining streams.
             if left > 1 {
                 let now = Instant::now();
@@ -110,13 +110,6 @@ impl Wheel {
     }
 }
 
-/// Ends a stream after everything that waits has been sent.
-fn finish(stream: &Subscriber, retry: Duration) {
-    // This frame is queued regardless of the limit, because it must not be the one that exceeds it.
-    stream.feed(Frame::retry(retry));
-    stream.close(End::Finished);
-}
-
 impl Slot {
     fn visit(&mut self, hub: &Hub, metrics: &Metrics, now: u32, retry: &impl Fn() -> Duration) {
         let plain = Frame::heartbeat();
@@ -130,7 +123,7 @@ impl Slot {
             self.riders.retain(|Rider { stream, until }| match stream.beat(&plain, &at_place) {
                 Pulse::Alive if now >= *until && stream.ended().is_none() => {
                     metrics.aged.add(1);
-                    finish(stream, retry());
+                    stream.finish(retry());
                     true
                 }
                 Pulse::Alive => true,
@@ -150,6 +143,7 @@ impl Slot {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stream::subscriber::End;
     use std::task::{Context, Poll, Waker};
 
     #[tokio::test(start_paused = true)]

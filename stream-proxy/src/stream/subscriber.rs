@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -45,6 +46,8 @@ struct State {
     moving: bool,
     /// Whether every event of its topics up to the hub's place has been queued.
     live: bool,
+    /// Whether it is sent one JSON text instead of a stream.
+    is_json: bool,
     /// Whether it is sent the rows again when it has to read its data again, instead of a bare reset.
     wants_rows: bool,
     /// Its seats in the hub or at a channel; empty until it has some.
@@ -124,6 +127,36 @@ impl Subscriber {
     pub fn new(limit: usize) -> Arc<Self> {
         // Its first interval has just begun.
         Arc::new(Self { limit, state: Mutex::new(State { moving: true, ..State::default() }) })
+    }
+
+    /// Sets that the subscriber is sent one JSON text instead of a stream.
+    pub fn send_json(&self) {
+        self.state.lock().is_json = true;
+    }
+
+    /// Ends the stream in good order: the client is to come back after this time. A JSON text that is not complete
+    /// breaks off.
+    pub fn finish(&self, retry: Duration) {
+        if self.state.lock().is_json {
+            self.close(End::Gone);
+            return;
+        }
+        // Regardless of the limit: this frame must not be the one that exceeds it.
+        self.feed(Frame::retry(retry));
+        self.close(End::Finished);
+    }
+
+    /// Waits until something is queued, or the stream has ended.
+    pub async fn noticed(&self) {
+        poll_fn(|cx| {
+            let mut state = self.state.lock();
+            if state.end.is_some() || !state.frames.is_empty() {
+                return Poll::Ready(());
+            }
+            state.wait(cx);
+            Poll::Pending
+        })
+        .await
     }
 
     /// Sets that the subscriber is sent the rows again when it has to read its data again.
@@ -225,7 +258,12 @@ impl Subscriber {
         }
         let moving = std::mem::take(&mut state.moving);
         if state.bytes == 0 {
-            let frame = if state.live { at_place } else { plain };
+            let padding = Frame::padding();
+            let frame = match (state.is_json, state.live) {
+                (true, _) => &padding,
+                (false, true) => at_place,
+                (false, false) => plain,
+            };
             state.add(frame.clone());
         } else if !moving {
             state.cut(End::Stalled);

@@ -27,6 +27,8 @@ const SCAN_BYTES: i32 = 8 * 1024 * 1024;
 pub struct LogEvent {
     /// Its position. It includes what the reader's snapshot saw, as long as that matters.
     pub position: Position,
+    /// The number of its topic among those that were asked for.
+    pub topic: usize,
     /// What the client gets.
     pub frame: Frame,
 }
@@ -161,7 +163,7 @@ impl ClientLog for Reads {
         let (after, topics) = (after.to_string(), topics.iter().map(|topic| &**topic).collect::<Vec<_>>());
         // The semaphore is never closed. Clients that need more than one page take turns.
         let permit = self.permits.acquire().await.map_err(|_| DatabaseError::Closed)?;
-        let sql = "SELECT position, topic IS NULL, event, payload, more FROM tidings.scan(
+        let sql = "SELECT position, topic, event, payload, more FROM tidings.scan(
             $1::pg_catalog.text, $2::pg_catalog.text[], $3::pg_catalog.int4, $4::pg_catalog.int4, false)";
         let parameters: [(&(dyn ToSql + Sync), Type); 4] =
             [(&after, Type::TEXT), (&topics, Type::TEXT_ARRAY), (&max_rows, Type::INT4), (&SCAN_BYTES, Type::INT4)];
@@ -170,18 +172,19 @@ impl ClientLog for Reads {
         let mut events: Vec<LogEvent> = Vec::with_capacity(rows.len());
         for row in &rows {
             let id: Option<&str> = row.try_get(0)?;
-            match (row.try_get::<_, bool>(1)?, id, events.last()) {
-                (false, Some(id), _) => {
+            match (row.try_get::<_, Option<&str>>(1)?, id, events.last()) {
+                (Some(topic), Some(id), _) => {
                     events.push(LogEvent {
                         position: parse_position(id)?,
+                        topic: topics.iter().position(|wanted| *wanted == topic).unwrap_or_default(),
                         frame: Frame::event(id, row.try_get(2)?, row.try_get(3)?),
                     });
                 }
-                (true, Some(id), _) => {
+                (None, Some(id), _) => {
                     return Ok(Page { events, reached: parse_position(id)?, more: row.try_get(4)? });
                 }
                 // The page has `max_rows` events, so it ends at the last of them.
-                (true, None, Some(LogEvent { position, .. })) => {
+                (None, None, Some(LogEvent { position, .. })) => {
                     return Ok(Page { reached: position.clone(), events, more: row.try_get(4)? });
                 }
                 _ => break,

@@ -56,6 +56,17 @@ pub enum Joined {
     Ahead,
 }
 
+/// What memory has after a place.
+#[derive(Debug)]
+pub enum Collected {
+    /// These events, each with the number of its topic, up to this place.
+    Events(Vec<(usize, Frame)>, Place),
+    /// Memory does not have all events after the place, or does not know its tick.
+    TooOld,
+    /// The hub has not reached the place yet.
+    Ahead,
+}
+
 /// Topics, their subscribers and their history.
 #[derive(Debug)]
 pub struct Hub {
@@ -290,7 +301,7 @@ impl Hub {
             return Joined::TooOld;
         }
         let (missed, reached) = inner.topics.missed(topics, after, subscriber.comfortable());
-        for frame in missed {
+        for (_, frame) in missed {
             subscriber.feed(frame);
         }
         if let Some(reached) = reached {
@@ -302,6 +313,30 @@ impl Hub {
         inner.seat(subscriber, topics);
         self.metrics.topics.set(inner.topics.len() as u64);
         Joined::Live
+    }
+
+    /// The events after `after`, up to about `limit` bytes, if memory reaches back that far. If there are none and a
+    /// subscriber is given, it joins in the same step, and so notices the next one.
+    pub fn collect(
+        &self,
+        topics: &[Arc<str>],
+        after: Place,
+        limit: usize,
+        or_join: Option<&Arc<Subscriber>>,
+    ) -> Collected {
+        let mut inner = self.inner.lock();
+        let Some(place) = inner.place.filter(|place| after <= *place) else { return Collected::Ahead };
+        if !inner.topics.covers(after) {
+            return Collected::TooOld;
+        }
+        let (events, reached) = inner.topics.missed(topics, after, limit);
+        if events.is_empty()
+            && let Some(subscriber) = or_join
+        {
+            inner.seat(subscriber, topics);
+            self.metrics.topics.set(inner.topics.len() as u64);
+        }
+        Collected::Events(events, reached.unwrap_or(place))
     }
 
     /// Removes the subscriber.

@@ -208,15 +208,17 @@ impl Topics {
         }
     }
 
-    /// The frames after `after`, in order, up to about `limit` bytes. If there are more, also the place that was
-    /// reached.
-    pub fn missed(&self, topics: &[Arc<str>], after: Place, limit: usize) -> (Vec<Frame>, Option<Place>) {
-        let entries = topics.iter().filter_map(|topic| self.entries.get(topic));
-        let mut sources: Vec<_> = entries.map(|entry| entry.history.after(after).peekable()).collect();
+    /// The frames after `after`, in order, each with the number of its topic among `topics`, up to about `limit` bytes.
+    /// If there are more, also the place that was reached.
+    pub fn missed(&self, topics: &[Arc<str>], after: Place, limit: usize) -> (Vec<(usize, Frame)>, Option<Place>) {
+        let entries = topics.iter().enumerate().filter_map(|(n, topic)| Some((n, self.entries.get(topic)?)));
+        let mut sources: Vec<_> = entries.map(|(n, entry)| (n, entry.history.after(after).peekable())).collect();
         let (mut frames, mut bytes, mut reached) = (Vec::new(), 0, after);
         let next = |source: &mut Peekable<_>| source.peek().map(|(place, _): &&Kept| *place);
-        while let Some((_, source)) =
-            sources.iter_mut().filter_map(|source| Some((next(source)?, source))).min_by_key(|(place, _)| *place)
+        while let Some((_, (topic, source))) = sources
+            .iter_mut()
+            .filter_map(|(n, source)| Some((next(source)?, (*n, source))))
+            .min_by_key(|(place, _)| *place)
         {
             if bytes >= limit && !frames.is_empty() {
                 return (frames, Some(reached));
@@ -224,7 +226,7 @@ impl Topics {
             if let Some((place, frame)) = source.next() {
                 bytes += frame.len();
                 reached = *place;
-                frames.push(frame.clone());
+                frames.push((topic, frame.clone()));
             }
         }
         (frames, None)

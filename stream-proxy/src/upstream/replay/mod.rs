@@ -40,6 +40,11 @@ pub trait Outlet: Sync {
 
     /// Passes a frame on; false if nothing is wanted any more.
     fn feed(&self, frame: Frame) -> bool;
+
+    /// Passes on an event, with the number of its topic.
+    fn feed_event(&self, _topic: usize, frame: Frame) -> bool {
+        self.feed(frame)
+    }
 }
 
 impl Outlet for Subscriber {
@@ -205,10 +210,11 @@ impl<L: ClientLog> Replay<L> {
 }
 
 impl<L: ClientLog> TopicLog<L> {
-    /// Passes on the events after a position, once for several clients. Returns the position up to which it has: from
-    /// there on the hub has the events in memory, unless something went wrong, which each client then finds out.
-    pub async fn pass_on(&self, after: Position, out: &impl Outlet) -> Position {
-        let mut cursor = Cursor::at(Some(after.clone()));
+    /// Passes on the events after a position, as long as they are wanted. Returns the position up to which it has: if
+    /// nothing went wrong, the hub has the events from there on in memory. Also says whether that is because the
+    /// position, or `None` for the beginning of the log, can't be served.
+    pub async fn pass_on(&self, after: Option<Position>, out: &impl Outlet) -> (Option<Position>, Option<Reset>) {
+        let mut cursor = Cursor::at(after);
         while out.room().await {
             let more = match cursor.located {
                 true => self.page(&mut cursor, out).await,
@@ -216,11 +222,12 @@ impl<L: ClientLog> TopicLog<L> {
             };
             match more {
                 Ok(true) => {}
-                Err(error) if !is_final(&error) => cursor.wait_for_database(&error).await,
-                Ok(false) | Err(_) => break,
+                Ok(false) => break,
+                Err(error) if is_final(&error) => return (cursor.after, Some(reset_after(&error))),
+                Err(error) => cursor.wait_for_database(&error).await,
             }
         }
-        cursor.after.unwrap_or(after)
+        (cursor.after, None)
     }
 
     /// Asks the log for the position to continue from, and waits until the hub knows everything that the log knew then.
@@ -254,7 +261,7 @@ impl<L: ClientLog> TopicLog<L> {
         let (rows, bytes) = (page.events.len(), page.events.iter().map(|event| event.frame.len()).sum::<usize>());
         for event in page.events {
             self.metrics.log_events.add(1);
-            if !out.room().await || !out.feed(event.frame) {
+            if !out.room().await || !out.feed_event(event.topic, event.frame) {
                 return Ok(false);
             }
             cursor.after = Some(event.position);

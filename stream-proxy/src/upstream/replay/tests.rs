@@ -44,7 +44,7 @@ impl ClientLog for FakeLog {
 fn page(events: &[(u64, u32)], reached: Position, more: bool) -> Result<Page, DatabaseError> {
     let event = |(tick, n): &(u64, u32)| {
         let position = Position::at(*tick, *n);
-        LogEvent { frame: Frame::event(&position, "changed", "from the log"), position }
+        LogEvent { frame: Frame::event(&position, "changed", "from the log"), topic: 0, position }
     };
     Ok(Page { events: events.iter().map(event).collect(), reached, more })
 }

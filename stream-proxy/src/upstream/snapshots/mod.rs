@@ -20,7 +20,7 @@ use crate::metrics::{Gauge, Metrics};
 use crate::stream::frame::Frame;
 use crate::stream::subscriber::{End, Subscriber};
 use crate::upstream::database::DatabaseError;
-use crate::upstream::reading::{Reading, Readings};
+use crate::upstream::reading::{Reading, Readings, Rows};
 use crate::upstream::replay::{Replay, TopicLog};
 
 use shared::{Member, Outcome, Shared, Taken};
@@ -35,6 +35,17 @@ pub struct Wish {
     pub claims: Option<Arc<str>>,
     /// The topics.
     pub topics: Arc<[Arc<str>]>,
+    /// How they are sent.
+    pub form: Form,
+}
+
+/// How rows are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Form {
+    /// As the beginning of a stream.
+    Events,
+    /// As one JSON text.
+    Json,
 }
 
 /// The readings that run and those that wait.
@@ -76,6 +87,18 @@ impl Arrival {
             match self.snapshot().await {
                 Some(position) => after = Some(position),
                 None => return,
+            }
+        }
+    }
+
+    /// Sends the rows and ends. A text that can't be completed breaks off.
+    pub async fn run_once(self) {
+        let mut member = self.snapshots.join(&self.wish, &self.log, false);
+        while self.subscriber.room().await {
+            match member.next().await {
+                Taken::Frame(frame) => _ = self.subscriber.feed(frame),
+                Taken::End(Outcome::Complete(_)) => _ = self.subscriber.close(End::Finished),
+                Taken::End(_) => _ = self.subscriber.close(End::Gone),
             }
         }
     }
@@ -161,7 +184,11 @@ impl Snapshots {
         let outcome = match read {
             Ok(position) => {
                 self.metrics.snapshots_complete.add(1);
-                Outcome::Complete(log.pass_on(position, &**shared).await)
+                Outcome::Complete(match wish.form {
+                    Form::Events => log.pass_on(Some(position.clone()), &**shared).await.0.unwrap_or(position),
+                    // The client comes back with the position.
+                    Form::Json => position,
+                })
             }
             Err(outcome) => outcome,
         };
@@ -177,11 +204,14 @@ impl Snapshots {
             Ok(Err(error)) => return Err(self.failed(wish, &error)),
             Err(_) => return Err(self.too_slow(wish)),
         };
-        match timeout_at(deadline, self.pass_on(&mut reading, shared)).await {
+        match timeout_at(deadline, self.pass_on(&mut reading, wish.form, shared)).await {
             Ok(Ok(())) => {
                 let position = reading.position.clone();
                 reading.close().await;
-                let ready = Frame::ready(&position, &wish.topics);
+                let ready = match wish.form {
+                    Form::Events => Frame::ready(&position, &wish.topics),
+                    Form::Json => Frame::text(&format!("],\"position\":\"{position}\"}}")),
+                };
                 self.metrics.snapshot_bytes.add(ready.len() as u64);
                 shared.push(ready);
                 Ok(position)
@@ -197,15 +227,23 @@ impl Snapshots {
         }
     }
 
-    async fn pass_on(&self, reading: &mut Reading<'_>, shared: &Shared) -> Result<(), DatabaseError> {
-        shared.push(Frame::forget());
+    async fn pass_on(&self, reading: &mut Reading<'_>, form: Form, shared: &Shared) -> Result<(), DatabaseError> {
+        shared.push(match form {
+            Form::Events => Frame::forget(),
+            Form::Json => Frame::text("{\"reset\":{\"reason\":\"snapshot\"},\"events\":["),
+        });
+        let mut is_first = true;
         loop {
             let rows = reading.next().await?;
             if rows.is_empty() {
                 return Ok(());
             }
-            let events = rows.iter().flat_map(|rows| rows.payloads.iter().map(|payload| (&*rows.event, &**payload)));
-            let frame = Frame::rows(events);
+            let frame = match form {
+                Form::Events => Frame::rows(
+                    rows.iter().flat_map(|rows| rows.payloads.iter().map(|payload| (&*rows.event, &**payload))),
+                ),
+                Form::Json => Frame::text(&members(&rows, std::mem::take(&mut is_first))),
+            };
             self.metrics.snapshot_rows.add(rows.iter().map(|rows| rows.payloads.len() as u64).sum());
             self.metrics.snapshot_bytes.add(frame.len() as u64);
             if !shared.room_for_one().await {
@@ -232,6 +270,19 @@ impl Snapshots {
         tracing::warn!(topics = ?wish.topics, limit = ?self.limit, "a snapshot took too long");
         Outcome::Refused
     }
+}
+
+/// Rows as members of a JSON array.
+fn members(rows: &[Rows], is_first: bool) -> String {
+    let mut text = String::new();
+    for Rows { topic, event, payloads } in rows {
+        for data in payloads {
+            let separator = if is_first && text.is_empty() { "" } else { "," };
+            text += separator;
+            text += &serde_json::json!({ "event": event, "data": data, "topic": topic }).to_string();
+        }
+    }
+    text
 }
 
 /// Counts something as long as it lives.

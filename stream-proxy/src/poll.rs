@@ -1,0 +1,166 @@
+//! The same events as a stream, as one JSON answer: for networks that hold streams back. Without events the answer waits
+//! for the next one, at most as long as the heartbeat interval.
+
+use std::future::Future;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tidings_wire::Position;
+use tokio::time::{Instant, timeout_at};
+
+use crate::access::auth::Identity;
+use crate::proxy::{NotNow, Proxy, StartAt, StreamRequest, Subscription};
+use crate::stream::frame::{Frame, Reset};
+use crate::stream::hub::Collected;
+use crate::stream::place::Place;
+use crate::upstream::replay::{Outlet, TopicLog};
+
+/// The result of a request for JSON.
+#[derive(Debug)]
+pub enum Polled {
+    /// The answer.
+    Answer(Value),
+    /// An answer that is sent as the rows are read.
+    Rows(Subscription),
+}
+
+/// What lies after a position.
+enum Found {
+    /// These events, each with the number of its topic, up to this position.
+    Events(Vec<(usize, Frame)>, Position),
+    /// The position can't be served.
+    Reset(Reset),
+}
+
+/// The events from the log, up to some bytes.
+struct Collector {
+    limit: usize,
+    found: Mutex<(usize, Vec<(usize, Frame)>)>,
+}
+
+impl Outlet for Collector {
+    fn room(&self) -> impl Future<Output = bool> + Send {
+        std::future::ready(self.found.lock().0 < self.limit)
+    }
+
+    fn feed(&self, _: Frame) -> bool {
+        true
+    }
+
+    fn feed_event(&self, topic: usize, frame: Frame) -> bool {
+        let (bytes, events) = &mut *self.found.lock();
+        *bytes += frame.len();
+        events.push((topic, frame));
+        true
+    }
+}
+
+impl Proxy {
+    /// Answers a request for JSON: with what lies after its position, as soon as there is something.
+    pub async fn poll(self: &Arc<Self>, wanted: StreamRequest, who: Identity, peer: IpAddr) -> Result<Polled, NotNow> {
+        let deadline = Instant::now() + self.cli.heartbeat;
+        let mut subscription = self.open(peer)?;
+        let claims = who.claims();
+        subscription.admit(who, &wanted.topics);
+        let log = self.log_of(&wanted.topics);
+        let after = match wanted.start {
+            StartAt::Rows => return Ok(Polled::Rows(self.send_rows(subscription, log, claims))),
+            StartAt::Live => return Ok(Polled::Answer(answer(&[], Vec::new(), self.present(deadline).await, None))),
+            StartAt::Earliest => None,
+            StartAt::After(position) => Some(position),
+        };
+        let mut draining = self.draining.subscribe();
+        let found = tokio::select! {
+            found = self.find(&subscription, &log, after, deadline) => Some(found),
+            // Its client goes to another proxy.
+            _ = draining.wait_for(|draining| *draining) => None,
+        };
+        Ok(match found {
+            None => return Err(NotNow::Draining),
+            Some(Found::Events(events, position)) => {
+                self.metrics.events_out.add(events.len() as u64);
+                Polled::Answer(answer(&log.topics, events, Some(position), None))
+            }
+            Some(Found::Reset(why)) => {
+                self.hub.count_resets(why, 1);
+                if wanted.wants_rows {
+                    return Ok(Polled::Rows(self.send_rows(subscription, log, claims)));
+                }
+                Polled::Answer(answer(&[], Vec::new(), self.present(deadline).await, Some(why)))
+            }
+        })
+    }
+
+    /// What lies after a position, at the latest at the deadline.
+    async fn find(
+        &self,
+        subscription: &Subscription,
+        log: &TopicLog,
+        mut after: Option<Position>,
+        deadline: Instant,
+    ) -> Found {
+        let subscriber = subscription.subscriber();
+        let limit = subscriber.comfortable();
+        let mut has_waited = false;
+        loop {
+            // Subscribed before the check, so that no tick is missed between the check and the wait.
+            let mut ticks = self.hub.ticks();
+            let place = after.as_ref().filter(|position| position.seen.is_none()).map(Place::from);
+            let or_join = (!has_waited).then_some(&subscriber);
+            match place.map(|place| self.hub.collect(&log.topics, place, limit, or_join)) {
+                Some(Collected::Events(events, reached)) if has_waited || !events.is_empty() => {
+                    return Found::Events(events, reached.position());
+                }
+                Some(Collected::Events(_, reached)) => {
+                    let _ = timeout_at(deadline, subscriber.noticed()).await;
+                    (has_waited, after) = (true, Some(reached.position()));
+                    continue;
+                }
+                Some(Collected::Ahead) if Instant::now() < deadline => {
+                    let _ = timeout_at(deadline, ticks.changed()).await;
+                    continue;
+                }
+                _ => {}
+            }
+            let collector = Collector { limit, found: Mutex::default() };
+            let reading = log.pass_on(after.clone(), &collector);
+            let read = timeout_at(deadline, reading).await;
+            let events = std::mem::take(&mut collector.found.lock().1);
+            match (read, after) {
+                (Ok((Some(position), _)), _) if !events.is_empty() => return Found::Events(events, position),
+                (Ok((_, Some(why))), _) => return Found::Reset(why),
+                (Ok((reached, None)), _) if Instant::now() < deadline => after = reached,
+                (Ok((Some(position), None)), _) | (Err(_), Some(position)) => {
+                    return Found::Events(Vec::new(), position);
+                }
+                // The database does not even say where the log begins.
+                (Ok((None, None)) | Err(_), None) | (Ok((None, None)), Some(_)) => return Found::Reset(Reset::Expired),
+            }
+        }
+    }
+
+    /// Where the hub is, as soon as it knows.
+    async fn present(&self, deadline: Instant) -> Option<Position> {
+        let mut ticks = self.hub.ticks();
+        if self.hub.place().is_none() {
+            let _ = timeout_at(deadline, ticks.wait_for(Option::is_some)).await;
+        }
+        self.hub.place().map(Place::position)
+    }
+}
+
+/// The answer. A client comes back with the position.
+fn answer(topics: &[Arc<str>], events: Vec<(usize, Frame)>, position: Option<Position>, reset: Option<Reset>) -> Value {
+    let event = |(topic, frame): (usize, Frame)| {
+        let (id, event, data) = frame.fields();
+        json!({ "id": id, "event": event, "data": data, "topic": topics.get(topic).map(|topic| &**topic) })
+    };
+    let events: Vec<Value> = events.into_iter().map(event).collect();
+    let mut answer = json!({ "position": position.map(|position| position.to_string()), "events": events });
+    if let Some(why) = reset {
+        answer["reset"] = json!({ "reason": why.name() });
+    }
+    answer
+}
