@@ -67,7 +67,7 @@ impl Proxy {
         let log = self.log_of(&wanted.topics);
         let after = match wanted.start {
             StartAt::Rows => return Ok(Polled::Rows(self.send_rows(subscription, log, claims))),
-            StartAt::Live => return Ok(Polled::Answer(answer(&[], Vec::new(), self.present(deadline).await, None))),
+            StartAt::Live => return Ok(Polled::Answer(answer(&[], Vec::new(), self.present(deadline).await?, None))),
             StartAt::Earliest => None,
             StartAt::After(position) => Some(position),
         };
@@ -81,14 +81,14 @@ impl Proxy {
             None => return Err(NotNow::Draining),
             Some(Found::Events(events, position)) => {
                 self.metrics.events_out.add(events.len() as u64);
-                Polled::Answer(answer(&log.topics, events, Some(position), None))
+                Polled::Answer(answer(&log.topics, events, position, None))
             }
             Some(Found::Reset(why)) => {
                 self.hub.count_resets(why, 1);
                 if wanted.wants_rows {
                     return Ok(Polled::Rows(self.send_rows(subscription, log, claims)));
                 }
-                Polled::Answer(answer(&[], Vec::new(), self.present(deadline).await, Some(why)))
+                Polled::Answer(answer(&[], Vec::new(), self.present(deadline).await?, Some(why)))
             }
         })
     }
@@ -142,23 +142,23 @@ impl Proxy {
     }
 
     /// Where the hub is, as soon as it knows.
-    async fn present(&self, deadline: Instant) -> Option<Position> {
+    async fn present(&self, deadline: Instant) -> Result<Position, NotNow> {
         let mut ticks = self.hub.ticks();
         if self.hub.place().is_none() {
             let _ = timeout_at(deadline, ticks.wait_for(Option::is_some)).await;
         }
-        self.hub.place().map(Place::position)
+        self.hub.place().map(Place::position).ok_or(NotNow::NotReady)
     }
 }
 
 /// The answer. A client comes back with the position.
-fn answer(topics: &[Arc<str>], events: Vec<(usize, Frame)>, position: Option<Position>, reset: Option<Reset>) -> Value {
+fn answer(topics: &[Arc<str>], events: Vec<(usize, Frame)>, position: Position, reset: Option<Reset>) -> Value {
     let event = |(topic, frame): (usize, Frame)| {
         let (id, event, data) = frame.fields();
         json!({ "id": id, "event": event, "data": data, "topic": topics.get(topic).map(|topic| &**topic) })
     };
     let events: Vec<Value> = events.into_iter().map(event).collect();
-    let mut answer = json!({ "position": position.map(|position| position.to_string()), "events": events });
+    let mut answer = json!({ "position": position.to_string(), "events": events });
     if let Some(why) = reset {
         answer["reset"] = json!({ "reason": why.name() });
     }

@@ -59,6 +59,9 @@ pub enum NotNow {
     /// The proxy is shutting down.
     #[error("shutting down")]
     Draining,
+    /// The proxy has not reached the database since it started.
+    #[error("the database has not been reached yet")]
+    NotReady,
 }
 
 /// Where a stream starts.

@@ -241,7 +241,7 @@ fn not_now(request: &Parts, proxy: &Proxy, reason: NotNow) -> Result<Outcome, Pr
     }
     let retry = match reason {
         NotNow::OverLimit => proxy.cli.long_retry(),
-        NotNow::Draining => proxy.cli.next_retry(),
+        NotNow::Draining | NotNow::NotReady => proxy.cli.next_retry(),
     };
     Ok(Outcome::Response(ended_stream(Frame::retry(retry).into_body())))
 }
