@@ -159,7 +159,10 @@ impl Protocol {
         let last = transactions.iter().map(|w| s.writer(*w).last_stamp()).max().unwrap_or(0);
         let prepared = if self.has(Rule::PreparedMayEnd) { look.prepared } else { Stamp::MAX };
         let is_early = last > look.ending.min(prepared).min(self.stamped_by(look));
-        (is_lazy && self.has(Rule::FlushForAsynchronous)) || (is_early && self.has(Rule::FlushWhileEarlierEnd))
+        let is_prepared = transactions.iter().any(|w| self.script(*w).is_prepared);
+        (is_lazy && self.has(Rule::FlushForAsynchronous))
+            || (is_prepared && self.has(Rule::FlushForPrepared))
+            || (is_early && self.has(Rule::FlushWhileEarlierEnd))
     }
 
     /// What a proxy notes when a tick is announced to it.

@@ -7,6 +7,9 @@
 pub enum Rule {
     /// A tick with a transaction that did not wait for its own commit is flushed before it is announced.
     FlushForAsynchronous,
+    /// The same for a tick with a transaction of two phases: a failover may take back its commit, and leave it prepared, to be
+    /// committed once more.
+    FlushForPrepared,
     /// The same for a tick that would be ordered otherwise if it were lost and cut again: one that leaves out a
     /// transaction that has an earlier last stamp but is not visible yet.
     FlushWhileEarlierEnd,

@@ -95,6 +95,7 @@ pub fn small() -> Vec<Scenario> {
             ..Scenario::new("piecemeal", &[LARGE, PLAIN])
         },
         Scenario { left: crash, ..Scenario::new("two phases", &[PREPARED, PLAIN]) },
+        Scenario { left: crash, standby_lags: true, ..Scenario::new("two phases, failover", &[PREPARED, PLAIN]) },
         Scenario { left: crash, same_row: true, ..Scenario::new("one row", &[PREPARED, ASYNCHRONOUS]) },
         Scenario {
             left: Left { removals: 1, cuts: 1, deaths: 1, ..crash },
@@ -155,10 +156,7 @@ pub fn large() -> Vec<Scenario> {
             left: Left { crashes: 2, ..crash },
             ..Scenario::new("one row, of all kinds", &[PREPARED, ASYNCHRONOUS, LARGE])
         },
-        Scenario {
-            left: Left { crashes: 2, ..crash },
-            ..Scenario::new("of all kinds", &[LARGE, PREPARED, ASYNCHRONOUS])
-        },
+        Scenario { left: crash, ..Scenario::new("of all kinds", &[LARGE, PREPARED, ASYNCHRONOUS]) },
         Scenario { proxies: 2, left: Left { removals: 1, ..all }, ..Scenario::new("retention", &[PLAIN, PLAIN]) },
         Scenario { proxies: 2, left: Left { starts: 1, ..cut }, ..Scenario::new("rows first", &[PLAIN, ASYNCHRONOUS]) },
         Scenario {

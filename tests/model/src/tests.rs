@@ -124,7 +124,7 @@ fn a_snapshot_needs_its_stamp_where_no_relay_ran_between_two_crashes() {
 }
 
 #[test]
-#[ignore = "a minute: two million states lie before it"]
+#[ignore = "takes as long as all the others: a million states lie before it"]
 fn a_snapshot_needs_its_stamp_where_the_mark_is_lost() {
     let twice = Scenario { left: Left { crashes: 2, ..Left::default() }, ..crash(&[PLAIN, PLAIN, PLAIN]) };
     fails(&[Rule::SnapshotHasStamp], twice, &[COMPLETE]);
@@ -154,6 +154,11 @@ fn what_was_stamped_after_the_look_may_be_behind_an_earlier_one() {
 fn a_reader_of_the_log_must_not_skip_to_the_place_of_the_proxy() {
     let left = Left { crashes: 1, deaths: 1, cuts: 1, ..Left::default() };
     needs(&[Rule::LogEndsWhereItEnds], Scenario { left, ..crash(&[PLAIN, PLAIN]) }, &[COMPLETE]);
+}
+
+#[test]
+fn a_commit_of_a_prepared_transaction_may_be_lost_and_come_again() {
+    needs(&[Rule::FlushForPrepared], failover(&[PREPARED]), &[ONCE]);
 }
 
 #[test]
