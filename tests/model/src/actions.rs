@@ -63,8 +63,8 @@ impl Protocol {
         }
     }
 
-    /// Right before its commit, a transaction writes its last segment, with a stamp. One of two phases is prepared, which
-    /// is flushed at once.
+    /// Right before its commit, a transaction writes its last segment, with a stamp. One of two phases is prepared,
+    /// which is flushed at once.
     fn log(&self, s: &mut State, w: u8) {
         let writer = &mut s.writers[w as usize];
         if !self.script(w).is_large || self.scenario.rules.has(Rule::LargeOnesStampAgain) {
@@ -197,8 +197,8 @@ impl Protocol {
         }
     }
 
-    /// A client whose tick the log has, but not the proxy's memory, is sent the next event from the log. At the end of the
-    /// log, what it has read before makes no more difference.
+    /// A client whose tick the log has, but not the proxy's memory, is sent the next event from the log. At the end of
+    /// the log, what it has read before makes no more difference.
     fn read(&self, s: &mut State, c: u8, p: u8) {
         match self.next_in_log(s, &s.clients[c as usize]) {
             Some((place, event)) => {

@@ -17,10 +17,11 @@ pub const ONCE: &str = "no event comes twice";
 pub const KEPT: &str = "nothing shown is lost";
 /// Where a crash keeps what a waiting writer waited for: nothing that a client ever saw is gone.
 pub const DURABLE: &str = "a crash takes back nothing shown";
-/// A client is reset for one of these reasons only: its position is older than what is retained; the tick of its id is lost,
-/// and the proxy that it comes to did not hear that tick, or has died since, or passed over later events of it, or the id
-/// has the long form; its proxy heard a lost tick only in part, or began at its end, or heard it without a snapshot because
-/// it was flushed first; something that its proxy has published, or that it has read with its position, is gone.
+/// A client is reset for one of these reasons only: its position is older than what is retained; the tick of its id is
+/// lost, and the proxy that it comes to did not hear that tick, or has died since, or passed over later events of it,
+/// or the id has the long form; its proxy heard a lost tick only in part, or began at its end, or heard it without a
+/// snapshot because it was flushed first; something that its proxy has published, or that it has read with its
+/// position, is gone.
 pub const NO_NEEDLESS_RESET: &str = "no reset without a reason";
 /// Two events that two settled clients have both got came in the same order, which is that of the log.
 pub const ONE_ORDER: &str = "one order for all";

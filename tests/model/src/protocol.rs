@@ -345,8 +345,8 @@ impl Protocol {
             || client.seen.is_some_and(is_less)
     }
 
-    /// Whether a client that the log cannot serve has a reason to be reset. One that has just read the tables has none after
-    /// a crash. Later, while its ids have the long form, it has: proxies know these ids by the log alone.
+    /// Whether a client that the log cannot serve has a reason to be reset. One that has just read the tables has none
+    /// after a crash. Later, while its ids have the long form, it has: proxies know these ids by the log alone.
     pub fn may_reset(&self, s: &State, client: &Client) -> bool {
         let is_underway = client.seen.is_none_or(|seen| client.id.0 > seen.after);
         is_underway || self.scenario.standby_lags || self.is_expired(&s.database, client.id)

@@ -7,8 +7,8 @@
 pub enum Rule {
     /// A tick with a transaction that did not wait for its own commit is flushed before it is announced.
     FlushForAsynchronous,
-    /// The same for a tick with a transaction of two phases: a failover may take back its commit, and leave it prepared, to be
-    /// committed once more.
+    /// The same for a tick with a transaction of two phases: a failover may take back its commit, and leave it
+    /// prepared, to be committed once more.
     FlushForPrepared,
     /// The same for a tick that would be ordered otherwise if it were lost and cut again: one that leaves out a
     /// transaction that has an earlier last stamp but is not visible yet.
@@ -38,15 +38,15 @@ pub enum Rule {
     AllLostTicksHeard,
     /// A client whose tick is neither in the proxy's memory nor in the log is reset.
     LostIdsAreUnknown,
-    /// A client whose id lies within a tick, before an event that the proxy passed over there, is served from the log: the
-    /// proxy's memory has that event in an earlier tick.
+    /// A client whose id lies within a tick, before an event that the proxy passed over there, is served from the log:
+    /// the proxy's memory has that event in an earlier tick.
     MemoryKnowsItsGaps,
     /// A client that reads the log has read what the log has, not what the proxy has published.
     LogEndsWhereItEnds,
     /// `tidings.position()` flushes what its snapshot sees, and the last tick.
     PositionIsFlushed,
-    /// A position with a snapshot has the number of events that the snapshot sees behind its tick, and its client is reset
-    /// if the log does not have as many.
+    /// A position with a snapshot has the number of events that the snapshot sees behind its tick, and its client is
+    /// reset if the log does not have as many.
     PositionHasCount,
     /// A client whose position is older than what is retained is reset.
     CheckRetention,

@@ -38,14 +38,14 @@ pub struct Scenario {
     pub clients: u8,
     /// What may go wrong, and how often.
     pub left: Left,
-    /// A crash is a failover to a standby that may lack anything. If not, a crash keeps what a waiting writer waited for:
-    /// it is a crash of one server, where that is the flush, or a failover to a synchronous standby, where it is the
-    /// answer of that standby. For the protocol the two are the same.
+    /// A crash is a failover to a standby that may lack anything. If not, a crash keeps what a waiting writer waited
+    /// for: it is a crash of one server, where that is the flush, or a failover to a synchronous standby, where it is
+    /// the answer of that standby. For the protocol the two are the same.
     pub standby_lags: bool,
     /// A tick reaches a proxy, and its clients, event by event; if not, all at once.
     pub piecemeal: bool,
-    /// The relay takes a tick's number and looks for transactions that are about to end, and later takes the snapshot; if
-    /// not, in one step.
+    /// The relay takes a tick's number and looks for transactions that are about to end, and later takes the snapshot;
+    /// if not, in one step.
     pub slow_cut: bool,
     /// A transaction is left for a later tick while one with an earlier stamp is about to become visible; if not, the
     /// tick is flushed first.
