@@ -17,6 +17,10 @@ const PUBLIC: &[&str] = &[
     "publish",
     "publish_text",
     "position",
+    "state",
+    "snapshot",
+    "unsnapshot",
+    "snapshots",
     "changes",
     "events",
     "channel",
@@ -263,6 +267,12 @@ fn the_first_example_of_the_readme_works_with_debian_s_password_rules() {
     let frame = sse.frame();
     assert_eq!(frame.event, "changed");
     assert!(rest.contains(&format!("data: {}\n", frame.data)), "the README does not show {}", frame.data);
+    let (_, list) = readme.split_once("### A list that stays exact").expect("an example with rows");
+    session.run(list.split("```sql\n").nth(1).and_then(|rest| rest.split("```").next()).expect("a statement"));
+    assert!(list.contains("topic=boards_5&since=snapshot"), "{list}");
+    let mut sse = proxy.open(&tidings_tests::sse::Request::since(&["boards_5"], "snapshot"));
+    let events: Vec<String> = sse.take(3).into_iter().map(|frame| frame.event).collect();
+    assert_eq!(events, ["reset", "changed", "ready"]);
 }
 
 #[test]
