@@ -104,6 +104,7 @@ fn only_a_listed_website_may_read_also_with_credentials() {
         for head in streams {
             assert_eq!(head.header("access-control-allow-origin"), Some(origin));
             assert_eq!(head.header("access-control-allow-credentials"), Some("true"));
+            assert_eq!(head.header("access-control-expose-headers"), Some("retry-after"));
             assert!(head.header("vary").is_some_and(|vary| vary.to_ascii_lowercase().contains("origin")));
         }
     }

@@ -6,6 +6,9 @@ use hyper::header::{self, HeaderValue, ORIGIN};
 /// The headers that a page may send in addition to those that are always allowed.
 const HEADERS: &str = "authorization, last-event-id, cache-control";
 
+/// The response header that a page may read in addition to those that are always allowed: when to come back.
+const EXPOSED: &str = "retry-after";
+
 /// How long a browser may remember the response, in seconds.
 const MAX_AGE: &str = "600";
 
@@ -20,6 +23,7 @@ pub fn allow(origins: &[String], request: &HeaderMap, answer: &mut HeaderMap) {
     if origins.iter().any(|known| known.as_bytes().eq_ignore_ascii_case(origin.as_bytes())) {
         answer.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
         answer.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
+        answer.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(EXPOSED));
     }
 }
 

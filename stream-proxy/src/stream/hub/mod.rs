@@ -288,8 +288,8 @@ impl Hub {
     }
 
     /// Queues the events after `after` and makes the subscriber live, in one step, if memory reaches back that far and
-    /// the subscriber has room for them. The subscriber then also gets the current position, because its own may be old
-    /// although it missed nothing, and would expire.
+    /// the subscriber has room for them. The subscriber then also gets the current position: its own may be old although
+    /// it missed nothing, and would expire; and it shows the client that it has caught up.
     pub fn resume(&self, subscriber: &Arc<Subscriber>, topics: &[Arc<str>], after: Place) -> Joined {
         let mut inner = self.inner.lock();
         if inner.place.is_none_or(|place| after > place) {
@@ -307,7 +307,7 @@ impl Hub {
         if let Some(reached) = reached {
             return Joined::Partly(reached);
         }
-        if let Some(place) = inner.place.filter(|place| *place != after) {
+        if let Some(place) = inner.place {
             subscriber.feed(Frame::position(place.position()));
         }
         inner.seat(subscriber, topics);

@@ -110,7 +110,7 @@ async fn an_event_that_the_log_and_memory_have_is_sent_once() {
     publish(&hub, 11);
     replay.run(Some(after_tick(5))).await;
     publish(&hub, 12);
-    assert_eq!(received(&subscriber), ["6-1 changed", "11-1 changed", "12-1 changed"]);
+    assert_eq!(received(&subscriber), ["6-1 changed", "11-1 changed", "11 position", "12-1 changed"]);
 }
 
 #[tokio::test]
@@ -161,7 +161,7 @@ async fn a_read_that_fails_is_tried_again_from_where_the_client_is() {
     let (replay, _hub, subscriber, _) = replay(log);
     let log = replay.log.reads.clone();
     replay.run(Some(after_tick(5))).await;
-    assert_eq!(received(&subscriber), ["6-1 changed", "8-1 changed"]);
+    assert_eq!(received(&subscriber), ["6-1 changed", "8-1 changed", "10 position"]);
     assert_eq!(*log.asked.lock(), ["locate 5", "page 5", "page 6-1", "locate 6-1", "page 6-1"]);
 }
 
@@ -196,5 +196,5 @@ async fn a_replay_waits_until_the_hub_has_what_the_log_had() {
     publish(&hub, 12);
     run.await.unwrap();
     publish(&hub, 13);
-    assert_eq!(received(&subscriber), ["6-1 changed", "12-1 changed", "13-1 changed"]);
+    assert_eq!(received(&subscriber), ["6-1 changed", "12-1 changed", "12 position", "13-1 changed"]);
 }
