@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { happens, pass, pauses, pieces, RANDOM, sleep } from "./page.mjs";
 import { row, until } from "./server.mjs";
-import { A, aWhile, B, C, is, newList, open, openWith, server, shows } from "./setup.mjs";
+import { A, B, C, is, newList, open, openWith, server, shows } from "./setup.mjs";
 
 test("it goes on from the last id, and from the start where there is none", async () => {
   const list = open();
@@ -99,11 +99,11 @@ test("rows that the server has lost are replaced as a whole", async () => {
 test("a silent stream is dead after two and a half heartbeats, which the server tells", async () => {
   const [list, stream] = await openWith([A]);
   pass(47_500);
-  server.assertQuiet();
+  await server.assertQuiet();
   stream.send(": tidings heartbeat=60000\n\n").event("changed", row("INSERT", B), "11-1");
   await shows(list, [A, B]);
   pass(147_500);
-  server.assertQuiet();
+  await server.assertQuiet();
   pass(5_000);
   assert.equal((await server.request()).query.get("last_event_id"), "11-1");
   await until("the old one is left", () => stream.isClosed);
@@ -117,7 +117,7 @@ test("each sign of life counts, a comment too", async () => {
     stream.send(":\n\n");
     await until("it has been read", () => pieces > before);
   }
-  server.assertQuiet();
+  await server.assertQuiet();
 });
 
 test("after a sleep it does not trust the old stream, and opens a new one", async () => {
@@ -153,7 +153,7 @@ test("a page in the browser's back/forward cache holds no stream, and goes on wh
   const [list, stream] = await openWith([A]);
   happens("pagehide");
   await until("the stream is left", () => stream.isClosed);
-  server.assertQuiet();
+  await server.assertQuiet();
   happens("pageshow", { persisted: true });
   const next = await server.request();
   assert.equal(next.query.get("last_event_id"), "10");
@@ -162,13 +162,12 @@ test("a page in the browser's back/forward cache holds no stream, and goes on wh
   await is(list, "live");
   assert.deepEqual(list.rows, [A, B]);
   happens("pageshow", { persisted: false });
-  server.assertQuiet();
+  await server.assertQuiet();
 });
 
 test("it has a stream while somebody listens, and goes on when somebody listens again", async () => {
   const list = newList();
-  await aWhile();
-  server.assertQuiet();
+  await server.assertQuiet();
   const leave = [list.subscribe(() => {}), list.subscribe(() => {})];
   const stream = (await server.request()).snapshot([A], "10");
   await is(list, "live");
@@ -178,11 +177,11 @@ test("it has a stream while somebody listens, and goes on when somebody listens 
   leave[1]();
   leave[1]();
   await until("the stream is left", () => stream.isClosed);
-  server.assertQuiet();
+  await server.assertQuiet();
   list.subscribe(() => {});
   assert.equal(list.state, "connecting");
   assert.equal((await server.request()).query.get("last_event_id"), "11-1");
-  server.assertQuiet();
+  await server.assertQuiet();
 });
 
 test("a closed list asks for nothing any more", async () => {
@@ -193,7 +192,6 @@ test("a closed list asks for nothing any more", async () => {
   await until("the stream is left", () => stream.isClosed);
   for (const name of ["online", "pageshow"]) happens(name, { persisted: true });
   sleep(100_000);
-  await aWhile();
-  server.assertQuiet();
+  await server.assertQuiet();
   assert.deepEqual([list.rows, told], [[A], 1]);
 });

@@ -71,3 +71,16 @@ test("a stream that passes at first and is held back then is given up too", asyn
   poll.json({ position: "12", events: [{ id: "11-1", event: "changed", data: JSON.stringify(row("INSERT", B)), topic: "t" }] });
   await shows(list, [A, B]);
 });
+
+test("a pause before a request, or for a token, is no silence of the server", async () => {
+  let give = null;
+  const token = () => (give ? new Promise((resolve) => (give = resolve)) : "token");
+  const [, stream] = await openWith([A], { token });
+  give = () => {};
+  const idle = give;
+  stream.cut();
+  await until("a token is asked for", () => give !== idle);
+  pass(120_000);
+  give("token");
+  assert.equal((await server.request()).polls, false);
+});

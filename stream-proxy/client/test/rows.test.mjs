@@ -45,7 +45,10 @@ test("a snapshot stays the same until a row changes, and so do the rows that did
   let told = 0;
   list.subscribe(() => (told += 1));
   assert.equal(told, 1, "at once");
-  stream.event("position", {}, "12").send(":\n\n").event("changed", row("UPDATE", { id: 1, x: 1 }, { x: 0 }), "13-1");
+  const read = pieces;
+  stream.event("position", {}, "12").send(":\n\n");
+  await until("it has been read", () => pieces > read);
+  stream.event("changed", row("UPDATE", { id: 1, x: 1 }, { x: 0 }), "13-1");
   await until("it has changed", () => told > 1);
   assert.equal(told, 2);
   assert.notEqual(list.rows, before);

@@ -15,6 +15,9 @@ export async function until(what, condition) {
   }
 }
 
+/** A while in which what should do nothing could do something. */
+export const aWhile = () => new Promise((resolve) => setTimeout(resolve, 50));
+
 /** A request that waits for its answer. */
 class Exchange {
   constructor(request, response) {
@@ -89,8 +92,9 @@ export class Server {
     return this.#waiting.shift();
   }
 
-  /** Asserts that no other request has come. */
-  assertQuiet() {
+  /** Asserts that no other request comes for a while. */
+  async assertQuiet() {
+    await aWhile();
     assert.equal(this.#waiting.length, 0, "no other request");
   }
 

@@ -47,7 +47,4 @@ export const shows = (list, rows) => until(`it shows ${JSON.stringify(rows)}`, (
 /** Waits until the list is in this state. */
 export const is = (list, state) => until(`it is ${state}`, () => list.state === state);
 
-/** A while in which a list that should do nothing could do something. */
-export const aWhile = () => new Promise((resolve) => setTimeout(resolve, 50));
-
 export const [A, B, C] = [1, 2, 3].map((id) => ({ id, x: 0 }));

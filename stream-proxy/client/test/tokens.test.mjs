@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { happens, pauses, sleep } from "./page.mjs";
-import { A, aWhile, is, open, openWith, server, shows } from "./setup.mjs";
+import { A, is, open, openWith, server, shows } from "./setup.mjs";
 
 test("the token is asked for again before each request", async () => {
   let n = 0;
@@ -52,8 +52,7 @@ test("without a way to another token, a refusal is final", async () => {
   }
   happens("online");
   sleep(100_000);
-  await aWhile();
-  server.assertQuiet();
+  await server.assertQuiet();
 });
 
 test("with a cookie that has expired it comes back when the server says", async () => {
