@@ -167,15 +167,13 @@ CREATE POLICY members_work ON board_items USING (board_id IN (SELECT my_boards()
 SELECT tidings.watch('board_items', topic => 'boards_{board_id}', payload => '{"change": {"board_item": "$id"}}');
 SELECT tidings.watch('boards', topic => 'boards_{id}', payload => '{"change": {"board": "$id"}}');
 
--- A second watch carries the whole record under an event name of its own, so an open board fetches nothing.
-SELECT tidings.watch('board_items', topic => 'boards_{board_id}', name => 'record', event => 'note',
-                     payload => '{"type": "$type", "note": "$record", "old": {"id": "$id"}}');
-SELECT tidings.watch('board_members', topic => 'boards_{board_id}', event => 'member',
-                     payload => '{"type": "$type", "person": "$person_id"}');
+-- A second watch carries the whole row, so an open board fetches nothing: its page reads the rows from the stream, and every change.
+SELECT tidings.watch('board_items', topic => 'boards_{board_id}', name => 'row', event => 'note');
+SELECT tidings.watch('boards', topic => 'boards_{id}', name => 'row', event => 'board');
+SELECT tidings.watch('board_members', topic => 'boards_{board_id}', event => 'member');
 
 -- And a person hears of boards that they are invited to, or removed from, wherever they are in the app.
-SELECT tidings.watch('board_members', topic => 'people_{person_id}', name => 'person', event => 'membership',
-                     payload => '{"type": "$type", "board": "$board_id"}');
+SELECT tidings.watch('board_members', topic => 'people_{person_id}', name => 'person', event => 'membership');
 
 
 -- 5. Rules: who may listen
@@ -209,40 +207,7 @@ COMMENT ON VIEW present IS 'The people who have one of the signed-in person''s b
 GRANT SELECT ON present TO teamboard_member;
 
 
--- 7. What the page reads
---
--- A board as it is, and the position of that very snapshot. The page opens its stream behind the position: it misses no change and
--- sees none twice. NULL if there is no such board for this person.
-
-GRANT USAGE ON SCHEMA tidings TO teamboard_member;
-GRANT EXECUTE ON FUNCTION tidings.position() TO teamboard_member;
-
-CREATE FUNCTION board_snapshot(board bigint) RETURNS json
-LANGUAGE sql STABLE
-AS $$
-    SELECT json_build_object(
-        'board', to_json(b),
-        'notes', (SELECT coalesce(json_agg(i ORDER BY i.y, i.x, i.id), '[]') FROM board_items i WHERE i.board_id = b.id),
-        'members', (SELECT coalesce(json_agg(p ORDER BY p.name), '[]')
-                    FROM board_members m JOIN people p ON p.id = m.person_id WHERE m.board_id = b.id),
-        'position', tidings.position())
-    FROM boards b WHERE b.id = board
-$$;
-
-COMMENT ON FUNCTION board_snapshot(bigint) IS 'A board with its notes, its members and the position to stream on from';
-
-CREATE FUNCTION boards_snapshot() RETURNS json
-LANGUAGE sql STABLE
-AS $$
-    SELECT json_build_object(
-        'boards', (SELECT coalesce(json_agg(board_snapshot(b.id) ORDER BY b.id), '[]') FROM boards b),
-        'position', tidings.position())
-$$;
-
-COMMENT ON FUNCTION boards_snapshot() IS 'All boards of the signed-in person, and the position to stream on from';
-
-
--- 8. Somebody to play with
+-- 7. Somebody to play with
 
 INSERT INTO people (id, name, colour) VALUES
     (1, 'Ada', '#c2410c'), (2, 'Ben', '#1d4ed8'), (3, 'Chloé', '#7e22ce'), (4, 'Dev', '#15803d'), (5, 'Robin', '#be185d');

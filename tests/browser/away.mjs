@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
-import { assertExact, fetchesOf, scenarios, sees, stack, texts } from "./scenario.mjs";
+import { assertExact, scenarios, sees, snapshotsOf, stack, texts } from "./scenario.mjs";
 import { Cable, createBoard, ENGINES, eventually, freePort, Service, setting, sql } from "./stack.mjs";
 
 scenarios("a closed tab is gone from the proxy and from the list of open topics", async (browser) => {
@@ -45,7 +45,7 @@ scenarios("a laptop that slept catches up without a reload and without doubles",
   await eventually("what she did has arrived", () => sql(`SELECT colour FROM board_items WHERE board_id = ${board} AND body = 'Renamed'`) === "blue");
   assert.deepEqual(await texts(ada), ["Asleep 1", "Asleep 2", "Asleep 3", "Asleep 4", "Asleep 5", "Renamed"]);
   assert.equal(await ada.evaluate(() => window.mark), "the same page");
-  assert.equal(fetchesOf(ada, board), 1);
+  assert.equal(await snapshotsOf(ada), 1);
   await assertExact(ada);
 });
 
@@ -61,7 +61,7 @@ scenarios("a lid that is closed for a while, on a connection that nobody ended",
   await sees(ada, ".note", "Morning");
   await sees(ada, ".note", "Night");
   await ada.waitForSelector(".state.live");
-  assert.equal(fetchesOf(ada, board), 1);
+  assert.equal(await snapshotsOf(ada), 1);
   await assertExact(ada);
 });
 
@@ -74,7 +74,7 @@ scenarios("a network that breaks off, and nothing else, is bridged too", async (
   await stack.cable.join();
   await sees(ada, ".note", "Meanwhile");
   await ada.waitForSelector(".state.live");
-  assert.equal(fetchesOf(ada, board), 1);
+  assert.equal(await snapshotsOf(ada), 1);
   await assertExact(ada);
 });
 
@@ -93,7 +93,7 @@ scenarios("a proxy that is restarted under two people loses and repeats nothing"
   for (const page of people) {
     await page.waitForSelector(".state.live");
     assert.deepEqual(await texts(page), all);
-    assert.equal(fetchesOf(page, board), 1);
+    assert.equal(await snapshotsOf(page), 1);
     await assertExact(page);
   }
 });
@@ -123,7 +123,7 @@ scenarios("a board is read anew when the stream cannot tell what was missed", as
   await sees(ada, ".note", "Changed");
   assert.ok((await ada.evaluate(() => window.delivered)).some((event) => event.name === "reset"));
   assert.equal(await ada.evaluate(() => window.mark), "the same page");
-  assert.equal(fetchesOf(ada, board), 2);
+  assert.equal(await snapshotsOf(ada), 2);
   await ada.waitForSelector(".state.live");
   sql(`INSERT INTO board_items (board_id, body) VALUES (${board}, 'And on')`);
   await sees(ada, ".note", "And on");
@@ -139,7 +139,7 @@ scenarios("a page that was cut off before its first event misses nothing", async
   sql(`INSERT INTO board_items (board_id, body) VALUES (${board}, 'First')`);
   await stack.cable.join();
   await sees(ada, ".note", "First");
-  assert.equal(fetchesOf(ada, board), 1);
+  assert.equal(await snapshotsOf(ada), 1);
   await assertExact(ada);
 });
 

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import path from "node:path";
-import { assertExact, fetchesOf, note, scenario, stack } from "./scenario.mjs";
+import { assertExact, snapshotsOf, note, scenario, stack } from "./scenario.mjs";
 import { createBoard, freePort, Service, setting, sql } from "./stack.mjs";
 
 /** Where the documented settings are, and what starts each; what is no affair of the documentation is added here. */
@@ -81,7 +81,7 @@ for (const [name, { file, listen, at, command }] of Object.entries(BALANCERS)) {
       }
       for (const page of [ada, ben]) {
         await page.waitForSelector(".state.live");
-        assert.equal(fetchesOf(page, board), 1);
+        assert.equal(await snapshotsOf(page), 1);
         await assertExact(page);
       }
     } finally {

@@ -2,6 +2,7 @@
 // and people with browsers.
 
 import { execFileSync, spawn } from "node:child_process";
+import { createHmac } from "node:crypto";
 import { copyFileSync, mkdirSync, openSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import net from "node:net";
 import path from "node:path";
@@ -149,7 +150,6 @@ function recordStreams() {
   const now = Date.now.bind(Date);
   window.skipped = 0;
   Date.now = () => now() + window.skipped;
-  const Native = window.EventSource;
   window.delivered = [];
   window.streams = 0;
   window.printed = 0;
@@ -158,6 +158,11 @@ function recordStreams() {
     window.printed += 1;
     log(...args);
   };
+  const block = (text) => {
+    const [id, name, data] = ["id", "event", "data"].map((field) => text.match(new RegExp(`^${field}: (.*)$`, "m"))?.[1]);
+    if (data !== undefined && !["position", "ready"].includes(name)) window.delivered.push({ name, id, data });
+  };
+  const Native = window.EventSource;
   window.EventSource = class extends Native {
     constructor(...args) {
       super(...args);
@@ -166,6 +171,23 @@ function recordStreams() {
         this.addEventListener(name, (event) => window.delivered.push({ name, id: event.lastEventId, data: event.data }));
       }
     }
+  };
+  const { fetch } = window;
+  window.fetch = async (...all) => {
+    const answer = await fetch(...all);
+    if (!answer.headers.get("content-type")?.startsWith("text/event-stream")) return answer;
+    window.streams += 1;
+    let rest = "";
+    const decoder = new TextDecoder();
+    const watch = new TransformStream({
+      transform(piece, stream) {
+        const blocks = (rest + decoder.decode(piece, { stream: true })).split("\n\n");
+        rest = blocks.pop();
+        blocks.forEach(block);
+        stream.enqueue(piece);
+      },
+    });
+    return new Response(answer.body.pipeThrough(watch), answer);
   };
 }
 
@@ -193,6 +215,14 @@ export class Stack {
     stack.firefox = await firefox.launch();
     stack.webkit = await webkit.launch(await freePort(), eventually);
     return stack;
+  }
+
+  /** A person's token that lasts for some seconds, as the backend would make it. */
+  token(name, seconds) {
+    const now = Math.floor(Date.now() / 1_000);
+    const claims = { role: "teamboard_member", sub: String(PEOPLE[name]), exp: now + seconds };
+    const body = [{ alg: "HS256", typ: "JWT" }, claims].map((part) => Buffer.from(JSON.stringify(part)).toString("base64url")).join(".");
+    return `${body}.${createHmac("sha256", readFileSync(this.#secret, "utf8").trim()).update(body).digest("base64url")}`;
   }
 
   /** A proxy, not yet started. */

@@ -5,3 +5,5 @@ import "./access.mjs";
 import "./away.mjs";
 import "./balancers.mjs";
 import "./look.mjs";
+import "./client.mjs";
+import "./recipes.mjs";

@@ -1,11 +1,11 @@
 // A board: its notes, its people, and its stream.
 
-import { api } from "./api.js";
+import { api, ApiError } from "./api.js";
 import { announce, el, icon, toast } from "./dom.js";
 import { COLOURS, HEIGHT, NoteView, WIDTH } from "./note.js";
 import { Notes } from "./notes.js";
 import { face, membersDialog } from "./people.js";
-import { openStream } from "./stream.js";
+import { live } from "./tidings-client.js";
 
 /** How often we look who is here, in milliseconds. */
 const LOOK_AROUND = 2_000;
@@ -14,18 +14,28 @@ const LOOK_AROUND = 2_000;
 const MARGIN = 240;
 
 const STATES = {
-  connecting: "Connecting…",
+  connecting: "Reconnecting…",
   live: "Live",
-  waiting: "Reconnecting…",
   offline: "Offline",
+  denied: "No access",
 };
 
 /** Shows a board. `leave(message)` is called when the person may not see it any more. */
 export async function boardView(id, { me, people, events, navigate, leave }) {
-  let { board, members, notes: records, position } = await api("GET", `boards/${id}`);
+  const list = live(`${events}/api/boards/${id}/events`, {
+    topics: [`here_${id}_${me.id}`],
+    key: { board_members: ["board_id", "person_id"] },
+    credentials: "include",
+    share: String(me.id),
+  });
+  await new Promise((resolve) => list.subscribe(() => list.state !== "connecting" && resolve()));
+  let [board] = list.table("boards");
+  if (!board) {
+    list.close();
+    throw new ApiError(list.error?.status === 403 ? 404 : list.error?.status ?? 0, list.error?.message);
+  }
   let here = new Set([me.id]);
-  let stream = null;
-  let closed = false;
+  let members = [];
   const views = new Map();
   const person = (personId) => people.find((known) => known.id === personId);
 
@@ -38,7 +48,7 @@ export async function boardView(id, { me, people, events, navigate, leave }) {
   });
   const state = el("p", { class: "state", role: "status" });
   const faces = el("span", { class: "faces", role: "img" });
-  const dialog = membersDialog({ get board() { return board; }, me, people, members: () => members, here: () => here });
+  const dialog = membersDialog({ board, me, people, members: () => members, here: () => here });
   const membersButton = el("button", { class: "button quiet", "aria-label": "Members", "aria-haspopup": "dialog", onclick: () => { dialog.render(); dialog.dialog.showModal(); } },
     icon("people"), el("span", { class: "wide" }, "Members"));
   const removeButton = el("button", { class: "button quiet danger", "aria-label": "Delete board", onclick: removeBoard }, icon("bin"), el("span", { class: "wide" }, "Delete board"));
@@ -137,7 +147,7 @@ export async function boardView(id, { me, people, events, navigate, leave }) {
     const value = title.value.trim();
     if (value === "" || value === board.title) return void (title.value = board.title);
     try {
-      showBoard(await api("PATCH", `boards/${id}`, { title: value }));
+      await api("PATCH", `boards/${id}`, { title: value });
     } catch (error) {
       title.value = board.title;
       toast(error.message);
@@ -154,8 +164,7 @@ export async function boardView(id, { me, people, events, navigate, leave }) {
     }
   }
 
-  function showBoard(changed) {
-    board = changed;
+  function showBoard() {
     heading.textContent = board.title;
     if (title !== document.activeElement) title.value = board.title;
     document.title = `${board.title} · Teamboard`;
@@ -173,7 +182,7 @@ export async function boardView(id, { me, people, events, navigate, leave }) {
     if (document.hidden) return;
     try {
       here = new Set([...(await api("GET", `boards/${id}/present`)), me.id]);
-      if (!closed) showPeople();
+      if (!isClosed) showPeople();
     } catch (error) {
       if (error.status === 404) lost();
     }
@@ -182,79 +191,35 @@ export async function boardView(id, { me, people, events, navigate, leave }) {
   document.addEventListener("visibilitychange", lookAround);
 
   function lost() {
-    if (!closed) leave(`“${board.title}” is gone, or you are no longer a member.`);
+    if (!isClosed) leave(`“${board.title}” is gone, or you are no longer a member.`);
   }
 
-  // The stream.
-  const handlers = {
-    // A note comes with all it is: nothing to fetch.
-    note: (event) => notes.receive(event),
-    // The article's wire: it says what changed, and we fetch that. For notes the line above is quicker.
-    async changed({ change }) {
-      if (change.board === undefined) return;
-      const fresh = await api("GET", `boards/${change.board}`).catch((error) => error);
-      if (fresh.status === 404) lost();
-      else if (fresh.board && !closed) showBoard(fresh.board);
-    },
-    member({ type, person: personId }) {
-      if (type === "DELETE" && personId === me.id) return lost();
-      const others = members.filter((member) => member.id !== personId);
-      const joined = people.filter((known) => known.id === personId);
-      members = type === "DELETE" ? others : [...others, ...joined].sort((a, b) => a.name.localeCompare(b.name));
+  function show() {
+    const name = list.state === "offline" && navigator.onLine ? "connecting" : list.state;
+    state.className = `state ${name}`;
+    state.textContent = STATES[name];
+    // The backend knows whether we are out, or only have to sign in again.
+    if (name === "denied") return lookAround();
+    const ids = list.table("board_members").map((row) => row.person_id);
+    if (list.table("boards").length === 0 || !ids.includes(me.id)) return lost();
+    [board] = list.table("boards");
+    showBoard();
+    const now = ids.map(person).sort((a, b) => a.name.localeCompare(b.name));
+    if (String(now.map((member) => member.id)) !== String(members.map((member) => member.id))) {
+      members = now;
       showPeople();
-    },
-  };
-
-  function listen() {
-    stream = openStream({
-      base: events,
-      path: `/api/boards/${id}/events`,
-      topics: [`here_${id}_${me.id}`],
-      position,
-      handlers,
-      onState(name) {
-        state.className = `state ${name}`;
-        state.textContent = STATES[name];
-      },
-      onReset: reload,
-      async onRefused() {
-        try {
-          await api("GET", `boards/${id}/present`);
-          return true;
-        } catch (error) {
-          if (error.status === 404) lost();
-          return error.status !== 404 && error.status !== 401;
-        }
-      },
-    });
-  }
-
-  // What we missed can't be told any more: read the board as it is, and go on from there.
-  async function reload() {
-    try {
-      const fresh = await api("GET", `boards/${id}`);
-      if (closed) return;
-      ({ members, position } = fresh);
-      showBoard(fresh.board);
-      notes.load(fresh.notes);
-      showPeople();
-      listen();
-    } catch (error) {
-      if (error.status === 404) lost();
-      else if (!closed) setTimeout(reload, LOOK_AROUND);
     }
+    notes.show(list.table("board_items"));
   }
 
-  showBoard(board);
-  notes.load(records);
-  showPeople();
-  listen();
+  let isClosed = false;
+  list.subscribe(show);
   lookAround();
   return {
     root,
     close() {
-      closed = true;
-      stream?.close();
+      isClosed = true;
+      list.close();
       notes.close();
       clearInterval(looking);
       removeEventListener("keydown", shortcut);

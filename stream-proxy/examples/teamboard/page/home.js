@@ -3,7 +3,7 @@
 import { api } from "./api.js";
 import { el, icon, toast } from "./dom.js";
 import { face } from "./people.js";
-import { openStream } from "./stream.js";
+import { live } from "./tidings-client.js";
 
 /** Streams have a limit of topics; boards beyond it stand still here. */
 const LIVE_BOARDS = 60;
@@ -11,10 +11,8 @@ const LIVE_BOARDS = 60;
 /** How much smaller a picture is than its board. */
 const SCALE = 0.2;
 
-export async function homeView({ me, people, events, navigate, go, signOut }) {
-  let boards = [];
-  let stream = null;
-  let closed = false;
+export function homeView({ me, people, events, navigate, go, signOut }) {
+  const person = (id) => people.find((known) => known.id === id);
   const list = el("ul", { class: "cards" });
   const field = el("input", { class: "field", id: "new-board", maxLength: 80, required: true, placeholder: "Retrospective, garden party, …" });
   const create = async (event) => {
@@ -51,81 +49,42 @@ export async function homeView({ me, people, events, navigate, go, signOut }) {
           el("span", { class: "faces", role: "img", "aria-label": members.map((member) => member.name).join(", ") }, members.map((member) => face(member))))));
   }
 
-  function show() {
+  function show(boards) {
     const focused = document.activeElement?.closest?.("[data-board]")?.dataset.board;
     list.replaceChildren(...boards.map(card));
     if (boards.length === 0) list.append(el("li", { class: "empty" }, "None yet. Create one, or ask somebody to invite you."));
     if (focused) list.querySelector(`[data-board="${focused}"] a`)?.focus();
   }
 
-  // The article's way: the event names what changed, and we fetch it. One fetch for each thing at a time.
-  const fetching = new Map();
-  async function refresh(key, fetchOne) {
-    if (fetching.has(key)) return void fetching.set(key, true);
-    do {
-      fetching.set(key, false);
-      await fetchOne().catch(() => {});
-    } while (fetching.get(key) && !closed);
-    fetching.delete(key);
-    if (!closed) show();
-  }
+  // One list says which boards are ours. The other has what is on them, and is opened anew when they change.
+  const options = { key: { board_members: ["board_id", "person_id"] }, credentials: "include", share: String(me.id) };
+  const url = `${events}/events`;
+  const mine = live(url, { ...options, topics: [`people_${me.id}`] });
+  let [boards, topics] = [null, null];
 
-  async function refreshNote(id) {
-    const note = await api("GET", `notes/${id}`).catch((error) => error);
-    for (const entry of boards) {
-      const others = entry.notes.filter((known) => known.id !== id);
-      if (note.board_id === entry.board.id) entry.notes = [...others, note];
-      else if (note.status === 404) entry.notes = others;
-    }
-  }
-
-  async function refreshBoard(id) {
-    const fresh = await api("GET", `boards/${id}`).catch((error) => error);
-    if (fresh.board) boards = boards.map((entry) => (entry.board.id === id ? fresh : entry));
-  }
-
-  let turn = 0;
-  async function load() {
-    const mine = ++turn;
-    stream?.close();
-    const fresh = await api("GET", "boards");
-    if (closed || mine !== turn) return;
-    boards = fresh.boards;
-    show();
-    stream = openStream({
-      base: events,
-      path: "/events",
-      topics: [`people_${me.id}`, ...boards.slice(0, LIVE_BOARDS).map((entry) => `boards_${entry.board.id}`)],
-      position: fresh.position,
-      handlers: {
-        changed({ change }) {
-          if (change.board_item) refresh(change.board_item, () => refreshNote(change.board_item));
-          if (change.board) refresh(change.board, () => refreshBoard(change.board));
-        },
-        member: () => {},
-        // Invited or removed: other boards, other topics.
-        membership: () => again(),
-      },
-      onState: () => {},
-      onReset: again,
-      async onRefused() {
-        again();
-        return false;
-      },
-    });
-  }
-
-  function again() {
-    if (!closed) load().catch(() => setTimeout(again, 2_000));
+  function follow(memberships) {
+    if (mine.state !== "live") return;
+    const ids = memberships.map((row) => row.board_id).sort((a, b) => a - b).slice(0, LIVE_BOARDS);
+    const wanted = ids.map((id) => `boards_${id}`);
+    if (String(wanted) === String(topics)) return;
+    topics = wanted;
+    boards?.close();
+    boards = topics.length > 0 ? live(url, { ...options, topics }) : null;
+    if (!boards) return show([]);
+    boards.subscribe(() => boards.state === "live" && show(boards.table("boards").map((board) => ({
+      board,
+      notes: boards.table("board_items").filter((note) => note.board_id === board.id),
+      members: boards.table("board_members").filter((row) => row.board_id === board.id).map((row) => person(row.person_id)),
+    }))));
   }
 
   document.title = "Teamboard";
-  await load();
+  mine.subscribe(follow);
   return {
     root,
     close() {
-      closed = true;
-      stream?.close();
+      mine.close();
+      boards?.close();
     },
   };
 }

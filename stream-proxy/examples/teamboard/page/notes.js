@@ -9,6 +9,7 @@ export class Notes {
   #board;
   #changed;
   #failed;
+  #isFirst = true;
   #notes = new Map();
   #gone = new Set();
   #closed = false;
@@ -30,19 +31,18 @@ export class Notes {
     return [...this.#notes.values()].map(view);
   }
 
-  /** Takes the whole board from the server. What was done here and isn't there yet stays. */
-  load(records) {
+  /** Takes the notes as the server has them now. What was done here and isn't there yet stays. */
+  show(records) {
     const known = new Set(records.map((record) => record.id));
     for (const [id, entry] of this.#notes) {
-      if (!known.has(id) && !entry.creating) this.#drop(id, null);
+      if (entry.isListed && !known.has(id)) this.#drop(id, null);
     }
-    for (const record of records) this.#accept(record, null);
-  }
-
-  /** Takes an event from the stream. */
-  receive({ type, note, old }) {
-    if (type === "DELETE") this.#drop(old.id, null);
-    else this.#accept(note, note.changed_by);
+    for (const record of records) {
+      this.#accept(record, this.#isFirst ? null : record.changed_by);
+      const entry = this.#notes.get(record.id);
+      if (entry) entry.isListed = true;
+    }
+    this.#isFirst = false;
   }
 
   /** Puts a new note on the board. */
@@ -87,7 +87,7 @@ export class Notes {
       entry = { id: record.id, server: null, flying: null, queued: null, creating: false, busy: false };
       this.#notes.set(record.id, entry);
     }
-    // The answer to our own request and the event that tells of it come in any order, and each once more after a reset.
+    // The answer to our own request and the stream's row come in any order.
     if (entry.server && entry.server.version >= record.version) return;
     const ours = entry.flying || entry.queued;
     entry.server = record;

@@ -119,11 +119,10 @@ async fn api(app: &App, path: &str, request: Request<Incoming>) -> Result<Respon
 /// The possible requests, and their SQL.
 async fn run(app: &App, who: &Claims, method: &Method, path: &[&str], body: &str) -> Result<Option<String>, Error> {
     let (sql, params): (&str, &[&str]) = match (method.as_str(), path) {
-        ("GET", ["boards"]) => ("SELECT boards_snapshot()::text", &[]),
         ("POST", ["boards"]) => {
             ("INSERT INTO boards (title) VALUES ($1::json ->> 'title') RETURNING to_json(boards)::text", &[body])
         }
-        ("GET", ["boards", id]) => ("SELECT board_snapshot($1::bigint)::text", &[id]),
+        ("GET", ["boards", id]) => ("SELECT to_json(b)::text FROM boards b WHERE b.id = $1::bigint", &[id]),
         ("PATCH", ["boards", id]) => (
             "UPDATE boards SET title = $2::json ->> 'title' WHERE id = $1::bigint RETURNING to_json(boards)::text",
             &[id, body],

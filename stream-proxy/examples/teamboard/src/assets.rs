@@ -6,24 +6,24 @@ use hyper::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, Header
 use hyper::{Response, StatusCode};
 
 macro_rules! files {
-    ($($name:literal: $kind:literal),* $(,)?) => {
-        &[$((concat!("/page/", $name), $kind, include_bytes!(concat!("../page/", $name)) as &[u8])),*]
+    ($($name:literal: $kind:literal in $folder:literal),* $(,)?) => {
+        &[$((concat!("/page/", $name), $kind, include_bytes!(concat!("../", $folder, "/", $name)) as &[u8])),*]
     };
 }
 
 /// Path, type and content.
 const FILES: &[(&str, &str, &[u8])] = files! {
-    "teamboard.css": "text/css; charset=utf-8",
-    "icon.svg": "image/svg+xml",
-    "main.js": "text/javascript; charset=utf-8",
-    "api.js": "text/javascript; charset=utf-8",
-    "stream.js": "text/javascript; charset=utf-8",
-    "notes.js": "text/javascript; charset=utf-8",
-    "board.js": "text/javascript; charset=utf-8",
-    "note.js": "text/javascript; charset=utf-8",
-    "home.js": "text/javascript; charset=utf-8",
-    "people.js": "text/javascript; charset=utf-8",
-    "dom.js": "text/javascript; charset=utf-8",
+    "teamboard.css": "text/css; charset=utf-8" in "page",
+    "icon.svg": "image/svg+xml" in "page",
+    "main.js": "text/javascript; charset=utf-8" in "page",
+    "api.js": "text/javascript; charset=utf-8" in "page",
+    "tidings-client.js": "text/javascript; charset=utf-8" in "../../client",
+    "notes.js": "text/javascript; charset=utf-8" in "page",
+    "board.js": "text/javascript; charset=utf-8" in "page",
+    "note.js": "text/javascript; charset=utf-8" in "page",
+    "home.js": "text/javascript; charset=utf-8" in "page",
+    "people.js": "text/javascript; charset=utf-8" in "page",
+    "dom.js": "text/javascript; charset=utf-8" in "page",
 };
 
 const PAGE: &[u8] = include_bytes!("../page/index.html");
