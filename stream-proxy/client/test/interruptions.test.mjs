@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { happens, pass, pauses, pieces, RANDOM, sleep } from "./page.mjs";
+import { endless, happens, intervals, pass, pauses, pieces, RANDOM, sleep } from "./page.mjs";
 import { row, until } from "./server.mjs";
 import { A, B, C, is, newList, open, openWith, server, shows } from "./setup.mjs";
 
@@ -149,6 +149,21 @@ test("offline and online are noticed at once", async () => {
   assert.ok(waiting.isClosed);
 });
 
+test("a pause ends when the network is back", async () => {
+  const [list, stream] = await openWith([A]);
+  endless.are = true;
+  try {
+    stream.cut();
+    await until("it pauses", () => pauses.length > 0);
+    await server.assertQuiet();
+    happens("online");
+    (await server.request()).event("position", {}, "10");
+    await is(list, "live");
+  } finally {
+    endless.are = false;
+  }
+});
+
 test("a page in the browser's back/forward cache holds no stream, and goes on when it returns", async () => {
   const [list, stream] = await openWith([A]);
   happens("pagehide");
@@ -193,5 +208,5 @@ test("a closed list asks for nothing any more", async () => {
   for (const name of ["online", "pageshow"]) happens(name, { persisted: true });
   sleep(100_000);
   await server.assertQuiet();
-  assert.deepEqual([list.rows, told], [[A], 1]);
+  assert.deepEqual([list.rows, told, intervals.size], [[A], 1, 0]);
 });

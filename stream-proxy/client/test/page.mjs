@@ -4,7 +4,8 @@ const real = { now: Date.now, setTimeout: globalThis.setTimeout };
 let skipped = 0;
 Date.now = () => real.now() + skipped;
 
-const intervals = new Set();
+/** The clocks of lists that are in use. */
+export const intervals = new Set();
 globalThis.setInterval = (run) => {
   intervals.add(run);
   return run;
@@ -25,12 +26,13 @@ export function sleep(milliseconds) {
   for (const run of [...intervals]) run();
 }
 
-/** The pauses that the module has made, in milliseconds; none of them takes any time. */
+/** The pauses that the module has made, in milliseconds. None of them takes any time, or each takes for ever. */
 export const pauses = [];
+export const endless = { are: false };
 globalThis.setTimeout = (run, milliseconds, ...rest) => {
   if (!new Error().stack.includes("tidings-client.js")) return real.setTimeout(run, milliseconds, ...rest);
   pauses.push(milliseconds);
-  return real.setTimeout(run, 0);
+  return endless.are ? null : real.setTimeout(run, 0);
 };
 
 /** Jitter that can be foretold. */

@@ -52,6 +52,7 @@ test("without a way to another token, a refusal is final", async () => {
   }
   happens("online");
   sleep(100_000);
+  happens("visibilitychange");
   await server.assertQuiet();
 });
 
