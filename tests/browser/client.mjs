@@ -2,6 +2,7 @@
 
 import assert from "node:assert/strict";
 import { scenarios, stack } from "./scenario.mjs";
+import { Site } from "./site.mjs";
 import { createBoard, eventually, sql } from "./stack.mjs";
 
 const PAGE = "/page/icon.svg"; // of the right origin, and with no script of its own
@@ -133,4 +134,23 @@ scenarios("all tabs of a browser share one stream, and go on when its tab is clo
   sql(`INSERT INTO board_items (board_id, body) VALUES (${board}, 'Three')`);
   for (const tab of others) await agrees(tab, board);
   await eventually("there is one stream", async () => (await stack.clients()) === before + 1);
+});
+
+scenarios("behind a proxy that holds streams back for ever, a live list polls", async (browser) => {
+  const board = createBoard("Held back", ["Ada"], ["One"]);
+  const site = new Site(stack.events, { holds: true });
+  await site.start();
+  try {
+    const ada = await stack.person("Ada", PAGE, { browser });
+    await ada.goto(`${site.url}/stream-proxy/examples/teamboard/page/icon.svg`);
+    await openList(ada, board, { events: site.url, module: "/stream-proxy/client/tidings-client.js", patience: 1_000 });
+    await agrees(ada, board);
+    for (const body of ["Two", "Three"]) {
+      sql(`INSERT INTO board_items (board_id, body) VALUES (${board}, '${body}')`);
+      await agrees(ada, board);
+    }
+    assert.ok(site.held > 0, "the stream was held back");
+  } finally {
+    await site.stop();
+  }
 });

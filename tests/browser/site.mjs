@@ -1,4 +1,4 @@
-// A website of files, with the proxy's streams at the same address.
+// A website of files, with the proxy's streams at the same address; on the way it may hold answers back.
 
 import { readFileSync } from "node:fs";
 import http from "node:http";
@@ -10,9 +10,12 @@ const TYPES = { js: "text/javascript", css: "text/css", html: "text/html" };
 export const root = new URL("../../", import.meta.url);
 
 export class Site {
+  /** What of the answers has been held back and is not whole yet. */
+  held = 0;
+
   /** `pages` has the content of paths, or a function that gives it; other paths are files of the repository. `events` is where streams come from. */
-  constructor(events, { pages = {} } = {}) {
-    Object.assign(this, { events: new URL(events), pages });
+  constructor(events, { pages = {}, holds = false } = {}) {
+    Object.assign(this, { events: new URL(events), pages, holds });
   }
 
   async start() {
@@ -43,8 +46,13 @@ export class Site {
     const { hostname, port } = this.events;
     const onward = http.request({ hostname, port, path: request.url, headers: request.headers }, (answer) => {
       answer.on("error", () => response.destroy());
-      response.writeHead(answer.statusCode, answer.headers);
-      answer.pipe(response);
+      if (!this.holds) {
+        response.writeHead(answer.statusCode, answer.headers);
+        return answer.pipe(response);
+      }
+      const pieces = [];
+      answer.on("data", (piece) => (this.held += 1) && pieces.push(piece));
+      answer.on("end", () => response.writeHead(answer.statusCode, answer.headers).end(Buffer.concat(pieces)));
     });
     onward.on("error", () => response.destroy()).end();
     response.on("close", () => onward.destroy());
