@@ -1,5 +1,5 @@
-//! Questions to the system catalogs: the extension itself, its schema and its tables, the owner of an object, and a
-//! scan of a whole catalog. No SQL, so that neither the caller's rights nor its `search_path` matter.
+//! Look-ups in the system catalogs: the extension itself, its schema and its tables, the owner of an object, and a scan
+//! of a whole catalog. They use no SQL, so that neither the caller's rights nor its `search_path` matter.
 
 use std::ffi::CStr;
 

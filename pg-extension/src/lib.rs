@@ -1,18 +1,18 @@
 //! Tidings: captures the committed changes of watched tables and announces them.
 //!
-//! The way of a change: [`capture`] turns a changed row into an event in the writer's backend, with its values packed
-//! by [`value`]. At the commit the events become rows of the [`mod@log`]. The [`relay`] cuts the log into ticks and
-//! notifies.
+//! A change takes this way: in the writer's backend, [`capture`] turns a changed row into an event, whose values
+//! [`value`] packs. At the commit, the transaction's events become rows of the [`mod@log`]. In a background worker, the
+//! [`relay`] cuts the log into ticks and notifies.
 //!
-//! What the others use, or what runs beside that way:
+//! The other modules are used by these, or have nothing to do with a change:
 //!
 //! - [`transaction`]: what happens at the end of a transaction; [`subtransaction`]: code whose errors are caught;
 //!   [`warnings`]: warnings to writers.
 //! - [`statements`]: statements that concern the extension, such as DROP EXTENSION and ALTER TABLE.
 //! - [`read`]: SQL functions for segments, positions and the relay's state. [`rules`] and [`rule_templates`]: SQL
-//!   functions for subscription rules. [`state`]: the rows that a topic has, as events. [`subscriber`]: how code runs as
-//!   a subscriber.
-//! - [`shared`]: shared memory. [`catalog`]: questions to the system catalogs. [`settings`]: the settings. [`errors`]:
+//!   functions for subscription rules. [`state`]: the current rows of a topic, as events, for `since=snapshot`.
+//!   [`subscriber`]: how code runs as a subscriber.
+//! - [`shared`]: shared memory. [`catalog`]: look-ups in the system catalogs. [`settings`]: the settings. [`errors`]:
 //!   how errors are raised. [`preload`]: what happens if the library was not preloaded. [`foreign`]: functions of
 //!   Postgres that pgrx does not declare.
 

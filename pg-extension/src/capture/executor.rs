@@ -1,4 +1,4 @@
-//! The hooks on the executor, by which [`crate::capture::command`] knows the queries that are running.
+//! The hooks on the executor, which tell [`crate::capture::command`] which queries are running.
 
 use pgrx::pg_sys;
 

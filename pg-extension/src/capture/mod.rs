@@ -1,9 +1,11 @@
 //! From a changed row to bytes in the transaction's buffer, in the writer's own backend.
 //!
-//! [`trigger`] is where a [`change`] comes in. The compiled [`watch`] says what becomes of it; [`watches`] caches
-//! these. [`columns`] and [`payload`] pack its values, [`command`] finds its place in the order, with the hooks of
-//! [`executor`]; [`encoder`] and [`runs`] encode it, and [`buffer`] writes the events into the log. How one value is
-//! packed is [`crate::value`]; how segments become rows is [`mod@crate::log`].
+//! A [`change`] comes in at the [`trigger`]. The compiled [`watch`] says what event it makes, if any; [`watches`]
+//! caches compiled watches. [`columns`] and [`payload`] pack the change's values. [`command`] finds its place in the
+//! order of the transaction, with the hooks of [`executor`]. [`encoder`] and [`runs`] encode the event, and [`buffer`]
+//! keeps the events until they become segments of the log.
+//!
+//! Not here: how one value is packed ([`crate::value`]), and how a segment becomes a row ([`mod@crate::log`]).
 
 pub mod buffer;
 pub mod change;

@@ -1,4 +1,5 @@
-//! A watch: a trigger's arguments, compiled against its table. [`crate::capture::watches`] caches the compiled ones.
+//! A watch: a trigger's arguments, parsed and compiled against its table. [`crate::capture::watches`] caches compiled
+//! watches.
 
 use std::cell::RefCell;
 use std::ffi::{CStr, c_char};

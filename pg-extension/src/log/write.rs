@@ -1,4 +1,4 @@
-//! Inserts one segment into `tidings.log`, also if the writer has no rights on that table.
+//! Inserts one segment into `tidings.log`, even if the writer has no rights on that table.
 
 use std::ffi::c_char;
 

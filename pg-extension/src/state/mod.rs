@@ -1,8 +1,9 @@
-//! The rows that a topic has, as events: what `since=snapshot` starts a stream with, and what `tidings.state()` gives.
+//! The current rows of a topic, as events: a stream with `since=snapshot` starts with them, and `tidings.state()`
+//! returns them.
 //!
-//! Which rows these are is found in [`source`]: those of the watches whose topic matches, or of the DBA's own query.
-//! They are read by [`reading`], a few at a time. The proxy opens a reading as the subscriber and fetches at its
-//! client's pace; `tidings.state()` reads all at once, as its caller.
+//! [`source`] finds out which rows these are: those of the watches whose topic matches, or of the DBA's own query.
+//! [`reading`] reads them, a few at a time. The proxy opens a reading as the subscriber, and fetches rows at its
+//! client's pace; `tidings.state()` reads all rows at once, as its caller.
 
 mod reading;
 mod source;
@@ -22,7 +23,7 @@ thread_local! {
     static OPEN: RefCell<Option<Reading>> = const { RefCell::new(None) };
 }
 
-/// `tidings.open_rows_as(role, claims, topics, search_path)`: opens a reading, in place of one that is open. Only the
+/// `tidings.open_rows_as(role, claims, topics, search_path)`: opens a reading, which replaces an open one. Only the
 /// extension's owner may call it, because it does not check the role. Its caller rolls the transaction back.
 #[pg_extern]
 fn open_rows_as(role: pg_sys::Oid, claims: Option<&str>, topics: Vec<Option<String>>, search_path: &str) {
@@ -33,8 +34,8 @@ fn open_rows_as(role: pg_sys::Oid, claims: Option<&str>, topics: Vec<Option<Stri
     OPEN.set(Some(reading));
 }
 
-/// `tidings.fetch_rows(max_bytes)`: the next rows of the reading that is open, until their payloads have so many bytes;
-/// no rows at the end.
+/// `tidings.fetch_rows(max_bytes)`: the next rows of the open reading, until their payloads have this many bytes; no
+/// rows at the end.
 #[pg_extern]
 fn fetch_rows(
     max_bytes: i32,
@@ -57,7 +58,7 @@ fn fetch_rows(
 fn state(
     topics: Vec<Option<String>>,
 ) -> TableIterator<'static, (name!(topic, String), name!(event, String), name!(payload, String))> {
-    /// Rows are fetched in portions of so many bytes: Postgres keeps them, in a file beyond `work_mem`.
+    /// Rows are fetched in portions of this many bytes. Postgres collects them, above `work_mem` in a file.
     const PORTION: usize = 256 * 1024;
     preload::require();
     let mut reading = Reading::open(&distinct(topics), None);
@@ -97,7 +98,7 @@ fn check_snapshot(topic: &str, event: &str) {
     }
 }
 
-/// `tidings.holes(template)`: the names of a template's holes, in order; none of a text that is no template.
+/// `tidings.holes(template)`: the names of a template's holes, in order; none if the text is not a template.
 #[pg_extern]
 fn holes(template: &str) -> Vec<String> {
     preload::require();

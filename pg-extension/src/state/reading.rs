@@ -1,5 +1,7 @@
-//! A reading of rows: a cursor for each source, opened all at once, so that what is not allowed fails before the first
-//! row, and fetched one after the other, so that no more than a portion of the rows is ever in memory.
+//! A reading of rows has a cursor for each source. All cursors are opened at the start, so that a missing right makes
+//! it fail before the first row. They are fetched one after the other, so that only a portion of the rows is in memory.
+//!
+//! Not here: which rows a topic has ([`crate::state::source`]).
 
 use std::collections::VecDeque;
 use std::ffi::{CStr, CString};
@@ -16,11 +18,11 @@ use crate::subscriber::{become_subscriber, current_user, set_locally};
 
 /// Who reads.
 pub struct Subscriber {
-    /// With this role, which the code of policies and views can't leave.
+    /// The role that reads, which the code of policies and views can't leave.
     pub role: pg_sys::Oid,
-    /// With these claims in `request.jwt.claims`, if there are any.
+    /// The value of `request.jwt.claims`, if the reader has claims.
     pub claims: Option<CString>,
-    /// Where names are found.
+    /// The `search_path` under which names are looked up.
     pub search_path: CString,
 }
 
@@ -28,7 +30,7 @@ pub struct Subscriber {
 pub struct Reading {
     /// Who reads; the current user if there is none.
     subscriber: Option<Subscriber>,
-    /// The sources that are not at their end.
+    /// The sources that may have more rows.
     sources: VecDeque<Open>,
     /// When its transaction began: a reading ends with its transaction.
     transaction: pg_sys::TimestampTz,
@@ -47,14 +49,14 @@ pub struct Part {
     pub topic: String,
     /// The name of their events.
     pub event: String,
-    /// What these say.
+    /// The payload of each event.
     pub payloads: Vec<String>,
 }
 
 /// The most rows that are fetched at once, whatever their size.
 const MOST_ROWS: usize = 200;
 
-/// What a row counts beside its bytes.
+/// How many bytes a row counts in addition to its own.
 const ROW: usize = 64;
 
 impl Reading {
@@ -85,7 +87,7 @@ impl Reading {
         reading
     }
 
-    /// The next rows, until their payloads have so many bytes; nothing at the end.
+    /// The next rows, until they have `most` bytes; none at the end.
     pub fn fetch(&mut self, most: usize) -> Vec<Part> {
         // SAFETY: a plain variable of the backend.
         if self.transaction != unsafe { pg_sys::GetCurrentTransactionStartTimestamp() } {
@@ -112,7 +114,8 @@ impl Reading {
         parts
     }
 
-    /// Runs `body` as the subscriber, and undoes whatever it has set. After an error, the abort of the transaction does.
+    /// Runs `body` as the subscriber, and then undoes whatever it has set. After an error, the abort of the transaction
+    /// undoes it.
     fn run<R>(&self, search_path: Option<&CStr>, body: impl FnOnce() -> R) -> R {
         let (user, security) = current_user();
         let subscriber = self.subscriber.as_ref();
@@ -140,8 +143,8 @@ impl Reading {
 impl Open {
     fn new(mut source: Source) -> Self {
         let Source { sql, types, values, shape, .. } = &mut source;
-        // SAFETY: as many types as values, which live until the cursor has copied them. A cursor takes a single query,
-        // and no statement. It sees what the running statement sees.
+        // SAFETY: there are as many types as values, and the values live until the cursor has copied them. A cursor
+        // refuses anything but a single query. It sees what the running statement sees.
         let (cursor, of_query) = unsafe {
             pg_sys::SPI_connect();
             let portal = pg_sys::SPI_cursor_open_with_args(
@@ -166,10 +169,10 @@ impl Open {
         Self { source, shape, cursor }
     }
 
-    /// Fetches rows until they have so many bytes: how many they have, and whether these were the last.
+    /// Fetches rows until they have `most` bytes. Returns how many bytes they have, and whether they were the last.
     fn fetch(&mut self, most: usize, payloads: &mut Vec<String>) -> (usize, bool) {
-        // SAFETY: inside the transaction that opened the cursor, if it is still there. What is allocated for a row lies
-        // in a context that is emptied after it and goes with SPI's.
+        // SAFETY: inside the transaction that opened the cursor, if the cursor still exists. What is allocated for a
+        // row lies in a context that is emptied after the row, and is deleted with SPI's context.
         unsafe {
             pg_sys::SPI_connect();
             let portal = pg_sys::SPI_cursor_find(self.cursor.as_ptr());
@@ -203,7 +206,7 @@ impl Open {
                 if taken >= most {
                     break false;
                 }
-                // As many as there should be room for.
+                // As many rows as should fit, by the average size of the last ones.
                 count = ((most - taken) * rows / size).clamp(1, MOST_ROWS);
             };
             pg_sys::SPI_finish();
@@ -211,7 +214,7 @@ impl Open {
         }
     }
 
-    /// Renders a row, if it is one of the topic's; gives its size.
+    /// Renders a row, if it belongs to the topic. Returns its size.
     ///
     /// # Safety
     /// The row is one of the cursor's, and has this descriptor.

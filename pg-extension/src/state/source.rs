@@ -1,9 +1,8 @@
 //! Where the rows of a topic come from: each source is one query, and how its rows become events.
 //!
-//! A watch that captures INSERT has the rows of its table whose topic is the one that is asked for. The values in the
-//! topic's holes are compared with the columns, by the columns' own types, so that an index serves. That may find more
-//! than the topic has (`05` is 5, and a text may be compared without regard to case), so each row's topic is rendered
-//! and compared too.
+//! A watch that captures INSERT gives the rows of its table whose topic is the requested one. The query compares the
+//! values in the topic's holes with the columns, by the columns' own types, so that it can use an index. It may find
+//! other rows too (`05` equals 5, and some types ignore case), so each row's topic is rendered and compared as well.
 
 use std::ffi::{CStr, CString, c_int};
 use std::rc::Rc;
@@ -31,7 +30,7 @@ pub struct Found {
 
 /// A query that replaces the rows of the watches.
 pub struct Query {
-    /// The topic that was asked for.
+    /// The requested topic.
     pub topic: String,
     /// The name of the events.
     event: String,
@@ -39,7 +38,7 @@ pub struct Query {
     sql: String,
     /// These values.
     holes: Vec<Option<String>>,
-    /// Where it finds names.
+    /// The `search_path` under which its names are looked up.
     search_path: String,
 }
 
@@ -62,7 +61,8 @@ pub struct Matching<'f> {
 pub struct Templates<'f>(Vec<(&'f Trigger, Template)>);
 
 impl Found {
-    /// Looks for them. Watches and queries are those of this moment, whatever the transaction sees of the tables.
+    /// Finds the sources of the topics: the watches and queries that exist now, even if the transaction's snapshot is
+    /// older.
     pub fn of(topics: &[String]) -> Self {
         let Some(queries) = Table::open(c"snapshot_query", pg_sys::AccessShareLock) else {
             error!("tidings.snapshot_query does not exist");
@@ -108,7 +108,7 @@ impl Trigger {
     }
 }
 
-/// The only text of the only row of a query with a text[] as its parameter, which sees what is committed by now.
+/// The only text of the only row of a query with a text[] as its parameter. The query sees what is committed by now.
 ///
 /// # Safety
 /// The query is of this form.
@@ -149,25 +149,25 @@ pub struct Source {
     pub sql: CString,
     pub types: Vec<pg_sys::Oid>,
     pub values: Vec<pg_sys::Datum>,
-    /// Where it finds names, if not where the reading does.
+    /// The `search_path` under which its names are looked up, if it is not that of the reading.
     pub search_path: Option<CString>,
-    /// How rows are rendered; of a DBA's query only once it is open.
+    /// How rows are rendered. For a DBA's query, this is known only once its cursor is open.
     pub shape: Option<Shape>,
 }
 
 /// How the rows of a query become payloads.
 pub struct Shape {
     rows: Rows,
-    /// For each column of the query its place in the row.
+    /// For each column of the query, its index in the row.
     pub places: Vec<usize>,
     pub plan: PayloadPlan,
     pub truncated_plan: PayloadPlan,
 }
 
 enum Rows {
-    /// Those of a watched table.
+    /// The rows of a watched table.
     Watched(Rc<Watch>),
-    /// Those of a query.
+    /// The rows of a DBA's query.
     Queried(Columns),
 }
 
@@ -180,7 +180,7 @@ impl Shape {
         }
     }
 
-    /// The watch, if the rows are those of one.
+    /// The watch, if the rows come from a watched table.
     pub fn watch(&self) -> Option<&Watch> {
         match &self.rows {
             Rows::Watched(watch) => Some(watch),
@@ -206,7 +206,7 @@ impl Shape {
 }
 
 impl Source {
-    /// Of a DBA's query.
+    /// The source of a DBA's query.
     pub fn of_query(query: Query) -> Self {
         let holes = query.holes.into_datum().unwrap_or_else(pg_sys::Datum::null);
         Self {
@@ -220,8 +220,8 @@ impl Source {
         }
     }
 
-    /// Of a watch; none if no row of its table can have the topic. Names in the query are those that the current user
-    /// sees in the current search path.
+    /// The source of a watch; `None` if no row of its table can have the topic. Names in the query are looked up as the
+    /// current user, with the current search path.
     pub fn of_watch(topic: &str, matching: Matching<'_>) -> Option<Self> {
         let Matching { trigger: found, template } = matching;
         let (mut is_there, mut source) = (false, None);
@@ -233,7 +233,7 @@ impl Source {
             }
         });
         if !is_there {
-            // To go on without it would give a list that lacks a whole table and looks complete.
+            // Without this error, the list would lack a whole table and look complete.
             errors::raise(
                 PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
                 "a watch was removed or replaced meanwhile",
@@ -295,11 +295,11 @@ unsafe fn watched(
     })
 }
 
-/// A text as a value of the type, which is not a domain; none if it is no such value.
+/// A text as a value of the type, which is not a domain; `None` if the type does not accept the text.
 fn parsed(base: pg_sys::Oid, text: &str) -> Option<pg_sys::Datum> {
     let text = CString::new(text).ok()?;
     let (mut input, mut parameter) = (pg_sys::InvalidOid, pg_sys::InvalidOid);
-    // SAFETY: the input function of a type that is there takes a C string; what it gives lies in the current context.
+    // SAFETY: the input function of an existing type takes a C string; its result lies in the current context.
     let parse = || unsafe {
         pg_sys::getTypeInputInfo(base, &mut input, &mut parameter);
         pg_sys::OidInputFunctionCall(input, text.as_ptr().cast_mut(), parameter, -1)
@@ -307,7 +307,7 @@ fn parsed(base: pg_sys::Oid, text: &str) -> Option<pg_sys::Datum> {
     user_code::run(parse).ok()
 }
 
-/// The operator by which values of the type are equal and by which indexes find them, if the type has one.
+/// The equality operator of the type, which its indexes support; `None` if the type has none.
 fn equality(base: pg_sys::Oid) -> Option<String> {
     // SAFETY: look-ups in the system caches, inside a transaction; a tuple of `pg_operator` has its form, and is
     // released after it.
@@ -339,7 +339,7 @@ unsafe fn condition(trigger: &pg_sys::Trigger, relation: pg_sys::Relation) -> Op
     if trigger.tgqual.is_null() {
         return None;
     }
-    // SAFETY: as the caller promises: what is stored is an expression about the second of two rows.
+    // SAFETY: as the caller promises. The stored expression refers to NEW, the second of two rows.
     unsafe {
         let expression = pg_sys::stringToNode(trigger.tgqual).cast::<pg_sys::Node>();
         pg_sys::ChangeVarNodes(expression, pg_sys::PRS2_NEW_VARNO as c_int, 1, 0);
@@ -349,8 +349,8 @@ unsafe fn condition(trigger: &pg_sys::Trigger, relation: pg_sys::Relation) -> Op
     }
 }
 
-/// What the rows are read from: a partitioned table has those of its partitions, which inherit its watches; a table
-/// that others inherit from has its own only, for they inherit no triggers.
+/// The table as it stands after FROM. A partitioned table is read with its partitions, which inherit its watches. A
+/// table that others inherit from is read alone (ONLY), because they inherit no triggers.
 ///
 /// # Safety
 /// The relation is open and locked.
@@ -368,6 +368,6 @@ unsafe fn table_name(relation: pg_sys::Relation) -> String {
 /// A name as it stands in SQL.
 fn quoted(identifier: &str) -> String {
     let identifier = c_string(identifier);
-    // SAFETY: takes and gives a C string, which is copied at once.
+    // SAFETY: takes and returns a C string, which is copied at once.
     unsafe { CStr::from_ptr(pg_sys::quote_identifier(identifier.as_ptr())).to_string_lossy().into_owned() }
 }

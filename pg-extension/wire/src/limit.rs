@@ -1,4 +1,4 @@
-//! How much JSON packed bytes make, and how much they may make.
+//! How long the JSON of packed bytes may get: the factors between the two, and the limit that is set for it.
 
 use crate::error::TooLong;
 

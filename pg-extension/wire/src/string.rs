@@ -1,4 +1,4 @@
-//! Strings in JSON.
+//! Texts as JSON strings: quotes and escapes.
 
 /// The hexadecimal digits.
 pub const HEX: &[u8; 16] = b"0123456789abcdef";
