@@ -3,8 +3,8 @@
 //! The folders follow the way of an event and of a request. An event comes in through [`upstream`], which receives it
 //! from Postgres, and goes out through [`stream`], which queues it to its subscribers and writes it to their sockets. A
 //! request comes in through [`http`], which parses and answers it; [`access`] decides whether the client may subscribe;
-//! [`proxy`] then opens the stream, and [`upstream::replay`] sends what the client missed, or [`upstream::snapshots`] the
-//! rows that are there. [`poll`] answers in JSON what a stream would send.
+//! [`proxy`] then opens the stream, and [`upstream::replay`] sends what the client missed, or [`upstream::snapshots`]
+//! the current rows. [`poll`] gives one JSON answer with what a stream would send.
 //!
 //! Imports point one way: `http` uses `proxy`, which uses `access`, `upstream` and `stream`. `access` uses `upstream`
 //! for its connections, `upstream` feeds `stream`, and `stream` knows neither HTTP nor Postgres.

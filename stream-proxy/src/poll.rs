@@ -1,5 +1,5 @@
-//! The same events as a stream, as one JSON answer: for networks that hold streams back. Without events the answer waits
-//! for the next one, at most as long as the heartbeat interval.
+//! One JSON answer with the events that a stream would send, for networks that hold streams back. If there are no
+//! events yet, the answer waits for the next one, at most for the heartbeat interval.
 
 use std::future::Future;
 use std::net::IpAddr;
@@ -26,7 +26,7 @@ pub enum Polled {
     Rows(Subscription),
 }
 
-/// What lies after a position.
+/// What comes after a position.
 enum Found {
     /// These events, each with the number of its topic, up to this position.
     Events(Vec<(usize, Frame)>, Position),
@@ -34,7 +34,7 @@ enum Found {
     Reset(Reset),
 }
 
-/// The events from the log, up to some bytes.
+/// Collects events from the log, up to a number of bytes.
 struct Collector {
     limit: usize,
     found: Mutex<(usize, Vec<(usize, Frame)>)>,
@@ -58,7 +58,7 @@ impl Outlet for Collector {
 }
 
 impl Proxy {
-    /// Answers a request for JSON: with what lies after its position, as soon as there is something.
+    /// Answers a request for JSON with the events after its position, as soon as there are any.
     pub async fn poll(self: &Arc<Self>, wanted: StreamRequest, who: Identity, peer: IpAddr) -> Result<Polled, NotNow> {
         let deadline = Instant::now() + self.cli.heartbeat;
         let mut subscription = self.open(peer)?;
@@ -74,7 +74,7 @@ impl Proxy {
         let mut draining = self.draining.subscribe();
         let found = tokio::select! {
             found = self.find(&subscription, &log, after, deadline) => Some(found),
-            // Its client goes to another proxy.
+            // The client can ask another proxy.
             _ = draining.wait_for(|draining| *draining) => None,
         };
         Ok(match found {
@@ -93,7 +93,7 @@ impl Proxy {
         })
     }
 
-    /// What lies after a position, at the latest at the deadline.
+    /// The events after a position, as soon as there are any, and at the deadline at the latest.
     async fn find(
         &self,
         subscription: &Subscription,
@@ -135,13 +135,13 @@ impl Proxy {
                 (Ok((Some(position), None)), _) | (Err(_), Some(position)) => {
                     return Found::Events(Vec::new(), position);
                 }
-                // The database does not even say where the log begins.
+                // The database has not even said where the log begins.
                 (Ok((None, None)) | Err(_), None) | (Ok((None, None)), Some(_)) => return Found::Reset(Reset::Expired),
             }
         }
     }
 
-    /// Where the hub is, as soon as it knows.
+    /// The hub's position, as soon as it has one.
     async fn present(&self, deadline: Instant) -> Result<Position, NotNow> {
         let mut ticks = self.hub.ticks();
         if self.hub.place().is_none() {
@@ -151,7 +151,7 @@ impl Proxy {
     }
 }
 
-/// The answer. A client comes back with the position.
+/// The answer. The client asks again with its position.
 fn answer(topics: &[Arc<str>], events: Vec<(usize, Frame)>, position: Position, reset: Option<Reset>) -> Value {
     let event = |(topic, frame): (usize, Frame)| {
         let (id, event, data) = frame.fields();

@@ -46,9 +46,9 @@ struct State {
     moving: bool,
     /// Whether every event of its topics up to the hub's place has been queued.
     live: bool,
-    /// Whether it is sent one JSON text instead of a stream.
+    /// Whether it gets one JSON text instead of a stream.
     is_json: bool,
-    /// Whether it is sent the rows again when it has to read its data again, instead of a bare reset.
+    /// Whether it gets the rows again, instead of a bare reset, when it has to read its data again.
     wants_rows: bool,
     /// Its seats in the hub or at a channel; empty until it has some.
     seats: Box<[Seat]>,
@@ -129,13 +129,12 @@ impl Subscriber {
         Arc::new(Self { limit, state: Mutex::new(State { moving: true, ..State::default() }) })
     }
 
-    /// Sets that the subscriber is sent one JSON text instead of a stream.
+    /// Makes the subscriber get one JSON text instead of a stream.
     pub fn send_json(&self) {
         self.state.lock().is_json = true;
     }
 
-    /// Ends the stream in good order: the client is to come back after this time. A JSON text that is not complete
-    /// breaks off.
+    /// Ends the stream properly, and asks the client to come back after this time. An incomplete JSON text is cut off.
     pub fn finish(&self, retry: Duration) {
         if self.state.lock().is_json {
             self.close(End::Gone);
@@ -159,12 +158,12 @@ impl Subscriber {
         .await
     }
 
-    /// Sets that the subscriber is sent the rows again when it has to read its data again.
+    /// Makes the subscriber get the rows again, instead of a bare reset, when it has to read its data again.
     pub fn want_rows(&self) {
         self.state.lock().wants_rows = true;
     }
 
-    /// Whether it is.
+    /// Whether the subscriber gets the rows again, instead of a bare reset.
     pub fn wants_rows(&self) -> bool {
         self.state.lock().wants_rows
     }

@@ -1,9 +1,10 @@
 //! From Postgres to the hub. [`session`] is the live connection, one for all clients; [`chain`] puts the ticks in
 //! order, from notifications and from the [`log`]. [`replay`] brings one client from an old position to the present,
-//! with the queries in [`reads`]. [`snapshots`] starts clients with the rows that are there, each [`reading`] of them in
-//! a transaction of its own. [`registry`] reports which topics have subscribers. [`database`] makes all
-//! connections: [`connection_string`] and [`parameters`] say where to, [`password`], [`tls`] and [`settings`] say how,
-//! and [`inbox`] holds the notifications that have arrived.
+//! with the queries in [`reads`]. [`snapshots`] starts clients with the current rows, which it reads with [`reading`].
+//! [`registry`] reports which topics have subscribers.
+//!
+//! [`database`] makes all connections: [`connection_string`] and [`parameters`] say where the database is,
+//! [`password`], [`tls`] and [`settings`] how to connect, and [`inbox`] holds the notifications that have arrived.
 //!
 //! Not here: queries about access (`access`).
 

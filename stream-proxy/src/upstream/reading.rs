@@ -1,5 +1,7 @@
-//! Reads the rows that topics have: in one transaction for each reading, so that rows and position belong together, as
-//! the subscriber, over connections of its own, because a reading takes as long as its client does.
+//! Reads the current rows of topics, as the subscriber. Each reading is one transaction, so that rows and position
+//! belong together, on a connection of its own, because it takes as long as its client does.
+//!
+//! Not here: which streams share a reading (`snapshots`), and reads of the log (`reads`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,24 +16,24 @@ use tokio_postgres::types::Type;
 use crate::metrics::Metrics;
 use crate::upstream::database::{Database, DatabaseError, in_time};
 
-/// The bytes of a portion. It travels while the one before is written, so it needs to be no larger than that takes.
+/// The bytes of a portion. The next portion is fetched while one is written, so a small one is enough.
 const PORTION: i32 = 64 * 1024;
 
 /// How long to wait for a cancellation, and for the end of a transaction.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// How often a reading is begun again because a watch was replaced or a standby's replay was in its way.
+/// How many times a reading may begin, if a replaced watch or a standby's replay makes it fail.
 const ATTEMPTS: usize = 3;
 
-/// The one statement that gives everything back: also locks of the session, which a rollback keeps.
+/// Gives everything back, including advisory locks of the session, which a rollback keeps.
 const END: &str = "ROLLBACK; SELECT pg_catalog.pg_advisory_unlock_all()";
 
-/// Where rows are read.
+/// Opens readings, and keeps their connections.
 #[derive(Debug)]
 pub struct Readings {
     database: Database,
     metrics: Arc<Metrics>,
-    /// How long a statement may take, and the client of an open transaction.
+    /// How long a statement may run, and how long a transaction may wait for its next statement.
     limit: Duration,
     /// Connections without a transaction.
     idle: Mutex<Vec<Client>>,
@@ -42,7 +44,7 @@ pub struct Readings {
 pub struct Reading<'r> {
     readings: &'r Readings,
     client: Client,
-    /// The position that its rows have.
+    /// The position of its rows: the changes after it are not in them.
     pub position: Position,
 }
 
@@ -53,7 +55,7 @@ pub struct Rows {
     pub topic: String,
     /// The name of their events.
     pub event: String,
-    /// What these say.
+    /// The payload of each event.
     pub payloads: Vec<String>,
 }
 
@@ -63,11 +65,11 @@ impl Readings {
         Self { database, metrics, limit, idle: Mutex::default() }
     }
 
-    /// Opens a reading of the topics' rows, as the role of the claims; without claims, as the proxy's own.
+    /// Opens a reading of the topics' rows, as the role of the claims; without claims, as the proxy's own role.
     pub async fn open(&self, claims: Option<&str>, topics: &[Arc<str>]) -> Result<Reading<'_>, DatabaseError> {
         let mut attempt = 1;
         loop {
-            // Not held over the waits below.
+            // The lock is not held during the waits below.
             let known = self.idle.lock().pop();
             let is_known = known.is_some();
             let client = match known {
@@ -93,7 +95,7 @@ impl Readings {
     async fn connect(&self) -> Result<Client, DatabaseError> {
         let (client, _) = self.database.connect(self.metrics.clone()).await?;
         let limit = self.limit.as_millis();
-        // A proxy that is gone without a word must not hold vacuum back for ever.
+        // A proxy that vanished must not hold vacuum back forever.
         let settings = format!("SET statement_timeout = {limit}; SET idle_in_transaction_session_timeout = {limit}");
         in_time(client.batch_execute(&settings)).await?;
         Ok(client)
@@ -133,7 +135,7 @@ async fn begin(client: &Client, claims: Option<&str>, topics: &[Arc<str>]) -> Re
     row.try_get::<_, &str>(0)?.parse().map_err(|_| DatabaseError::Contract("a position that is none"))
 }
 
-/// Whether something happened to be in the way, so that the next attempt may do.
+/// Whether the error was caused by something temporary, so that another attempt may succeed.
 fn is_in_the_way(error: &DatabaseError) -> bool {
     matches!(error, DatabaseError::Postgres(error) if error.code() == Some(&SqlState::T_R_SERIALIZATION_FAILURE))
 }

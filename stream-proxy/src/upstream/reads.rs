@@ -1,5 +1,5 @@
-//! Reads for single clients, over separate connections. The upstream's own reads use the upstream's connection, so no
-//! client's replay delays live events.
+//! Reads of the log for single clients, over separate connections. The upstream's own reads use the upstream's
+//! connection, so no client's replay delays live events.
 
 use std::future::Future;
 use std::sync::Arc;

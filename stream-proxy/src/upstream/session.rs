@@ -30,9 +30,9 @@ const MAX_BACKOFF: Duration = Duration::from_secs(5);
 /// Whether the upstream is connected and caught up, and if not, why not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Readiness {
-    /// It is.
+    /// The upstream is connected and caught up.
     Ready,
-    /// It is not, for this reason.
+    /// It is not ready, for this reason.
     Waiting(Arc<str>),
 }
 

@@ -1,9 +1,11 @@
-//! Streams that start with the rows that are there (`since=snapshot`): who waits for a reading of them, and how several
-//! streams share one.
+//! Streams that start with the current rows (`since=snapshot`): which of them wait for a reading, and which share one.
 //!
-//! A few readings run at a time, the others wait in order. Streams that wait for the same topics with the same claims
-//! wait together, and are served by one reading. It goes at the pace of its clients: what some have taken and others
-//! have not is kept, in a window of bounded size. Who falls behind the window for too long starts anew, alone.
+//! A few readings run at a time, and the others wait in order. Streams that wait for the same topics with the same
+//! claims share one reading. It goes at the pace of its clients: frames that some clients have taken and others have
+//! not are kept in a window of bounded size. A client that falls behind the window for too long starts over, with a
+//! reading of its own.
+//!
+//! Not here: how rows are read (`reading`).
 
 mod shared;
 
@@ -25,17 +27,17 @@ use crate::upstream::replay::{Replay, TopicLog};
 
 use shared::{Member, Outcome, Shared, Taken};
 
-/// Between two attempts while the database is away, at most.
+/// The longest wait between two attempts while the database is away.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Whose rows of which topics: streams for which both are the same share a reading.
+/// What a stream asks for. Streams that ask for the same share a reading.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Wish {
-    /// The claims, as JSON; without any, the proxy's own role reads.
+    /// The claims, as JSON. Without claims, the proxy's own role reads.
     pub claims: Option<Arc<str>>,
     /// The topics.
     pub topics: Arc<[Arc<str>]>,
-    /// How they are sent.
+    /// How the rows are sent.
     pub form: Form,
 }
 
@@ -60,23 +62,23 @@ pub struct Snapshots {
     waiting: Mutex<HashMap<Wish, Arc<Shared>>>,
 }
 
-/// One stream on its way to the present.
+/// One stream that starts with rows, until it is live.
 #[derive(Debug)]
 pub struct Arrival {
-    /// The readings.
+    /// The readings to join.
     pub snapshots: Arc<Snapshots>,
     /// What it wants to read.
     pub wish: Wish,
-    /// The log behind that.
+    /// The log, for the changes after the rows.
     pub log: TopicLog,
     /// The client.
     pub subscriber: Arc<Subscriber>,
-    /// The wait before a client comes back whose rows can't be read.
+    /// How long the client is asked to wait if its rows can't be read.
     pub long_retry: Duration,
 }
 
 impl Arrival {
-    /// Serves the client until it is live or gone: from `after`, if it has been here before, else with the rows.
+    /// Serves the client until it is live or gone: the events after `after`, or, without that, the rows.
     pub async fn run(self, mut after: Option<Position>) {
         loop {
             if let Some(position) = after.take() {
@@ -91,7 +93,7 @@ impl Arrival {
         }
     }
 
-    /// Sends the rows and ends. A text that can't be completed breaks off.
+    /// Sends the rows and ends the response. If the rows can't be read to the end, the response is cut off.
     pub async fn run_once(self) {
         let mut member = self.snapshots.join(&self.wish, &self.log, false);
         while self.subscriber.room().await {
@@ -103,7 +105,7 @@ impl Arrival {
         }
     }
 
-    /// Sends the rows, and gives the position behind them; none if the stream has ended.
+    /// Sends the rows. Returns their position, or `None` if the stream has ended.
     async fn snapshot(&self) -> Option<Position> {
         let (mut alone, metrics) = (false, &self.snapshots.metrics);
         loop {
@@ -124,7 +126,7 @@ impl Arrival {
                     alone = true;
                 }
                 Outcome::Away => sleep(RETRY.mul_f64(0.2 + 0.8 * fastrand::f64())).await,
-                // It has no id yet, so it starts anew when it comes back.
+                // The client has no id yet, so it starts over when it comes back.
                 Outcome::Refused => {
                     self.subscriber.feed(Frame::retry(self.long_retry));
                     self.subscriber.close(End::Finished);
@@ -142,7 +144,7 @@ impl Snapshots {
         Arc::new(Self { readings, limit, permits, metrics, waiting })
     }
 
-    /// Joins those who wait for the same, or is the first of them.
+    /// Joins the group that waits for the same, or founds it.
     fn join(self: &Arc<Self>, wish: &Wish, log: &TopicLog, alone: bool) -> Member {
         let mut waiting = self.waiting.lock();
         if let Some(shared) = waiting.get(wish).filter(|_| !alone) {
@@ -167,7 +169,7 @@ impl Snapshots {
         let Ok(permit) = self.permits.acquire().await else { return };
         drop(waits);
         {
-            // From here on nobody joins.
+            // From here on, no other stream can join.
             let mut waiting = self.waiting.lock();
             if waiting.get(wish).is_some_and(|group| Arc::ptr_eq(group, shared)) {
                 waiting.remove(wish);
@@ -195,7 +197,7 @@ impl Snapshots {
         shared.end(outcome);
     }
 
-    /// Reads all rows, and gives their position.
+    /// Reads all rows. Returns their position.
     async fn read(&self, wish: &Wish, shared: &Shared) -> Result<Position, Outcome> {
         let deadline = Instant::now() + self.limit;
         let opening = self.readings.open(wish.claims.as_deref(), &wish.topics);
@@ -247,7 +249,7 @@ impl Snapshots {
             self.metrics.snapshot_rows.add(rows.iter().map(|rows| rows.payloads.len() as u64).sum());
             self.metrics.snapshot_bytes.add(frame.len() as u64);
             if !shared.room_for_one().await {
-                // Nobody is left: as good as done.
+                // No client is left to serve.
                 return Ok(());
             }
             shared.push(frame);

@@ -1,4 +1,4 @@
-//! What one reading gives to several streams: a window of frames, each kept until all have taken it.
+//! One reading that several streams share: a window of frames, each of which is kept until all streams have taken it.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -14,22 +14,22 @@ use tokio::time::timeout;
 use crate::stream::frame::Frame;
 use crate::upstream::replay::Outlet;
 
-/// The most bytes that are kept for those who are behind, beside the frame that is being added.
+/// The most bytes that are kept for streams that are behind, not counting the frame that is being added.
 const WINDOW: usize = 256 * 1024;
 
-/// How long the others wait for those who are a whole window behind and take nothing.
+/// How long the others wait for streams that are a whole window behind and take nothing.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How a reading ended for a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// All is passed on, up to this position.
+    /// Everything up to this position has been passed on.
     Complete(Position),
     /// The stream was too slow for the others.
     Behind,
     /// The database could not be asked.
     Away,
-    /// There will be no rows.
+    /// The rows can't be read.
     Refused,
 }
 
@@ -48,9 +48,9 @@ pub struct Shared(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// The frames that some have yet to take.
+    /// The frames that some streams have not taken yet.
     window: VecDeque<Kept>,
-    /// How many frames came before these.
+    /// How many frames were in the window before these.
     gone: usize,
     /// Bytes in the window.
     bytes: usize,
@@ -65,13 +65,13 @@ struct State {
 #[derive(Debug)]
 struct Kept {
     frame: Frame,
-    /// How many have yet to take it.
+    /// How many streams have not taken it yet.
     left: usize,
 }
 
 #[derive(Debug)]
 struct Seat {
-    /// The number of the frame to take next; none for one that is too far behind.
+    /// The number of the frame to take next; `None` for a stream that is too far behind.
     next: Option<usize>,
     waker: Option<Waker>,
 }
@@ -84,7 +84,7 @@ pub struct Member {
 }
 
 impl State {
-    /// Notes that those who were to take the frames from `next` on are one fewer.
+    /// Notes that one stream fewer takes the frames from `next` on.
     fn pass_over(&mut self, next: usize) {
         for kept in self.window.iter_mut().skip(next - self.gone) {
             kept.left -= 1;
@@ -92,7 +92,7 @@ impl State {
         self.shrink();
     }
 
-    /// Drops the frames that nobody has yet to take.
+    /// Drops the frames that all streams have taken.
     fn shrink(&mut self) {
         while self.window.front().is_some_and(|kept| kept.left == 0) {
             if let Some(kept) = self.window.pop_front() {
@@ -119,7 +119,7 @@ impl State {
         }
     }
 
-    /// Gives up those who have not even taken the first frame, unless that is all of them.
+    /// Gives up the streams that have not taken the first frame, unless no stream has.
     fn leave_behind(&mut self) {
         let first = self.gone;
         let behind: Vec<usize> =
@@ -140,7 +140,7 @@ impl State {
 }
 
 impl Shared {
-    /// Whether nobody is served.
+    /// Whether no stream is served.
     pub fn is_empty(&self) -> bool {
         self.0.lock().served == 0
     }
@@ -163,8 +163,8 @@ impl Shared {
         state.wake_seats();
     }
 
-    /// Waits until there is room in the window; false if nobody is served any more. Those who are too far behind for
-    /// too long are given up, if others wait for them.
+    /// Waits until there is room in the window; false if no stream is left. Streams that are too far behind for too
+    /// long are given up, if others wait for them.
     pub async fn room_for_one(&self) -> bool {
         loop {
             let room = poll_fn(|cx| self.poll_room(cx));
