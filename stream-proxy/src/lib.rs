@@ -24,4 +24,4 @@ mod run;
 pub mod stream;
 pub mod upstream;
 
-pub use run::{Setup, run};
+pub use run::{Judge, Setup, run};

@@ -10,12 +10,14 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{CommandFactory, error::ErrorKind};
-use tidings_proxy::Setup;
+use tidings_proxy::access::application;
+use tidings_proxy::access::fetch::{self, Fetcher};
 use tidings_proxy::access::key_file::Source;
 use tidings_proxy::access::keys::Keys;
 use tidings_proxy::cli::{Cli, LogFormat};
 use tidings_proxy::http::tls::Tls;
 use tidings_proxy::upstream::database::Database;
+use tidings_proxy::{Judge, Setup};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::spawn_blocking;
@@ -28,11 +30,7 @@ fn main() -> ExitCode {
     let cli = Cli::read();
     log_to_stderr(cli.log_format);
     let refuse = |message: String| -> ! { Cli::command().error(ErrorKind::ValueValidation, message).exit() };
-    let source = cli.jwt_secret_file.clone().map(Source::Secret).or(cli.jwks_file.clone().map(Source::Jwks));
-    let keys = source.map(|source| {
-        let keys = Keys::load(source, cli.jwt_audience.clone(), cli.jwt_issuer.clone());
-        Arc::new(keys.unwrap_or_else(|error| refuse(format!("the keys of tokens: {error}"))))
-    });
+    let judge = judge(&cli).unwrap_or_else(|error| refuse(error));
     let connect_to = |what: &str, url: &str, password_file: &Option<PathBuf>| {
         let mut database = Database::parse(url, cli.database_ca.as_deref())
             .unwrap_or_else(|error| refuse(format!("--{what}-url: {error}")));
@@ -59,16 +57,34 @@ fn main() -> ExitCode {
         }
         _ => None,
     };
-    if keys.is_none() {
+    if let Judge::Nobody = judge {
         tracing::warn!("--open: EVERYONE MAY SUBSCRIBE TO EVERY TOPIC; this is for development");
     }
-    match run(serve(cli, database, gate, tls, keys)) {
+    match run(serve(cli, database, gate, tls, judge)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "cannot start");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Who decides about access, as the flags say.
+fn judge(cli: &Cli) -> Result<Judge, String> {
+    if let Some(url) = &cli.auth_url {
+        let url = fetch::parse_url(url).map_err(|error| format!("--auth-url: {error}"))?;
+        if fetch::is_exposed(&url) {
+            tracing::warn!(
+                "--auth-url is in plain text, so others on the way can read cookies and change answers: use https://"
+            );
+        }
+        let fetcher = Fetcher::new(&url, cli.auth_ca.as_deref(), cli.auth_timeout, application::MOST);
+        return Ok(Judge::Application(url, fetcher.map_err(|error| format!("--auth-ca: {error}"))?));
+    }
+    let source = cli.jwt_secret_file.clone().map(Source::Secret).or(cli.jwks_file.clone().map(Source::Jwks));
+    let Some(source) = source else { return Ok(Judge::Nobody) };
+    let keys = Keys::load(source, cli.jwt_audience.clone(), cli.jwt_issuer.clone());
+    Ok(Judge::Tokens(Arc::new(keys.map_err(|error| format!("the keys of tokens: {error}"))?)))
 }
 
 /// Runs the proxy. At the end, does not wait for a file that is still being read.
@@ -84,7 +100,7 @@ async fn serve(
     database: Database,
     gate: Option<Database>,
     tls: Option<Arc<Tls>>,
-    keys: Option<Arc<Keys>>,
+    judge: Judge,
 ) -> Result<(), Box<dyn Error>> {
     let listener = listen(cli.listen)?;
     tracing::info!(address = %listener.local_addr()?, "listening");
@@ -97,7 +113,11 @@ async fn serve(
     };
     let mut hangup = signal(SignalKind::hangup())?;
     tokio::spawn({
-        let (tls, keys, databases) = (tls.clone(), keys.clone(), [Some(database.clone()), gate.clone()]);
+        let keys = match &judge {
+            Judge::Tokens(keys) => Some(keys.clone()),
+            _ => None,
+        };
+        let (tls, databases) = (tls.clone(), [Some(database.clone()), gate.clone()]);
         async move {
             while hangup.recv().await.is_some() {
                 let (tls, keys, databases) = (tls.clone(), keys.clone(), databases.clone());
@@ -105,7 +125,7 @@ async fn serve(
             }
         }
     });
-    tidings_proxy::run(Setup { cli, keys, database, gate, tls, listener }, shutdown).await?;
+    tidings_proxy::run(Setup { cli, judge, database, gate, tls, listener }, shutdown).await?;
     Ok(())
 }
 

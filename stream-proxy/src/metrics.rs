@@ -177,13 +177,23 @@ metrics! {
         auth_denied "{result=\"denied\"}"
         auth_no_token "{result=\"no_token\"}"
         auth_bad_token "{result=\"bad_token\"}"
+        auth_expired_token "{result=\"expired_token\"}"
         auth_unanswered "{result=\"unanswered\"}"
     }
-    Counter "tidings_auth_ended_total" "Streams ended because their token expired, their access was revoked, or locks prevented its check too often" {
+    Counter "tidings_auth_ended_total" "Streams ended because their token expired, their access was revoked, locks prevented its check too often, or the application gave no answer for too long" {
         auth_expired "{cause=\"expired\"}"
         auth_revoked "{cause=\"revoked\"}"
         auth_locked "{cause=\"locked\"}"
+        auth_grace_over "{cause=\"unanswered\"}"
     }
+    Counter "tidings_application_answers_total" "Questions to the application of --auth-url, by what came of them; a question for several clients counts once" {
+        application_yes "{answer=\"yes\"}"
+        application_no "{answer=\"no\"}"
+        application_unclear "{answer=\"unclear\"}"
+        application_late "{answer=\"late\"}"
+        application_unreachable "{answer=\"unreachable\"}"
+    }
+    Gauge "tidings_application_waiting" "Questions to the application that wait for an answer or for their turn" { application_waiting "" }
     Counter "tidings_auth_questions_total" "Statements that asked the database about access, each for all requests that waited" { checks "" }
     Gauge "tidings_auth_waiting" "Access checks that wait for an answer" { checks_waiting "" }
     Counter "tidings_auth_checks_late_total" "Access checks that got no answer in time" { checks_late "" }

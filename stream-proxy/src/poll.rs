@@ -77,6 +77,9 @@ impl Proxy {
             // The client can ask another proxy.
             _ = draining.wait_for(|draining| *draining) => None,
         };
+        if subscription.subscriber().is_revoked() {
+            return Err(NotNow::Revoked);
+        }
         Ok(match found {
             None => return Err(NotNow::Draining),
             Some(Found::Events(events, position)) => {

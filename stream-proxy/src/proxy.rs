@@ -56,6 +56,9 @@ pub enum NotNow {
     /// The limit of streams is reached.
     #[error("the limit of streams is reached")]
     OverLimit,
+    /// The right was taken away while the answer waited for an event.
+    #[error("access has ended: ask again")]
+    Revoked,
     /// The proxy is shutting down.
     #[error("shutting down")]
     Draining,

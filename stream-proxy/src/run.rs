@@ -7,11 +7,17 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep, timeout};
+use url::Url;
 
-use crate::access::auth::{Access, Guard};
+use crate::access::application::Application;
+use crate::access::application::visit::Timing;
+use crate::access::auth::Access;
+use crate::access::by_token::ByToken;
+use crate::access::fetch::Fetcher;
 use crate::access::gate::Gate;
 use crate::access::keys::Keys;
 use crate::access::login::{Logins, TooPowerful};
+use crate::access::rules::Rules;
 use crate::addresses::Addresses;
 use crate::cli::Cli;
 use crate::http::crowd::Crowd;
@@ -37,8 +43,8 @@ const LAST_BYTES: Duration = Duration::from_secs(1);
 pub struct Setup {
     /// The settings.
     pub cli: Cli,
-    /// The keys for tokens; without keys, every topic is open to everyone.
-    pub keys: Option<Arc<Keys>>,
+    /// Who decides about access.
+    pub judge: Judge,
     /// Where the database is.
     pub database: Database,
     /// The same database with another login, for access checks.
@@ -49,26 +55,30 @@ pub struct Setup {
     pub listener: TcpListener,
 }
 
+/// Who decides about access.
+#[derive(Clone, Debug)]
+pub enum Judge {
+    /// Nobody: every topic is open to everyone.
+    Nobody,
+    /// Tokens, verified with these keys, and the rules in the database.
+    Tokens(Arc<Keys>),
+    /// The application that answers at this URL.
+    Application(Url, Fetcher),
+}
+
 /// Runs the proxy until `shutdown` is ready and all streams have ended. Fails if a database role of the proxy is too
 /// powerful.
 pub async fn run(setup: Setup, shutdown: impl Future<Output = ()>) -> Result<(), TooPowerful> {
-    let Setup { cli, keys, database, gate, tls, listener } = setup;
+    let Setup { cli, judge, database, gate, tls, listener } = setup;
     let metrics = Arc::new(Metrics::default());
+    let is_open = matches!(judge, Judge::Nobody);
     let logins = Logins {
-        databases: if keys.is_some() { [Some(database.clone()), gate.clone()] } else { [None, None] },
+        databases: if is_open { [None, None] } else { [Some(database.clone()), gate.clone()] },
         metrics: metrics.clone(),
     };
     // The login that may take the subscribers' roles.
     let rows = gate.as_ref().unwrap_or(&database).clone();
-    let access = match keys {
-        None => Access::Open,
-        Some(keys) => {
-            // The roles of the other connections.
-            let logins = gate.iter().filter_map(|_| database.login()).map(str::to_owned).collect();
-            let gate = Gate::new(gate.as_ref().unwrap_or(&database), &logins, &metrics);
-            Access::Guarded(Guard::new(keys, cli.anon_role.clone(), gate, metrics.clone()))
-        }
-    };
+    let access = access(&cli, judge, &database, gate.as_ref(), &metrics);
     let hub = Hub::new(cli.history_bytes, metrics.clone());
     let channels = Channels::new(cli.channel.clone(), metrics.clone());
     let reads = Arc::new(Reads::new(database.clone(), cli.max_replays.into(), metrics.clone()));
@@ -130,6 +140,25 @@ pub async fn run(setup: Setup, shutdown: impl Future<Output = ()>) -> Result<(),
     upstream.abort();
     fan_out.abort();
     Ok(())
+}
+
+/// How access is decided.
+fn access(cli: &Cli, judge: Judge, database: &Database, gate: Option<&Database>, metrics: &Arc<Metrics>) -> Access {
+    let rules = || {
+        // The roles of the other connections.
+        let logins = gate.and_then(|_| database.login()).map(str::to_owned).into_iter().collect();
+        Rules::new(Gate::new(gate.unwrap_or(database), &logins, metrics), metrics.clone())
+    };
+    let anonymous = cli.anon_role.clone();
+    match judge {
+        Judge::Nobody => Access::Open,
+        Judge::Tokens(keys) => Access::ByToken(Arc::new(ByToken::new(keys, anonymous, rules(), metrics.clone()))),
+        Judge::Application(url, fetcher) => {
+            let timing = Timing { reauthorize: cli.reauthorize, grace: cli.auth_grace, retry: cli.retry };
+            let application = Application::new(url, fetcher, timing, anonymous, rules(), metrics.clone());
+            Access::Application(Arc::new(application))
+        }
+    }
 }
 
 /// Ends all streams, and waits a moment until their last bytes are sent.

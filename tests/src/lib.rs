@@ -8,12 +8,14 @@
 //! - [`proxy`]: the real proxy binary.
 //! - [`balancer`]: Debian's load balancers, with the configurations of `docs/`.
 //! - [`cable`]: the network between a client and a server, which can be cut.
+//! - [`application`]: an application that the proxy asks about access, and that answers as a test wants.
 //! - [`http`]: one plain request, and the body of its response as it arrives.
 //! - [`sse`]: the event-stream grammar, and one connection that reads it.
 //! - [`follower`]: a client that reconnects, as a browser does, until it has seen the event that it waits for.
 //! - [`teamboard`]: the demonstration's schema and backend.
 //! - [`ledger`]: many writers whose committed writes are all recorded, and a check of what clients received.
 
+pub mod application;
 pub mod balancer;
 pub mod cable;
 pub mod clock;

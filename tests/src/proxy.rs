@@ -13,7 +13,7 @@ use crate::sse::{Request, Sse};
 use crate::wait::until;
 
 /// The flags that restrict access; without one of them the proxy is open to everyone.
-const KEY_FLAGS: &[&str] = &["--jwt-secret-file", "--jwks-file"];
+const KEY_FLAGS: &[&str] = &["--jwt-secret-file", "--jwks-file", "--jwks-url", "--auth-url"];
 
 /// A running proxy. Dropping it ends it.
 #[derive(Debug)]

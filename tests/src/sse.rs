@@ -137,6 +137,8 @@ pub struct Request {
     pub last_event_id: Option<String>,
     /// The token, as `Authorization: Bearer`.
     pub token: Option<String>,
+    /// The cookies.
+    pub cookie: Option<String>,
 }
 
 impl Request {
@@ -189,6 +191,9 @@ impl Sse {
         let bearer = request.token.as_ref().map(|token| format!("Bearer {token}"));
         if let Some(bearer) = &bearer {
             headers.push(("Authorization", bearer));
+        }
+        if let Some(cookie) = &request.cookie {
+            headers.push(("Cookie", cookie));
         }
         let response = http::open(address, &request.path(), &headers)?;
         let kind = response.head.header("content-type").unwrap_or_default();

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tidings_tests::http::{self, Head};
 use tidings_tests::process::{Signal, fresh_path};
 use tidings_tests::sse::Request;
-use tidings_tests::{Cluster, Database, Proxy, Sse, shared, until};
+use tidings_tests::{Cluster, Database, Frame, Item, Proxy, Sse, shared, until};
 
 use crate::{all_until_now, has_psql, titles};
 
@@ -220,6 +220,49 @@ fn a_bad_token_never_falls_back_to_anonymous_nor_to_another_place() {
     let basic = ask(&proxy, "/events?topic=boards_8", &[("Authorization", "Basic YTpi")]);
     assert_eq!(basic.0.status, 401, "another scheme");
     silent_about(&proxy, &[&good, &expired, &early, &forged]);
+}
+
+#[test]
+fn an_eventsource_with_an_expired_token_is_told_so_and_comes_back_with_its_last_id() {
+    let team = Team::new();
+    let proxy = team.proxy(&["--retry", "100ms"]);
+    let mut stream = open(&proxy, "boards_5", &team.token(1));
+    team.db.session().run("INSERT INTO board_items VALUES (1, 5, 'before')");
+    assert_eq!(titles(&[stream.frame()]), ["before"]);
+    let again = Request { last_event_id: stream.last_id().map(str::to_owned), ..Request::live(&["boards_5"]) };
+    drop(stream);
+    team.db.session().run("INSERT INTO board_items VALUES (2, 5, 'meanwhile')");
+    let mut ended = proxy.open(&again.clone().by(&team.token_until(1, now() - 60.0)));
+    let (retry, told) = (ended.item(), ended.item());
+    assert!(matches!(retry, Some(Item::Retry(750..2250))), "long, and different for each: {retry:?}");
+    let expired = Frame { id: None, event: "unauthorized".into(), data: r#"{"reason":"expired"}"#.into() };
+    assert_eq!((told, ended.item()), (Some(Item::Frame(expired)), None));
+    assert_eq!(proxy.metrics()["tidings_auth_total{result=\"expired_token\"}"], 1.0);
+    let mut renewed = proxy.open(&again.clone().by(&team.token(1)));
+    assert_eq!(titles(&all_until_now(&team.db, "boards_5", &mut renewed)), ["meanwhile"]);
+    // An expired token with a wrong signature is no better than any other bad one.
+    let mut claims = team.claims(1);
+    claims["exp"] = json!(now() - 60.0);
+    let forged = encode(&Header::default(), &claims, &EncodingKey::from_secret(&[b'x'; 40])).expect("sign");
+    assert!(Sse::connect(proxy.address(), &again.by(&forged)).is_err());
+}
+
+#[test]
+fn topics_in_a_token_need_one_rule_and_no_rights() {
+    let team = Team::new();
+    let page = include_str!("../../docs/security.md");
+    let rule = page.lines().find(|line| line.starts_with("SELECT tidings.allow(") && line.contains("'topics'"));
+    team.db.session().run("SELECT tidings.disallow('boards_{id}')");
+    team.db.session().run(rule.expect("the rule of the document"));
+    let proxy = team.proxy(&[]);
+    let token = |topics: Value| sign(&json!({"role": team.guest, "topics": topics}));
+    let status = |topic: &str, topics| status(&proxy, &format!("/events?topic={topic}"), &token(topics));
+    assert_eq!(status("boards_5", json!(["boards_4", "boards_5"])), 200);
+    assert_eq!(status("boards_5", json!("boards_5")), 200);
+    for none in [json!([]), json!(["boards_50", "boards_", "5"]), json!(null), json!(5), json!([["boards_5"]])] {
+        assert_eq!(status("boards_5", none.clone()), 403, "{none}");
+    }
+    assert_eq!(status("news", json!(["news"])), 403, "no rule matches");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The tests that need a real cluster and a real proxy, by subject.
 
 mod access;
+mod application;
 mod attacks;
 mod attacks_by_rules;
 mod attacks_on_rules;

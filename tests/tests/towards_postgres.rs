@@ -12,13 +12,13 @@ use tidings_tests::{Cluster, Proxy, shared, until};
 use crate::skipped;
 
 /// An authority and its certificates.
-struct Authority {
-    certificate: PathBuf,
+pub struct Authority {
+    pub certificate: PathBuf,
     key: PathBuf,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let (certificate, key) = (fresh_path("authority.pem"), fresh_path("authority.key"));
         let extensions = ["-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign"];
         make(&certificate, &key, &format!("authority {}", fastrand::u64(..)), &extensions);
@@ -26,7 +26,7 @@ impl Authority {
     }
 
     /// Certificate and key for this name.
-    fn vouch(&self, name: &str) -> (PathBuf, PathBuf) {
+    pub fn vouch(&self, name: &str) -> (PathBuf, PathBuf) {
         let (certificate, key) = (fresh_path("certificate.pem"), fresh_path("certificate.key"));
         let (authority, secret) = (text(&self.certificate), text(&self.key));
         let names = format!("subjectAltName=DNS:{name}");

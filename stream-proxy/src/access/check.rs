@@ -42,6 +42,9 @@ pub enum Unanswered {
     /// The database can't be asked.
     #[error("access can't be checked: {0}")]
     Database(Arc<str>),
+    /// The application gave no clear answer.
+    #[error("access can't be checked: the application {0}")]
+    Application(Arc<str>),
     /// The proxy is shutting down.
     #[error("access can't be checked: the proxy is shutting down")]
     ShuttingDown,

@@ -1,18 +1,27 @@
-//! Who may subscribe to what. [`auth`] identifies a client by its [`token`] and the [`keys`] from a [`key_file`], and
-//! decides. [`gate`] asks the database: each [`check`] waits in a [`line`], where identities take [`turns`], until a
-//! [`worker`] asks it in a [`statement`] over its own connection. [`open_streams`] checks streams again after they were
-//! admitted. [`login`] checks that the proxy's own database roles are not too powerful.
+//! Who may subscribe to what. [`auth`] decides by the [`credentials`] of a request, in one of two ways. [`by_token`]
+//! identifies a client by its [`token`] and the [`keys`] from a [`key_file`], and applies the [`rules`] in the database.
+//! [`application`] asks the application, which it [`fetch`]es an answer from. Both keep their [`open_streams`] in view.
+//!
+//! [`gate`] asks the database: each [`check`] waits in a [`line`], where identities take [`turns`], until a [`worker`]
+//! asks it in a [`statement`] over its own connection. [`login`] checks that the proxy's own database roles are not too
+//! powerful. [`denied`] lists the reasons to turn a request away.
 //!
 //! Not here: the rules themselves, which are in the database.
 
+pub mod application;
 pub mod auth;
+pub mod by_token;
 pub mod check;
+pub mod credentials;
+pub mod denied;
+pub mod fetch;
 pub mod gate;
 pub mod key_file;
 pub mod keys;
 pub mod line;
 pub mod login;
 pub mod open_streams;
+pub mod rules;
 pub mod statement;
 pub mod token;
 pub mod turns;

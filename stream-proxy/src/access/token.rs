@@ -40,6 +40,9 @@ pub enum TokenError {
     /// No key has its algorithm and its key id.
     #[error("no such key")]
     NoKey,
+    /// It was good, but has expired.
+    #[error("expired")]
+    Expired,
     /// Signature, time, audience or issuer is wrong.
     #[error("{0}")]
     Invalid(String),
@@ -58,10 +61,20 @@ impl Token {
         for key in keys.current().iter().filter(|key| key.fits(header.alg, header.kid.as_deref())) {
             match decode::<Map<String, Value>>(token, &key.key, &validation(key.algorithm)) {
                 Ok(data) => return accept(data.claims),
-                Err(error) => failure = TokenError::Invalid(describe(error.kind())),
+                Err(error) => failure = TokenError::of(error.kind()),
             }
         }
         Err(failure)
+    }
+}
+
+impl TokenError {
+    fn of(error: &ErrorKind) -> Self {
+        match error {
+            // The library looks at the claims only after the signature has proved right.
+            ErrorKind::ExpiredSignature => Self::Expired,
+            other => Self::Invalid(describe(other)),
+        }
     }
 }
 
@@ -102,7 +115,6 @@ fn describe(error: &ErrorKind) -> String {
         ErrorKind::Json(_) => "its claims are not a JSON object".into(),
         ErrorKind::Base64(_) | ErrorKind::Utf8(_) => "not in base64url".into(),
         ErrorKind::InvalidSignature => "the signature is wrong".into(),
-        ErrorKind::ExpiredSignature => "expired".into(),
         ErrorKind::ImmatureSignature => "not valid yet".into(),
         ErrorKind::InvalidAudience => "for another audience".into(),
         ErrorKind::InvalidIssuer => "by another issuer".into(),

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::{Response, StatusCode};
 
-use crate::access::auth::Denied;
+use crate::access::denied::Denied;
 use crate::http::body::Body;
 
 /// Why a request gets no stream.
@@ -40,7 +40,7 @@ impl From<Denied> for Problem {
     fn from(denied: Denied) -> Self {
         let detail = denied.to_string();
         match denied {
-            Denied::NoToken | Denied::BadToken => Self::Unauthorized(detail),
+            Denied::NoToken | Denied::BadToken | Denied::Expired | Denied::Unknown => Self::Unauthorized(detail),
             Denied::Topics(_) => Self::Forbidden(detail),
             // The details are in the log.
             Denied::Unanswered(_) => Self::Unavailable("access can't be checked now".into()),

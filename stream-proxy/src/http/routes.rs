@@ -4,13 +4,17 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use hyper::body::Body as _;
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, VARY};
+use hyper::header::{
+    ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, VARY,
+};
 use hyper::http::request::Parts;
 use hyper::{Method, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 use tidings_wire::Topic;
 
 use crate::access::auth::Identity;
+use crate::access::credentials::Credentials;
+use crate::access::denied::Denied;
 use crate::http::body::Body;
 use crate::http::cors;
 use crate::http::credentials::find_token;
@@ -19,7 +23,7 @@ use crate::http::query::{self, accepts_stream, asks_for_json, names_stream, only
 use crate::poll::Polled;
 use crate::proxy::{NotNow, Proxy, StreamRequest, Subscription};
 use crate::stream::channels::Refused;
-use crate::stream::frame::Frame;
+use crate::stream::frame::{Frame, Unauthorized};
 
 /// The methods of a stream's path.
 const STREAM_METHODS: &str = "GET, HEAD, OPTIONS";
@@ -62,7 +66,7 @@ pub async fn respond(proxy: &Arc<Proxy>, request: &Parts, peer: IpAddr, reserved
         Ok(_) if reserved => not_now(request, proxy, NotNow::OverLimit),
         Ok(Target::Metrics) => plain(request, || text(proxy.metrics.render())),
         Ok(Target::Events(topic)) => stream(proxy, request, peer, topic).await,
-        Ok(Target::Channel(name)) => channel(proxy, request, peer, name),
+        Ok(Target::Channel(name)) => channel(proxy, request, peer, name).await,
         Err(problem) => Err(problem),
     };
     let mut outcome = outcome.unwrap_or_else(|problem| {
@@ -142,13 +146,17 @@ async fn stream(proxy: &Arc<Proxy>, request: &Parts, peer: IpAddr, topic: Option
         return start_stream(request, proxy, || Err(NotNow::Draining));
     }
     let query = request.uri.query().unwrap_or("");
-    let wanted = query::parse(query, &request.headers, topic, proxy.cli.max_topics)?;
-    let who = identify(proxy, request, peer)?;
-    proxy.access.authorize(&who, &wanted.topics).await?;
-    if is_json {
-        return json(proxy, request, wanted, who, peer).await;
+    let mut wanted = query::parse(query, &request.headers, topic, proxy.cli.max_topics)?;
+    let admitted = async {
+        let mut who = identify(proxy, request, peer).await?;
+        proxy.access.authorize(&mut who, &mut wanted.topics).await?;
+        Ok(who)
+    };
+    match admitted.await {
+        Ok(who) if is_json => json(proxy, request, wanted, who, peer).await,
+        Ok(who) => start_stream(request, proxy, || proxy.subscribe(wanted, who, peer)),
+        Err(denied) => turn_away(request, proxy, denied),
     }
-    start_stream(request, proxy, || proxy.subscribe(wanted, who, peer))
 }
 
 /// One answer in JSON, with the rows as they are read or with what lies after a position.
@@ -179,7 +187,7 @@ async fn json(
     }
 }
 
-fn channel(proxy: &Arc<Proxy>, request: &Parts, peer: IpAddr, name: &str) -> Result<Outcome, Problem> {
+async fn channel(proxy: &Arc<Proxy>, request: &Parts, peer: IpAddr, name: &str) -> Result<Outcome, Problem> {
     if let Some(outcome) = before_stream(request, false)? {
         return Ok(outcome);
     }
@@ -192,15 +200,30 @@ fn channel(proxy: &Arc<Proxy>, request: &Parts, peer: IpAddr, name: &str) -> Res
         Refused::NotInDatabase => bad("the channel's name has characters that the database's encoding lacks"),
     })?;
     // Channels have no rules: every client with a valid token, or with the anonymous role, may listen to those that the
-    // patterns name.
-    let who = identify(proxy, request, peer)?;
-    start_stream(request, proxy, || proxy.listen(&name, who, peer))
+    // patterns name. Only an application decides about each.
+    let admitted = async {
+        let mut who = identify(proxy, request, peer).await?;
+        proxy.access.authorize_channel(&mut who, &name).await?;
+        Ok(who)
+    };
+    match admitted.await {
+        Ok(who) => start_stream(request, proxy, || proxy.listen(&name, who, peer)),
+        Err(denied) => turn_away(request, proxy, denied),
+    }
 }
 
-fn identify(proxy: &Proxy, request: &Parts, peer: IpAddr) -> Result<Identity, Problem> {
+async fn identify(proxy: &Proxy, request: &Parts, peer: IpAddr) -> Result<Identity, Denied> {
     let query = request.uri.query().unwrap_or("");
-    let token = find_token(&request.headers, query, proxy.cli.token_cookie.as_deref());
-    Ok(proxy.access.identify(token.as_deref(), peer)?)
+    let host = request.headers.get(HOST).and_then(|host| host.to_str().ok());
+    let credentials = Credentials {
+        token: find_token(&request.headers, query, proxy.cli.token_cookie.as_deref()),
+        headers: &request.headers,
+        // Over HTTP/2 the host is part of the URL.
+        host: request.uri.authority().map(|authority| authority.as_str()).or(host),
+        peer,
+        secure: proxy.cli.tls_cert.is_some(),
+    };
+    proxy.access.identify(credentials).await
 }
 
 /// Responses that need no stream: to OPTIONS, to other methods, and to clients that don't accept event streams.
@@ -233,6 +256,22 @@ fn start_stream(
     }
 }
 
+/// The response to a client that is turned away. An EventSource gives up permanently on any status except 200. So one
+/// whose token has expired, or whose right can't be checked now, gets a stream that says when to come back: by then its
+/// page may have a new token, or the database or the application an answer.
+fn turn_away(request: &Parts, proxy: &Proxy, denied: Denied) -> Result<Outcome, Problem> {
+    let is_temporary = matches!(denied, Denied::Expired | Denied::Unanswered(_));
+    if !is_temporary || request.method != Method::GET || !names_stream(&request.headers) {
+        return Err(denied.into());
+    }
+    let retry = Frame::retry(proxy.cli.long_retry()).into_body();
+    let mut frames = retry.to_vec();
+    if denied == Denied::Expired {
+        frames.extend(Frame::unauthorized(Unauthorized::Expired).into_body());
+    }
+    Ok(Outcome::Response(ended_stream(frames)))
+}
+
 /// The response when no stream can be opened now. An EventSource gives up permanently on any status except 200, so it
 /// gets a stream that says when to reconnect: much later, or soon if another proxy can take it.
 fn not_now(request: &Parts, proxy: &Proxy, reason: NotNow) -> Result<Outcome, Problem> {
@@ -241,7 +280,7 @@ fn not_now(request: &Parts, proxy: &Proxy, reason: NotNow) -> Result<Outcome, Pr
     }
     let retry = match reason {
         NotNow::OverLimit => proxy.cli.long_retry(),
-        NotNow::Draining | NotNow::NotReady => proxy.cli.next_retry(),
+        NotNow::Draining | NotNow::NotReady | NotNow::Revoked => proxy.cli.next_retry(),
     };
     Ok(Outcome::Response(ended_stream(Frame::retry(retry).into_body())))
 }

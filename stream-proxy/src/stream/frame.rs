@@ -47,6 +47,15 @@ impl Reset {
     }
 }
 
+/// Why a stream ends, or does not begin, for the page that it was for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unauthorized {
+    /// The token has expired: a page that has renewed it goes on from its last id.
+    Expired,
+    /// The right was taken away.
+    Revoked,
+}
+
 impl Frame {
     /// One event. Every line break in the payload starts a new `data` line, so no content can forge a field.
     pub fn event(id: impl Display, name: &str, payload: &str) -> Self {
@@ -146,6 +155,15 @@ impl Frame {
         Self::event(at, "reset", &format!("{{\"reason\":\"{}\"}}", why.name()))
     }
 
+    /// Tells the page that its access has ended. Its last event id stays.
+    pub fn unauthorized(why: Unauthorized) -> Self {
+        let reason = match why {
+            Unauthorized::Expired => r#"{"reason":"expired"}"#,
+            Unauthorized::Revoked => r#"{"reason":"revoked"}"#,
+        };
+        Self::message(Some("unauthorized"), reason)
+    }
+
     /// Advances a client's last event id, so that it can resume from memory even if its topics are quiet. It is an
     /// event because browsers and libraries drop an id without data, although the standard says otherwise. Only a
     /// handler for this event name would see it.
@@ -166,6 +184,11 @@ impl Frame {
     /// Bytes that are not a frame but are written in the same way: the head of a response.
     pub fn raw(bytes: impl Into<Bytes>) -> Self {
         Self { bytes: bytes.into(), head: 0 }
+    }
+
+    /// Whether this is the head of a response.
+    pub fn is_head(&self) -> bool {
+        self.head == 0
     }
 
     /// A frame of what `write` writes, about `capacity` bytes.

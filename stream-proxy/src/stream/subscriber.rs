@@ -207,6 +207,30 @@ impl Subscriber {
         self.state.lock().close(end)
     }
 
+    /// Whether the right to the stream was taken away, or its token has expired.
+    pub fn is_revoked(&self) -> bool {
+        matches!(self.ended(), Some(End::Revoked | End::Finished))
+    }
+
+    /// Ends the stream with a last frame, instead of those that wait; false if it had ended before. What the writer has
+    /// already taken is still written, so that no frame is torn.
+    pub fn dismiss(&self, last: Frame) -> bool {
+        let mut state = self.state.lock();
+        if state.end.is_some() {
+            return false;
+        }
+        if state.is_json {
+            // There is no way to say it inside of the answer, so the client sees a broken one and asks again.
+            return state.close(End::Revoked);
+        }
+        let dropped: usize = state.frames.iter().map(Frame::len).sum();
+        // The response's head stays, if it still waits.
+        state.frames.retain(Frame::is_head);
+        state.bytes -= dropped - state.frames.iter().map(Frame::len).sum::<usize>();
+        state.add(last);
+        state.close(End::Finished)
+    }
+
     /// Why the stream ended, if it did.
     pub fn ended(&self) -> Option<End> {
         self.state.lock().end
@@ -389,6 +413,20 @@ mod tests {
         subscriber.push(frame("hello"));
         assert_eq!(subscriber.beat(&plain, &at), Pulse::Alive);
         assert_eq!(subscriber.beat(&plain, &at), Pulse::Stalled);
+    }
+
+    #[test]
+    fn a_dismissed_stream_keeps_its_head_and_drops_what_waits() {
+        let subscriber = Subscriber::new(100);
+        subscriber.push(Frame::message(None, "a secret"));
+        subscriber.prepend(frame("HTTP/1.1 200 OK"));
+        let last = Frame::message(None, "last");
+        assert!(subscriber.dismiss(last.clone()) && !subscriber.dismiss(last.clone()));
+        let Poll::Ready(Some(frames)) = subscriber.poll_frames(&noop(), 0) else { panic!("nothing waits") };
+        assert_eq!(frames, [frame("HTTP/1.1 200 OK"), last, Frame::end()]);
+        let size = frames.iter().map(Frame::len).sum();
+        assert_eq!((subscriber.waiting(), subscriber.poll_frames(&noop(), size)), (size, Poll::Ready(None)));
+        assert_eq!(subscriber.waiting(), 0);
     }
 
     #[test]

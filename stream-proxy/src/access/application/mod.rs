@@ -1,0 +1,276 @@
+//! Access by the application's own rule: the proxy asks it over HTTP, with the client's cookies. [`question`] is what it
+//! is asked, [`answer`] what it says, [`visit`] what is known of a stream that it has let in.
+//!
+//! An answer that is neither yes nor no lets nobody in, and ends no stream until `--auth-grace` has passed.
+
+pub mod answer;
+pub mod question;
+pub mod visit;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use url::Url;
+
+use crate::access::application::answer::{Answer, Yes};
+use crate::access::application::question::{Pending, Question, Verdict};
+use crate::access::application::visit::{Timing, Visit, Visitor};
+use crate::access::by_token::known;
+use crate::access::check::Unanswered;
+use crate::access::denied::Denied;
+use crate::access::fetch::{FetchError, Fetcher};
+use crate::access::open_streams::{OpenStream, OpenStreams, Pass};
+use crate::access::rules::{Revoked, Rules};
+use crate::metrics::Metrics;
+use crate::stream::frame::{Frame, Unauthorized};
+use crate::stream::subscriber::Subscriber;
+
+/// The longest answer, in bytes: some claims, and the topics of one stream.
+pub const MOST: usize = 64 * 1024;
+
+/// Questions for new streams that are asked at the same time. An application server has about as many threads or
+/// fewer, and queues the rest.
+const REQUESTS: usize = 32;
+
+/// The same for open streams. They have their own, so nobody can keep a stream by keeping the application busy.
+const REVIEWS: usize = 8;
+
+/// Questions that may be waiting; beyond that a client should come back later.
+const MOST_WAITING: usize = 20_000;
+
+/// The longest wait for an answer, with the time in the queue.
+const WAIT: Duration = Duration::from_secs(20);
+
+/// How often to look for streams that have to be asked for again.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// How many streams with claims have their rules checked at the same time.
+const REVIEW_BATCH: usize = 500;
+
+/// Decides by the application's answers.
+#[derive(Debug)]
+pub struct Application {
+    url: Url,
+    fetcher: Fetcher,
+    timing: Timing,
+    /// The role of claims that name none.
+    anonymous: Option<String>,
+    /// The database's rules, for clients whose claims the application tells.
+    rules: Rules,
+    metrics: Arc<Metrics>,
+    pending: Pending,
+    requests: Arc<Semaphore>,
+    reviews: Arc<Semaphore>,
+    rule_reviews: Arc<Semaphore>,
+    open: Arc<OpenStreams<Visit>>,
+}
+
+impl Application {
+    /// An application that answers at `url`.
+    pub fn new(
+        url: Url,
+        fetcher: Fetcher,
+        timing: Timing,
+        anonymous: Option<String>,
+        rules: Rules,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            url,
+            fetcher,
+            timing,
+            anonymous,
+            rules,
+            metrics,
+            pending: Pending::default(),
+            requests: Arc::new(Semaphore::new(REQUESTS)),
+            reviews: Arc::new(Semaphore::new(REVIEWS)),
+            rule_reviews: Arc::new(Semaphore::new(REVIEW_BATCH)),
+            open: Arc::default(),
+        }
+    }
+
+    /// Asks whether the visitor may subscribe, and leaves the topics that it may have.
+    pub async fn authorize(&self, visitor: &mut Visitor, topics: &mut Vec<Arc<str>>) -> Result<(), Denied> {
+        let yes = self.admits(visitor, "topic", topics).await?;
+        let asked = topics.len();
+        topics.retain(|topic| yes.allows(topic));
+        if topics.len() < asked {
+            visitor.question = Some(Question::new(&self.url, "topic", topics, &visitor.headers)?);
+        }
+        match &visitor.who {
+            Some(who) => self.rules.authorize(who, topics).await,
+            None => {
+                self.metrics.auth_allowed.add(1);
+                Ok(())
+            }
+        }
+    }
+
+    /// Asks whether the visitor may listen to a channel.
+    pub async fn authorize_channel(&self, visitor: &mut Visitor, name: &str) -> Result<(), Denied> {
+        let names = [name.into()];
+        self.admits(visitor, "channel", &names).await?;
+        let [name] = names;
+        visitor.channel = Some(name);
+        self.metrics.auth_allowed.add(1);
+        Ok(())
+    }
+
+    /// The application's yes to some of the names, if it is one. What it says of the visitor is noted there.
+    async fn admits(&self, visitor: &mut Visitor, kind: &str, names: &[Arc<str>]) -> Result<Yes, Denied> {
+        let question = Question::new(&self.url, kind, names, &visitor.headers)?;
+        let verdict = if self.pending.count() >= MOST_WAITING {
+            Err(Unanswered::Full)
+        } else {
+            timeout(WAIT, self.ask(&question, &self.requests)).await.unwrap_or(Err(Unanswered::Late))
+        };
+        let refuse = |error: Denied, said: &dyn std::fmt::Display| {
+            self.metrics.auth_denied.add(1);
+            for name in names {
+                tracing::info!(topic = %name, reason = %said, "subscription refused by the application");
+            }
+            Err(error)
+        };
+        match verdict {
+            Ok(Answer::Yes(yes)) if names.iter().any(|name| yes.allows(name)) => {
+                visitor.question = Some(question);
+                visitor.who = yes.claims.clone().map(|claims| known(claims, self.anonymous.as_deref()));
+                visitor.expires_in = yes.expires_in;
+                Ok(yes)
+            }
+            Ok(Answer::Yes(_)) => refuse(Denied::all(names), &"not among its topics"),
+            Ok(Answer::No(status)) if status == hyper::StatusCode::UNAUTHORIZED => refuse(Denied::Unknown, &status),
+            Ok(Answer::No(status)) => refuse(Denied::all(names), &status),
+            Err(error) => {
+                self.metrics.auth_unanswered.add(1);
+                tracing::warn!(%error, "subscription not checked");
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Asks when it is this question's turn in the `line`.
+    async fn ask(&self, question: &Question, line: &Arc<Semaphore>) -> Verdict {
+        let asking = self.pending.join(question, || {
+            let (fetcher, metrics) = (self.fetcher.clone(), self.metrics.clone());
+            let (question, line) = (question.clone(), line.clone());
+            async move {
+                metrics.application_waiting.rise();
+                let _waiting = Waiting(metrics.clone());
+                // The semaphore is never closed.
+                let Ok(_turn) = line.acquire_owned().await else { return Err(Unanswered::ShuttingDown) };
+                fetch(&fetcher, &question, &metrics).await
+            }
+        });
+        asking.await
+    }
+
+    /// Registers a stream. Dropping the result removes it.
+    pub fn admit(&self, mut visitor: Visitor, subscriber: &Arc<Subscriber>, topics: &[Arc<str>]) -> Option<Pass> {
+        let question = visitor.question.take()?;
+        let visit = Visit::begin(question, visitor, self.timing.reauthorize);
+        Some(self.open.add(subscriber.clone(), topics, visit))
+    }
+
+    /// Asks again for open streams when it is time. Runs forever.
+    pub async fn run(self: &Arc<Self>) -> Infallible {
+        let mut sweep = interval(self.timing.reauthorize.clamp(Duration::from_millis(10), SWEEP));
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            sweep.tick().await;
+            let now = Instant::now();
+            for stream in self.open.select(|stream| stream.right.is_due(now)) {
+                if stream.begin_review() {
+                    let application = self.clone();
+                    tokio::spawn(async move {
+                        application.review(&stream).await;
+                        stream.end_review();
+                    });
+                }
+            }
+        }
+    }
+
+    async fn review(&self, stream: &OpenStream<Visit>) {
+        let visit = &stream.right;
+        let yes = match self.ask(&visit.question, &self.reviews).await {
+            Ok(Answer::Yes(yes)) => yes,
+            Ok(Answer::No(status)) => return self.revoke(stream, None, &format!("the application answered {status}")),
+            Err(error) => return self.not_answered(stream, &error),
+        };
+        if !stream.topics.iter().chain(&visit.channel).all(|name| yes.allows(name)) {
+            return self.revoke(stream, None, "not among the topics of the application's answer");
+        }
+        let who = yes.claims.map(|claims| known(claims, self.anonymous.as_deref()));
+        if let (Some(who), None) = (&who, &visit.channel) {
+            // The semaphore is never closed.
+            let Ok(permit) = self.rule_reviews.clone().acquire_owned().await else { return };
+            let revoked = self.rules.check_again(who, &stream.topics, &stream.locked, permit).await;
+            if revoked.is_some() {
+                return self.revoke(stream, revoked, "");
+            }
+        }
+        visit.confirm(yes.expires_in, self.timing.reauthorize);
+    }
+
+    /// Ends a stream whose right was taken away, by the rules or for another `reason`.
+    fn revoke(&self, stream: &OpenStream<Visit>, by_rules: Option<Revoked>, reason: &str) {
+        let revoked =
+            by_rules.unwrap_or_else(|| Revoked::all(stream.topics.iter().chain(&stream.right.channel), reason));
+        if stream.subscriber.dismiss(Frame::unauthorized(Unauthorized::Revoked)) {
+            revoked.report(&self.metrics);
+        }
+    }
+
+    /// The application gave no clear answer about an open stream. After the grace it ends, and its client reconnects.
+    fn not_answered(&self, stream: &OpenStream<Visit>, error: &Unanswered) {
+        tracing::warn!(%error, "a subscription could not be checked again");
+        if stream.right.postpone(self.timing) {
+            let retry = self.timing.retry.mul_f64(0.5 + fastrand::f64());
+            if stream.subscriber.dismiss(Frame::retry(retry)) {
+                self.metrics.auth_grace_over.add(1);
+                tracing::warn!(topics = ?stream.topics, "a stream ended because the application gave no answer");
+            }
+        }
+    }
+}
+
+/// Asks now.
+async fn fetch(fetcher: &Fetcher, question: &Question, metrics: &Metrics) -> Verdict {
+    let unanswered = |counter: &crate::metrics::Counter, error: &dyn std::fmt::Display| {
+        counter.add(1);
+        Err(Unanswered::Application(error.to_string().into()))
+    };
+    match fetcher.get(&question.target, &question.headers).await {
+        Ok(fetched) => match Answer::read(fetched.status, &fetched.body) {
+            Ok(answer) => {
+                let counter = match answer {
+                    Answer::Yes(_) => &metrics.application_yes,
+                    Answer::No(_) => &metrics.application_no,
+                };
+                counter.add(1);
+                tracing::debug!(status = %fetched.status, "the application answered");
+                Ok(answer)
+            }
+            Err(error) => unanswered(&metrics.application_unclear, &error),
+        },
+        Err(error @ FetchError::Late(_)) => unanswered(&metrics.application_late, &error),
+        Err(error @ FetchError::Unreachable(_)) => unanswered(&metrics.application_unreachable, &error),
+        Err(error @ (FetchError::TooLong(_) | FetchError::Request(_))) => {
+            unanswered(&metrics.application_unclear, &error)
+        }
+    }
+}
+
+/// Counts a question until it is answered or withdrawn.
+struct Waiting(Arc<Metrics>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.application_waiting.fall();
+    }
+}

@@ -1,0 +1,34 @@
+//! Why a request is turned away.
+
+use crate::access::check::Unanswered;
+
+/// Why a request is turned away.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Denied {
+    /// It has no token, and needs one.
+    #[error("a token is needed")]
+    NoToken,
+    /// Its token is not accepted.
+    #[error("the token is not valid")]
+    BadToken,
+    /// Its token was good, but has expired. Only an EventSource is told the difference, because it can do something about
+    /// it.
+    #[error("the token is not valid")]
+    Expired,
+    /// The application does not know who it comes from.
+    #[error("the application does not know this client")]
+    Unknown,
+    /// It may not subscribe to these topics.
+    #[error("not allowed: {}", .0.join(", "))]
+    Topics(Vec<String>),
+    /// The database or the application did not say whether it may.
+    #[error(transparent)]
+    Unanswered(#[from] Unanswered),
+}
+
+impl Denied {
+    /// All of these topics are refused.
+    pub fn all(topics: &[std::sync::Arc<str>]) -> Self {
+        Self::Topics(topics.iter().map(|topic| topic.to_string()).collect())
+    }
+}
