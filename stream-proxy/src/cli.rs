@@ -17,8 +17,8 @@ const OVER_LIMIT_FACTOR: u32 = 15;
 /// Streams committed Postgres changes to browsers over Server-Sent Events.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "tidings-proxy", version, about, max_term_width = 110)]
-// One of the four is required, so that nobody serves everyone by accident.
-#[command(group(ArgGroup::new("access").args(["open", "jwt_secret_file", "jwks_file", "auth_url"]).required(true)))]
+// One of the five is required, so that nobody serves everyone by accident.
+#[command(group(ArgGroup::new("access").args(["open", "jwt_secret_file", "jwks_file", "jwks_url", "auth_url"]).required(true)))]
 pub struct Cli {
     /// Where the database is: a URL or a connection string
     // A string, not parsed here: a parser's error would show the text with the password.
@@ -57,13 +57,18 @@ pub struct Cli {
     #[arg(long, env = "TIDINGS_JWKS_FILE", value_name = "FILE")]
     pub jwks_file: Option<PathBuf>,
 
+    /// URL of the key set that an identity provider publishes, for RS256, ES256 and EdDSA
+    // A string, not parsed here: its query may contain a secret, which a parser's error would show.
+    #[arg(long, env = "TIDINGS_JWKS_URL", hide_env_values = true, value_name = "URL")]
+    pub jwks_url: Option<String>,
+
     /// URL of the application that decides: asked with a request's topics, cookies and authorization; 2xx means yes,
     /// 401, 403 and 404 mean no
     // A string, not parsed here: its query may contain a secret, which a parser's error would show.
     #[arg(long, env = "TIDINGS_AUTH_URL", hide_env_values = true, value_name = "URL")]
     pub auth_url: Option<String>,
 
-    /// How long the application may take for an answer
+    /// How long the application, or the server of --jwks-url, may take for an answer
     #[arg(long, env = "TIDINGS_AUTH_TIMEOUT", default_value = "5s", value_parser = humantime::parse_duration, value_name = "TIME")]
     pub auth_timeout: Duration,
 
@@ -71,7 +76,7 @@ pub struct Cli {
     #[arg(long, env = "TIDINGS_AUTH_GRACE", default_value = "5m", value_parser = humantime::parse_duration, value_name = "TIME")]
     pub auth_grace: Duration,
 
-    /// PEM file of the certificate authorities to trust for https:// in --auth-url, instead of the system's
+    /// PEM file of the certificate authorities to trust for https:// in --auth-url and --jwks-url, instead of the system's
     #[arg(long, env = "TIDINGS_AUTH_CA", value_name = "FILE")]
     pub auth_ca: Option<PathBuf>,
 

@@ -12,7 +12,8 @@ use std::sync::Arc;
 use clap::{CommandFactory, error::ErrorKind};
 use tidings_proxy::access::application;
 use tidings_proxy::access::fetch::{self, Fetcher};
-use tidings_proxy::access::key_file::Source;
+use tidings_proxy::access::key_file::{MAX_FILE, Source};
+use tidings_proxy::access::key_url::KeyUrl;
 use tidings_proxy::access::keys::Keys;
 use tidings_proxy::cli::{Cli, LogFormat};
 use tidings_proxy::http::tls::Tls;
@@ -22,6 +23,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::spawn_blocking;
 use tracing_subscriber::EnvFilter;
+use url::Url;
 
 /// Connections that may wait to be accepted; the system's own limit (`net.core.somaxconn`) counts too.
 const BACKLOG: u32 = 65_535;
@@ -72,19 +74,29 @@ fn main() -> ExitCode {
 /// Who decides about access, as the flags say.
 fn judge(cli: &Cli) -> Result<Judge, String> {
     if let Some(url) = &cli.auth_url {
-        let url = fetch::parse_url(url).map_err(|error| format!("--auth-url: {error}"))?;
-        if fetch::is_exposed(&url) {
-            tracing::warn!(
-                "--auth-url is in plain text, so others on the way can read cookies and change answers: use https://"
-            );
-        }
-        let fetcher = Fetcher::new(&url, cli.auth_ca.as_deref(), cli.auth_timeout, application::MOST);
-        return Ok(Judge::Application(url, fetcher.map_err(|error| format!("--auth-ca: {error}"))?));
+        let (url, fetcher) = server(cli, "--auth-url", url, application::MOST)?;
+        return Ok(Judge::Application(url, Box::new(fetcher)));
+    }
+    let (audience, issuer) = (cli.jwt_audience.clone(), cli.jwt_issuer.clone());
+    if let Some(url) = &cli.jwks_url {
+        let (url, fetcher) = server(cli, "--jwks-url", url, MAX_FILE as usize)?;
+        let url = KeyUrl::new(&url, fetcher).map_err(|error| format!("--jwks-url: {error}"))?;
+        return Ok(Judge::Tokens(Arc::new(Keys::at(url, audience, issuer))));
     }
     let source = cli.jwt_secret_file.clone().map(Source::Secret).or(cli.jwks_file.clone().map(Source::Jwks));
     let Some(source) = source else { return Ok(Judge::Nobody) };
-    let keys = Keys::load(source, cli.jwt_audience.clone(), cli.jwt_issuer.clone());
+    let keys = Keys::load(source, audience, issuer);
     Ok(Judge::Tokens(Arc::new(keys.map_err(|error| format!("the keys of tokens: {error}"))?)))
+}
+
+/// A server that a flag names, whose answers have at most so many bytes.
+fn server(cli: &Cli, flag: &str, url: &str, most: usize) -> Result<(Url, Fetcher), String> {
+    let url = fetch::parse_url(url).map_err(|error| format!("{flag}: {error}"))?;
+    if fetch::is_exposed(&url) {
+        tracing::warn!("{flag} is in plain text, so others on the way can read and change everything: use https://");
+    }
+    let fetcher = Fetcher::new(&url, cli.auth_ca.as_deref(), cli.auth_timeout, most);
+    Ok((url, fetcher.map_err(|error| format!("--auth-ca: {error}"))?))
 }
 
 /// Runs the proxy. At the end, does not wait for a file that is still being read.

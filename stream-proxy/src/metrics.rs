@@ -186,6 +186,10 @@ metrics! {
         auth_locked "{cause=\"locked\"}"
         auth_grace_over "{cause=\"unanswered\"}"
     }
+    Counter "tidings_key_fetches_total" "Fetches of the keys at --jwks-url, by result" {
+        keys_fetched "{result=\"fetched\"}"
+        keys_not_fetched "{result=\"failed\"}"
+    }
     Counter "tidings_application_answers_total" "Questions to the application of --auth-url, by what came of them; a question for several clients counts once" {
         application_yes "{answer=\"yes\"}"
         application_no "{answer=\"no\"}"

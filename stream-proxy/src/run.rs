@@ -63,7 +63,7 @@ pub enum Judge {
     /// Tokens, verified with these keys, and the rules in the database.
     Tokens(Arc<Keys>),
     /// The application that answers at this URL.
-    Application(Url, Fetcher),
+    Application(Url, Box<Fetcher>),
 }
 
 /// Runs the proxy until `shutdown` is ready and all streams have ended. Fails if a database role of the proxy is too
@@ -155,7 +155,7 @@ fn access(cli: &Cli, judge: Judge, database: &Database, gate: Option<&Database>,
         Judge::Tokens(keys) => Access::ByToken(Arc::new(ByToken::new(keys, anonymous, rules(), metrics.clone()))),
         Judge::Application(url, fetcher) => {
             let timing = Timing { reauthorize: cli.reauthorize, grace: cli.auth_grace, retry: cli.retry };
-            let application = Application::new(url, fetcher, timing, anonymous, rules(), metrics.clone());
+            let application = Application::new(url, *fetcher, timing, anonymous, rules(), metrics.clone());
             Access::Application(Arc::new(application))
         }
     }

@@ -71,7 +71,7 @@ impl<'c> Team<'c> {
     }
 
     /// The database's URL for a proxy.
-    fn proxy_url(&self) -> String {
+    pub fn proxy_url(&self) -> String {
         self.db.cluster().url(self.db.name(), &self.db.proxy_role())
     }
 
@@ -442,7 +442,8 @@ pub fn proxy_by_keys(team: &Team<'_>, file: &Path) -> Proxy {
     Proxy::start_verbose(&team.proxy_url(), &["--jwks-file", file.to_str().expect("a path of text")])
 }
 
-fn by_key(claims: &Value, kid: Option<&str>, algorithm: Algorithm, key: &EncodingKey) -> String {
+/// A token signed with a key of the set.
+pub fn by_key(claims: &Value, kid: Option<&str>, algorithm: Algorithm, key: &EncodingKey) -> String {
     let header = Header { kid: kid.map(Into::into), ..Header::new(algorithm) };
     encode(&header, claims, key).expect("sign")
 }

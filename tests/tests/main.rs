@@ -22,6 +22,7 @@ mod hostile_settings;
 mod http2;
 mod installation;
 mod json;
+mod key_url;
 mod limits;
 mod locked_rules;
 mod log;

@@ -12,6 +12,7 @@ use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
+use crate::access::check::Unanswered;
 use crate::access::denied::Denied;
 use crate::access::gate::Who;
 use crate::access::keys::Keys;
@@ -68,7 +69,11 @@ impl ByToken {
             let identity = network(peer).to_string().into();
             return Ok(Holder { who: Who { claims, identity }, expires: None });
         };
-        match Token::verify(&token, &self.keys) {
+        match self.verify(&token).await {
+            Err(_) if self.keys.is_empty() => {
+                self.metrics.auth_unanswered.add(1);
+                Err(Unanswered::Keys.into())
+            }
             Ok(Token { claims, expires }) => Ok(Holder { who: known(claims, self.anonymous.as_deref()), expires }),
             Err(error) => {
                 tracing::info!(%error, "token refused");
@@ -79,6 +84,17 @@ impl ByToken {
                 self.metrics.auth_bad_token.add(1);
                 Err(Denied::BadToken)
             }
+        }
+    }
+
+    /// Verifies a token. If it names a key that is not known, the keys are fetched again.
+    async fn verify(&self, token: &str) -> Result<Token, TokenError> {
+        match Token::verify(token, &self.keys) {
+            Err(TokenError::NoKey) => {
+                self.keys.fetch(&self.metrics).await;
+                Token::verify(token, &self.keys)
+            }
+            verified => verified,
         }
     }
 
@@ -121,6 +137,7 @@ impl ByToken {
             never = reviewing => never,
             never = sweeping => never,
             never = refreshing => never,
+            never = self.keys.keep_fresh(&self.metrics) => never,
         }
     }
 

@@ -45,6 +45,9 @@ pub enum Unanswered {
     /// The application gave no clear answer.
     #[error("access can't be checked: the application {0}")]
     Application(Arc<str>),
+    /// The keys for tokens have not been fetched yet.
+    #[error("access can't be checked: the keys for tokens have not been fetched yet")]
+    Keys,
     /// The proxy is shutting down.
     #[error("access can't be checked: the proxy is shutting down")]
     ShuttingDown,

@@ -5,11 +5,13 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, KeyOperations, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey, DecodingKeyKind};
 use serde_json::Value;
+
+use crate::access::key_url::KeyUrlError;
 
 /// The shortest secret, in bytes (RFC 7518, section 3.2).
 pub const MIN_SECRET: usize = 32;
@@ -22,7 +24,7 @@ const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=4096;
 const CURVE_BYTES: usize = 32;
 
 /// The longest key file, in bytes: it is read once a second, and the largest providers publish a few dozen KiB.
-const MAX_FILE: u64 = 1024 * 1024;
+pub const MAX_FILE: u64 = 1024 * 1024;
 
 /// Where keys come from.
 #[derive(Clone, Debug)]
@@ -50,14 +52,22 @@ pub enum KeyError {
     /// The secret is too short.
     #[error("{} contains a secret of less than {MIN_SECRET} bytes", .0.display())]
     Short(PathBuf),
-    /// The file is not a key set.
-    #[error("{} is not a JSON Web Key Set", .0.display())]
-    Malformed(PathBuf),
+    /// The file, or what the URL answers, is not a key set.
+    #[error("{0} is not a JSON Web Key Set")]
+    Malformed(String),
+    /// The keys of a URL can't be fetched.
+    #[error("the keys of {origin}: {error}")]
+    Url {
+        /// The URL.
+        origin: String,
+        /// The reason.
+        error: KeyUrlError,
+    },
     /// None of the keys can verify a signature by RS256, ES256, EdDSA or HS256.
-    #[error("{} contains no key for RS256, ES256, EdDSA or HS256{}", file.display(), listed(.skipped))]
+    #[error("{origin} contains no key for RS256, ES256, EdDSA or HS256{}", listed(.skipped))]
     Empty {
-        /// The file.
-        file: PathBuf,
+        /// The file or the URL.
+        origin: String,
         /// What is wrong with each key.
         skipped: Vec<String>,
     },
@@ -106,17 +116,23 @@ impl Source {
                 let key = Key { id: None, algorithm: Algorithm::HS256, key: DecodingKey::from_secret(secret) };
                 Ok(KeySet { keys: vec![key], skipped: Vec::new() })
             }
-            Self::Jwks(file) => parse_set(file, bytes),
+            Self::Jwks(file) => parse_set(&file.display().to_string(), bytes, true),
         }
     }
 }
 
-fn parse_set(file: &Path, bytes: &[u8]) -> Result<KeySet, KeyError> {
-    let set: Value = serde_json::from_slice(bytes).map_err(|_| KeyError::Malformed(file.into()))?;
-    let entries = set.get("keys").and_then(Value::as_array).ok_or_else(|| KeyError::Malformed(file.into()))?;
+/// Parses a key set. A set that everyone can read must hold no `secrets`.
+pub fn parse_set(origin: &str, bytes: &[u8], secrets: bool) -> Result<KeySet, KeyError> {
+    let malformed = || KeyError::Malformed(origin.into());
+    let set: Value = serde_json::from_slice(bytes).map_err(|_| malformed())?;
+    let entries = set.get("keys").and_then(Value::as_array).ok_or_else(malformed)?;
     let (mut keys, mut skipped) = (Vec::new(), Vec::new());
     for (entry, n) in entries.iter().zip(1..) {
-        match Key::of(entry) {
+        let key = Key::of(entry).and_then(|key| match key.algorithm {
+            Algorithm::HS256 if !secrets => Err("a secret, which must not be published"),
+            _ => Ok(key),
+        });
+        match key {
             Ok(key) => keys.push(key),
             Err(reason) => {
                 let id = entry.get("kid").and_then(Value::as_str);
@@ -125,7 +141,7 @@ fn parse_set(file: &Path, bytes: &[u8]) -> Result<KeySet, KeyError> {
             }
         }
     }
-    if keys.is_empty() { Err(KeyError::Empty { file: file.into(), skipped }) } else { Ok(KeySet { keys, skipped }) }
+    if keys.is_empty() { Err(KeyError::Empty { origin: origin.into(), skipped }) } else { Ok(KeySet { keys, skipped }) }
 }
 
 impl Key {
@@ -302,6 +318,14 @@ mod tests {
         ]);
         assert_eq!(good, ["for signatures", "to verify"]);
         assert_eq!(skipped.len(), 8, "{skipped:?}");
+    }
+
+    #[test]
+    fn a_published_set_has_no_secrets() {
+        let set = json!({"keys": [{"kty": "oct", "kid": "leak", "k": SECRET}, rsa("2048", 256, 0x80)]}).to_string();
+        let set = parse_set("https://login", set.as_bytes(), false).unwrap();
+        assert_eq!((set.keys.len(), set.skipped.len()), (1, 1));
+        assert!(set.skipped[0].contains("must not be published"), "{:?}", set.skipped);
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! Who may subscribe to what. [`auth`] decides by the [`credentials`] of a request, in one of two ways. [`by_token`]
-//! identifies a client by its [`token`] and the [`keys`] from a [`key_file`], and applies the [`rules`] in the database.
+//! identifies a client by its [`token`] and the [`keys`] from a [`key_file`] or a [`key_url`], and applies the [`rules`] in the database.
 //! [`application`] asks the application, which it [`fetch`]es an answer from. Both keep their [`open_streams`] in view.
 //!
 //! [`gate`] asks the database: each [`check`] waits in a [`line`], where identities take [`turns`], until a [`worker`]
@@ -17,6 +17,7 @@ pub mod denied;
 pub mod fetch;
 pub mod gate;
 pub mod key_file;
+pub mod key_url;
 pub mod keys;
 pub mod line;
 pub mod login;
