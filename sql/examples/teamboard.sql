@@ -1,7 +1,7 @@
--- Teamboard: a whiteboard that a team shares, told in SQL.
+-- Teamboard: a whiteboard that a team shares, as a tutorial in SQL.
 --
 -- Read it from top to bottom: it builds an ordinary application first (people, boards, members, notes, and who may see what),
--- and makes it live at the end. The application's backend knows nothing of Tidings, and neither does any statement it sends.
+-- and makes it live at the end. The application's backend knows nothing about Tidings, and neither do the statements that it sends.
 --
 --   psql -X -v ON_ERROR_STOP=1 -1 -f sql/examples/teamboard.sql mydatabase
 --
@@ -10,7 +10,7 @@
 
 -- 1. Roles
 --
--- Whoever signs in becomes teamboard_member. The backend logs in as teamboard_backend, which can do nothing by itself; for each
+-- A person who signs in becomes teamboard_member. The backend logs in as teamboard_backend, which can do nothing by itself. For each
 -- request it takes the member's role and says who the person is, exactly as PostgREST does:
 --
 --   SET LOCAL ROLE teamboard_member;
@@ -161,18 +161,18 @@ CREATE POLICY members_work ON board_items USING (board_id IN (SELECT my_boards()
 
 -- 4. Watches: what happens becomes events
 --
--- The wire of the article: whoever looks at board 5 listens to topic boards_5 and is told which thing changed, to fetch it. A note
--- notifies its board; so does the board itself.
+-- The events of the original article: a page that shows board 5 listens to topic boards_5, and each event names what changed, so that
+-- the page can fetch it. A change of a note is an event of its board, and so is a change of the board itself.
 
 SELECT tidings.watch('board_items', topic => 'boards_{board_id}', payload => '{"change": {"board_item": "$id"}}');
 SELECT tidings.watch('boards', topic => 'boards_{id}', payload => '{"change": {"board": "$id"}}');
 
--- A second watch carries the whole row, so an open board fetches nothing: its page reads the rows from the stream, and every change.
+-- A second watch carries the whole row, so the page of an open board fetches nothing: the stream has the rows and every change.
 SELECT tidings.watch('board_items', topic => 'boards_{board_id}', name => 'row', event => 'note');
 SELECT tidings.watch('boards', topic => 'boards_{id}', name => 'row', event => 'board');
 SELECT tidings.watch('board_members', topic => 'boards_{board_id}', event => 'member');
 
--- And a person hears of boards that they are invited to, or removed from, wherever they are in the app.
+-- A person gets an event when they are invited to a board or removed from it, wherever they are in the app.
 SELECT tidings.watch('board_members', topic => 'people_{person_id}', name => 'person', event => 'membership');
 
 

@@ -1,13 +1,13 @@
--- The rows that a topic has: what a stream with since=snapshot starts with, and what tidings.state() gives.
+-- The current rows of a topic: a stream with since=snapshot starts with them, and tidings.state() returns them.
 --
--- As a rule they are the rows of the watches whose topic matches. Where these will not do, the DBA names a query.
--- Both are read as the subscriber. The reading itself is in C: it can't be left by the code of policies and views.
+-- They are the rows of the watches whose topic matches, unless the DBA has given a query for such topics. Either way they are read as
+-- the subscriber. The library does the reading, because code of policies and views could leave the role of a reading in SQL.
 
 CREATE OR REPLACE VIEW tidings.snapshots AS SELECT topic, query, event FROM tidings.snapshot_query;
 
-COMMENT ON VIEW tidings.snapshots IS 'The queries whose rows streams start with; topics without one start with the rows of their watches';
+COMMENT ON VIEW tidings.snapshots IS 'The queries whose rows streams start with. Streams of other topics start with the rows of their watches';
 COMMENT ON COLUMN tidings.snapshots.topic IS 'The topic template';
-COMMENT ON COLUMN tidings.snapshots.query IS 'The query; {name} stands for the value of that hole, as text';
+COMMENT ON COLUMN tidings.snapshots.query IS 'The query, in which {name} stands for the value of that hole, as text';
 COMMENT ON COLUMN tidings.snapshots.event IS 'The name of the events that its rows become';
 
 CREATE OR REPLACE FUNCTION tidings.check_snapshot(topic text, event text) RETURNS void
@@ -29,19 +29,19 @@ END
 $$;
 
 COMMENT ON FUNCTION tidings.keep_snapshot(text, text, text, name[]) IS
-    'Checks a query and stores it; if pg_catalog is not enough, its names are looked up in these schemas';
+    'Checks a query and stores it. If its query needs more than pg_catalog, names are looked up in these schemas';
 
 CREATE OR REPLACE FUNCTION tidings.snapshot(topic text, query text, event text DEFAULT 'snapshot') RETURNS void
 LANGUAGE plpgsql STRICT
 AS $$
 BEGIN
-    -- Reads the caller's search_path, but does not depend on it.
+    -- This reads the caller's search_path, but depends on it for nothing else.
     PERFORM tidings.keep_snapshot(topic, query, event, pg_catalog.current_schemas(false));
 END
 $$;
 
 COMMENT ON FUNCTION tidings.snapshot(text, text, text) IS
-    'Lets streams of topics that match the template start with the rows of this query, instead of those of the watches; replaces the query of the same template';
+    'Streams of topics that match the template start with the rows of this query, instead of those of the watches. Replaces an earlier query of the same template';
 
 CREATE OR REPLACE FUNCTION tidings.unsnapshot(topic text) RETURNS boolean
 LANGUAGE plpgsql STRICT
@@ -54,9 +54,9 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION tidings.unsnapshot(text) IS 'Removes a query for the start of streams; false if there was none for this template';
+COMMENT ON FUNCTION tidings.unsnapshot(text) IS 'Removes a query for the start of streams. Returns false if there is none for this template';
 
--- Called in C with the rights of the extension's owner: who reads rows may not read the queries.
+-- The library calls this with the rights of the extension's owner, because a subscriber may not read the queries.
 CREATE OR REPLACE FUNCTION tidings.row_sources(topics text[]) RETURNS text
 LANGUAGE sql STABLE STRICT
 SET search_path = pg_catalog, pg_temp
@@ -68,7 +68,7 @@ AS $$
          CROSS JOIN tidings.snapshot_query s
          CROSS JOIN LATERAL tidings.match_topic(s.topic, t.topic) AS m (holes)
          WHERE m.holes IS NOT NULL),
-        -- Of a row (1), for INSERT (4); not inherited from a partitioned table; enabled for ordinary sessions.
+        -- The bits of tgtype: FOR EACH ROW (1) and INSERT (4). Not copied from a partitioned table, and enabled for ordinary sessions.
         (SELECT coalesce(json_agg(json_build_array(g.oid::bigint, g.tgrelid::bigint, encode(g.tgargs, 'hex'))
                     ORDER BY g.tgrelid, g.tgname), '[]')
          FROM pg_trigger g
@@ -77,16 +77,16 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION tidings.row_sources(text[]) IS
-    'As JSON, the queries for the topics, and the triggers of all watches that capture INSERT';
+    'As JSON: the queries for the topics, and the triggers of all watches that capture INSERT';
 
 CREATE OR REPLACE FUNCTION tidings.open_rows_as(role oid, claims text, topics text[], search_path text) RETURNS void
--- Not STRICT: there may be no claims.
+-- Not STRICT, because claims may be NULL.
 LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'open_rows_as_wrapper';
 
 COMMENT ON FUNCTION tidings.open_rows_as(oid, text, text[], text) IS
-    'Opens a reading of the rows of topics as a role, which it does not check, for tidings.fetch_rows()';
+    'Opens a reading of the rows of topics for tidings.fetch_rows(), as a role that it does not check';
 
--- A proxy's session finds names nowhere. The code of policies and views finds them where it does in a session of the role.
+-- A proxy's session looks up names only in pg_catalog. Code of policies and views needs the path that a session of the role has.
 CREATE OR REPLACE FUNCTION tidings.search_path_of(role oid) RETURNS text
 LANGUAGE sql STABLE STRICT
 SET search_path = pg_catalog, pg_temp
@@ -111,31 +111,31 @@ DECLARE
     role       oid  := (SELECT r.oid FROM pg_roles r WHERE r.rolname = role_claim);
     refused    text := CASE WHEN claims IS NOT NULL THEN tidings.no_subscriber(role_claim) END;
 BEGIN
-    -- Roles may come, go and change their names meanwhile: the one that reads is the one that was looked at.
+    -- Roles may be created, dropped and renamed meanwhile. The rows must be read as the role that was checked.
     IF refused IS NULL AND NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = role AND r.rolname = role_claim) THEN
         refused := 'there is no such role for subscribers';
     END IF;
     IF refused IS NOT NULL THEN
         RAISE EXCEPTION 'rows can''t be read for these claims: %', refused
-            USING ERRCODE = 'insufficient_privilege', HINT = 'The claims name a role that the proxy''s login role may take.';
+            USING ERRCODE = 'insufficient_privilege', HINT = 'Claims must name a role that the login role is a member of.';
     END IF;
     PERFORM tidings.open_rows_as(role, claims::text, topics, tidings.search_path_of(role));
 END
 $$;
 
 COMMENT ON FUNCTION tidings.open_rows(jsonb, text[]) IS
-    'Opens a reading of the rows of topics as the role of the claims, or as the session''s own where there are none; rolled back by who opened it';
+    'Opens a reading of the rows of topics, as the role of the claims, or as the session''s own role if claims is NULL. The caller rolls its transaction back';
 
 CREATE OR REPLACE FUNCTION tidings.fetch_rows(max_bytes integer, OUT topic text, OUT event text, OUT payloads text[]) RETURNS SETOF record
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'fetch_rows_wrapper';
 
-COMMENT ON FUNCTION tidings.fetch_rows(integer) IS 'The next rows of the reading that is open, at least one and about so many bytes; none at its end';
+COMMENT ON FUNCTION tidings.fetch_rows(integer) IS 'The next rows of the open reading: at least one, and about max_bytes in total. No rows at its end';
 
 CREATE OR REPLACE FUNCTION tidings.state(topics text[], OUT topic text, OUT event text, OUT payload text) RETURNS SETOF record
 LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'state_wrapper';
 
 COMMENT ON FUNCTION tidings.state(text[]) IS
-    'The rows of topics as events, read with the caller''s rights; with tidings.position() in one statement, what a page is first rendered from';
+    'The current rows of topics as events, read with the caller''s rights. With tidings.position() in the same statement, a page can be rendered from them and continue as a stream';
 
 CREATE OR REPLACE FUNCTION tidings.holes(template text) RETURNS text[]
 LANGUAGE c STRICT IMMUTABLE AS 'MODULE_PATHNAME', 'holes_wrapper';
@@ -161,4 +161,4 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION tidings.note_missing_index(regclass, text, text[]) IS 'Says so if no index has a column of the topic in the first place';
+COMMENT ON FUNCTION tidings.note_missing_index(regclass, text, text[]) IS 'Gives a notice if no index begins with a column of the topic';

@@ -47,7 +47,7 @@ END
 $$;
 
 COMMENT ON FUNCTION tidings.grant_gate(regrole) IS
-    'Grants what a proxy''s second login role needs, with which it only checks access and reads rows as subscribers. This role can''t read events';
+    'Grants what the second login role of a proxy needs, which only checks access and reads rows as subscribers. This role can''t read events';
 
 CREATE OR REPLACE FUNCTION tidings.grant_app(role regrole) RETURNS void
 LANGUAGE plpgsql STRICT
@@ -112,7 +112,7 @@ END
 $$;
 
 COMMENT ON FUNCTION tidings.grant_manager(regrole) IS
-    'Grants the role of migrations what it needs: the rights of an application, watches on its own tables, rules, queries of snapshots, and the views of these';
+    'Grants the role of migrations what it needs: the rights of an application, watches on its own tables, rules, queries for snapshots, and the views that show them';
 
 CREATE OR REPLACE FUNCTION tidings.installed() RETURNS void
 LANGUAGE c AS 'MODULE_PATHNAME', 'installed_wrapper';

@@ -23,7 +23,7 @@ CREATE TABLE tidings.snapshot_query (
 
 COMMENT ON TABLE tidings.snapshot_query IS 'The queries whose rows streams start with; see tidings.snapshot()';
 COMMENT ON COLUMN tidings.snapshot_query.topic IS 'A topic template';
-COMMENT ON COLUMN tidings.snapshot_query.query IS 'A query; {name} stands for the value of that hole, as text';
+COMMENT ON COLUMN tidings.snapshot_query.query IS 'A query, in which {name} stands for the value of that hole, as text';
 COMMENT ON COLUMN tidings.snapshot_query.event IS 'The name of the events that its rows become';
 COMMENT ON COLUMN tidings.snapshot_query.search_path IS 'The search_path under which the query was written, and under which it runs';
 

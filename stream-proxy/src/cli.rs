@@ -88,7 +88,7 @@ pub struct Cli {
     #[arg(long, env = "TIDINGS_JWT_ISSUER", value_name = "TEXT")]
     pub jwt_issuer: Vec<String>,
 
-    /// Database role of requests without a token, or with a token that names no role; without it they are refused
+    /// Database role of requests without a token, or with a token that names no role; without this flag they are refused
     #[arg(long, env = "TIDINGS_ANON_ROLE", value_name = "ROLE")]
     pub anon_role: Option<String>,
 
@@ -125,11 +125,11 @@ pub struct Cli {
     #[arg(long, env = "TIDINGS_HEARTBEAT", default_value = "20s", value_parser = humantime::parse_duration, value_name = "TIME")]
     pub heartbeat: Duration,
 
-    /// Memory for recent events, all topics together
+    /// Memory for the recent events of all topics together
     #[arg(long, env = "TIDINGS_HISTORY_BYTES", default_value = "64MiB", value_parser = bytes, value_name = "BYTES")]
     pub history_bytes: usize,
 
-    /// The most that may wait for one client; beyond that it is disconnected and resumes
+    /// The most that may wait for one client; beyond that the client is disconnected and resumes
     #[arg(long, env = "TIDINGS_CLIENT_QUEUE_BYTES", default_value = "1MiB", value_parser = bytes, value_name = "BYTES")]
     pub client_queue_bytes: usize,
 
@@ -149,15 +149,15 @@ pub struct Cli {
     #[arg(long, env = "TIDINGS_MAX_TOPICS", default_value_t = 64, value_name = "N")]
     pub max_topics: usize,
 
-    /// Concurrent reads of the log, for clients whose position is older than memory
+    /// Maximum number of concurrent reads of the log, for clients whose position is older than memory
     #[arg(long, env = "TIDINGS_MAX_REPLAYS", default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub max_replays: u16,
 
-    /// Concurrent readings of rows, for streams that start with them
+    /// Maximum number of concurrent readings of rows, for streams with since=snapshot
     #[arg(long, env = "TIDINGS_MAX_SNAPSHOTS", default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub max_snapshots: u16,
 
-    /// Time after which a reading of rows is given up; while it lasts, vacuum removes nothing that it may still see
+    /// Time after which a reading of rows is cancelled; while it runs, vacuum removes nothing that it may still see
     #[arg(long, env = "TIDINGS_SNAPSHOT_TIMEOUT", default_value = "60s", value_parser = humantime::parse_duration, value_name = "TIME")]
     pub snapshot_timeout: Duration,
 

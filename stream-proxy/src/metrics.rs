@@ -124,7 +124,7 @@ metrics! {
     Gauge "tidings_history_bytes" "Bytes of history in memory" { history_bytes "" }
     Gauge "tidings_upstream_connected" "1 while the upstream connection is up and caught up" { upstream_connected "" }
     Gauge "tidings_replays" "Clients that are being served from the log or wait for it" { replaying "" }
-    Gauge "tidings_snapshots" "Readings of rows that run" { snapshots "" }
+    Gauge "tidings_snapshots" "Readings of rows in progress" { snapshots "" }
     Gauge "tidings_snapshots_waiting" "Readings of rows that wait for others to end" { snapshots_waiting "" }
     Counter "tidings_streams_total" "Streams started" { streams "" }
     Counter "tidings_requests_refused_total" "Requests answered with an error, by class of status" {
@@ -153,9 +153,9 @@ metrics! {
         snapshots_failed "{result=\"failed\"}"
         snapshots_over "{result=\"too_long\"}"
     }
-    Counter "tidings_snapshots_shared_total" "Streams that were served by a reading of others" { snapshots_shared "" }
-    Counter "tidings_snapshots_behind_total" "Streams that were too slow for a shared reading and began anew" { snapshots_behind "" }
-    Counter "tidings_snapshot_rows_total" "Rows read for streams that start with them" { snapshot_rows "" }
+    Counter "tidings_snapshots_shared_total" "Streams that joined a reading that another stream had asked for" { snapshots_shared "" }
+    Counter "tidings_snapshots_behind_total" "Streams that were too slow for a shared reading and started over" { snapshots_behind "" }
+    Counter "tidings_snapshot_rows_total" "Rows read for since=snapshot" { snapshot_rows "" }
     Counter "tidings_snapshot_bytes_total" "Bytes of these rows as events" { snapshot_bytes "" }
     Counter "tidings_log_events_total" "Events read from the log for resuming clients" { log_events "" }
     Counter "tidings_resets_total" "Clients that got event: reset, by reason" {

@@ -7,7 +7,7 @@ use hyper::{Response, StatusCode};
 use crate::access::denied::Denied;
 use crate::http::body::Body;
 
-/// Why a request gets no stream.
+/// Why a request gets an error.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Problem {
     /// The query or a header can't be understood.
@@ -25,8 +25,8 @@ pub enum Problem {
     /// The path has no such method.
     #[error("this path allows only {0}")]
     MethodNotAllowed(&'static str),
-    /// The client doesn't accept event streams.
-    #[error("this path sends text/event-stream, which the request does not accept")]
+    /// The client accepts neither event streams nor, for topics, JSON.
+    #[error("this path sends text/event-stream (for topics also application/json), which the request does not accept")]
     NotAcceptable,
     /// The request's head is longer than `--max-header-bytes`.
     #[error("the request's head is too long")]

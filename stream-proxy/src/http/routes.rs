@@ -226,7 +226,7 @@ async fn identify(proxy: &Proxy, request: &Parts, peer: IpAddr) -> Result<Identi
     proxy.access.identify(credentials).await
 }
 
-/// Responses that need no stream: to OPTIONS, to other methods, and to clients that don't accept event streams.
+/// Responses that need no stream: to OPTIONS, to other methods, and to clients that accept neither a stream nor JSON.
 fn before_stream(request: &Parts, is_json: bool) -> Result<Option<Outcome>, Problem> {
     match request.method {
         Method::GET | Method::HEAD if is_json || accepts_stream(&request.headers) => Ok(None),
