@@ -1,4 +1,4 @@
-/** An event of the stream. Rows of a snapshot have no id. Only polling tells the topic. */
+/** An event of the stream. Rows of a snapshot have no id. The topic is known only when the module polls. */
 export interface TidingsEvent {
   id?: string | null;
   event: string;
@@ -6,24 +6,24 @@ export interface TidingsEvent {
   topic?: string;
 }
 
-/** The columns that identify a row, or a function that gives something to identify it by. */
+/** The columns that identify a row, or a function that returns a row's identity. */
 export type Key<Row> = string | string[] | ((row: Row, table: string) => unknown);
 
-/** Takes an event into `rows`, which it changes in place. An exception is logged, and the event is skipped. */
+/** Applies an event to `rows`, which it changes in place. An exception is logged, and the event is skipped. */
 export type Reduce<Row> = (rows: Map<string, Row>, event: TidingsEvent) => void;
 
 export type State =
-  /** Not yet live, or for a moment no longer. */
+  /** Not live yet, or just interrupted. */
   | "connecting"
   /** The rows are those in the database. */
   | "live"
-  /** The server can't be reached; it tries again. */
+  /** The server can't be reached. The module keeps trying. */
   | "offline"
-  /** The server refuses; it tries again only if `token` is a function, or if the server says when. */
+  /** The server denies access. The module tries again only if `token` is a function, or if the server says when. */
   | "denied";
 
 export interface Options<Row> {
-  /** The topics; those that the path of `url` names need not be here. */
+  /** The topics. A topic that the path of `url` names need not be listed. */
   topics?: string[];
   /** What identifies a row; for several tables by their names, `schema.table` outside of `public`. The default is `"id"`. */
   key?: Key<Row> | Record<string, Key<Row>>;
@@ -31,17 +31,17 @@ export interface Options<Row> {
   parse?: (text: string) => unknown;
   /** Replaces `keep(key, parse)`, for payloads of your own. */
   reduce?: Reduce<Row>;
-  /** The token, or a function that is asked for one before each request. Without it, cookies decide. */
+  /** The token, or a function that returns one and is called before each request. Without it, only cookies identify the client. */
   token?: string | (() => string | null | undefined | Promise<string | null | undefined>);
   /** As in `fetch`; `"include"` sends cookies to another origin. */
   credentials?: RequestCredentials;
-  /** What `tidings.state(topics)` gave: the rows to start with. Needs `since`. */
+  /** The result of `tidings.state(topics)`: the rows to start with. Needs `since`. */
   initial?: { event: string; payload: string }[];
   /** The position that belongs to `initial`. */
   since?: string;
   /** Whether all tabs use one stream, by default true. Tabs with different texts here don't share. */
   share?: boolean | string;
-  /** How long the first bytes of a stream may take before it polls instead, by default 5,000 milliseconds. */
+  /** How long the first bytes of a stream may take before the module polls instead, by default 5,000 milliseconds. */
   patience?: number;
 }
 
@@ -55,8 +55,8 @@ export interface Live<Row> {
   /** The rows of one table; `schema.table` outside of `public`. */
   table<R = Row>(name: string): readonly R[];
   /**
-   * Calls the listener now, and after each change of the rows or the state. Gives a function that ends this.
-   * The stream is open while somebody listens; when somebody listens again, it goes on where it was.
+   * Calls the listener now, and after each change of the rows or the state. Returns a function that removes it.
+   * The stream is open while there are listeners. When a listener is added later, the stream continues where it was.
    */
   subscribe(listener: (rows: readonly Row[]) => void): () => void;
   /** The same as `rows`: for React's `useSyncExternalStore`. */

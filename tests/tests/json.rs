@@ -1,4 +1,4 @@
-//! The same events as a stream, as one JSON answer: `Accept: application/json`.
+//! One JSON answer with the events that a stream would send: `Accept: application/json`.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -22,13 +22,13 @@ fn ask(proxy: &Proxy, path: &str, headers: &[(&str, &str)]) -> (Head, Value) {
     (head, json)
 }
 
-/// What lies behind a position.
+/// The answer with the events after a position.
 #[track_caller]
 fn after(proxy: &Proxy, topics: &str, position: &str) -> Value {
     ask(proxy, &format!("/events?{topics}&since={}", http::escape(position)), &[]).1
 }
 
-/// The titles that the events tell, each with its topic.
+/// The titles in the events, each with its topic.
 #[track_caller]
 fn titles(answer: &Value) -> Vec<(String, String)> {
     let events = answer["events"].as_array().unwrap_or_else(|| panic!("{answer}"));
@@ -59,7 +59,7 @@ fn an_answer_has_what_lies_after_a_position_and_waits_for_it() {
     assert_eq!((head.status, head.header("content-type")), (200, Some("application/json")));
     assert_eq!((&start["events"], start.get("reset")), (&json!([]), None));
     let start = start["position"].as_str().expect("a position").to_owned();
-    // Somebody waits, at the proxy that has it in memory and at the one that reads the log.
+    // A client waits, at a proxy that has the events in memory and at one that reads the log.
     let waiting: Vec<_> = [proxy.address(), other.address()]
         .into_iter()
         .map(|address| {
@@ -86,7 +86,7 @@ fn an_answer_has_what_lies_after_a_position_and_waits_for_it() {
     let position: String = session.one("SELECT tidings.position()");
     insert(&mut session, 5, 6, "five");
     for proxy in [&proxy, &other] {
-        // However many answers it takes, they have all, each once.
+        // Whatever the number of answers, together they have each event once.
         let (mut from, mut all) = (start.clone(), Vec::new());
         while all.last() != Some(&("boards_6".to_owned(), "five".to_owned())) {
             let answer = after(proxy, BOTH, &from);
@@ -105,7 +105,7 @@ fn an_answer_has_what_lies_after_a_position_and_waits_for_it() {
         let first = after(proxy, BOTH, &start)["events"][0]["id"].as_str().expect("an id").to_owned();
         assert_eq!(titles(&after(proxy, BOTH, &first))[0], ("boards_5".into(), "two".into()));
         assert_eq!(titles(&after(proxy, BOTH, &position)), pairs(&[("boards_6", "five")]));
-        // A stream goes on where an answer ended.
+        // A stream continues where an answer ended.
         let mut sse = proxy.open(&Request::since(&["boards_5", "boards_6"], &first));
         assert_eq!(crate::titles(&[sse.frame()]), ["two"]);
     }
@@ -118,7 +118,7 @@ fn an_answer_comes_at_the_latest_after_the_heartbeat_interval() {
     let start = ask(&proxy, "/events?topic=boards_5", &[]).1["position"].as_str().expect("a position").to_owned();
     let answer = after(&proxy, "topic=boards_5", &start);
     assert_eq!(answer["events"], json!([]));
-    // The place goes on although the topic is quiet.
+    // The position moves on although the topic is quiet.
     insert(&mut db.session(), 1, 6, "elsewhere");
     until("the position moves", || after(&proxy, "topic=boards_5", &start)["position"] != json!(start));
     assert_eq!(proxy.metric("tidings_clients"), 0.0, "nothing is left of them");

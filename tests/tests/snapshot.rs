@@ -1,4 +1,4 @@
-//! Streams that start with the rows that are there: `since=snapshot`.
+//! Streams that start with the current rows: `since=snapshot`.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
@@ -13,21 +13,21 @@ use tidings_tests::{Cluster, DEADLINE, Database, Frame, Item, Proxy, Session, Ss
 use crate::access::{Team, ask};
 use crate::{all_until_now, boards, titles};
 
-/// Asks for the rows and what comes after them.
+/// A request for the rows and the changes after them.
 fn rows_of(topics: &[&str]) -> Request {
     Request::since(topics, "snapshot")
 }
 
-/// Checks that the next frame tells the page to forget what it has.
+/// Checks that the next frame is the one at which a page forgets what it has.
 #[track_caller]
 fn forgets(sse: &mut Sse) {
     let frame = sse.frame();
-    // With this id it begins again, and no other comes before all rows are there.
+    // With this id a client starts over. No other id comes before all rows have been sent.
     let id = Some("snapshot".into());
     assert_eq!(frame, Frame { id, event: "reset".into(), data: "{\"reason\":\"snapshot\"}".into() });
 }
 
-/// The rows up to the end of them, and that end.
+/// The rows, and the frame that ends them.
 #[track_caller]
 fn snapshot(sse: &mut Sse) -> (Vec<Frame>, Frame) {
     let mut rows = Vec::new();
@@ -68,7 +68,7 @@ fn a_stream_starts_with_the_rows_and_goes_on_with_the_changes() {
         (titles(std::slice::from_ref(&changed)), changed.json()["type"].as_str()),
         (vec!["new".to_owned()], Some("UPDATE"))
     );
-    // Who comes back with an id gets what it missed, and no rows.
+    // A client that comes back with an id gets what it missed, and no rows.
     session.run("INSERT INTO board_items VALUES (5, 6, 'missed')");
     assert_eq!(titles(&[sse.frame()]), ["missed"]);
     for id in [ready.id(), changed.id()] {
@@ -101,7 +101,7 @@ fn an_id_that_is_no_longer_good_gets_the_rows_again() {
         let mut sse = proxy.open(&again);
         forgets(&mut sse);
         assert_eq!(titles(&snapshot(&mut sse).0), ["one"]);
-        // And without `since=snapshot`, as ever, what cannot be served is told and no more.
+        // Without `since=snapshot`, such a client gets the reason and no rows.
         let bare = Request { since: None, ..again };
         assert_eq!(proxy.open(&bare).frame().event, "reset");
     }
@@ -113,7 +113,7 @@ fn who_was_cut_off_among_the_rows_begins_with_them_again_wherever_it_comes_back(
     let db = tidings_tests::shared().database();
     many_and_few(&db);
     let (proxy, other) = (db.proxy(&[]), db.proxy(&[]));
-    // The other one knows this place, and would go on from there.
+    // The other proxy knows this place, and would continue from there.
     let mut elsewhere = other.live(&["many"]);
     elsewhere.wait_id();
     let known = elsewhere.last_id().map(str::to_owned);
@@ -156,7 +156,7 @@ fn rows_are_those_that_the_subscriber_may_see() {
         assert_eq!(denied.0.status, 403);
     };
     check(&team.proxy(&["--anon-role", &team.guest]));
-    // With two logins, it is the one that may take the subscribers' roles that reads.
+    // With two logins, the one that may take the subscribers' roles does the reading.
     team.gate_role();
     check(&team.proxy_with_gate(&["--anon-role", &team.guest]));
 }
@@ -186,14 +186,14 @@ fn what_can_not_be_read_ends_the_stream_without_an_end_of_rows() {
     assert!(frames.iter().all(|frame| frame.event != "ready"), "{frames:?}");
     assert_eq!(sse.last_id(), Some("snapshot"));
     assert_eq!(proxy.metric("tidings_snapshots_total{result=\"failed\"}"), 2.0);
-    // And its connection serves the next.
+    // Its connection serves the next reading.
     readable(&db);
     let mut sse = proxy.open(&rows_of(&["boards_5"]));
     forgets(&mut sse);
     assert_eq!(titles(&snapshot(&mut sse).0), ["one", "two"]);
 }
 
-/// A table whose rows are more than fits anywhere on the way, on topic `many`, and one of a few, on topic `few`.
+/// A table with more rows than all buffers on the way can hold, on topic `many`, and one with a few, on topic `few`.
 fn many_and_few(db: &Database<'_>) {
     db.session().run(&format!(
         "CREATE TABLE many (id int, text text); INSERT INTO many SELECT n, repeat('x', 500) FROM generate_series(1, 100000) n;
@@ -217,7 +217,7 @@ fn a_slow_client_has_its_own_pace_and_takes_bounded_memory() {
         rows > 0.0 && rows == proxy.metric("tidings_snapshot_rows_total")
     });
     assert_eq!(proxy.metric("tidings_snapshots"), 1.0, "it waits for its client");
-    // What the kernel's buffers take is no memory of the proxy.
+    // The kernel's buffers don't count as the proxy's memory.
     let grown = memory(proxy.pid(), "VmHWM").unwrap().saturating_sub(before);
     assert!(grown < 16 << 20, "{grown} bytes for one slow client");
     // Others are served meanwhile.
@@ -379,7 +379,7 @@ fn note_moment(session: &mut Session, number: usize) -> Vec<Rows> {
     lists
 }
 
-/// What one page has of its lists.
+/// The rows that one page has of its lists.
 #[derive(Debug, Default)]
 struct Page {
     rows: BTreeMap<i64, (i64, String)>,
@@ -388,7 +388,7 @@ struct Page {
 }
 
 impl Page {
-    /// Takes an event; what doesn't fit to what is there is a gap or a double.
+    /// Applies an event. One that does not fit the rows that the page has shows a gap or a repeated event.
     #[track_caller]
     fn take(&mut self, frame: &Frame) {
         match frame.event.as_str() {
@@ -430,12 +430,13 @@ struct Visitor {
     checked: Arc<AtomicUsize>,
     snapshots: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
-    /// How long it is away at times.
+    /// How long it sometimes stays away.
     away: Duration,
 }
 
 impl Visitor {
-    /// Goes from stream to stream; at each moment that it hears of, its lists are what the table's were.
+    /// Opens one stream after the other. At each moment that is published, its lists must equal those of the table
+    /// then.
     fn run(mut self) {
         let topics: Vec<String> = self.lists.iter().map(|list| format!("list_{list}")).collect();
         let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
@@ -446,7 +447,7 @@ impl Visitor {
                 std::thread::sleep(Duration::from_millis(20));
                 continue;
             };
-            // Often before the rows are complete, at times much later.
+            // Often before the rows are complete, sometimes much later.
             let most = if self.random.bool() { self.random.usize(1..300) } else { self.random.usize(1..5000) };
             for _ in 0..most {
                 let Some(frame) = sse.frame_or_end() else { break };
@@ -503,7 +504,7 @@ fn every_page_has_exactly_the_tables_rows_whenever_it_has_caught_up() {
          GRANT SELECT ON items TO {}",
         db.proxy_role()
     ));
-    // One of them has too little memory to serve anybody from it.
+    // One of them has too little memory to serve any client from it.
     let proxies = [db.proxy(&["--retry", "50ms"]), db.proxy(&["--retry", "50ms", "--history-bytes", "10kB"])];
     let (stop, seed) = (Arc::new(AtomicBool::new(false)), crate::seed());
     let writers = writers(&db, &stop, seed);
@@ -534,7 +535,7 @@ fn every_page_has_exactly_the_tables_rows_whenever_it_has_caught_up() {
         checked.load(Relaxed) > 500 && snapshots.load(Relaxed) > 50
     });
     stop.store(true, Relaxed);
-    // They hear of the end by the next event.
+    // They notice the end at the next event.
     let lists = note_moment(&mut session, number);
     moments.lock().expect("no visitor has failed").push(lists);
     for thread in writers.into_iter().chain(visitors) {

@@ -1,4 +1,5 @@
-//! The rows that a topic has: `tidings.state()`, `tidings.snapshot()`, and the functions by which a proxy reads them.
+//! The current rows of a topic: `tidings.state()`, `tidings.snapshot()`, and the functions with which a proxy reads
+//! rows.
 
 use postgres::error::SqlState;
 use tidings_tests::{Database, Session, shared};
@@ -14,20 +15,20 @@ fn state(session: &mut Session, topics: &[&str]) -> Vec<(String, String, String)
     rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect()
 }
 
-/// Their payloads.
+/// The payloads of a topic's rows.
 #[track_caller]
 fn payloads(session: &mut Session, topic: &str) -> Vec<String> {
     state(session, &[topic]).into_iter().map(|(_, _, payload)| payload).collect()
 }
 
-/// A member of the records in them, as text.
+/// A member of each record in these payloads, as text.
 #[track_caller]
 fn records(session: &mut Session, topic: &str, member: &str) -> Vec<String> {
     let json = |payload: String| serde_json::from_str::<serde_json::Value>(&payload).expect("JSON");
     payloads(session, topic).into_iter().map(|payload| json(payload)["record"][member].to_string()).collect()
 }
 
-/// What an event of an INSERT says, as the row that is there says it.
+/// The payload of an INSERT, as it must be for the same row in a snapshot.
 fn as_snapshot(payload: &str) -> String {
     payload.replacen("\"type\":\"INSERT\"", "\"type\":\"SNAPSHOT\"", 1)
 }
@@ -147,7 +148,7 @@ fn condition_columns_and_payload_apply() {
          SELECT tidings.watch('\"Odd \"\"t\"', topic => 'all', operations => '{TRUNCATE}', name => 'e');
          SELECT tidings.watch('\"Odd \"\"t\"', topic => 'all', name => 'f'); ALTER TABLE \"Odd \"\"t\" DISABLE TRIGGER tidings_f",
     );
-    // A function of the same name in front of it must not come into the condition.
+    // A function of the same name, earlier in the search path, must not be called by the condition.
     session.run(
         "CREATE FUNCTION public.is_public(text) RETURNS boolean LANGUAGE sql AS $$ SELECT false $$; SET search_path = public, lib",
     );
@@ -194,7 +195,7 @@ fn partitions_have_their_rows_in_the_whole_and_heirs_have_none() {
     session.run("INSERT INTO whole VALUES (1, 0), (2, 1); INSERT INTO mother VALUES (3); INSERT INTO heir VALUES (4)");
     let events = log.news();
     for topic in ["whole", "odd_1", "part", "mother"] {
-        // As JSON: of a partition whose columns stand in another order, an event has them in that order.
+        // Compared as JSON, because an event of a partition has the columns in the order of the partition.
         let json = |payload: &str| serde_json::from_str::<serde_json::Value>(payload).expect("JSON");
         let expected: Vec<_> = events
             .iter()
@@ -208,7 +209,7 @@ fn partitions_have_their_rows_in_the_whole_and_heirs_have_none() {
     }
 }
 
-/// How often this session has read a table since it last told so, and how often by an index.
+/// How many times this session has scanned a table since its last report to the statistics: all of it, and by an index.
 fn scans(session: &mut Session, table: &str) -> (i64, i64) {
     let sql = "SELECT seq_scan, idx_scan FROM pg_stat_xact_user_tables WHERE relid = $1::text::regclass";
     let row = &session.all(sql, &[&table])[0];
@@ -328,7 +329,7 @@ fn a_query_replaces_the_rows_of_the_watches() {
     let event = |payload: &str| ("boards_5".to_owned(), "snapshot".to_owned(), payload.to_owned());
     let rows = [event(r#"{"title":"two","by":"Bob","ids":[2]}"#), event(r#"{"title":"one","by":"Ada","ids":[1]}"#)];
     assert_eq!(state(&mut session, &["boards_5"]), rows);
-    // It runs where it was written, whatever the path of who reads.
+    // It runs with the path under which it was written, whatever the reader's path is.
     session.run("SET search_path = pg_temp");
     assert_eq!(state(&mut session, &["boards_5"]), rows);
     session.run("RESET search_path");

@@ -3,11 +3,11 @@
 //! - `state.rs`: the database, the proxies and the clients;
 //! - `rules.rs`: the rules that the protocol consists of, each of which can be left out;
 //! - `scenario.rs`: what takes part in a run, and what may go wrong in it;
-//! - `protocol.rs`: what a tick holds, what a proxy passes over, and when it can vouch for what it published;
+//! - `protocol.rs`: what a tick has, what a proxy passes over, and when it knows that what it published survived;
 //! - `actions.rs`: what can happen;
 //! - `properties.rs`: what must hold in every state;
 //! - `model.rs`: all that, as the checker sees it;
-//! - `run.rs`: runs the checker, and tells a counterexample.
+//! - `run.rs`: runs the checker, and prints a counterexample.
 //!
 //! `docs/model.md` says what is modelled, what is not, and what was found.
 

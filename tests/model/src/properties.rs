@@ -1,7 +1,8 @@
 //! The properties: what must hold in every state that can be reached.
 //!
-//! A client is *settled* while it is at a proxy that is connected to the server as it runs now. After a crash a client
-//! may for a while have what is gone, or lack what is there: until its proxy has connected, or until it comes to one.
+//! A client is *settled* while it is at a proxy that is connected to the running server. After a crash, a client may
+//! for a while have events that are lost or lack events that exist, until its proxy has connected or it comes to one
+//! that has.
 
 use stateright::Property;
 
@@ -9,13 +10,13 @@ use crate::actions::Action;
 use crate::protocol::Protocol;
 use crate::state::*;
 
-/// Every event that a settled client's proxy has gone past reached the client, or the client was reset behind it.
+/// Every event up to the place of a settled client's proxy reached the client, or the client was reset after it.
 pub const COMPLETE: &str = "every event arrives";
 /// No event comes twice, and none comes that lay before the position of the client's last `reset`.
 pub const ONCE: &str = "no event comes twice";
 /// What a settled client has got, or has read after a `reset`, is committed: nothing that it saw is gone.
 pub const KEPT: &str = "nothing shown is lost";
-/// Where a crash keeps what a waiting writer waited for: nothing that a client ever saw is gone.
+/// If a crash keeps what a waiting writer waited for, nothing that a client ever saw is lost.
 pub const DURABLE: &str = "a crash takes back nothing shown";
 /// A client is reset for one of these reasons only: its position is older than what is retained; the tick of its id is
 /// lost, and the proxy that it comes to did not hear that tick, or has died since, or passed over later events of it,
@@ -29,7 +30,7 @@ pub const ONE_ORDER: &str = "one order for all";
 pub const ROW_ORDER: &str = "the order of a row's changes";
 /// A transaction's events come without others between them.
 pub const TOGETHER: &str = "transactions stay together";
-/// Where nothing more can happen but faults, every client has every event, and is at a proxy.
+/// When only faults can still happen, every client is at a proxy and has every event.
 pub const NEVER_STUCK: &str = "never stuck";
 
 /// All of them.

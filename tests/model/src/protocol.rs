@@ -1,5 +1,5 @@
-//! What the actions have in common: what a tick holds and in which order, when it is flushed first, what a proxy passes
-//! over, and when it can vouch for what it has published.
+//! What several actions need: what a tick has and in which order, when it is flushed first, what a proxy passes over,
+//! and when a proxy knows that what it has published survived.
 
 use crate::rules::Rule;
 use crate::scenario::{Scenario, Script};
@@ -74,7 +74,7 @@ impl Protocol {
         self.scenario.writers[w as usize]
     }
 
-    /// Everything is flushed, and where a standby is waited for, it has it.
+    /// Everything is flushed, and if a standby is waited for, the standby has it.
     pub fn secure(&self, database: &mut Database) {
         let all = database.wal.len();
         self.secure_first(database, all);
@@ -135,7 +135,7 @@ impl Protocol {
         until
     }
 
-    /// Up to which stamp a look says what was about to end.
+    /// The stamp up to which a look covers the transactions that were about to end.
     fn stamped_by(&self, look: &Look) -> Stamp {
         if self.has(Rule::LookCoversLaterStamps) { look.number } else { Stamp::MAX }
     }
@@ -220,14 +220,14 @@ impl Protocol {
         self.has(Rule::PassOver) && proxy.skip.is_some_and(|skip| self.hides(s, skip, s.writer(w)))
     }
 
-    /// Whether a proxy can find out where to go on. Where only the mark says what a snapshot means, the mark must be
-    /// there.
+    /// Whether a proxy can find out where to continue. If only the mark says what a snapshot means, the mark must
+    /// exist.
     pub fn can_connect(&self, s: &State) -> bool {
         s.database.relay || self.has(Rule::SnapshotHasStamp)
     }
 
-    /// What a proxy passes over when it goes on behind `known`, the last tick that the log has of those it had; `None`
-    /// if it cannot say that everything it has published since is still there.
+    /// What a proxy passes over when it continues after `known`, the last of its ticks that the log has; `None` if it
+    /// can't know that everything it has published since then survived.
     pub fn vouch(&self, s: &State, p: u8, known: Tick) -> Option<Skip> {
         let lost: Vec<_> = s.proxies[p as usize].memory.iter().filter(|heard| heard.tick > known.number).collect();
         let last = lost.last()?;
@@ -245,14 +245,14 @@ impl Protocol {
         (is_there || !self.has(Rule::AskWhatIsLeft)).then_some(skip)
     }
 
-    /// How many events a snapshot sees behind a tick.
+    /// How many events after a tick a snapshot sees.
     pub fn count(&self, s: &State, known: Tick, skip: Skip) -> usize {
         let seen = s.committed().filter(|(_, writer)| !known.until.sees(writer.xid) && self.hides(s, skip, writer));
         seen.map(|(_, writer)| writer.stamps.len()).sum()
     }
 
-    /// Whether a proxy has a reason to reset its clients: of what it has published behind `known` something is gone, or
-    /// it had one of the lost ticks not as a whole, or without a snapshot because that tick was flushed first.
+    /// Whether a proxy has a reason to reset its clients: something that it has published after `known` is lost, or it
+    /// heard one of the lost ticks only in part, or without a snapshot because that tick was flushed first.
     pub fn has_lost(&self, s: &State, p: u8, known: Tick) -> bool {
         s.proxies[p as usize].memory.iter().filter(|heard| heard.tick > known.number).any(|heard| {
             let is_gone = |(_, (w, _)): &(u8, Event)| s.writer(*w).phase != Phase::Committed;
@@ -270,7 +270,7 @@ impl Protocol {
         number > database.floor() && !database.knows(number)
     }
 
-    /// A proxy drops its memory and goes on at the end of a tick; its clients are reset.
+    /// A proxy drops its memory and continues at the end of a tick; its clients are reset.
     pub fn reset_proxy(&self, s: &mut State, p: u8, tick: Stamp, is_just: bool) {
         let proxy = &mut s.proxies[p as usize];
         proxy.memory = vec![start_at(tick)];
@@ -294,7 +294,7 @@ impl Protocol {
         client.wronged |= !is_just;
     }
 
-    /// The committed events that lie at or before a proxy's place: it will not publish them any more.
+    /// The committed events up to a proxy's place, which it will not publish any more.
     pub fn behind(&self, s: &State, p: u8) -> Vec<Event> {
         let proxy = &s.proxies[p as usize];
         let Some((number, n)) = proxy.place() else { return Vec::new() };
@@ -333,7 +333,7 @@ impl Protocol {
             && (proxy.memory.iter().any(is_known) || (is_between && !self.has(Rule::LostIdsAreUnknown)))
     }
 
-    /// Whether the log cannot serve a client: its position is too old, or it may have seen what is gone.
+    /// Whether the log can't serve a client: its position is too old, or it may have seen events that are lost.
     pub fn is_gone(&self, s: &State, client: &Client) -> bool {
         let is_less = |seen: Seen| {
             let after = s.database.ticks.iter().find(|tick| tick.number == seen.after);
@@ -352,7 +352,7 @@ impl Protocol {
         is_underway || self.scenario.standby_lags || self.is_expired(&s.database, client.id)
     }
 
-    /// Whether what a client has read from the tables makes no more difference from a tick on.
+    /// Whether, from a tick on, it no longer matters what a client has read from the tables.
     pub fn covers(&self, s: &State, number: Stamp, seen: Seen) -> bool {
         let since = s.database.rows().iter().find(|tick| tick.number == number).map(|tick| tick.since);
         since.is_some_and(|since| {

@@ -1,17 +1,16 @@
-//! The rules of the protocol, each of which can be left out: a model that cannot fail proves nothing.
-//!
-//! `tests.rs` leaves out one after the other, and expects the checker to find what goes wrong.
+//! The rules of the protocol. Each can be left out, because a model that can't fail proves nothing: `tests.rs` leaves
+//! them out one after the other, and expects the checker to find what goes wrong.
 
 /// A rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Rule {
     /// A tick with a transaction that did not wait for its own commit is flushed before it is announced.
     FlushForAsynchronous,
-    /// The same for a tick with a transaction of two phases: a failover may take back its commit, and leave it
-    /// prepared, to be committed once more.
+    /// The same for a tick with a transaction of two phases: a failover may lose its commit and leave it prepared, to
+    /// be committed again.
     FlushForPrepared,
-    /// The same for a tick that would be ordered otherwise if it were lost and cut again: one that leaves out a
-    /// transaction that has an earlier last stamp but is not visible yet.
+    /// The same for a tick that would have another order if it were lost and cut again, because it lacks a transaction
+    /// that has an earlier last stamp but is not visible yet.
     FlushWhileEarlierEnd,
     /// A prepared transaction counts as about to become visible as long as it is prepared, not only during its COMMIT
     /// PREPARED.
@@ -26,33 +25,33 @@ pub enum Rule {
     PassOver,
     /// A snapshot hides only segments with a stamp up to that of the snapshot.
     SnapshotHasStamp,
-    /// Whether an earlier transaction is about to end is looked for before the snapshot, so what was stamped since then
-    /// counts as behind such a one.
+    /// The relay looks for transactions that are about to end before it takes the snapshot. So a transaction that was
+    /// stamped after the look is treated as if it came after one that is about to end.
     LookCoversLaterStamps,
     /// The first relay after a server start cuts what was committed before, then a tick with a mark; the snapshots of
     /// earlier ticks mean nothing after it.
     MarkAfterRestart,
     /// A proxy whose tick is lost asks whether the log still has what it published, and resets its clients if not.
     AskWhatIsLeft,
-    /// A proxy that goes on after a lost tick must have had each lost tick with a snapshot, and to its end.
+    /// A proxy that continues after a lost tick must have heard each lost tick to its end, and with a snapshot.
     AllLostTicksHeard,
     /// A client whose tick is neither in the proxy's memory nor in the log is reset.
     LostIdsAreUnknown,
-    /// A client whose id lies within a tick, before an event that the proxy passed over there, is served from the log:
-    /// the proxy's memory has that event in an earlier tick.
+    /// A client whose id is within a tick, before an event that the proxy passed over in that tick, is served from the
+    /// log, because the proxy's memory has that event in an earlier tick.
     MemoryKnowsItsGaps,
     /// A client that reads the log has read what the log has, not what the proxy has published.
     LogEndsWhereItEnds,
     /// `tidings.position()` flushes what its snapshot sees, and the last tick.
     PositionIsFlushed,
-    /// A position with a snapshot has the number of events that the snapshot sees behind its tick, and its client is
-    /// reset if the log does not have as many.
+    /// A position with a snapshot has the number of events after its tick that the snapshot sees, and its client is
+    /// reset if the log has fewer.
     PositionHasCount,
     /// A client whose position is older than what is retained is reset.
     CheckRetention,
-    /// After a restart the clock goes on above everything that it ever showed.
+    /// After a restart the clock continues above all its earlier values.
     ClockNeverGoesBack,
-    /// A tick also has those transactions that were running when the last one was cut.
+    /// A tick also has those transactions that were still running when the last tick was cut.
     Stragglers,
     /// Transactions are ordered by their stamps, not by their numbers.
     OrderByStamp,

@@ -1,4 +1,4 @@
-//! Runs the checker, and tells a counterexample.
+//! Runs the checker, and describes a counterexample.
 
 use std::fmt::Write;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use crate::state::*;
 /// What the checker found.
 #[derive(Debug)]
 pub struct Outcome {
-    /// States that differ.
+    /// The number of different states.
     pub states: usize,
     /// The most actions from the beginning to a state.
     pub depth: usize,
@@ -28,12 +28,12 @@ pub struct Outcome {
 pub struct Counterexample {
     /// The property.
     pub property: &'static str,
-    /// The way, an action a line.
+    /// The way, with one action on each line.
     pub story: String,
 }
 
-/// Explores all states breadth first, until one of these properties fails or there are no more states; any property, if
-/// there are none. With one thread, the counterexample is a shortest one.
+/// Explores all states breadth first, until one of these properties (any property, if the list is empty) fails or all
+/// states are visited. With one thread, the counterexample is a shortest one.
 pub fn explore(scenario: Scenario, properties: &[&'static str], threads: usize) -> Outcome {
     let begin = Instant::now();
     let until = match properties {

@@ -1,6 +1,6 @@
 // The backend: JSON over HTTP.
 
-/** An answer that is no success; `status` is 0 if there was no answer at all. */
+/** A failed request; `status` is 0 if there was no answer at all. */
 export class ApiError extends Error {
   constructor(status, message) {
     super(message);
@@ -15,7 +15,7 @@ export function onSignedOut(callback) {
   signedOut = callback;
 }
 
-/** Sends a request; gives the answer's JSON. */
+/** Sends a request; returns the answer's JSON. */
 export async function api(method, path, body) {
   let response;
   try {

@@ -46,7 +46,7 @@ export function toast(text, action) {
   setTimeout(close, action ? 8000 : 5000);
 }
 
-/** Says something to who doesn't see it happen. */
+/** Announces something to people who use a screen reader. */
 export function announce(text) {
   const spoken = document.getElementById("spoken");
   spoken.append(el("p", {}, text));

@@ -56,7 +56,7 @@ export function homeView({ me, people, events, navigate, go, signOut }) {
     if (focused) list.querySelector(`[data-board="${focused}"] a`)?.focus();
   }
 
-  // One list says which boards are ours. The other has what is on them, and is opened anew when they change.
+  // One list has our boards. The other has what is on them, and is opened again when our boards change.
   const options = { key: { board_members: ["board_id", "person_id"] }, credentials: "include", share: String(me.id) };
   const url = `${events}/events`;
   const mine = live(url, { ...options, topics: [`people_${me.id}`] });

@@ -5,7 +5,7 @@ import { el, icon } from "./dom.js";
 /** The colours, as the database knows them. */
 export const COLOURS = ["yellow", "pink", "blue", "green", "violet", "grey"];
 
-/** The size of a note, for who looks for a place; it grows with its text. */
+/** The size of a note when a place for it is sought; it grows with its text. */
 export const [WIDTH, HEIGHT] = [164, 132];
 
 /** The edge of the board; the database has the same limit. */

@@ -14,14 +14,14 @@ export class Notes {
   #gone = new Set();
   #closed = false;
 
-  /** `changed(id, note, by)` is told each new state of a note, null when it is gone; `by` is whose doing it was, null for ours. */
+  /** `changed(id, note, by)` is called with each new state of a note, null once it is gone; `by` is who changed it, null for us. */
   constructor(board, { changed, failed }) {
     this.#board = board;
     this.#changed = changed;
     this.#failed = failed;
   }
 
-  /** Nothing more is sent or told. */
+  /** Stops sending changes and calling `changed`. */
   close() {
     this.#closed = true;
   }
@@ -103,7 +103,7 @@ export class Notes {
     if (!this.#closed) this.#changed(entry.id, view(entry), by);
   }
 
-  // One request a note at a time; what happens meanwhile goes together with the next one.
+  // One request for each note at a time. Changes made meanwhile go into the next request.
   async #send(entry) {
     if (entry.busy || !entry.queued || this.#closed) return;
     entry.busy = true;

@@ -30,8 +30,8 @@ const PAGE: &[u8] = include_bytes!("../page/index.html");
 
 /// Answers a request for a file, or with the page, which knows its own paths.
 pub fn answer(path: &str, events_url: &str) -> Response<Full<Bytes>> {
-    // Browsers ask for this where nothing names an icon, as beside a picture that is opened by itself, and report in
-    // their console if there is none.
+    // Browsers request this icon for a document that names none, such as a picture, and report an error in the console
+    // if it does not exist.
     let path = if path == "/favicon.ico" { "/page/icon.svg" } else { path };
     let (kind, content) = match FILES.iter().find(|(name, ..)| *name == path) {
         Some((_, kind, content)) => (*kind, *content),
