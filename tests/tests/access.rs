@@ -381,14 +381,16 @@ fn while_the_database_cannot_be_asked_nobody_is_admitted_or_denied() {
 }
 
 #[test]
-fn rules_survive_dump_and_restore() {
+fn rules_and_queries_for_rows_survive_dump_and_restore() {
     if !has_psql() {
         return;
     }
     let team = Team::new();
     let cluster = team.db.cluster();
     team.db.session().run("SELECT tidings.allow('b_{x}', 'SELECT WHERE {x} = $q$it''s \\ {{}}$q$')");
-    let rules = "SELECT string_agg(to_json(r)::text, ' ' ORDER BY topic) FROM tidings.rule r";
+    team.db.session().run("SELECT tidings.snapshot('b_{x}', 'SELECT {x} AS it, ''\\'' AS b', event => 'é')");
+    let rules = "SELECT string_agg(j, ' ' ORDER BY j) FROM (SELECT to_json(r)::text AS j FROM tidings.rule r
+                 UNION ALL SELECT to_json(s)::text FROM tidings.snapshot_query s) AS both_of_them";
     let before: String = team.db.session().one(rules);
     let file = fresh_path("dump");
     let dump = cluster.tool("pg_dump").arg(team.db.name()).output().expect("run pg_dump");

@@ -1,5 +1,6 @@
 //! `make chaos`: writers whose commits are recorded, clients that connect and disconnect, and faults drawn from a seed.
-//! At the end every client must have received exactly what was committed.
+//! At the end every client must have received exactly what was committed, and pages that keep rows must have those of
+//! the tables.
 //!
 //! `--seed N` repeats a run, `--seeds K` runs K seeds starting with it, and `--minutes M` sets how long faults strike
 //! in each.
@@ -7,6 +8,7 @@
 mod check;
 mod clients;
 mod network;
+mod pages;
 mod plan;
 mod reference;
 mod report;
@@ -28,6 +30,7 @@ use tidings_tests::{Proxy, eventually, http, ledger, until};
 use check::Law;
 use clients::Clients;
 use network::{Filter, Wire};
+use pages::Pages;
 use plan::{Means, Plan, Standby};
 use reference::Observer;
 use report::Report;
@@ -160,6 +163,7 @@ fn run(plan: &Plan, ports: [u16; 2], filter: Option<&Filter>, report: &Report) -
 
     let observer = Observer::start(&server);
     let clients = Clients::start(&server, plan, &addresses, Some(balancer.address()));
+    let pages = Pages::start(&server, plan, &addresses);
     let writers = Writers::start(&server, plan);
     writers.wait_for(50);
     let stage = Stage { server: &server, proxies: &proxies, filter, wire: &wire, writers: &writers, report };
@@ -186,8 +190,13 @@ fn run(plan: &Plan, ports: [u16; 2], filter: Option<&Filter>, report: &Report) -
     }
     writers::end_all_prepared(&server);
     clients.close();
-    clients.end_at(writers::close(&server, world.topics));
+    let end = writers::close(&server, world.topics);
+    clients.end_at(end);
+    pages.end_at(end);
     let lives = clients.finish();
+    let (snapshots, faults_of_pages) = pages.finish(&server);
+    report.say(format_args!("the pages were sent their rows {snapshots} times"));
+    faults.extend(faults_of_pages);
     report.say(format_args!("all clients have finished; the observer was at most {:?} behind", observer.worst()));
     let known = observer.finish();
     let known = match known {
