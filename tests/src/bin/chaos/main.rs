@@ -51,8 +51,8 @@ const LISTED: usize = 5;
 
 /// How many more files a process may have open at the end than at the beginning. Postgres keeps files open that it has
 /// used once (the partitions of the log with their indexes, the catalogs): some hundred files, where a leak would be
-/// one for each of thousands of ticks. A proxy keeps its second connection.
-const MORE_FILES: [(&str, usize); 2] = [("proxy", 4), ("relay", 120)];
+/// one for each of thousands of ticks. A proxy keeps its second connection, and those over which it has read rows.
+const MORE_FILES: [(&str, usize); 2] = [("proxy", 8), ("relay", 120)];
 
 /// The memory, in addition to the history, that a process may have at the end: what an allocator does not return, of
 /// the 1 MiB pages that are read from the log and of queues that were full.

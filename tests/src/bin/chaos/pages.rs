@@ -89,7 +89,7 @@ impl Page {
         loop {
             let address = addresses[random.usize(..addresses.len())];
             if let Ok(mut sse) = Sse::connect(address, &request) {
-                for _ in 0..random.usize(1..2000) {
+                for _ in 0..random.usize(1..1000) {
                     let Some(frame) = sse.frame_or_end() else { break };
                     progress = Instant::now();
                     self.take(&frame).map_err(|fault| format!("{fault}: {frame:?}"))?;
@@ -100,6 +100,11 @@ impl Page {
                     }
                 }
                 request.last_event_id = sse.last_id().map(str::to_owned);
+                if random.u8(..3) == 0 {
+                    // It is loaded again.
+                    request.last_event_id = None;
+                    *self = Self { lane: self.lane, snapshots: self.snapshots, ..Self::default() };
+                }
             }
             if progress.elapsed() > 2 * DEADLINE {
                 return Err(format!("no event for {:?}", 2 * DEADLINE));
