@@ -5,7 +5,7 @@
 use http::header::{ACCEPT, AUTHORIZATION, COOKIE};
 use http::{HeaderMap, HeaderValue, Uri};
 use libfuzzer_sys::fuzz_target;
-use tidings_proxy::http::credentials::find_token;
+use tidings_proxy::http::bearer::find_token;
 use tidings_proxy::http::query::{self, LAST_EVENT_ID, accepts_stream, names_stream, only_token};
 use tidings_proxy::route::Route;
 use tidings_proxy::stream::channels::Pattern;

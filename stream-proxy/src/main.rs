@@ -89,7 +89,7 @@ fn judge(cli: &Cli) -> Result<Judge, String> {
     Ok(Judge::Tokens(Arc::new(keys.map_err(|error| format!("the keys of tokens: {error}"))?)))
 }
 
-/// A server that a flag names, whose answers have at most so many bytes.
+/// A server that a flag names, whose answers have at most `most` bytes.
 fn server(cli: &Cli, flag: &str, url: &str, most: usize) -> Result<(Url, Fetcher), String> {
     let url = fetch::parse_url(url).map_err(|error| format!("{flag}: {error}"))?;
     if fetch::is_exposed(&url) {

@@ -32,7 +32,7 @@ pub enum Identity {
     Anyone,
     /// The identity that claims name.
     Holder(Holder),
-    /// Whoever the application knows by the credentials of the request.
+    /// A client that only the application can identify, by the headers of the request.
     Visitor(Box<Visitor>),
 }
 
@@ -57,7 +57,8 @@ impl Access {
         }
     }
 
-    /// Checks that `who` may subscribe to the topics. The application may leave only some of them.
+    /// Checks that `who` may subscribe to the topics. The application may allow only some of them; the others are
+    /// removed.
     pub async fn authorize(&self, who: &mut Identity, topics: &mut Vec<Arc<str>>) -> Result<(), Denied> {
         match (self, who) {
             (Self::Open, _) => Ok(()),
@@ -69,7 +70,7 @@ impl Access {
         }
     }
 
-    /// Checks that `who` may listen to a channel. There are no rules for channels, but the application has a say.
+    /// Checks that `who` may listen to a channel. There are no rules for channels; only the application is asked.
     pub async fn authorize_channel(&self, who: &mut Identity, name: &str) -> Result<(), Denied> {
         match (self, who) {
             (Self::Application(application), Identity::Visitor(visitor)) => {

@@ -56,7 +56,7 @@ impl ByToken {
         Self { keys, anonymous, rules, metrics, open: Arc::default() }
     }
 
-    /// If there is a token, it counts, good or bad; only a client without one is anonymous.
+    /// Identifies a client. A token counts even if it is bad: only a client without one is anonymous.
     pub async fn identify(&self, token: Option<Cow<'_, str>>, peer: IpAddr) -> Result<Holder, Denied> {
         let Some(token) = token else {
             let Some(role) = &self.anonymous else {

@@ -1,4 +1,4 @@
-//! What a request shows of who sends it, and what of that the application is shown.
+//! What a request says about its sender, and which headers of it are passed on to the application.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -11,10 +11,10 @@ const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
-/// What a request shows of who sends it.
+/// What a request says about its sender.
 #[derive(Debug)]
 pub struct Credentials<'a> {
-    /// Its token, wherever it came in.
+    /// Its token, from a header, a cookie or the query.
     pub token: Option<Cow<'a, str>>,
     /// All of its headers.
     pub headers: &'a HeaderMap,
@@ -30,8 +30,9 @@ pub struct Credentials<'a> {
 pub type Forwarded = Arc<[(HeaderName, HeaderValue)]>;
 
 impl Credentials<'_> {
-    /// The headers that the application is shown: `Cookie`, `Authorization` and `X-Forwarded-…`. As a reverse proxy
-    /// does, this adds the client's address to `X-Forwarded-For`, and says host and scheme if nobody did before.
+    /// The headers that are passed on to the application: `Cookie`, `Authorization` and `X-Forwarded-…`. Like a reverse
+    /// proxy, this adds the client's address to `X-Forwarded-For`, and adds host and scheme if no proxy in front of
+    /// this one did.
     pub fn forwarded(&self) -> Forwarded {
         let mut shown: Vec<(HeaderName, HeaderValue)> = Vec::new();
         let hidden = self.hop_by_hop();
@@ -52,7 +53,7 @@ impl Credentials<'_> {
         let bearer = self.token.as_ref().map(|token| format!("Bearer {token}"));
         match (values(&AUTHORIZATION), &bearer) {
             (given, _) if !given.is_empty() => joined(AUTHORIZATION, given, b", "),
-            // An EventSource can't set headers, so its token comes in the query.
+            // An EventSource can't set headers, so its token is in the query.
             (_, Some(bearer)) => joined(AUTHORIZATION, vec![bearer.as_bytes()], b""),
             _ => {}
         }

@@ -11,11 +11,11 @@ pub enum Denied {
     /// Its token is not accepted.
     #[error("the token is not valid")]
     BadToken,
-    /// Its token was good, but has expired. Only an EventSource is told the difference, because it can do something about
-    /// it.
+    /// Its token has expired, and was valid otherwise. Only an EventSource learns the difference, because its page can
+    /// renew the token.
     #[error("the token is not valid")]
     Expired,
-    /// The application does not know who it comes from.
+    /// The application does not know the client.
     #[error("the application does not know this client")]
     Unknown,
     /// It may not subscribe to these topics.

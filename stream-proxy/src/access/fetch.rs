@@ -1,5 +1,5 @@
-//! GET requests to other servers over HTTP: the application that decides about access, and whoever publishes keys. What
-//! such a server answers is not trusted: its time and its size are limited, and redirects are not followed.
+//! GET requests to other servers: the application that decides about access, and the publisher of keys. Their answers
+//! are not trusted: time and size are limited, and redirects are not followed.
 
 use std::error::Error;
 use std::path::Path;
@@ -22,11 +22,11 @@ use url::Url;
 use crate::certificates::TlsError;
 use crate::upstream::tls;
 
-/// How long a connection is kept for the next request. Servers close idle ones after 5 s (Node) or 20 s (Puma), and a
-/// request that meets the end has to be sent again.
+/// How long a connection is kept for the next request. Servers close idle connections after 5 s (Node) or 20 s (Puma),
+/// and a request that arrives just then has to be sent again.
 const IDLE: Duration = Duration::from_secs(4);
 
-/// How the proxy names itself.
+/// The proxy's name in `User-Agent`.
 const NAME: HeaderValue = HeaderValue::from_static(concat!("tidings-proxy/", env!("CARGO_PKG_VERSION")));
 
 /// A client for one server.
@@ -50,7 +50,7 @@ pub struct Fetched {
     pub body: Bytes,
 }
 
-/// Why there is no answer. The texts contain nothing of the request.
+/// Why there is no answer. The texts contain no part of the request, which may be secret.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     /// It took too long.
@@ -70,10 +70,10 @@ pub enum FetchError {
 /// Why a URL can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum BadUrl {
-    /// It is no URL.
+    /// It can't be parsed.
     #[error("not a URL: {0}")]
     Malformed(#[from] url::ParseError),
-    /// It is of another kind.
+    /// Its scheme is neither http nor https.
     #[error("expected http:// or https://")]
     Scheme,
     /// It has a part that can't be sent.
@@ -93,7 +93,7 @@ pub fn parse_url(text: &str) -> Result<Url, BadUrl> {
     Ok(url)
 }
 
-/// Whether what is sent to `url` may be read by others on the way.
+/// Whether others could read on the way what is sent to `url`.
 pub fn is_exposed(url: &Url) -> bool {
     let is_local = match url.host() {
         Some(url::Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
@@ -105,8 +105,9 @@ pub fn is_exposed(url: &Url) -> bool {
 }
 
 impl Fetcher {
-    /// A client for the server of `url`, which presents a certificate of an authority in the file `roots`, or else one
-    /// that the system trusts. It waits `time` for an answer, and takes `most` bytes of its body.
+    /// A client for the server of `url`. The server's certificate must come from an authority in the file `roots`, or
+    /// else from one that the system trusts. The client waits `time` for an answer, and reads at most `most` bytes of
+    /// its body.
     pub fn new(url: &Url, roots: Option<&Path>, time: Duration, most: usize) -> Result<Self, TlsError> {
         let config = match url.scheme() {
             "https" => tls::client(roots, true, None)?,
@@ -127,7 +128,8 @@ impl Fetcher {
         Ok(Self { client, time, most })
     }
 
-    /// Fetches `target` with these headers. A request that meets the end of an idle connection is sent again.
+    /// Fetches `target` with these headers. If the server closes an idle connection just then, the request is sent
+    /// again.
     pub async fn get(&self, target: &Uri, headers: &[(HeaderName, HeaderValue)]) -> Result<Fetched, FetchError> {
         let fetching = async {
             match self.get_once(target, headers).await {

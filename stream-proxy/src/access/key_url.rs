@@ -1,5 +1,5 @@
-//! Keys that are published at a URL, as identity providers do. They are fetched at the start, when they grow old, and
-//! when a token names a key that is not among them. The keys of the last success stay until the next one.
+//! Keys that an identity provider publishes at a URL. They are fetched at the start, when they are old, and when a
+//! token names an unknown key. If a fetch fails, the keys of the last success stay in use.
 
 use std::time::Duration;
 
@@ -13,13 +13,13 @@ use url::Url;
 
 use crate::access::fetch::{FetchError, Fetcher};
 
-/// How often the keys are fetched at most, whatever tokens name: the publisher is not to suffer for bad tokens.
+/// The shortest time between two fetches, whatever keys tokens name: bad tokens must not flood the publisher.
 const AT_MOST: Duration = Duration::from_secs(60);
 
-/// The same while there are no keys at all, and nobody can be let in.
+/// The same while there are no keys at all, so that no token can be verified.
 const AT_MOST_WITHOUT: Duration = Duration::from_secs(5);
 
-/// How old keys become if the publisher does not say, and how old at most.
+/// The age at which keys are fetched again if the publisher states none, and the highest such age.
 const USUAL_AGE: Duration = Duration::from_secs(3600);
 const MAX_AGE: Duration = Duration::from_secs(24 * 3600);
 
@@ -41,7 +41,7 @@ struct Times {
     last: Option<Instant>,
     /// Whether there are keys.
     has_keys: bool,
-    /// When the keys are old.
+    /// When the keys will be old.
     old: Option<Instant>,
 }
 
@@ -66,8 +66,8 @@ impl KeyUrl {
         Ok(Self { name: named.into(), target, fetcher, fetching, times })
     }
 
-    /// Fetches the keys and gives them to `take`, which says whether it could use them; unless that has been done just
-    /// now. Everyone who waits for the same fetch shares it.
+    /// Fetches the keys and gives them to `take`, which says whether it could use them. Does nothing if they were
+    /// fetched just now. All callers that wait for the same fetch share it.
     pub async fn fetch<E: From<KeyUrlError>>(
         &self,
         take: impl FnOnce(&[u8]) -> Result<(), E>,

@@ -78,7 +78,7 @@ impl Keys {
         }
     }
 
-    /// Fetches the keys, for a token that names one that is not among them, if that has not been done just now.
+    /// Fetches the keys because a token names an unknown one, unless they were fetched just now.
     pub async fn fetch(&self, metrics: &Metrics) {
         let Origin::Url(url) = &self.origin else { return };
         let take = |bytes: &[u8]| {

@@ -1,6 +1,7 @@
-//! Who may subscribe to what. [`auth`] decides by the [`credentials`] of a request, in one of two ways. [`by_token`]
-//! identifies a client by its [`token`] and the [`keys`] from a [`key_file`] or a [`key_url`], and applies the [`rules`] in the database.
-//! [`application`] asks the application, which it [`fetch`]es an answer from. Both keep their [`open_streams`] in view.
+//! Who may subscribe to what. [`auth`] decides by the [`credentials`] of a request, in one of two ways: [`by_token`]
+//! identifies a client by its [`token`], with the [`keys`] from a [`key_file`] or a [`key_url`], and applies the
+//! [`rules`] in the database; [`application`] asks the application over HTTP, with [`fetch`]. Both check their
+//! [`open_streams`] again from time to time, and end those that are no longer allowed.
 //!
 //! [`gate`] asks the database: each [`check`] waits in a [`line`], where identities take [`turns`], until a [`worker`]
 //! asks it in a [`statement`] over its own connection. [`login`] checks that the proxy's own database roles are not too

@@ -1,5 +1,6 @@
-//! The streams that were admitted, each with the right that it was admitted by. Whoever admits them looks after them:
-//! see `by_token` and `application`.
+//! The list of open streams, each with the right by which it was admitted.
+//!
+//! Not here: when a stream is checked again and why it ends (`by_token` and `application`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -27,7 +28,7 @@ pub struct OpenStream<R> {
     pub subscriber: Arc<Subscriber>,
     /// Its topics; none for a channel.
     pub topics: Box<[Arc<str>]>,
-    /// What it was admitted by.
+    /// The right by which it was admitted.
     pub right: R,
     /// Whether its rules wait for a lock.
     pub locked: Locked,
@@ -36,7 +37,7 @@ pub struct OpenStream<R> {
 }
 
 /// A stream's entry; dropping it removes the entry.
-// In a box, because every stream has room for one, also where access is open.
+// In a box, because every stream has room for one, even if access is open.
 #[derive(Debug)]
 pub struct Pass(Box<(Arc<dyn Remove>, usize)>);
 

@@ -1,14 +1,14 @@
 //! From a socket to a response. [`server`] accepts connections within the limits of [`crowd`] and [`reserve`] and
 //! detects their protocol ([`tls`], [`socket`], [`prefixed`]); [`http1`] and [`http2`] serve them. [`routes`] finds the
-//! response to a request with the help of [`query`], [`credentials`] and [`cors`]. [`problem`] has the errors, and
+//! response to a request with the help of [`query`], [`bearer`] and [`cors`]. [`problem`] has the errors, and
 //! [`body`] sends a stream over HTTP/2.
 //!
 //! Not here: who may subscribe (`access`), and what a stream sends (`stream`).
 
+pub mod bearer;
 pub mod body;
 pub mod caller;
 pub mod cors;
-pub mod credentials;
 pub mod crowd;
 pub mod http1;
 pub mod http2;

@@ -47,12 +47,12 @@ impl Reset {
     }
 }
 
-/// Why a stream ends, or does not begin, for the page that it was for.
+/// Why a stream ends, or does not begin: the reason in `event: unauthorized`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unauthorized {
-    /// The token has expired: a page that has renewed it goes on from its last id.
+    /// The token has expired. A page that has renewed it continues from its last id.
     Expired,
-    /// The right was taken away.
+    /// Access was revoked.
     Revoked,
 }
 

@@ -207,7 +207,7 @@ impl Subscriber {
         self.state.lock().close(end)
     }
 
-    /// Whether the right to the stream was taken away, or its token has expired.
+    /// Whether access to the stream was revoked, or its token has expired.
     pub fn is_revoked(&self) -> bool {
         matches!(self.ended(), Some(End::Revoked | End::Finished))
     }
@@ -220,7 +220,7 @@ impl Subscriber {
             return false;
         }
         if state.is_json {
-            // There is no way to say it inside of the answer, so the client sees a broken one and asks again.
+            // A JSON answer has no place for this, so it is cut off, and the client asks again.
             return state.close(End::Revoked);
         }
         let dropped: usize = state.frames.iter().map(Frame::len).sum();

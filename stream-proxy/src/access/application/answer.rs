@@ -1,4 +1,4 @@
-//! What the application says about a question. Only a clear yes lets anyone in.
+//! The application's answer to a question. Only a clear yes admits a client.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -21,7 +21,7 @@ pub enum Answer {
 /// Details of a yes.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Yes {
-    /// The only topics that are allowed; without it, all that were asked for.
+    /// The only topics that are allowed. Without this member, all requested topics are.
     pub topics: Option<HashSet<String>>,
     /// Claims for the rules in the database, and for snapshots.
     pub claims: Option<Map<String, Value>>,
@@ -38,7 +38,7 @@ pub enum Unclear {
     /// A login page, for instance.
     #[error("answered {0} with a body that is not a JSON object")]
     NotJson(StatusCode),
-    /// A part of the body is not what it has to be. The text is of this program, not of the answer.
+    /// A part of the body is invalid. The text is one of ours, not part of the answer.
     #[error("answered with {0}")]
     Member(&'static str),
 }
@@ -59,7 +59,7 @@ impl Answer {
 }
 
 impl Yes {
-    /// Reads a yes. A member that is not known could be a restriction with a wrong name, so it is an error.
+    /// Reads a yes. An unknown member is an error, because it could be a misspelt restriction.
     fn of(members: Map<String, Value>) -> Result<Self, &'static str> {
         let mut yes = Self::default();
         for (name, value) in members {

@@ -1,7 +1,8 @@
-//! Access by the application's own rule: the proxy asks it over HTTP, with the client's cookies. [`question`] is what it
-//! is asked, [`answer`] what it says, [`visit`] what is known of a stream that it has let in.
+//! Access by the application's own rule: the proxy asks the application over HTTP, with the client's cookies. A
+//! [`question`] is the request to the application, an [`answer`] its response, and a [`visit`] what is known about a
+//! stream that the application has admitted.
 //!
-//! An answer that is neither yes nor no lets nobody in, and ends no stream until `--auth-grace` has passed.
+//! An answer that is neither yes nor no admits nobody, and ends no stream until `--auth-grace` has passed.
 
 pub mod answer;
 pub mod question;
@@ -44,7 +45,7 @@ const MOST_WAITING: usize = 20_000;
 /// The longest wait for an answer, with the time in the queue.
 const WAIT: Duration = Duration::from_secs(20);
 
-/// How often to look for streams that have to be asked for again.
+/// How often to look for streams about which the application must be asked again.
 const SWEEP: Duration = Duration::from_secs(1);
 
 /// How many streams with claims have their rules checked at the same time.
@@ -58,7 +59,7 @@ pub struct Application {
     timing: Timing,
     /// The role of claims that name none.
     anonymous: Option<String>,
-    /// The database's rules, for clients whose claims the application tells.
+    /// The database's rules, for clients whose claims the application has stated.
     rules: Rules,
     metrics: Arc<Metrics>,
     pending: Pending,
@@ -93,7 +94,7 @@ impl Application {
         }
     }
 
-    /// Asks whether the visitor may subscribe, and leaves the topics that it may have.
+    /// Asks whether the visitor may subscribe, and removes the topics that are not allowed.
     pub async fn authorize(&self, visitor: &mut Visitor, topics: &mut Vec<Arc<str>>) -> Result<(), Denied> {
         let yes = self.admits(visitor, "topic", topics).await?;
         let asked = topics.len();
@@ -120,7 +121,8 @@ impl Application {
         Ok(())
     }
 
-    /// The application's yes to some of the names, if it is one. What it says of the visitor is noted there.
+    /// Asks about the names; fails unless the application allows some of them. Notes in the visitor what it says about
+    /// it.
     async fn admits(&self, visitor: &mut Visitor, kind: &str, names: &[Arc<str>]) -> Result<Yes, Denied> {
         let question = Question::new(&self.url, kind, names, &visitor.headers)?;
         let verdict = if self.pending.count() >= MOST_WAITING {
@@ -153,7 +155,7 @@ impl Application {
         }
     }
 
-    /// Asks when it is this question's turn in the `line`.
+    /// Asks a question, when it is its turn in the `line`.
     async fn ask(&self, question: &Question, line: &Arc<Semaphore>) -> Verdict {
         let asking = self.pending.join(question, || {
             let (fetcher, metrics) = (self.fetcher.clone(), self.metrics.clone());
@@ -217,7 +219,7 @@ impl Application {
         visit.confirm(yes.expires_in, self.timing.reauthorize);
     }
 
-    /// Ends a stream whose right was taken away, by the rules or for another `reason`.
+    /// Ends a stream whose access was revoked, by the rules or for another `reason`.
     fn revoke(&self, stream: &OpenStream<Visit>, by_rules: Option<Revoked>, reason: &str) {
         let revoked =
             by_rules.unwrap_or_else(|| Revoked::all(stream.topics.iter().chain(&stream.right.channel), reason));
@@ -239,7 +241,7 @@ impl Application {
     }
 }
 
-/// Asks now.
+/// Sends the question, and reads the answer.
 async fn fetch(fetcher: &Fetcher, question: &Question, metrics: &Metrics) -> Verdict {
     let unanswered = |counter: &crate::metrics::Counter, error: &dyn std::fmt::Display| {
         counter.add(1);

@@ -1,5 +1,5 @@
-//! What the application is asked: its URL with the names that a client wants, and the client's own headers. The same
-//! question is asked once at a time, for all who wait for its answer.
+//! A question to the application: its URL with the names that a client asks for, and the client's own headers. If
+//! several requests have the same question at the same time, it is asked once for all of them.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -26,7 +26,7 @@ pub struct Question {
 }
 
 impl Question {
-    /// Asks `url` for each of `names`, which are of kind `topic` or `channel`. The URL keeps its own query.
+    /// Asks `url` about each of `names`; `kind` is `topic` or `channel`. The URL keeps its own query.
     pub fn new(url: &Url, kind: &str, names: &[Arc<str>], headers: &Forwarded) -> Result<Self, Unanswered> {
         let mut url = url.clone();
         url.query_pairs_mut().extend_pairs(names.iter().map(|name| (kind, name)));
@@ -41,7 +41,7 @@ pub type Verdict = Result<Answer, Unanswered>;
 
 type Asking = Pin<Box<dyn Future<Output = Verdict> + Send>>;
 
-/// The questions that are being asked, each with a number of its own.
+/// The questions without an answer so far, each with its own number.
 #[derive(Clone, Debug, Default)]
 pub struct Pending(Arc<Mutex<Open>>);
 
@@ -52,13 +52,13 @@ struct Open {
 }
 
 impl Pending {
-    /// How many questions are being asked.
+    /// How many questions have no answer so far.
     pub fn count(&self) -> usize {
         self.0.lock().questions.len()
     }
 
-    /// The answer to a question: of the one that is being asked if there is one, otherwise of `ask`. When nobody waits
-    /// any more, the question is withdrawn.
+    /// The answer to a question. If the same question is already being asked, this waits for its answer; otherwise
+    /// `ask` is called. When nobody waits any more, the question is withdrawn.
     pub fn join<F>(&self, question: &Question, ask: impl FnOnce() -> F) -> Shared<Asking>
     where
         F: Future<Output = Verdict> + Send + 'static,

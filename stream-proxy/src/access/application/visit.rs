@@ -1,4 +1,4 @@
-//! A client that the application decides about: before its stream is open, and while it is.
+//! A client about which the application decides: before its stream is open (a visitor), and while it is (a visit).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,12 +13,12 @@ use crate::access::gate::Who;
 /// How soon to ask again after a question without an answer.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
 
-/// When to ask, and for how long to do without an answer.
+/// When to ask, and how long a stream may stay without an answer.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
     /// How often to ask again for an open stream.
     pub reauthorize: Duration,
-    /// For how long an open stream stays although the application gives no answer.
+    /// How long an open stream stays although the application gives no answer.
     pub grace: Duration,
     /// How long a client waits before it reconnects, on average.
     pub retry: Duration,
@@ -27,7 +27,7 @@ pub struct Timing {
 /// A client before its stream is open.
 #[derive(Clone, Debug)]
 pub struct Visitor {
-    /// What the application is shown of it.
+    /// The headers that are passed on to the application.
     pub headers: Forwarded,
     /// The question to which the application said yes.
     pub question: Option<Question>,
@@ -40,16 +40,16 @@ pub struct Visitor {
 }
 
 impl Visitor {
-    /// Whoever sends these credentials.
+    /// The sender of a request with these credentials.
     pub fn new(credentials: &Credentials<'_>) -> Self {
         Self { headers: credentials.forwarded(), question: None, channel: None, who: None, expires_in: None }
     }
 }
 
-/// What an open stream was admitted by.
+/// The right by which an open stream was admitted.
 #[derive(Debug)]
 pub struct Visit {
-    /// What to ask for it.
+    /// The question to ask again.
     pub question: Question,
     /// Its channel, if it is not a stream of topics.
     pub channel: Option<Arc<str>>,
@@ -65,7 +65,7 @@ struct Times {
 }
 
 impl Visit {
-    /// The visit of an admitted stream. It is asked for again after `reauthorize`, or when the yes expires.
+    /// The visit of an admitted stream. The application is asked again after `reauthorize`, or when its yes expires.
     pub fn begin(question: Question, visitor: Visitor, reauthorize: Duration) -> Self {
         let due = Instant::now() + next(visitor.expires_in, reauthorize);
         Self { question, channel: visitor.channel, times: Mutex::new(Times { due, unanswered: None }) }

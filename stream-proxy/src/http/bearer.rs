@@ -1,4 +1,4 @@
-//! Where a request carries its token. Whether the token is valid is decided in `access`.
+//! Finds the token of a request, in a header, a cookie or the query. `access` decides whether the token is valid.
 
 use std::borrow::Cow;
 
