@@ -1,7 +1,7 @@
 //! The role that a proxy logs in with: its rights, warnings about them, and which roles it may become.
 
 use serde_json::json;
-use tidings_tests::cluster::free_port;
+use tidings_tests::cluster::{SUPERUSER, free_port};
 use tidings_tests::proxy::Proxy;
 use tidings_tests::until;
 
@@ -113,10 +113,13 @@ fn a_login_that_only_checks_access_reads_no_events() {
         "SELECT FROM tidings.rule",
         "SELECT tidings.rules_for('{boards_5}')",
         "SELECT tidings.ask_rule(10, '{}', 'SELECT', '{}', 'public')",
-        "SELECT tidings.position()",
         "SELECT FROM boards",
     ] {
         session.forbidden(attempt);
+    }
+    // It reads the rows of topics only as a role that is a subscriber's.
+    for role in [&*own, SUPERUSER] {
+        session.forbidden(&format!("SELECT tidings.open_rows('{}', '{{boards_5}}')", json!({"role": role})));
     }
     // Nor can a login that reads events become the subscribers' roles.
     let claims = team.claims(1);
