@@ -22,7 +22,7 @@ scenario("who is no member gets nothing", async () => {
 scenario("a membership that is revoked ends the stream", async () => {
   const board = createBoard("Parting", ["Ada", "Ben"], ["Ours"]);
   const ben = await stack.open("Ben", board);
-  // A stream that knows nothing of the page's manners, which leaves by itself when it is told.
+  // A stream of its own: the page would leave by itself when it learns that its access has ended.
   await ben.evaluate(([base, id]) => new Promise((resolve) => {
     const source = new EventSource(`${base}/api/boards/${id}/events`, { withCredentials: true });
     source.addEventListener("note", (event) => (window.seen = [...(window.seen ?? []), event.data]));

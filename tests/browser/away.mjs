@@ -52,7 +52,7 @@ scenarios("a laptop that slept catches up without a reload and without doubles",
 scenarios("a lid that is closed for a while, on a connection that nobody ended", async (browser) => {
   const board = createBoard("Lid", ["Ada"], ["Evening"]);
   const ada = await stack.open("Ada", board, { browser });
-  // The stream is dead, and neither end is told.
+  // The stream is dead, and neither end notices.
   stack.cable.freeze();
   sql(`INSERT INTO board_items (board_id, body) VALUES (${board}, 'Night')`);
   sql(`UPDATE board_items SET body = 'Morning' WHERE board_id = ${board} AND body = 'Evening'`);

@@ -27,7 +27,7 @@ const REAUTHORIZE = "1s";
 /** Far apart, so that only a closed socket can tell the proxy that somebody left. */
 const HEARTBEAT = "10m";
 
-/** What our starter tells us by the environment. */
+/** A value that the program that started us has put into the environment. */
 export function setting(name) {
   const value = process.env[name];
   if (!value) throw new Error(`${name} is not set: run the tests by \`make test-browser\``);
