@@ -1,4 +1,4 @@
-//! A small HTTP server in the place of the application that the proxy asks about access, or of whoever publishes keys.
+//! A small HTTP server in the place of the application that the proxy asks about access, or of the publisher of keys.
 //! It remembers what it was asked, and answers as a test wants: also with what no application should answer.
 
 use std::io::{Read, Write};

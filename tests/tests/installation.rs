@@ -1,4 +1,4 @@
-//! The extension is the same wherever, by whomever and after whatever it is installed.
+//! The extension is the same, whoever installs it, and whatever settings and objects the database has.
 
 use std::path::Path;
 

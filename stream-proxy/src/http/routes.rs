@@ -159,7 +159,7 @@ async fn stream(proxy: &Arc<Proxy>, request: &Parts, peer: IpAddr, topic: Option
     }
 }
 
-/// One answer in JSON, with the rows as they are read or with what lies after a position.
+/// One answer in JSON, with the rows as they are read or with the events after a position.
 async fn json(
     proxy: &Arc<Proxy>,
     request: &Parts,
