@@ -34,6 +34,7 @@ mod order;
 mod order_in_transaction;
 mod outlines;
 mod own_tables;
+mod pages;
 mod partitions;
 mod places;
 mod position;
