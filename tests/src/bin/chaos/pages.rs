@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use tidings_tests::sse::Request;
-use tidings_tests::{DEADLINE, Frame, Sse};
+use tidings_tests::{DEADLINE, Frame, Item, Sse};
 
 use crate::plan::Plan;
 use crate::reference::place;
@@ -89,13 +89,26 @@ impl Page {
         loop {
             let address = addresses[random.usize(..addresses.len())];
             if let Ok(mut sse) = Sse::connect(address, &request) {
-                for _ in 0..random.usize(1..1000) {
-                    let Some(frame) = sse.frame_or_end() else { break };
-                    progress = Instant::now();
-                    self.take(&frame).map_err(|fault| format!("{fault}: {frame:?}"))?;
-                    let tick = frame.id.as_deref().and_then(place).map_or(0, |(tick, _)| tick);
-                    let is_last = tick >= end.load(Ordering::Relaxed) && frame.event == "ready";
-                    if self.is_whole && (is_last || frame.data.contains(&format!("{{\"write\": \"{END}\"}}"))) {
+                let mut has_all_of = 0;
+                // Often before all rows are there; but there may be more of them than this.
+                let most = if random.bool() { random.usize(1..1000) } else { usize::MAX };
+                for _ in 0..most {
+                    let Some(item) = sse.item() else { break };
+                    let mut is_last = false;
+                    match &item {
+                        Item::Frame(frame) => {
+                            progress = Instant::now();
+                            self.take(frame).map_err(|fault| format!("{fault}: {frame:?}"))?;
+                            is_last = frame.data.contains(&format!("{{\"write\": \"{END}\"}}"));
+                            if frame.event == "ready" {
+                                has_all_of = frame.id.as_deref().and_then(place).map_or(0, |(tick, _)| tick);
+                            }
+                        }
+                        Item::Position(id) => has_all_of = place(id).map_or(0, |(tick, _)| tick),
+                        Item::Comment(_) | Item::Retry(_) => {}
+                    }
+                    // The last event may have come before the rows, or in them.
+                    if self.is_whole && (is_last || has_all_of >= end.load(Ordering::Relaxed)) {
                         return Ok(());
                     }
                 }
