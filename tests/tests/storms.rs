@@ -230,7 +230,11 @@ fn a_worker_that_cannot_connect_does_not_answer_for_one_that_can() {
             let (proxy, ada) = (&proxy, if n % 2 == 0 { ada.clone() } else { token_of(&team, n) });
             scope.spawn(move || {
                 for _ in 0..20 {
-                    assert_eq!(status(proxy, BOARD, &ada), if n % 2 == 0 { 200 } else { 403 });
+                    match status(proxy, BOARD, &ada) {
+                        // On a busy machine a check may run out of time. Then it is asked alone, which needs a third connection.
+                        503 => assert!(proxy.metric("tidings_auth_checks_ended_total{cause=\"held_up_others\"}") > 0.0),
+                        answer => assert_eq!(answer, if n % 2 == 0 { 200 } else { 403 }),
+                    }
                 }
             });
         }
