@@ -480,3 +480,27 @@ COMMENT ON COLUMN tidings.events.topic IS 'The event''s topic';
 COMMENT ON COLUMN tidings.events.event IS 'The event''s name';
 COMMENT ON COLUMN tidings.events.payload IS 'The event''s payload: JSON, unless it was published as text';
 COMMENT ON COLUMN tidings.events.created_at IS 'When its segment was written: right before its transaction committed, or earlier in a large transaction';
+
+-- For tests of applications that never commit
+
+CREATE OR REPLACE FUNCTION tidings.unwritten(OUT ordinal bigint, OUT data bytea) RETURNS SETOF record
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'unwritten_wrapper';
+
+COMMENT ON FUNCTION tidings.unwritten() IS 'The segments that the running transaction has in memory, each with its order in the transaction';
+
+-- A transaction with many events has written some of them to the log already. The body is a text, because pg_dump would lock the log to
+-- print a parsed one.
+CREATE OR REPLACE FUNCTION tidings.pending(OUT topic text, OUT event text, OUT payload text) RETURNS SETOF record
+LANGUAGE sql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+AS $$
+    SELECT d.topic, d.event, d.payload
+    FROM (SELECT u.ordinal, u.data FROM tidings.unwritten() u
+          UNION ALL
+          SELECT l.ordinal, l.data FROM tidings.log l WHERE l.xid OPERATOR(pg_catalog.=) pg_catalog.pg_current_xact_id_if_assigned()) s
+    CROSS JOIN LATERAL tidings.decode(s.data, NULL::pg_catalog.text[]) d
+    ORDER BY s.ordinal, d.n;
+$$;
+
+COMMENT ON FUNCTION tidings.pending() IS 'The events that the running transaction has captured so far, in order: for tests that roll back';

@@ -16,6 +16,7 @@ const PUBLIC: &[&str] = &[
     "capture",
     "publish",
     "publish_text",
+    "pending",
     "position",
     "state",
     "snapshot",

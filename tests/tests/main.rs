@@ -36,6 +36,7 @@ mod outlines;
 mod own_tables;
 mod pages;
 mod partitions;
+mod pending;
 mod places;
 mod position;
 mod pruning;

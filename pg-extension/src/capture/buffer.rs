@@ -47,6 +47,11 @@ fn add(rank: Rank, by_trigger: bool, append: impl FnOnce(&mut Run, &mut Vec<u8>,
     }
 }
 
+/// A copy of what the transaction has captured and not written, as segments, each with its order in the transaction.
+pub fn copies() -> Vec<(i64, Vec<u8>)> {
+    BUFFER.with_borrow(Runs::copies)
+}
+
 /// Whether the transaction has written a segment.
 pub fn has_written() -> bool {
     BUFFER.with_borrow(Runs::has_written)

@@ -5,6 +5,7 @@
 //! events get separate runs, because an encoded event refers to the ones encoded before it.
 
 use pgrx::pg_sys;
+use tidings_wire::segment;
 
 use crate::capture::command::{self, Rank};
 use crate::capture::encoder::{Encoder, Run};
@@ -131,6 +132,16 @@ impl Runs {
     /// The index of the first run of the subtransaction and its children. Their runs are always the last ones.
     fn first_of(&self, subxid: pg_sys::SubTransactionId) -> usize {
         self.runs.partition_point(|run| run.subxid < subxid)
+    }
+
+    /// A copy of each run as a segment of its own, with the segment's order in its transaction.
+    pub fn copies(&self) -> Vec<(i64, Vec<u8>)> {
+        let ends = self.runs.iter().skip(1).map(|run| run.start).chain([self.bytes.len()]);
+        let copy = |(run, end): (&Run, usize)| {
+            let segment = [&[segment::VERSION], &self.bytes[run.start..end]].concat();
+            (run.first.ordinal(run.ordinal), segment)
+        };
+        self.runs.iter().zip(ends).map(copy).collect()
     }
 
     /// Takes all events out, to write them.

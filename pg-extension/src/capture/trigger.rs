@@ -188,3 +188,10 @@ fn publish_text(topic: &str, data: &str, event: &str) {
     }
     buffer::append(&Event { topic, event, payload: data.into() });
 }
+
+/// `tidings.unwritten()`: the segments that the transaction would write now. They stay in the buffer.
+#[pg_extern]
+fn unwritten() -> TableIterator<'static, (name!(ordinal, i64), name!(data, Vec<u8>))> {
+    preload::require();
+    TableIterator::new(buffer::copies())
+}
