@@ -40,7 +40,7 @@ PACKAGES := postgresql-15 postgresql-server-dev-15
 BUILD_PACKAGES := clang libclang-dev pkg-config build-essential
 # Load balancers and a cache in front of the proxies, what third-party clients need, what docs/security.md uses (a test runs it as it
 # is), and PostGIS, whose types have casts of their own.
-TEST_PACKAGES := curl openssl nginx haproxy varnish python3-venv libfaketime \
+TEST_PACKAGES := curl openssl nginx haproxy varnish pgbouncer python3-venv libfaketime \
   $(if $(filter /usr/lib/postgresql/15/%,$(PG_CONFIG)),postgresql-15-postgis-3)
 BROWSER_PACKAGES := chromium firefox-esr webkit2gtk-driver xvfb nginx haproxy
 # The alternatives that are measured. One that can't be installed is left out, and the page says so.

@@ -99,6 +99,13 @@ fn floor() -> i64 {
     floor.max(replayed) as i64
 }
 
+/// `tidings.library_version()`: the version of the library that this session uses. It may differ from the extension's
+/// between an upgrade of the package, the restart, and `ALTER EXTENSION`.
+#[pg_extern]
+fn library_version() -> &'static str {
+    env!("CARGO_PKG_VERSION")
+}
+
 /// `tidings.relay()`: the relay's process and its counters since the server started.
 #[pg_extern]
 #[allow(clippy::type_complexity)] // The columns of the SQL function.

@@ -49,6 +49,11 @@ BEGIN
             USING ERRCODE = 'wrong_object_type', HINT = 'Instead of a view, watch the tables that it reads.';
     END IF;
 
+    IF topic !~ '[{]' AND topic ~ '[:$][A-Za-z_]' THEN
+        RAISE NOTICE 'the topic "%" names no column, so all rows have this one topic', topic
+            USING HINT = 'If it was meant to: columns are written in braces, as in boards_{board_id}.';
+    END IF;
+
     SELECT string_agg(quote_literal(a), ', ') INTO list FROM unnest(
         ARRAY['topic=' || topic, 'event=' || event, 'old_record=' || old_record]
         || CASE WHEN payload IS NULL THEN '{}' ELSE ARRAY['payload=' || payload::text] END

@@ -16,19 +16,29 @@ $$;
 
 COMMENT ON FUNCTION tidings.grant_functions(regrole, regprocedure[]) IS 'Grants functions, and USAGE on their schema, to a role';
 
-CREATE OR REPLACE FUNCTION tidings.grant_proxy(role regrole) RETURNS void
-LANGUAGE plpgsql STRICT
+CREATE OR REPLACE FUNCTION tidings.proxy_functions() RETURNS regprocedure[]
+LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-BEGIN
-    PERFORM tidings.grant_functions(role, ARRAY[
+    SELECT ARRAY[
         'tidings.channel()', 'tidings.listen()', 'tidings.relay()', 'tidings.relay_pid()', 'tidings.position()', 'tidings.locate(text)',
         'tidings.segments(text, integer)', 'tidings.changes(text, text[], integer)',
         'tidings.scan(text, text[], integer, integer, boolean)',
         'tidings.report(text, text[], integer[], interval)',
         'tidings.check_subscription(jsonb, text[])', 'tidings.authorize(jsonb, text[])',
-        'tidings.open_rows(jsonb, text[])', 'tidings.fetch_rows(integer)'
-    ]::regprocedure[]);
+        'tidings.open_rows(jsonb, text[])', 'tidings.fetch_rows(integer)',
+        'tidings.check(text[])', 'tidings.probe(uuid)'
+    ]::regprocedure[]
+$$;
+
+COMMENT ON FUNCTION tidings.proxy_functions() IS 'The functions that a proxy calls';
+
+CREATE OR REPLACE FUNCTION tidings.grant_proxy(role regrole) RETURNS void
+LANGUAGE plpgsql STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM tidings.grant_functions(role, tidings.proxy_functions());
 END
 $$;
 
@@ -103,7 +113,7 @@ BEGIN
     PERFORM tidings.grant_watch(role);
     PERFORM tidings.grant_rules(role);
     PERFORM tidings.grant_functions(role, ARRAY[
-        'tidings.disallow(text)', 'tidings.relay()', 'tidings.snapshot(text, text, text)',
+        'tidings.disallow(text)', 'tidings.relay()', 'tidings.check(text[])', 'tidings.snapshot(text, text, text)',
         'tidings.keep_snapshot(text, text, text, name[])', 'tidings.check_snapshot(text, text)', 'tidings.unsnapshot(text)'
     ]::regprocedure[]);
     EXECUTE format('GRANT SELECT ON tidings.watches, tidings.rules, tidings.snapshots, tidings.status, tidings.open_topics TO %s', role);

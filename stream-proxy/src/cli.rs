@@ -14,9 +14,13 @@ use crate::stream::channels::Pattern;
 /// A client that exceeds a limit waits this many times longer than others.
 const OVER_LIMIT_FACTOR: u32 = 15;
 
+/// What the help says after the flags.
+const AFTER_HELP: &str = "tidings-proxy check [TOPIC]… looks at everything that must be right before events arrive. It \
+    takes the same flags, and --token-file FILE and --json; see tidings-proxy check --help";
+
 /// Streams committed Postgres changes to browsers over Server-Sent Events.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "tidings-proxy", version, about, max_term_width = 110)]
+#[command(name = "tidings-proxy", version, about, max_term_width = 110, after_help = AFTER_HELP)]
 // One of the five is required, so that nobody serves everyone by accident.
 #[command(group(ArgGroup::new("access").args(["open", "jwt_secret_file", "jwks_file", "jwks_url", "auth_url"]).required(true)))]
 pub struct Cli {
@@ -213,7 +217,7 @@ impl Cli {
 
 /// Turns variables with several values, separated by spaces, into flags. A flag's own value is taken whole, because
 /// names of channels and topics may contain spaces. As everywhere, flags override environment variables.
-fn spread_variables(
+pub fn spread_variables(
     mut command: Command,
     args: &mut Vec<OsString>,
     variable: impl Fn(&str) -> Option<String>,

@@ -10,27 +10,27 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{CommandFactory, error::ErrorKind};
-use tidings_proxy::access::application;
-use tidings_proxy::access::fetch::{self, Fetcher};
-use tidings_proxy::access::key_file::{MAX_FILE, Source};
-use tidings_proxy::access::key_url::KeyUrl;
+use tidings_proxy::Setup;
 use tidings_proxy::access::keys::Keys;
+use tidings_proxy::check::arguments::Arguments;
 use tidings_proxy::cli::{Cli, LogFormat};
 use tidings_proxy::http::tls::Tls;
+use tidings_proxy::judge::{Judge, judge};
 use tidings_proxy::upstream::database::Database;
-use tidings_proxy::{Judge, Setup};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::spawn_blocking;
 use tracing_subscriber::EnvFilter;
-use url::Url;
 
 /// Connections that may wait to be accepted; the system's own limit (`net.core.somaxconn`) counts too.
 const BACKLOG: u32 = 65_535;
 
 fn main() -> ExitCode {
+    if let Some(wanted) = Arguments::read() {
+        return check(wanted);
+    }
     let cli = Cli::read();
-    log_to_stderr(cli.log_format);
+    log_to_stderr(cli.log_format, "info");
     let refuse = |message: String| -> ! { Cli::command().error(ErrorKind::ValueValidation, message).exit() };
     let judge = judge(&cli).unwrap_or_else(|error| refuse(error));
     let connect_to = |what: &str, url: &str, password_file: &Option<PathBuf>| {
@@ -71,32 +71,18 @@ fn main() -> ExitCode {
     }
 }
 
-/// Who decides about access, as the flags say.
-fn judge(cli: &Cli) -> Result<Judge, String> {
-    if let Some(url) = &cli.auth_url {
-        let (url, fetcher) = server(cli, "--auth-url", url, application::MOST)?;
-        return Ok(Judge::Application(url, Box::new(fetcher)));
+/// `tidings-proxy check`. What its parts would log is in its findings, so nothing is logged unless RUST_LOG asks for it.
+fn check(wanted: Arguments) -> ExitCode {
+    log_to_stderr(wanted.cli.log_format, "off");
+    let mut is_right = false;
+    let checking = async {
+        is_right = tidings_proxy::check::run(wanted).await;
+        Ok(())
+    };
+    match run(checking) {
+        Ok(()) if is_right => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
     }
-    let (audience, issuer) = (cli.jwt_audience.clone(), cli.jwt_issuer.clone());
-    if let Some(url) = &cli.jwks_url {
-        let (url, fetcher) = server(cli, "--jwks-url", url, MAX_FILE as usize)?;
-        let url = KeyUrl::new(&url, fetcher).map_err(|error| format!("--jwks-url: {error}"))?;
-        return Ok(Judge::Tokens(Arc::new(Keys::at(url, audience, issuer))));
-    }
-    let source = cli.jwt_secret_file.clone().map(Source::Secret).or(cli.jwks_file.clone().map(Source::Jwks));
-    let Some(source) = source else { return Ok(Judge::Nobody) };
-    let keys = Keys::load(source, audience, issuer);
-    Ok(Judge::Tokens(Arc::new(keys.map_err(|error| format!("the keys of tokens: {error}"))?)))
-}
-
-/// A server that a flag names, whose answers have at most `most` bytes.
-fn server(cli: &Cli, flag: &str, url: &str, most: usize) -> Result<(Url, Fetcher), String> {
-    let url = fetch::parse_url(url).map_err(|error| format!("{flag}: {error}"))?;
-    if fetch::is_exposed(&url) {
-        tracing::warn!("{flag} is in plain text, so others on the way can read and change everything: use https://");
-    }
-    let fetcher = Fetcher::new(&url, cli.auth_ca.as_deref(), cli.auth_timeout, most);
-    Ok((url, fetcher.map_err(|error| format!("--auth-ca: {error}"))?))
 }
 
 /// Runs the proxy. At the end, does not wait for a file that is still being read.
@@ -114,7 +100,14 @@ async fn serve(
     tls: Option<Arc<Tls>>,
     judge: Judge,
 ) -> Result<(), Box<dyn Error>> {
-    let listener = listen(cli.listen)?;
+    let listener = listen(cli.listen).map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => format!(
+            "--listen {}: another program listens on this address (find it with: ss -ltnp 'sport = :{}')",
+            cli.listen,
+            cli.listen.port()
+        ),
+        _ => format!("--listen {}: {error}", cli.listen),
+    })?;
     tracing::info!(address = %listener.local_addr()?, "listening");
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let shutdown = async move {
@@ -173,8 +166,8 @@ fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-fn log_to_stderr(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+fn log_to_stderr(format: LogFormat, level: &str) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Text => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),

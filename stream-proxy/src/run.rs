@@ -7,15 +7,12 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep, timeout};
-use url::Url;
 
 use crate::access::application::Application;
 use crate::access::application::visit::Timing;
 use crate::access::auth::Access;
 use crate::access::by_token::ByToken;
-use crate::access::fetch::Fetcher;
 use crate::access::gate::Gate;
-use crate::access::keys::Keys;
 use crate::access::login::{Logins, TooPowerful};
 use crate::access::rules::Rules;
 use crate::addresses::Addresses;
@@ -23,6 +20,7 @@ use crate::cli::Cli;
 use crate::http::crowd::Crowd;
 use crate::http::server::Server;
 use crate::http::tls::Tls;
+use crate::judge::Judge;
 use crate::metrics::Metrics;
 use crate::proxy::Proxy;
 use crate::stream::channels::Channels;
@@ -55,15 +53,42 @@ pub struct Setup {
     pub listener: TcpListener,
 }
 
-/// Who decides about access.
-#[derive(Clone, Debug)]
-pub enum Judge {
-    /// Nobody: every topic is open to everyone.
-    Nobody,
-    /// Tokens, verified with these keys, and the rules in the database.
-    Tokens(Arc<Keys>),
-    /// The application that answers at this URL.
-    Application(Url, Box<Fetcher>),
+/// A proxy, and what runs beside it.
+#[derive(Debug)]
+pub struct Parts {
+    /// What all requests share.
+    pub proxy: Arc<Proxy>,
+    /// Follows the database.
+    pub upstream: Upstream,
+    /// Reports which topics have subscribers.
+    pub registry: Registry,
+}
+
+/// Makes the parts of a proxy that reads events from `database`, and rows from `rows`. Nothing of it runs yet.
+pub fn assemble(cli: Cli, access: Access, database: Database, rows: Database, metrics: Arc<Metrics>) -> Parts {
+    let hub = Hub::new(cli.history_bytes, metrics.clone());
+    let channels = Channels::new(cli.channel.clone(), metrics.clone());
+    let reads = Arc::new(Reads::new(database.clone(), cli.max_replays.into(), metrics.clone()));
+    let (upstream, readiness) =
+        Upstream::new(database, hub.clone(), channels.clone(), metrics.clone(), cli.client_queue_bytes);
+    let readings = Readings::new(rows, cli.snapshot_timeout, metrics.clone());
+    let snapshots = Snapshots::new(readings, cli.max_snapshots.into(), cli.snapshot_timeout, metrics.clone());
+    let address = cli.listen.to_string();
+    let registry = Registry::new(hub.clone(), reads.clone(), metrics.clone(), &address);
+    let proxy = Arc::new(Proxy {
+        wheel: Wheel::new(cli.max_stream_age),
+        cli,
+        access,
+        hub,
+        channels,
+        reads,
+        snapshots,
+        metrics,
+        upstream: readiness,
+        draining: Default::default(),
+        addresses: Addresses::default(),
+    });
+    Parts { proxy, upstream, registry }
 }
 
 /// Runs the proxy until `shutdown` is ready and all streams have ended. Fails if a database role of the proxy is too
@@ -79,29 +104,8 @@ pub async fn run(setup: Setup, shutdown: impl Future<Output = ()>) -> Result<(),
     // The login that may take the subscribers' roles.
     let rows = gate.as_ref().unwrap_or(&database).clone();
     let access = access(&cli, judge, &database, gate.as_ref(), &metrics);
-    let hub = Hub::new(cli.history_bytes, metrics.clone());
-    let channels = Channels::new(cli.channel.clone(), metrics.clone());
-    let reads = Arc::new(Reads::new(database.clone(), cli.max_replays.into(), metrics.clone()));
-    let (upstream, readiness) =
-        Upstream::new(database, hub.clone(), channels.clone(), metrics.clone(), cli.client_queue_bytes);
-    let readings = Readings::new(rows, cli.snapshot_timeout, metrics.clone());
-    let snapshots = Snapshots::new(readings, cli.max_snapshots.into(), cli.snapshot_timeout, metrics.clone());
-    let address = cli.listen.to_string();
-    let mut registry = Registry::new(hub.clone(), reads.clone(), metrics.clone(), &address);
-    let crowd = Crowd::new(cli.max_clients, cli.max_clients_per_address, metrics.clone());
-    let proxy = Arc::new(Proxy {
-        wheel: Wheel::new(cli.max_stream_age),
-        cli,
-        access,
-        hub,
-        channels,
-        reads,
-        snapshots,
-        metrics,
-        upstream: readiness,
-        draining: Default::default(),
-        addresses: Addresses::default(),
-    });
+    let Parts { proxy, upstream, mut registry } = assemble(cli, access, database, rows, metrics);
+    let crowd = Crowd::new(proxy.cli.max_clients, proxy.cli.max_clients_per_address, proxy.metrics.clone());
     let server = Arc::new(Server { proxy: proxy.clone(), tls, crowd });
     let Proxy { cli, access, hub, metrics, wheel, .. } = &*proxy;
 

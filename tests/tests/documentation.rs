@@ -31,6 +31,7 @@ const PUBLIC: &[&str] = &[
     "authorize",
     "open_topics",
     "status",
+    "check",
     "grant_proxy",
 ];
 

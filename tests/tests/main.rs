@@ -8,6 +8,7 @@ mod attacks_on_rules;
 mod backlog;
 mod balancer;
 mod channels;
+mod check;
 mod chunks;
 mod clients;
 mod delivery;

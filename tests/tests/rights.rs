@@ -205,6 +205,7 @@ fn an_application_and_a_manager_have_exactly_the_rights_they_need() {
         "bind_holes(text,text)",
         "capture()",
         "check_snapshot(text,text)",
+        "\"check\"(text[])",
         "check_watch(regclass,text)",
         "disallow(text)",
         "holes(text)",

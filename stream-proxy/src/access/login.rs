@@ -87,7 +87,9 @@ impl Logins {
     }
 }
 
-async fn look(database: &Database, metrics: &Arc<Metrics>) -> Result<Option<TooPowerful>, DatabaseError> {
+/// The first role that is too powerful among those that the login has or can become. Warns of rights that it does not
+/// need.
+pub async fn look(database: &Database, metrics: &Arc<Metrics>) -> Result<Option<TooPowerful>, DatabaseError> {
     let (client, _) = database.connect(metrics.clone()).await?;
     let others: [&str; 0] = [];
     let rows = in_time(client.query_typed(&first_too_powerful(), &[(&&others[..], Type::TEXT_ARRAY)])).await?;

@@ -338,7 +338,7 @@ fn set_limit(limit: Duration) -> String {
 
 /// Why a question must be asked alone after this error, if it must.
 fn delay(error: &DatabaseError) -> Option<Alone> {
-    match error {
+    match error.cause() {
         DatabaseError::Timeout => Some(Alone::Slow),
         DatabaseError::Postgres(error) => match error.code()? {
             code if *code == SqlState::QUERY_CANCELED => Some(Alone::Slow),
@@ -351,7 +351,7 @@ fn delay(error: &DatabaseError) -> Option<Alone> {
 
 /// Whether an error ended the connection.
 fn has_broken(error: &DatabaseError) -> bool {
-    match error {
+    match error.cause() {
         DatabaseError::Closed => true,
         DatabaseError::Postgres(error) => error
             .as_db_error()

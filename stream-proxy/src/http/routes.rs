@@ -70,6 +70,11 @@ pub async fn respond(proxy: &Arc<Proxy>, request: &Parts, peer: IpAddr, reserved
         Err(problem) => Err(problem),
     };
     let mut outcome = outcome.unwrap_or_else(|problem| {
+        if [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN].contains(&problem.status()) {
+            // In escaped form, because it may quote the request.
+            let reason = problem.to_string();
+            tracing::info!(status = problem.status().as_u16(), path = request.uri.path(), %peer, ?reason, "request refused");
+        }
         let metrics = &proxy.metrics;
         if problem.status().is_server_error() { &metrics.refused_5xx } else { &metrics.refused_4xx }.add(1);
         Outcome::Response(problem.response())
@@ -154,7 +159,10 @@ async fn stream(proxy: &Arc<Proxy>, request: &Parts, peer: IpAddr, topic: Option
     };
     match admitted.await {
         Ok(who) if is_json => json(proxy, request, wanted, who, peer).await,
-        Ok(who) => start_stream(request, proxy, || proxy.subscribe(wanted, who, peer)),
+        Ok(who) => {
+            tracing::debug!(topics = ?wanted.topics, start = ?wanted.start, %peer, "stream");
+            start_stream(request, proxy, || proxy.subscribe(wanted, who, peer))
+        }
         Err(denied) => turn_away(request, proxy, denied),
     }
 }

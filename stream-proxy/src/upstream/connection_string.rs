@@ -63,6 +63,20 @@ impl Target {
         Ok(Self { config, security, passfile })
     }
 
+    /// The hosts with their ports, as an error names them. It has no secret.
+    pub fn place(&self) -> String {
+        let (hosts, addresses, ports) = (self.config.get_hosts(), self.config.get_hostaddrs(), self.config.get_ports());
+        let port = |i| ports.get(i).or(ports.first()).copied().unwrap_or(5432);
+        let places = (0..hosts.len().max(addresses.len())).map(|i| match (hosts.get(i), addresses.get(i)) {
+            (Some(Host::Tcp(name)), _) if name.contains(':') => format!("[{name}]:{}", port(i)),
+            (Some(Host::Tcp(name)), _) => format!("{name}:{}", port(i)),
+            (Some(Host::Unix(folder)), _) => format!("{}/.s.PGSQL.{}", folder.display(), port(i)),
+            (None, Some(address)) => std::net::SocketAddr::new(*address, port(i)).to_string(),
+            (None, None) => String::new(),
+        });
+        places.collect::<Vec<_>>().join(", ")
+    }
+
     /// The first host that is reached over a network in plain text, where others can eavesdrop.
     pub fn plain_text_host(&self) -> Option<String> {
         if self.security.is_some() {
@@ -293,6 +307,18 @@ mod tests {
             ("postgres://[2001:db8::1]/db?sslmode=prefer", "2001:db8::1"),
         ] {
             assert_eq!(parse(remote).plain_text_host().as_deref(), Some(host), "{remote}");
+        }
+    }
+
+    #[test]
+    fn a_place_has_hosts_and_ports_and_nothing_else() {
+        for (text, place) in [
+            ("postgres://u:secret@db/app", "db:5432"),
+            ("host=a,b port=1,2 password=secret", "a:1, b:2"),
+            ("postgres://u@[::1]:6/db", "[::1]:6"),
+            ("host=/tmp port=7", "/tmp/.s.PGSQL.7"),
+        ] {
+            assert_eq!(parse(text).place(), place, "{text}");
         }
     }
 

@@ -42,6 +42,14 @@ pub enum DatabaseError {
     /// Postgres, or the connection to it, reports an error.
     #[error("{}", describe(.0))]
     Postgres(#[source] tokio_postgres::Error),
+    /// A connection can't be made.
+    #[error("can't connect to Postgres at {to}: {why}")]
+    Connect {
+        /// The hosts.
+        to: String,
+        /// Why not.
+        why: Box<DatabaseError>,
+    },
     /// No answer came in time.
     #[error("no answer from the database")]
     Timeout,
@@ -76,11 +84,27 @@ impl From<tokio_postgres::Error> for DatabaseError {
 }
 
 impl DatabaseError {
+    /// The error itself, also if it came while connecting.
+    pub fn cause(&self) -> &Self {
+        match self {
+            Self::Connect { why, .. } => why,
+            error => error,
+        }
+    }
+
+    /// The SQLSTATE, if Postgres has sent one.
+    pub fn code(&self) -> Option<&SqlState> {
+        match self.cause() {
+            Self::Postgres(error) => error.code(),
+            _ => None,
+        }
+    }
+
     /// Whether the database will never accept the input: a value out of range, too long, or with characters that its
     /// encoding lacks. Only the client that sent the value is affected.
     pub fn blames_the_input(&self) -> bool {
         let class = |code: &SqlState| ["22", "54"].iter().any(|class| code.code().starts_with(class));
-        matches!(self, Self::Postgres(error) if error.code().is_some_and(class))
+        self.code().is_some_and(class)
     }
 
     /// Whether a query, or the rights of who runs it, are to blame: it will fail again. Otherwise the server or the way
@@ -88,7 +112,7 @@ impl DatabaseError {
     pub fn blames_the_query(&self) -> bool {
         let passing =
             |code: &SqlState| ["08", "40", "53", "57", "58", "XX"].iter().any(|class| code.code().starts_with(class));
-        match self {
+        match self.cause() {
             Self::Postgres(error) => {
                 error.code().is_some_and(|code| *code == SqlState::QUERY_CANCELED || !passing(code))
             }
@@ -99,7 +123,7 @@ impl DatabaseError {
 
     /// Whether the database has no extension.
     pub fn no_extension(&self) -> bool {
-        matches!(self, Self::Postgres(error) if error.code() == Some(&SqlState::INVALID_SCHEMA_NAME))
+        self.code() == Some(&SqlState::INVALID_SCHEMA_NAME)
     }
 }
 
@@ -108,6 +132,12 @@ fn describe(error: &tokio_postgres::Error) -> String {
     match error.as_db_error() {
         Some(db) if [SqlState::INVALID_SCHEMA_NAME, SqlState::UNDEFINED_FUNCTION].contains(db.code()) => {
             format!("{} (is the extension tidings created in this database, and of this version?)", db.message())
+        }
+        Some(db) if *db.code() == SqlState::INSUFFICIENT_PRIVILEGE && db.message().contains(" tidings") => {
+            format!("{} (does its role lack SELECT tidings.grant_proxy('…')?)", db.message())
+        }
+        Some(db) if *db.code() == SqlState::INSUFFICIENT_PRIVILEGE && db.message().contains("for function") => {
+            format!("{} (did its role get its rights before an upgrade? SELECT tidings.grant_proxy('…'))", db.message())
         }
         Some(db) => db.message().to_string(),
         None => match std::error::Error::source(error) {
@@ -180,6 +210,11 @@ impl Database {
     /// Connects, and first sets what later statements depend on. Notifications go to the inbox, which closes with the
     /// connection.
     pub async fn connect(&self, metrics: Arc<Metrics>) -> Result<(Client, Inbox), DatabaseError> {
+        let connected = self.try_to_connect(metrics).await;
+        connected.map_err(|why| DatabaseError::Connect { to: self.place(), why: Box::new(why) })
+    }
+
+    async fn try_to_connect(&self, metrics: Arc<Metrics>) -> Result<(Client, Inbox), DatabaseError> {
         let config = timeout(CONNECT_TIMEOUT, self.filled()).await.unwrap_or(Err(DatabaseError::Timeout))?;
         let tls = self.tls.read().clone();
         let connecting = async {
@@ -205,6 +240,11 @@ impl Database {
         let (target, passwords) = (self.target.clone(), self.passwords.clone());
         let filled = spawn_blocking(move || passwords.fill(&target.config)).await;
         Ok(filled.map_err(|_| DatabaseError::Closed)??)
+    }
+
+    /// The hosts with their ports.
+    pub fn place(&self) -> String {
+        self.target.place()
     }
 
     /// The role in the connection string, if it names one.
