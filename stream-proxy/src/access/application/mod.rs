@@ -10,6 +10,7 @@ pub mod visit;
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -67,6 +68,8 @@ pub struct Application {
     reviews: Arc<Semaphore>,
     rule_reviews: Arc<Semaphore>,
     open: Arc<OpenStreams<Visit>>,
+    /// Whether the last question for an open stream had no answer.
+    is_failing: AtomicBool,
 }
 
 impl Application {
@@ -91,6 +94,7 @@ impl Application {
             reviews: Arc::new(Semaphore::new(REVIEWS)),
             rule_reviews: Arc::new(Semaphore::new(REVIEW_BATCH)),
             open: Arc::default(),
+            is_failing: AtomicBool::new(false),
         }
     }
 
@@ -165,7 +169,8 @@ impl Application {
                 let _waiting = Waiting(metrics.clone());
                 // The semaphore is never closed.
                 let Ok(_turn) = line.acquire_owned().await else { return Err(Unanswered::ShuttingDown) };
-                fetch(&fetcher, &question, &metrics).await
+                // In a box: a question that waits for its turn needs no room for an exchange over HTTP.
+                Box::pin(fetch(&fetcher, &question, &metrics)).await
             }
         });
         asking.await
@@ -216,6 +221,9 @@ impl Application {
                 return self.revoke(stream, revoked, "");
             }
         }
+        if self.is_failing.swap(false, Relaxed) {
+            tracing::info!("open streams are checked again");
+        }
         visit.confirm(yes.expires_in, self.timing.reauthorize);
     }
 
@@ -230,7 +238,12 @@ impl Application {
 
     /// The application gave no clear answer about an open stream. After the grace it ends, and its client reconnects.
     fn not_answered(&self, stream: &OpenStream<Visit>, error: &Unanswered) {
-        tracing::warn!(%error, "a subscription could not be checked again");
+        // Once, and not for each of thousands of streams.
+        if self.is_failing.swap(true, Relaxed) {
+            tracing::debug!(%error, "a subscription could not be checked again");
+        } else {
+            tracing::warn!(%error, grace = ?self.timing.grace, "open streams can't be checked again");
+        }
         if stream.right.postpone(self.timing) {
             let retry = self.timing.retry.mul_f64(0.5 + fastrand::f64());
             if stream.subscriber.dismiss(Frame::retry(retry)) {
