@@ -2,7 +2,7 @@
 #
 #   make setup     installs what the build needs: Debian packages (with sudo unless you are root) and crates
 #   make build     builds the extension for PG_CONFIG's Postgres, and the proxy
-#   make install   installs the extension into PG_CONFIG's Postgres
+#   make install   installs the extension into PG_CONFIG's Postgres; below a folder with DESTDIR=
 #   make run       starts the demo, Teamboard, on a throw-away cluster; ARGS=--alone leaves out the simulated teammate
 #   make test      runs lint, unit tests, and the tests with real clusters, real proxies and real browsers
 #   make test-core     runs only the tests of the core promises, for a further version of Postgres
@@ -23,7 +23,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup build install run test test-core test-browser postgres-16 postgres-17 postgres-18 browser clients rivals fuzz bench chaos model lint package clean
+.PHONY: help setup build install uninstall run test test-core test-browser postgres-16 postgres-17 postgres-18 browser clients rivals fuzz bench chaos model lint package clean
 
 PG_CONFIG ?= /usr/lib/postgresql/15/bin/pg_config
 export PG_CONFIG
@@ -95,35 +95,13 @@ build: setup
 	printf '==> building the proxy, and Teamboard for its demonstration\n'
 	cargo build --release --locked -p tidings-proxy -p teamboard
 
-# The folder tree of an installation, under the folder that the first argument names.
-define stage
-stage() {
-  local libdir="$$1$$($(PG_CONFIG) --pkglibdir)" extdir="$$1$$($(PG_CONFIG) --sharedir)/extension"
-  mkdir -p "$$libdir" "$$extdir"
-  install -m 755 "$(LIBRARY)" "$$libdir/tidings.so"
-  install -m 644 sql/tidings.control "$$extdir/"
-  cat sql/extension/*.sql > "$$extdir/tidings--$(VERSION).sql"
-  chmod 644 "$$extdir/tidings--$(VERSION).sql"
-  local script name
-  for script in sql/upgrade/tidings--*--*.sql sql/releases/tidings--*.sql; do
-    name="$${script##*/}"
-    case "$$name" in
-      # An upgrade to this version ends with the files that an installation runs as well: those that make no tables.
-      *"--$(VERSION).sql") cat sql/extension/00_*.sql "$$script" sql/extension/[2-7][0-9]_*.sql > "$$extdir/$$name" ;;
-      *) cat sql/extension/00_*.sql "$$script" > "$$extdir/$$name" ;;
-    esac
-    chmod 644 "$$extdir/$$name"
-  done
-}
-endef
-
 install: build
-	@$(stage)
+	@libdir="$(DESTDIR)$$($(PG_CONFIG) --pkglibdir)" extdir="$(DESTDIR)$$($(PG_CONFIG) --sharedir)/extension"
 	staged="$$(mktemp -d)"
 	trap 'rm -rf "$$staged"' EXIT
-	stage "$$staged"
-	libdir="$$($(PG_CONFIG) --pkglibdir)" extdir="$$($(PG_CONFIG) --sharedir)/extension"
+	packaging/stage "$$staged/lib" "$$staged/extension" "$(LIBRARY)"
 	printf '==> installing tidings %s into %s and %s\n' "$(VERSION)" "$$libdir" "$$extdir"
+	[ -z "$(DESTDIR)" ] || mkdir -p "$$libdir" "$$extdir"
 	as_root=()
 	if [ ! -w "$$libdir" ] || [ ! -w "$$extdir" ]; then
 	  command -v sudo >/dev/null || { echo "install: $$libdir needs root, and there is no sudo here" >&2; exit 1; }
@@ -131,8 +109,15 @@ install: build
 	fi
 	# The library is replaced, not overwritten: a running server keeps the file it has mapped.
 	"$${as_root[@]}" rm -f "$$libdir/tidings.so"
-	"$${as_root[@]}" install -m 755 "$$staged$$libdir/tidings.so" "$$libdir/"
-	"$${as_root[@]}" install -m 644 "$$staged$$extdir"/* "$$extdir/"
+	"$${as_root[@]}" install -m 755 "$$staged/lib/tidings.so" "$$libdir/"
+	"$${as_root[@]}" install -m 644 "$$staged/extension"/* "$$extdir/"
+
+uninstall:
+	@libdir="$(DESTDIR)$$($(PG_CONFIG) --pkglibdir)" extdir="$(DESTDIR)$$($(PG_CONFIG) --sharedir)/extension"
+	printf '==> removing tidings from %s and %s\n' "$$libdir" "$$extdir"
+	as_root=()
+	[ -w "$$libdir" ] && [ -w "$$extdir" ] || as_root=(sudo)
+	"$${as_root[@]}" rm -f "$$libdir/tidings.so" "$$extdir/tidings.control" "$$extdir"/tidings--*.sql
 
 run: install
 	@cargo run --quiet --locked -p tidings-tests --bin tidings-run -- $(ARGS)
@@ -255,14 +240,7 @@ lint: setup
 	  --no-default-features --features "tidings/pg$(MAJOR)"
 
 package: build
-	@$(stage)
-	name="tidings-$(VERSION)-pg$(MAJOR)-$$(uname -s | tr A-Z a-z)-$$(uname -m)"
-	rm -rf "dist/$$name"
-	stage "dist/$$name"
-	install -D -m 755 target/release/tidings-proxy "dist/$$name/usr/bin/tidings-proxy"
-	install -m 644 README.md LICENSE CHANGELOG.md "dist/$$name/"
-	tar -C dist --owner=0 --group=0 -czf "dist/$$name.tar.gz" "$$name"
-	printf '==> dist/%s.tar.gz\n' "$$name"
+	@packaging/build dist
 
 clean:
 	@printf '==> removing what was built\n'

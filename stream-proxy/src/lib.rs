@@ -17,6 +17,7 @@ pub mod addresses;
 pub mod certificates;
 pub mod check;
 pub mod cli;
+pub mod documents;
 pub mod http;
 pub mod judge;
 pub mod metrics;

@@ -26,6 +26,13 @@ use tracing_subscriber::EnvFilter;
 const BACKLOG: u32 = 65_535;
 
 fn main() -> ExitCode {
+    if let Some(printed) = tidings_proxy::documents::print() {
+        if let Ok(true) = printed {
+            return ExitCode::SUCCESS;
+        }
+        eprintln!("usage: tidings-proxy print conf|man|bash|zsh|fish");
+        return ExitCode::FAILURE;
+    }
     if let Some(wanted) = Arguments::read() {
         return check(wanted);
     }

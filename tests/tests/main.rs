@@ -35,6 +35,7 @@ mod order;
 mod order_in_transaction;
 mod outlines;
 mod own_tables;
+mod packages;
 mod pages;
 mod partitions;
 mod pending;
