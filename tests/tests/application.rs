@@ -320,3 +320,23 @@ fn only_one_way_of_access_is_accepted() {
         assert!(code == Some(2) && error.contains("--auth-url") && !error.contains("hunter2"), "{error}");
     }
 }
+
+#[test]
+fn a_json_answer_that_waits_holds_nothing_from_after_a_revocation() {
+    let (db, application) = (boards(), teamboard());
+    let proxy = proxy(&db, &application, &["--reauthorize", "200ms"]);
+    let position: String = db.session().one("SELECT tidings.position()");
+    let address = proxy.address();
+    let asking = thread::spawn(move || {
+        let path = format!("/events?topic=boards_5&since={}", http::escape(&position));
+        let headers = [ADA, ("Accept", "application/json"), ("Connection", "close")];
+        http::open(address, &path, &headers).and_then(http::Response::whole).expect("an answer")
+    });
+    proxy.wait_clients(1);
+    application.answer(|_| Reply::status(403));
+    until("it is revoked", || proxy.metric("tidings_auth_ended_total") >= 1.0);
+    add(&mut db.session(), 1, 5, "a secret");
+    let (head, body) = asking.join().expect("the client");
+    assert_eq!(head.status, 503, "{body}");
+    assert!(!body.contains("a secret"), "{body}");
+}
