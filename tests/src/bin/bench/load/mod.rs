@@ -13,6 +13,7 @@ mod pushpin;
 mod rails;
 mod rivals;
 mod scenes;
+mod snapshot;
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -27,6 +28,7 @@ use histogram::Histogram;
 /// The parts, by name.
 pub const PARTS: &[&str] = &[
     "clients",
+    "snapshot",
     "idle",
     "fanout",
     "stalled",
@@ -47,6 +49,7 @@ pub fn measure(part: &str, database: &Database<'_>, scale: Scale, report: &mut R
     println!("==> {part}");
     let alone = match part {
         "clients" => return against::clients(database, scale, report),
+        "snapshot" => return snapshot::measure(database, scale, report),
         "idle" => return against::idle(database, scale, report),
         "fanout" => return against::fanout(database, scale, report),
         "stalled" => scenes::stalled,
