@@ -62,11 +62,11 @@ impl Proxy {
     pub async fn poll(self: &Arc<Self>, wanted: StreamRequest, who: Identity, peer: IpAddr) -> Result<Polled, NotNow> {
         let deadline = Instant::now() + self.cli.heartbeat;
         let mut subscription = self.open(peer)?;
-        let claims = who.claims();
+        let reader = who.reader(peer);
         subscription.admit(who, &wanted.topics);
         let log = self.log_of(&wanted.topics);
         let after = match wanted.start {
-            StartAt::Rows => return Ok(Polled::Rows(self.send_rows(subscription, log, claims))),
+            StartAt::Rows => return Ok(Polled::Rows(self.send_rows(subscription, log, reader))),
             StartAt::Live => return Ok(Polled::Answer(answer(&[], Vec::new(), self.present(deadline).await?, None))),
             StartAt::Earliest => None,
             StartAt::After(position) => Some(position),
@@ -89,7 +89,7 @@ impl Proxy {
             Some(Found::Reset(why)) => {
                 self.hub.count_resets(why, 1);
                 if wanted.wants_rows {
-                    return Ok(Polled::Rows(self.send_rows(subscription, log, claims)));
+                    return Ok(Polled::Rows(self.send_rows(subscription, log, reader)));
                 }
                 Polled::Answer(answer(&[], Vec::new(), self.present(deadline).await?, Some(why)))
             }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tidings_wire::Position;
 use tokio::sync::watch;
 
-use crate::access::auth::{Access, Identity};
+use crate::access::auth::{Access, Identity, Reader};
 use crate::access::open_streams::Pass;
 use crate::addresses::{AddressPermit, Addresses};
 use crate::cli::Cli;
@@ -130,7 +130,7 @@ impl Proxy {
     ) -> Result<Subscription, NotNow> {
         let mut subscription = self.open(peer)?;
         let subscriber = subscription.subscriber();
-        let claims = who.claims();
+        let reader = who.reader(peer);
         subscription.admit(who, &wanted.topics);
         let (retry, heartbeat) = (self.cli.next_retry(), self.cli.heartbeat);
         let hello = |place: Option<Place>| Frame::hello(retry, heartbeat, place.map(Place::position));
@@ -138,7 +138,7 @@ impl Proxy {
             StartAt::Live => self.hub.join(&subscriber, &wanted.topics, hello),
             StartAt::Earliest | StartAt::After(_) | StartAt::Rows => {
                 subscriber.push(hello(None));
-                self.resume(subscriber.clone(), wanted, claims);
+                self.resume(subscriber.clone(), wanted, reader);
             }
         }
         self.wheel.add(subscriber);
@@ -185,7 +185,7 @@ impl Proxy {
     }
 
     /// Sends a subscriber what it missed: at once from memory if possible, otherwise by a replay; or the rows.
-    fn resume(&self, subscriber: Arc<Subscriber>, wanted: StreamRequest, claims: Option<Arc<str>>) {
+    fn resume(&self, subscriber: Arc<Subscriber>, wanted: StreamRequest, reader: Reader) {
         if wanted.wants_rows {
             subscriber.want_rows();
         }
@@ -202,17 +202,17 @@ impl Proxy {
         }
         let log = self.log_of(&wanted.topics);
         if wanted.wants_rows {
-            tokio::spawn(self.arrival(subscriber, log, claims, Form::Events).run(after));
+            tokio::spawn(self.arrival(subscriber, log, reader, Form::Events).run(after));
         } else {
             tokio::spawn(Replay { log, subscriber }.run(after));
         }
     }
 
     /// Starts an answer in JSON with the rows.
-    pub fn send_rows(&self, subscription: Subscription, log: TopicLog, claims: Option<Arc<str>>) -> Subscription {
+    pub fn send_rows(&self, subscription: Subscription, log: TopicLog, reader: Reader) -> Subscription {
         let subscriber = subscription.subscriber();
         subscriber.send_json();
-        tokio::spawn(self.arrival(subscriber.clone(), log, claims, Form::Json).run_once());
+        tokio::spawn(self.arrival(subscriber.clone(), log, reader, Form::Json).run_once());
         self.wheel.add(subscriber);
         subscription
     }
@@ -223,10 +223,11 @@ impl Proxy {
         TopicLog { hub, reads, metrics, topics: topics.into() }
     }
 
-    fn arrival(&self, subscriber: Arc<Subscriber>, log: TopicLog, claims: Option<Arc<str>>, form: Form) -> Arrival {
+    fn arrival(&self, subscriber: Arc<Subscriber>, log: TopicLog, reader: Reader, form: Form) -> Arrival {
+        let Reader { claims, identity } = reader;
         let wish = Wish { claims, topics: log.topics.clone(), form };
         let (snapshots, long_retry) = (self.snapshots.clone(), self.cli.long_retry());
-        Arrival { snapshots, wish, log, subscriber, long_retry }
+        Arrival { snapshots, wish, identity, log, subscriber, long_retry }
     }
 }
 

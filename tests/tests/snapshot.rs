@@ -251,9 +251,16 @@ fn a_reading_that_takes_too_long_is_given_up() {
 /// A stream that is not read, over a connection whose buffers hold little.
 #[track_caller]
 fn unread(proxy: &Proxy, topic: &str) -> std::net::TcpStream {
+    unread_from([127, 0, 0, 1], proxy, topic)
+}
+
+/// The same from an address of this machine.
+#[track_caller]
+fn unread_from(source: [u8; 4], proxy: &Proxy, topic: &str) -> std::net::TcpStream {
     use std::io::Write;
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
     socket.set_recv_buffer_size(4096).expect("a small buffer");
+    socket.bind(&std::net::SocketAddr::from((source, 0)).into()).expect("bind to the address");
     socket.connect(&proxy.address().into()).expect("connect");
     let mut socket = std::net::TcpStream::from(socket);
     let request = format!("GET /events?topic={topic}&since=snapshot HTTP/1.1\r\nHost: x\r\n\r\n");
@@ -323,4 +330,27 @@ fn who_is_slower_than_the_others_of_a_reading_begins_anew_alone() {
     }
     assert_eq!((resets, rows), (2, 100_000));
     assert_eq!(proxy.metric("tidings_snapshots_behind_total"), 1.0);
+}
+
+#[test]
+fn slow_clients_of_one_identity_leave_places_to_others() {
+    let db = tidings_tests::shared().database();
+    many_and_few(&db);
+    // Nothing frees a place until the end of the test.
+    let proxy = db.proxy(&["--max-snapshots", "4", "--snapshot-timeout", "1h", "--heartbeat", "1h"]);
+    let slow = |more: &str| unread_from([127, 0, 0, 2], &proxy, &format!("many&topic={more}"));
+    let _slow = ["a", "b", "c", "d", "e"].map(slow);
+    until("one identity has half of the places", || {
+        proxy.metric("tidings_snapshots") == 2.0 && proxy.metric("tidings_snapshots_waiting") == 3.0
+    });
+    // What it waits for itself, it does not delay for others.
+    let _same = unread_from([127, 0, 0, 2], &proxy, "few");
+    until("it waits for more", || proxy.metric("tidings_snapshots_waiting") == 4.0);
+    let mut other = proxy.open(&rows_of(&["few"]));
+    forgets(&mut other);
+    assert_eq!(snapshot(&mut other).0.len(), 3);
+    assert_eq!(proxy.metric("tidings_snapshots_shared_total"), 1.0);
+    until("only the slow ones are left", || {
+        proxy.metric("tidings_snapshots") == 2.0 && proxy.metric("tidings_snapshots_waiting") == 3.0
+    });
 }

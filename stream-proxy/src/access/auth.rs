@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::future::pending;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use crate::access::by_token::{ByToken, Holder};
 use crate::access::credentials::Credentials;
 use crate::access::denied::Denied;
 use crate::access::open_streams::Pass;
+use crate::addresses::network;
 use crate::stream::subscriber::Subscriber;
 
 /// How access is decided.
@@ -36,13 +38,26 @@ pub enum Identity {
     Visitor(Box<Visitor>),
 }
 
+/// Who reads rows.
+#[derive(Clone, Debug)]
+pub struct Reader {
+    /// The claims, as JSON. Without claims, the proxy's own role reads.
+    pub claims: Option<Arc<str>>,
+    /// Who takes turns: the same as the claims, or for a client without claims of its own the network of its address.
+    pub identity: Arc<str>,
+}
+
 impl Identity {
-    /// The claims, as JSON, if there are any.
-    pub fn claims(&self) -> Option<Arc<str>> {
-        match self {
+    /// Who reads the rows that a stream starts with.
+    pub fn reader(&self, peer: IpAddr) -> Reader {
+        let who = match self {
             Self::Anyone => None,
-            Self::Holder(holder) => Some(holder.who.claims.clone()),
-            Self::Visitor(visitor) => visitor.who.as_ref().map(|who| who.claims.clone()),
+            Self::Holder(holder) => Some(&holder.who),
+            Self::Visitor(visitor) => visitor.who.as_ref(),
+        };
+        match who {
+            Some(who) => Reader { claims: Some(who.claims.clone()), identity: who.identity.clone() },
+            None => Reader { claims: None, identity: network(peer).to_string().into() },
         }
     }
 }

@@ -1,9 +1,10 @@
 //! Streams that start with the current rows (`since=snapshot`): which of them wait for a reading, and which share one.
 //!
-//! A few readings run at a time, and the others wait in order. Streams that wait for the same topics with the same
-//! claims share one reading. It goes at the pace of its clients: frames that some clients have taken and others have
-//! not are kept in a window of bounded size. A client that falls behind the window for too long starts over, with a
-//! reading of its own.
+//! A few readings run at a time, and the others wait in order. One identity has at most half of the places, so that its
+//! slow clients do not make all others wait. Streams that wait for the same topics with the same claims share one
+//! reading, which begins when it is the turn of any of their identities. It goes at the pace of its clients: frames
+//! that some clients have taken and others have not are kept in a window of bounded size. A client that falls behind
+//! the window for too long starts over, with a reading of its own.
 //!
 //! Not here: how rows are read (`reading`).
 
@@ -29,6 +30,10 @@ use shared::{Member, Outcome, Shared, Taken};
 
 /// The longest wait between two attempts while the database is away.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// In the turns of how many identities one reading may wait. The streams of further identities wait for the same
+/// reading, without a turn of their own.
+const MAX_IDENTITIES: usize = 100;
 
 /// What a stream asks for. Streams that ask for the same share a reading.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -57,9 +62,21 @@ pub struct Snapshots {
     /// How long a reading may take.
     limit: Duration,
     permits: Semaphore,
+    /// The places of each identity that waits or reads.
+    shares: Mutex<HashMap<Arc<str>, Arc<Semaphore>>>,
+    /// How many places one identity may have.
+    share: usize,
     metrics: Arc<Metrics>,
     /// Groups whose reading has not begun.
-    waiting: Mutex<HashMap<Wish, Arc<Shared>>>,
+    waiting: Mutex<HashMap<Wish, Group>>,
+}
+
+/// Streams that wait for the same reading.
+#[derive(Debug)]
+struct Group {
+    shared: Arc<Shared>,
+    /// In whose turns it waits.
+    identities: Vec<Arc<str>>,
 }
 
 /// One stream that starts with rows, until it is live.
@@ -69,6 +86,8 @@ pub struct Arrival {
     pub snapshots: Arc<Snapshots>,
     /// What it wants to read.
     pub wish: Wish,
+    /// In whose turn.
+    pub identity: Arc<str>,
     /// The log, for the changes after the rows.
     pub log: TopicLog,
     /// The client.
@@ -95,7 +114,7 @@ impl Arrival {
 
     /// Sends the rows and ends the response. If the rows can't be read to the end, the response is cut off.
     pub async fn run_once(self) {
-        let mut member = self.snapshots.join(&self.wish, &self.log, false);
+        let mut member = self.snapshots.join(&self, false);
         while self.subscriber.room().await {
             match member.next().await {
                 Taken::Frame(frame) => _ = self.subscriber.feed(frame),
@@ -109,7 +128,7 @@ impl Arrival {
     async fn snapshot(&self) -> Option<Position> {
         let (mut alone, metrics) = (false, &self.snapshots.metrics);
         loop {
-            let mut member = self.snapshots.join(&self.wish, &self.log, alone);
+            let mut member = self.snapshots.join(self, alone);
             let outcome = loop {
                 if !self.subscriber.room().await {
                     return None;
@@ -140,41 +159,82 @@ impl Arrival {
 impl Snapshots {
     /// At most `parallel` readings at a time.
     pub fn new(readings: Readings, parallel: usize, limit: Duration, metrics: Arc<Metrics>) -> Arc<Self> {
-        let (permits, waiting) = (Semaphore::new(parallel), Mutex::default());
-        Arc::new(Self { readings, limit, permits, metrics, waiting })
+        let (permits, share) = (Semaphore::new(parallel), (parallel / 2).max(1));
+        let (shares, waiting) = (Mutex::default(), Mutex::default());
+        Arc::new(Self { readings, limit, permits, shares, share, metrics, waiting })
     }
 
     /// Joins the group that waits for the same, or founds it.
-    fn join(self: &Arc<Self>, wish: &Wish, log: &TopicLog, alone: bool) -> Member {
+    fn join(self: &Arc<Self>, Arrival { wish, identity, log, .. }: &Arrival, alone: bool) -> Member {
         let mut waiting = self.waiting.lock();
-        if let Some(shared) = waiting.get(wish).filter(|_| !alone) {
-            self.metrics.snapshots_shared.add(1);
-            return Member::of(shared);
-        }
-        let shared = Arc::new(Shared::default());
-        if !alone {
-            waiting.insert(wish.clone(), shared.clone());
-        }
-        let member = Member::of(&shared);
+        let (member, shared, is_new) = match waiting.get_mut(wish).filter(|_| !alone) {
+            Some(group) => {
+                self.metrics.snapshots_shared.add(1);
+                let is_new = group.identities.len() < MAX_IDENTITIES && !group.identities.contains(identity);
+                if is_new {
+                    group.identities.push(identity.clone());
+                }
+                (Member::of(&group.shared), group.shared.clone(), is_new)
+            }
+            None => {
+                self.metrics.snapshots_waiting.rise();
+                let shared = Arc::new(Shared::default());
+                if !alone {
+                    let identities = vec![identity.clone()];
+                    waiting.insert(wish.clone(), Group { shared: shared.clone(), identities });
+                }
+                (Member::of(&shared), shared, true)
+            }
+        };
         drop(waiting);
-        let (snapshots, wish, log) = (self.clone(), wish.clone(), log.clone());
-        tokio::spawn(async move { snapshots.serve(&wish, &log, &shared).await });
+        if is_new {
+            let (snapshots, wish, identity, log) = (self.clone(), wish.clone(), identity.clone(), log.clone());
+            tokio::spawn(async move {
+                let share = snapshots.share_of(&identity);
+                snapshots.serve(&wish, &log, &shared, &share, alone).await;
+                snapshots.leave(&identity, share);
+            });
+        }
         member
     }
 
-    /// Serves a group when its turn comes.
-    async fn serve(&self, wish: &Wish, log: &TopicLog, shared: &Arc<Shared>) {
-        let waits = Counted::on(&self.metrics.snapshots_waiting);
-        // The semaphore is never closed.
-        let Ok(permit) = self.permits.acquire().await else { return };
-        drop(waits);
-        {
-            // From here on, no other stream can join.
-            let mut waiting = self.waiting.lock();
-            if waiting.get(wish).is_some_and(|group| Arc::ptr_eq(group, shared)) {
-                waiting.remove(wish);
-            }
+    /// The places of an identity.
+    fn share_of(&self, identity: &Arc<str>) -> Arc<Semaphore> {
+        let mut shares = self.shares.lock();
+        shares.entry(identity.clone()).or_insert_with(|| Arc::new(Semaphore::new(self.share))).clone()
+    }
+
+    /// Forgets an identity that has nothing to read any more.
+    fn leave(&self, identity: &Arc<str>, share: Arc<Semaphore>) {
+        let mut shares = self.shares.lock();
+        drop(share);
+        if shares.get(identity).is_some_and(|share| Arc::strong_count(share) == 1) {
+            shares.remove(identity);
         }
+    }
+
+    /// Whether a group still waits. With `take` it stops waiting: from then on, no other stream can join.
+    fn waits(&self, wish: &Wish, shared: &Arc<Shared>, take: bool) -> bool {
+        let mut waiting = self.waiting.lock();
+        let waits = waiting.get(wish).is_some_and(|group| Arc::ptr_eq(&group.shared, shared));
+        if waits && take {
+            waiting.remove(wish);
+        }
+        waits
+    }
+
+    /// Serves a group when it is an identity's turn, unless it was served in another identity's turn.
+    async fn serve(&self, wish: &Wish, log: &TopicLog, shared: &Arc<Shared>, share: &Semaphore, alone: bool) {
+        // The semaphores are never closed.
+        let Ok(turn) = share.acquire().await else { return };
+        if !alone && !self.waits(wish, shared, false) {
+            return;
+        }
+        let Ok(permit) = self.permits.acquire().await else { return };
+        if !alone && !self.waits(wish, shared, true) {
+            return;
+        }
+        self.metrics.snapshots_waiting.fall();
         if shared.is_empty() {
             return;
         }
@@ -182,7 +242,7 @@ impl Snapshots {
         let read = self.read(wish, shared).await;
         drop(runs);
         // The rest needs no transaction.
-        drop(permit);
+        drop((permit, turn));
         let outcome = match read {
             Ok(position) => {
                 self.metrics.snapshots_complete.add(1);
