@@ -3,7 +3,7 @@
 //! [`rules`] in the database; [`application`] asks the application over HTTP, with [`fetch`]. Both check their
 //! [`open_streams`] again from time to time, and end those that are no longer allowed.
 //!
-//! [`gate`] asks the database: each [`check`] waits in a [`line`], where identities take [`turns`], until a [`worker`]
+//! [`gate`] asks the database: each [`check`] waits in a [`mod@line`], where identities take [`turns`], until a [`worker`]
 //! asks it in a [`statement`] over its own connection. [`login`] checks that the proxy's own database roles are not too
 //! powerful. [`denied`] lists the reasons to turn a request away.
 //!

@@ -289,7 +289,7 @@ where
     inbox
 }
 
-/// Waits for an answer, but not longer than [`ANSWER_TIMEOUT`].
+/// Waits for an answer, but not longer than `ANSWER_TIMEOUT`.
 pub async fn in_time<T>(question: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T, DatabaseError> {
     timeout(ANSWER_TIMEOUT, question).await.map_err(|_| DatabaseError::Timeout)?.map_err(DatabaseError::from)
 }
