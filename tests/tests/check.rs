@@ -113,10 +113,10 @@ fn a_library_that_is_not_preloaded_and_a_relay_that_does_not_run_are_named() {
     let url = cluster.url(db.name(), &db.proxy_role());
     let found = check(&url, &["--open"]);
     found.only_wrong("relay", "no relay runs", "max_worker_processes = 10");
-    db.session().run("ALTER SYSTEM SET shared_preload_libraries = 'auto_explain'");
+    db.session().run("ALTER SYSTEM SET shared_preload_libraries = 'plpgsql'");
     cluster.restart();
     let found = check(&url, &["--open"]);
-    found.only_wrong("preload", "not preloaded", "shared_preload_libraries = 'auto_explain', 'tidings'");
+    found.only_wrong("preload", "not preloaded", "shared_preload_libraries = 'plpgsql', 'tidings'");
 }
 
 #[test]
