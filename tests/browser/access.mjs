@@ -63,7 +63,7 @@ scenarios("a page renews its expired cookie, and its bare EventSource goes on wi
   const seen = () => page.evaluate(() => window.seen);
   add("Before");
   await eventually("the first note", async () => (await seen()).length === 1);
-  await eventually("it is told", () => page.evaluate(() => window.told.length));
+  await eventually("the page gets the event", () => page.evaluate(() => window.told.length));
   add("Meanwhile");
   await eventually("the second note", async () => (await seen()).length === 2);
   const [before, meanwhile] = await seen();

@@ -223,7 +223,7 @@ fn a_bad_token_never_falls_back_to_anonymous_nor_to_another_place() {
 }
 
 #[test]
-fn an_eventsource_with_an_expired_token_is_told_so_and_comes_back_with_its_last_id() {
+fn an_eventsource_with_an_expired_token_gets_an_event_and_comes_back_with_its_last_id() {
     let team = Team::new();
     let proxy = team.proxy(&["--retry", "100ms"]);
     let mut stream = open(&proxy, "boards_5", &team.token(1));

@@ -1,4 +1,4 @@
-//! The extension is the same, whoever installs it, and whatever settings and objects the database has.
+//! The extension is the same for every installing role, whatever settings and objects the database has.
 
 use std::path::Path;
 

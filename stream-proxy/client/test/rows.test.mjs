@@ -42,22 +42,22 @@ test("a snapshot stays the same until a row changes, and so do the rows that did
   assert.equal(list.rows, before);
   const table = list.table("items");
   assert.equal(list.table("items"), table);
-  let told = 0;
-  list.subscribe(() => (told += 1));
-  assert.equal(told, 1, "at once");
+  let calls = 0;
+  list.subscribe(() => (calls += 1));
+  assert.equal(calls, 1, "at once");
   const read = pieces;
   stream.event("position", {}, "12").send(":\n\n");
   await until("it has been read", () => pieces > read);
   stream.event("changed", row("UPDATE", { id: 1, x: 1 }, { x: 0 }), "13-1");
-  await until("it has changed", () => told > 1);
-  assert.equal(told, 2);
+  await until("it has changed", () => calls > 1);
+  assert.equal(calls, 2);
   assert.notEqual(list.rows, before);
   assert.deepEqual(before, [A, B]);
   assert.equal(list.rows[1], before[1]);
   assert.notEqual(list.table("items"), table);
 });
 
-test("a listener is told of the state too, is no longer told after it has left, and takes no other along", async () => {
+test("a listener is called for a change of state, not after it has left, and its leaving affects no other", async () => {
   const list = open();
   const [states, errors] = [[], []];
   const { error } = console;
@@ -81,7 +81,7 @@ test("a listener is told of the state too, is no longer told after it has left, 
   }
 });
 
-test("tables are told apart", async () => {
+test("rows of different tables are kept apart", async () => {
   const [list, stream] = await openWith([A], { key: { people: "name" } });
   stream.event("changed", row("INSERT", { name: "Ada" }, null, "people"), "11-1");
   await shows(list, [A, { name: "Ada" }]);

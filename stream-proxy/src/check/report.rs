@@ -74,7 +74,7 @@ impl Report {
     }
 }
 
-/// Writes to standard output. Whoever closes it does not want the rest.
+/// Writes to standard output. If its reader has closed it, the rest is not wanted.
 fn print(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
 }

@@ -132,7 +132,7 @@ async fn begin(client: &Client, claims: Option<&str>, topics: &[Arc<str>]) -> Re
     };
     let rows = in_time(asking).await?;
     let row = rows.first().ok_or(DatabaseError::Contract("no row from position"))?;
-    row.try_get::<_, &str>(0)?.parse().map_err(|_| DatabaseError::Contract("a position that is none"))
+    row.try_get::<_, &str>(0)?.parse().map_err(|_| DatabaseError::Contract("an invalid position"))
 }
 
 /// Whether the error was caused by something temporary, so that another attempt may succeed.
