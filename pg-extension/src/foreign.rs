@@ -59,6 +59,13 @@ pub mod infallible {
         /// The command of this transaction that deleted a row version (access/htup_details.h).
         pub fn HeapTupleHeaderGetCmax(tuple: pg_sys::HeapTupleHeader) -> pg_sys::CommandId;
 
+        /// Takes a lightweight lock. It can raise an error only in a process that holds hundreds of them
+        /// (storage/lwlock.h).
+        pub fn LWLockAcquire(lock: *mut pg_sys::LWLock, mode: pg_sys::LWLockMode::Type) -> bool;
+
+        /// Releases a lightweight lock (storage/lwlock.h).
+        pub fn LWLockRelease(lock: *mut pg_sys::LWLock);
+
         /// Whether this process applies changes of logical replication (replication/logicalworker.h).
         pub fn IsLogicalWorker() -> bool;
 

@@ -67,6 +67,7 @@ pub extern "C-unwind" fn _PG_init() {
     shared::init();
     transaction::init();
     log::table::init();
+    log::ring::init();
     capture::watches::init();
     capture::executor::init();
     statements::hooks::init();

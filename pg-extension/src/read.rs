@@ -138,3 +138,12 @@ fn relay() -> TableIterator<
     let state = format!("{:?}", db.state()).to_lowercase();
     TableIterator::once((pid, state, tick, ticks, events, hints, skipped))
 }
+
+/// `tidings.ring()`: how many ticks were cut from the ring, and how often it was too small, since the server started.
+#[pg_extern]
+fn ring() -> TableIterator<'static, (name!(ticks, i64), name!(overflows, i64))> {
+    preload::require();
+    let counters = shared::my_database()
+        .map_or([0; 2], |db| [&db.ring_ticks, &db.ring_overflows].map(|counter| counter.load(SeqCst) as i64));
+    TableIterator::once((counters[0], counters[1]))
+}

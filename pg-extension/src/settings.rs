@@ -15,6 +15,11 @@ static CAPTURE: GucSetting<bool> = GucSetting::<bool>::new(true);
 static MAX_PAYLOAD: GucSetting<i32> = GucSetting::<i32>::new(8 * 1024);
 /// In KiB. Up to 64 KiB of a tick, notifications save every proxy a query; above, the query is cheaper.
 static NOTIFY_INLINE_LIMIT: GucSetting<i32> = GucSetting::<i32>::new(64);
+/// In KiB. The relay rests for at most 20 ms between two ticks. Writers fill a quarter of a MiB in that time at 40,000
+/// transactions a second, which is more than most machines do.
+static RING_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1024);
+/// Off: it costs what the ring saves. The tests turn it on.
+static VERIFY_RING: GucSetting<bool> = GucSetting::<bool>::new(false);
 
 /// Defines the settings. Called from `_PG_init`.
 pub fn init() {
@@ -56,6 +61,24 @@ pub fn init() {
         GucContext::Sighup,
         GucFlags::UNIT_KB,
     );
+    GucRegistry::define_int_guc(
+        c"tidings.ring_size",
+        c"Shared memory in which writers leave fresh segments for the relay.",
+        c"All databases share it. What does not fit is read from the log, which takes the relay longer. 0 means none.",
+        &RING_SIZE,
+        0,
+        1024 * 1024,
+        GucContext::Postmaster,
+        GucFlags::UNIT_KB,
+    );
+    GucRegistry::define_bool_guc(
+        c"tidings.verify_ring",
+        c"Whether the relay compares each tick that it reads from shared memory with the log.",
+        c"For tests of the extension.",
+        &VERIFY_RING,
+        GucContext::Sighup,
+        GucFlags::NO_SHOW_ALL,
+    );
     // A misspelt setting is an error, not a new variable.
     // SAFETY: called in the postmaster, while it loads libraries.
     unsafe { pg_sys::MarkGUCPrefixReserved(c"tidings".as_ptr()) };
@@ -79,4 +102,14 @@ pub fn max_payload() -> usize {
 /// The most bytes of events that are sent inside the notifications of a tick.
 pub fn notify_inline_limit() -> usize {
     NOTIFY_INLINE_LIMIT.get().unsigned_abs() as usize * 1024
+}
+
+/// The size of the ring, in bytes.
+pub fn ring_size() -> usize {
+    RING_SIZE.get().unsigned_abs() as usize * 1024
+}
+
+/// Whether the relay compares what it reads from the ring with the log.
+pub fn verify_ring() -> bool {
+    VERIFY_RING.get()
 }

@@ -87,6 +87,10 @@ pub struct Database {
     pub hints: AtomicU64,
     /// The number of changes without a valid topic since the server started.
     pub skipped: AtomicU64,
+    /// The number of ticks that were cut without a look at the log since the server started.
+    pub ring_ticks: AtomicU64,
+    /// How often the relay has lost fresh segments since the server started: see [`crate::relay::fresh`].
+    pub ring_overflows: AtomicU64,
 }
 
 /// Whether a database's relay should run.
@@ -133,6 +137,8 @@ impl Default for Shared {
                 events: AtomicU64::new(0),
                 hints: AtomicU64::new(0),
                 skipped: AtomicU64::new(0),
+                ring_ticks: AtomicU64::new(0),
+                ring_overflows: AtomicU64::new(0),
             }),
         }
     }
@@ -296,7 +302,8 @@ impl Database {
         }
         self.slot.store(0, SeqCst);
         self.epoch_sealed.store(false, SeqCst);
-        for number in [&self.floor, &self.tick, &self.ticks, &self.events, &self.hints, &self.skipped] {
+        let counters = [&self.ticks, &self.events, &self.hints, &self.skipped, &self.ring_ticks, &self.ring_overflows];
+        for number in counters.into_iter().chain([&self.floor, &self.tick]) {
             number.store(0, SeqCst);
         }
         for time in self.used_at.iter().chain([&self.current_since]) {

@@ -70,7 +70,7 @@ unsafe extern "C-unwind" fn at_transaction(event: pg_sys::XactEvent::Type, _arg:
     use pg_sys::XactEvent::*;
     match event {
         XACT_EVENT_PRE_COMMIT | XACT_EVENT_PRE_PREPARE => {
-            buffer::write_all();
+            buffer::write_all(event == XACT_EVENT_PRE_COMMIT);
             watch::forget_altered();
         }
         XACT_EVENT_COMMIT => {

@@ -67,6 +67,11 @@ LANGUAGE c VOLATILE ROWS 1 AS 'MODULE_PATHNAME', 'relay_wrapper';
 
 COMMENT ON FUNCTION tidings.relay() IS 'The relay''s process and its counters since the server started';
 
+CREATE OR REPLACE FUNCTION tidings.ring(OUT ticks bigint, OUT overflows bigint) RETURNS SETOF record
+LANGUAGE c VOLATILE ROWS 1 AS 'MODULE_PATHNAME', 'ring_wrapper';
+
+COMMENT ON FUNCTION tidings.ring() IS 'Since the server started: the ticks that the relay cut without a look at the log, and how often the ring was too small';
+
 CREATE OR REPLACE FUNCTION tidings.relay_pid() RETURNS integer
 LANGUAGE sql VOLATILE
 BEGIN ATOMIC

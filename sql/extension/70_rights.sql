@@ -113,7 +113,7 @@ BEGIN
     PERFORM tidings.grant_watch(role);
     PERFORM tidings.grant_rules(role);
     PERFORM tidings.grant_functions(role, ARRAY[
-        'tidings.disallow(text)', 'tidings.relay()', 'tidings.check(text[])', 'tidings.snapshot(text, text, text)',
+        'tidings.disallow(text)', 'tidings.relay()', 'tidings.ring()', 'tidings.check(text[])', 'tidings.snapshot(text, text, text)',
         'tidings.keep_snapshot(text, text, text, name[])', 'tidings.check_snapshot(text, text)', 'tidings.unsnapshot(text)'
     ]::regprocedure[]);
     EXECUTE format('GRANT SELECT ON tidings.watches, tidings.rules, tidings.snapshots, tidings.status, tidings.open_topics TO %s', role);
@@ -179,6 +179,13 @@ BEGIN
     END LOOP;
     FOREACH role IN ARRAY current_setting('tidings_script.allow')::regrole[] LOOP
         PERFORM tidings.grant_rules(role);
+    END LOOP;
+    -- The view calls a function that earlier versions do not have.
+    FOR role IN
+        SELECT a.grantee FROM pg_class c CROSS JOIN LATERAL aclexplode(c.relacl) a
+        WHERE c.oid = 'tidings.status'::regclass AND a.privilege_type = 'SELECT' AND a.grantee NOT IN (0, c.relowner)
+    LOOP
+        PERFORM tidings.grant_functions(role, '{tidings.ring()}');
     END LOOP;
 
     -- Rights of other roles are not part of the extension, so a dump must include them. PostgreSQL 17 and later also record the

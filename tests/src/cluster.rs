@@ -36,7 +36,11 @@ const SETTINGS: &[(&str, &str)] = &[
     ("log_line_prefix", "%m [%p] %b %d "),
     ("log_min_messages", "info"),
     ("log_checkpoints", "off"),
+    ("tidings.verify_ring", "on"), // a difference fails the test when its database or cluster is dropped
 ];
+
+/// What the relay logs if it found another tick in shared memory than in the log.
+const DIFFERENCE: &str = "the ring and the log differ";
 
 /// The Postgres installation that `PG_CONFIG` names.
 #[derive(Debug)]
@@ -349,8 +353,17 @@ impl Drop for Cluster {
             eprintln!("--- the end of the server's log ---\n{}---", self.log_tail());
         }
         drop(self.postmaster().take());
+        let log = fs::read(self.log_file()).unwrap_or_default();
         let _ = fs::remove_dir_all(&self.dir);
+        check_ring(&log);
     }
+}
+
+/// Panics if, according to a server's log, a tick that the relay read from shared memory was not what the log has.
+pub(crate) fn check_ring(log: &[u8]) {
+    let log = String::from_utf8_lossy(log);
+    let differs = log.lines().find(|line| line.contains(DIFFERENCE));
+    assert!(differs.is_none() || std::thread::panicking(), "{}", differs.unwrap_or_default());
 }
 
 /// The cluster that tests share if they don't break it. It ends with the process.

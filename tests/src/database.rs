@@ -6,7 +6,7 @@ use postgres::error::SqlState;
 use postgres::types::FromSqlOwned;
 use postgres::{Client, Row};
 
-use crate::cluster::{Cluster, SUPERUSER};
+use crate::cluster::{Cluster, SUPERUSER, check_ring};
 use crate::process::Signal;
 use crate::proxy::Proxy;
 use crate::wait::{eventually, until};
@@ -146,6 +146,7 @@ impl Drop for Database<'_> {
             let _ = client.batch_execute("SET statement_timeout = '20s'");
             let _ = client.batch_execute(&format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name));
         }
+        check_ring(&std::fs::read(self.cluster.log_file()).unwrap_or_default());
     }
 }
 

@@ -179,9 +179,9 @@ fn a_segment_that_cannot_be_read_affects_only_its_own_events() {
     }
     for (id, make_unreadable) in (1..).zip(ways) {
         send(relay, Signal::SIGSTOP);
-        // Random, so that it can't be compressed into the row.
+        // Random, so that it can't be compressed into the row, and too large for the ring.
         session.run(&format!(
-            "INSERT INTO board_items SELECT {id}, 5, string_agg(md5(random()::text), '') FROM generate_series(1, 200)"
+            "INSERT INTO board_items SELECT {id}, 5, string_agg(md5(random()::text), '') FROM generate_series(1, 300)"
         ));
         let xid: String = session.one("SELECT max(xid::text::bigint)::text FROM tidings.log");
         make_unreadable(&mut session);

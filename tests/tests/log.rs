@@ -39,6 +39,11 @@ impl Log {
         Self { session, after }
     }
 
+    /// Continues with a new session: the old one has ended with the server.
+    pub fn reconnect(self, db: &Database<'_>) -> Self {
+        Self { session: db.session(), after: self.after }
+    }
+
     /// What has been committed since the last call, in order. A mark of this test comes after all of it.
     #[track_caller]
     pub fn news(&mut self) -> Vec<Event> {

@@ -47,6 +47,7 @@ mod relay_life;
 mod resume;
 mod retention;
 mod rights;
+mod ring;
 mod scan;
 mod security_document;
 mod semantics;

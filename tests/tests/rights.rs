@@ -217,6 +217,7 @@ fn an_application_and_a_manager_have_exactly_the_rights_they_need() {
         "plan_rule(text,text)",
         "query_path(text,text,text,name[])",
         "relay()",
+        "ring()",
         "rule",
         "rules",
         "snapshot(text,text,text)",

@@ -72,10 +72,10 @@ pub fn abort_subtransaction(subxid: pg_sys::SubTransactionId) {
     BUFFER.with_borrow_mut(|buffer| buffer.abort_subtransaction(subxid));
 }
 
-/// Writes all remaining events, at the end of the transaction.
-pub fn write_all() {
+/// Writes all remaining events, at the end of the transaction: `is_final` if it commits now, and is not prepared.
+pub fn write_all(is_final: bool) {
     if BUFFER.with_borrow(|buffer| !buffer.is_empty()) {
-        with_snapshot(|| write(|buffer| (buffer.joining_at_end(), buffer.take_all())));
+        with_snapshot(|| write(is_final, |buffer| (buffer.joining_at_end(), buffer.take_all())));
     }
 }
 
@@ -89,26 +89,26 @@ pub fn write_released(subxid: pg_sys::SubTransactionId) {
 
 /// Writes the events of the subtransaction and its children, before the end of the transaction.
 fn write_current(subxid: pg_sys::SubTransactionId, by_trigger: bool) {
-    write(|buffer| (buffer.joining_early(by_trigger), buffer.take_current(subxid)));
+    write(false, |buffer| (buffer.joining_early(by_trigger), buffer.take_current(subxid)));
 }
 
 /// Writes what `take` takes out of the buffer as segments. Runs with nothing between them share a segment.
-fn write(take: impl FnOnce(&mut Runs) -> (Joining, (Vec<u8>, Vec<Run>))) {
+fn write(is_final: bool, take: impl FnOnce(&mut Runs) -> (Joining, (Vec<u8>, Vec<Run>))) {
     // The buffer is not borrowed while Postgres writes: that may run code that captures.
     let (joining, (mut bytes, runs)) = BUFFER.with_borrow_mut(take);
     if let [first, ..] = runs.as_slice()
         && joining.joins_all(&runs)
     {
         let (ordinal, events) = (first.first.ordinal(first.ordinal), runs.iter().map(|run| run.events).sum());
-        write_segment(NewSegment { ordinal, events, entries: &mut bytes });
+        write_segment(NewSegment { ordinal, events, is_final, entries: &mut bytes });
     } else {
-        write_apart(&joining, &bytes, &runs);
+        write_apart(is_final, &joining, &bytes, &runs);
     }
     BUFFER.with_borrow_mut(|buffer| buffer.give_back(bytes, runs));
 }
 
 /// Writes runs that are not in order, or can't all share one segment.
-fn write_apart(joining: &Joining, bytes: &[u8], runs: &[Run]) {
+fn write_apart(is_final: bool, joining: &Joining, bytes: &[u8], runs: &[Run]) {
     let ends = runs.iter().skip(1).map(|run| run.start).chain([bytes.len()]);
     let mut runs: Vec<_> = runs.iter().zip(ends).map(|(run, end)| (run, &bytes[run.start..end])).collect();
     runs.sort_by_key(|(run, _)| (run.last, run.ordinal));
@@ -116,7 +116,8 @@ fn write_apart(joining: &Joining, bytes: &[u8], runs: &[Run]) {
         let (first, _) = group[0];
         let events = group.iter().map(|(run, _)| run.events).sum();
         let mut entries: Vec<u8> = group.iter().flat_map(|(_, bytes)| *bytes).copied().collect();
-        write_segment(NewSegment { ordinal: first.first.ordinal(first.ordinal), events, entries: &mut entries });
+        let ordinal = first.first.ordinal(first.ordinal);
+        write_segment(NewSegment { ordinal, events, is_final, entries: &mut entries });
     }
 }
 

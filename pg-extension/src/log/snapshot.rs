@@ -1,8 +1,5 @@
 //! The snapshots of Postgres, with 64-bit transaction ids, as far as the log needs them.
 
-use std::ffi::CString;
-
-use pgrx::direct_function_call_as_datum;
 use pgrx::prelude::*;
 use tidings_wire::Snapshot;
 
@@ -41,12 +38,24 @@ pub fn below(mut snapshot: Snapshot, limit: u64) -> Snapshot {
     snapshot
 }
 
-/// The same as a value of type `pg_snapshot`.
-pub fn datum(snapshot: &Snapshot) -> pg_sys::Datum {
-    let text = CString::new(snapshot.to_string()).unwrap_or_default();
-    // SAFETY: the function takes a C string and copies it.
-    let datum = unsafe { direct_function_call_as_datum(pg_sys::pg_snapshot_in, &[Some(text.as_ptr().into())]) };
-    datum.unwrap_or_else(|| error!("not a snapshot: {snapshot}"))
+/// The same as a value of type `pg_snapshot`, which begins with a length word and the number of running transactions
+/// (utils/adt/xid8funcs.c).
+pub struct Packed(Vec<u64>);
+
+impl Packed {
+    /// Packs a snapshot, which is valid: both its ends exist, and all transactions between them are in order.
+    pub fn new(snapshot: &Snapshot) -> Self {
+        let mut words = vec![(snapshot.running.len() as u64) << 32, snapshot.xmin, snapshot.xmax];
+        words.extend(&snapshot.running);
+        // SAFETY: the length word is there, and the `Vec<u64>` is aligned for it.
+        unsafe { pgrx::set_varsize_4b(words.as_mut_ptr().cast(), size_of_val(&*words) as i32) };
+        Self(words)
+    }
+
+    /// The value, which must not outlive the packed snapshot.
+    pub fn datum(&self) -> pg_sys::Datum {
+        pg_sys::Datum::from(self.0.as_ptr())
+    }
 }
 
 /// The oldest transaction that a snapshot does not see and that has a process. A prepared transaction has none, and

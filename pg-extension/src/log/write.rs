@@ -8,6 +8,7 @@ use tidings_wire::segment;
 use crate::foreign::toast_compress_datum;
 use crate::log::layout::{LOG_PARTITIONS, log};
 use crate::log::lock;
+use crate::log::ring::{self, Entry};
 use crate::log::snapshot::{self, oldest_process};
 use crate::log::table::Table;
 use crate::shared;
@@ -18,6 +19,9 @@ pub struct NewSegment<'a> {
     pub ordinal: i64,
     /// The number of events.
     pub events: i32,
+    /// Whether it becomes visible together with the transaction in any case, and soon: it is written right before the
+    /// commit, outside of any subtransaction.
+    pub is_final: bool,
     /// The encoded events, without the version byte. The version byte and the length word of Postgres are inserted in
     /// front, in place: a copy of a large segment would need memory that is new to the process each time.
     pub entries: &'a mut Vec<u8>,
@@ -47,12 +51,13 @@ pub fn write_segment(segment: NewSegment<'_>) {
         let xid = pg_sys::GetTopFullTransactionId().value;
         // Any other transaction that has written since the server started has a process now, or has been noted.
         shared::note_writer(|| oldest_process(&snapshot::active()).min(xid));
+        // This is later than the stamp of every transaction that this one has waited for.
+        let stamp = shared::next_stamp();
         let compressed = if segment.entries.len() < COMPRESS { None } else { compress(&partition, data) };
         partition.insert([
             pg_sys::Datum::from(slot as i16),
             pg_sys::Datum::from(xid),
-            // This is later than the stamp of every transaction that this one has waited for.
-            pg_sys::Datum::from(shared::next_stamp()),
+            pg_sys::Datum::from(stamp),
             pg_sys::Datum::from(segment.ordinal),
             pg_sys::Datum::from(segment.events),
             compressed.unwrap_or(data),
@@ -60,6 +65,14 @@ pub fn write_segment(segment: NewSegment<'_>) {
         if let Some(compressed) = compressed {
             pg_sys::pfree(compressed.cast_mut_ptr());
         }
+        ring::put(&Entry {
+            database: pg_sys::MyDatabaseId,
+            xid,
+            slot,
+            stamp,
+            ordinal: segment.ordinal as u64,
+            data: segment.is_final.then(|| &segment.entries[pg_sys::VARHDRSZ..]),
+        });
     }
 }
 

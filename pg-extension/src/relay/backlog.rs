@@ -20,10 +20,10 @@ use crate::log::snapshot;
 
 /// The most segments of a tick, not counting those of its last transaction. A reader sorts a whole tick for each page,
 /// which takes about ten milliseconds at this size.
-const MAX_SEGMENTS: usize = 10_000;
+pub const MAX_SEGMENTS: usize = 10_000;
 
 /// The most bytes of a tick before compression, not counting those of its last transaction.
-const MAX_BYTES: usize = 16 * 1024 * 1024;
+pub const MAX_BYTES: usize = 16 * 1024 * 1024;
 
 /// The window and the margin: transactions in the order of their ids.
 #[derive(Default)]

@@ -21,13 +21,22 @@ pub struct Batch {
     is_large: bool,
 }
 
+/// What is known of a segment beside its events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// The partition that it is in.
+    pub slot: usize,
+    /// The transaction that captured its events.
+    pub xid: u64,
+    /// When it was written.
+    pub stamp: u64,
+    /// Its order in its transaction.
+    pub ordinal: u64,
+}
+
 /// A segment of the tick.
 struct TickSegment {
-    /// The partition that it is in.
-    slot: usize,
-    xid: u64,
-    stamp: u64,
-    ordinal: u64,
+    head: Head,
     /// The range of its bytes in the batch's data.
     data: Range<usize>,
 }
@@ -45,14 +54,28 @@ impl Batch {
 
     /// Adds a row of the log. Once there are more than `max_bytes` of data in all, the data is not read any more.
     pub fn push(&mut self, slot: usize, xid: u64, row: &[pg_sys::Datum], max_bytes: usize) {
-        let start = self.data.len();
         let (stamp, ordinal) = (row[log::STAMP].value() as u64, row[log::ORDINAL].value() as u64);
         // SAFETY: the column is a `bytea` and not NULL.
-        let size = unsafe { pg_sys::toast_raw_datum_size(row[log::DATA]) };
-        self.is_large |= self.segments.len() >= MAX_SEGMENTS || start + size > max_bytes + pg_sys::VARHDRSZ;
-        // SAFETY: the column is a `bytea` and not NULL.
-        let read = if self.is_large { Ok(()) } else { unsafe { self.read(row[log::DATA]) } };
-        let segment = TickSegment { slot, xid, stamp, ordinal, data: start..self.data.len() };
+        let size = unsafe { pg_sys::toast_raw_datum_size(row[log::DATA]) } - pg_sys::VARHDRSZ;
+        self.add(Head { slot, xid, stamp, ordinal }, size, max_bytes, |batch| {
+            // SAFETY: the column is a `bytea` and not NULL.
+            unsafe { batch.read(row[log::DATA]) }
+        });
+    }
+
+    /// Adds a segment that was not read from the log. The same holds for its data.
+    pub fn push_bytes(&mut self, head: Head, data: &[u8], max_bytes: usize) {
+        self.add(head, data.len(), max_bytes, |batch| {
+            batch.data.extend_from_slice(data);
+            Ok(())
+        });
+    }
+
+    fn add(&mut self, head: Head, size: usize, max_bytes: usize, read: impl FnOnce(&mut Self) -> Result<(), String>) {
+        let start = self.data.len();
+        self.is_large |= self.segments.len() >= MAX_SEGMENTS || start + size > max_bytes;
+        let read = if self.is_large { Ok(()) } else { read(self) };
+        let segment = TickSegment { head, data: start..self.data.len() };
         if let Err(error) = read {
             segment.warn(&error);
             self.is_large = true;
@@ -115,12 +138,27 @@ impl Batch {
     /// SQL function `tidings.tick_segments` must use the same order.
     pub fn put_in_order(&mut self) {
         // Most transactions have one segment.
-        self.segments.sort_unstable_by_key(|segment| segment.xid);
-        for transaction in self.segments.chunk_by_mut(|a, b| a.xid == b.xid) {
-            let last = transaction.iter().map(|segment| segment.stamp).max().unwrap_or(0);
-            transaction.iter_mut().for_each(|segment| segment.stamp = last);
+        self.segments.sort_unstable_by_key(|segment| segment.head.xid);
+        for transaction in self.segments.chunk_by_mut(|a, b| a.head.xid == b.head.xid) {
+            let last = transaction.iter().map(|segment| segment.head.stamp).max().unwrap_or(0);
+            transaction.iter_mut().for_each(|segment| segment.head.stamp = last);
         }
-        self.segments.sort_unstable_by_key(|segment| (segment.stamp, segment.ordinal));
+        self.segments.sort_unstable_by_key(|segment| (segment.head.stamp, segment.head.ordinal));
+    }
+
+    /// The partitions that its segments are in.
+    pub fn slots(&self) -> impl Iterator<Item = usize> {
+        self.segments.iter().map(|segment| segment.head.slot)
+    }
+
+    /// Whether another batch has the same segments and announces them in the same way. Both have been put in order. If
+    /// they are large, they may have been read to different ends.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.is_large == other.is_large && (self.is_large || self.parts().eq(other.parts()))
+    }
+
+    fn parts(&self) -> impl Iterator<Item = (Head, &[u8])> {
+        self.segments.iter().map(|segment| (segment.head, &self.data[segment.data.clone()]))
     }
 
     /// Removes all segments but keeps the memory.
@@ -134,7 +172,7 @@ impl Batch {
 impl TickSegment {
     /// Logs that the row cannot be read, and where it is.
     fn warn(&self, error: &str) {
-        let Self { slot, xid, stamp, .. } = self;
+        let Head { slot, xid, stamp, .. } = self.head;
         warning!("tidings: the row of tidings.log_{slot} with xid {xid} and stamp {stamp} cannot be read: {error}");
     }
 }

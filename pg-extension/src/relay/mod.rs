@@ -1,7 +1,8 @@
 //! From the log to notifications, in the background workers.
 //!
 //! [`launcher`] keeps one relay [`process`] running for each database that has the extension. The relay cuts the log
-//! into ticks ([`tick`], with the segments of one tick in [`batch`]; [`backlog`] after it was down), as often as
+//! into ticks ([`tick`], with the segments of one tick in [`batch`]; [`fresh`] has those that it need not look for in the
+//! log; [`backlog`] after it was down), as often as
 //! [`pace`] allows, and announces them on its [`channel`]. [`retention`] empties old partitions, by [`elapsed`] time.
 //! [`worker`] and [`worker_settings`] are what all background workers share.
 
@@ -9,6 +10,7 @@ pub mod backlog;
 pub mod batch;
 pub mod channel;
 pub mod elapsed;
+pub mod fresh;
 pub mod launcher;
 pub mod pace;
 pub mod process;

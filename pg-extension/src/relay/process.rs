@@ -78,7 +78,7 @@ fn run(db: &'static Database, extension: pg_sys::Oid, mut ticker: Ticker) {
         }
         if due || woken || ticker.has_backlog() {
             pace.begin();
-            let segments = ticker.cut();
+            let segments = if due { ticker.cut_from_log() } else { ticker.cut() };
             rest(pace.end(segments));
         } else {
             worker::wait(housekeeping.saturating_duration_since(Instant::now()));

@@ -4,7 +4,6 @@ use std::ffi::CString;
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering::SeqCst;
 
-use pgrx::bgworkers::BackgroundWorker;
 use pgrx::direct_function_call;
 use pgrx::prelude::*;
 use tidings_wire::{Announcement, MOVED, Snapshot};
@@ -12,9 +11,10 @@ use tidings_wire::{Announcement, MOVED, Snapshot};
 use crate::foreign::Async_Notify;
 use crate::log::layout::{TICK_PARTITIONS, log};
 use crate::log::scan::{Log, Rows, new_segments, open_log, open_partition};
-use crate::log::snapshot::{self, with_latest};
+use crate::log::snapshot::{self, Packed, with_latest};
 use crate::log::table::Table;
 use crate::relay::batch::Batch;
+use crate::relay::fresh::FreshSegments;
 use crate::relay::{backlog, channel, elapsed, pace};
 use crate::settings;
 use crate::shared::{self, Database, NEVER, SLOTS};
@@ -46,6 +46,8 @@ pub struct Ticker {
     unannounced: bool,
     /// A backlog remains after the last tick.
     has_backlog: bool,
+    /// The segments that were handed over in shared memory and are in no tick yet.
+    fresh: FreshSegments,
     /// The segments of the tick that is being cut. Its memory is reused.
     batch: Batch,
 }
@@ -85,6 +87,7 @@ impl Ticker {
             queue: 0.0,
             unannounced: true,
             has_backlog: false,
+            fresh: FreshSegments::new(db),
             batch: Batch::default(),
         })
     }
@@ -92,6 +95,18 @@ impl Ticker {
     /// Cuts a tick if there is anything for it. Returns the number of its segments, or for a large tick how many were
     /// read.
     pub fn cut(&mut self) -> usize {
+        // The number comes before the snapshot, so a tick with a number above some time sees everything committed by
+        // then.
+        let tick = shared::next_stamp();
+        transaction(|| {
+            let to_verify = settings::verify_ring().then(open_log);
+            let count = with_latest(|| self.cut_fresh(to_verify.as_ref(), tick));
+            count.unwrap_or_else(|| self.cut_logged(tick, || u64::MAX))
+        })
+    }
+
+    /// The same without a look at the fresh segments. So also segments are found that no writer has handed over.
+    pub fn cut_from_log(&mut self) -> usize {
         self.cut_below(|| u64::MAX)
     }
 
@@ -114,33 +129,68 @@ impl Ticker {
 
     /// Cuts a tick of the transactions below a limit. `limit` is called once the tick's snapshot has been taken.
     fn cut_below(&mut self, limit: impl FnOnce() -> u64) -> usize {
-        // The number comes before the snapshot, so a tick with a number above some time sees everything committed by
-        // then.
         let tick = shared::next_stamp();
-        transaction(|| {
-            // The locks come before the snapshot. An ALTER TABLE that rewrites a partition makes all rows look new, and
-            // a snapshot from before its commit would see none of them.
-            let log = open_log();
-            with_latest(|| self.cut_active(&log, tick, limit))
+        transaction(|| self.cut_logged(tick, limit))
+    }
+
+    /// Cuts a tick of the fresh segments that the active snapshot sees. None if some of them must be read from the log.
+    fn cut_fresh(&mut self, to_verify: Option<&Log>, tick: u64) -> Option<usize> {
+        let Self { fresh, batch, seen, .. } = self;
+        let until = snapshot::active();
+        // After the snapshot was taken, so that everything that it sees has been handed over.
+        fresh.collect();
+        batch.clear();
+        if !fresh.put_into(batch, seen, &until, settings::notify_inline_limit()) {
+            return None;
+        }
+        if let Some(log) = to_verify {
+            self.verify(log, tick);
+        }
+        self.has_backlog = false;
+        let count = self.close(tick, until)?;
+        self.db.ring_ticks.fetch_add(u64::from(count > 0), SeqCst);
+        Some(count)
+    }
+
+    /// Raises an error unless the log has exactly the segments that were handed over.
+    fn verify(&mut self, log: &Log, tick: u64) {
+        let mut fresh = std::mem::take(&mut self.batch);
+        self.read(log, u64::MAX);
+        fresh.put_in_order();
+        self.batch.put_in_order();
+        if !fresh.is_same(&self.batch) {
+            error!("tidings: the ring and the log differ in tick {tick}");
+        }
+        self.batch = fresh;
+    }
+
+    /// Cuts a tick of the segments in the log whose transactions are below a limit.
+    fn cut_logged(&mut self, tick: u64, limit: impl FnOnce() -> u64) -> usize {
+        // The locks come before the snapshot. An ALTER TABLE that rewrites a partition makes all rows look new, and
+        // a snapshot from before its commit would see none of them.
+        let log = open_log();
+        with_latest(|| {
+            let limit = limit();
+            let until = snapshot::below(snapshot::active(), limit);
+            self.read(&log, limit);
+            let part = if self.batch.is_large() { backlog::part(&log, &self.seen, &until) } else { None };
+            self.has_backlog = part.is_some();
+            self.close(tick, part.unwrap_or(until)).unwrap_or_else(|| error!("the table of ticks does not exist"))
         })
     }
 
-    /// Cuts a tick of the transactions below a limit that the active snapshot sees.
-    fn cut_active(&mut self, log: &Log, tick: u64, limit: impl FnOnce() -> u64) -> usize {
-        let limit = limit();
-        let mut until = snapshot::below(snapshot::active(), limit);
-        self.read(log, tick, limit);
-        let part = if self.batch.is_large() { backlog::part(log, &self.seen, &until) } else { None };
-        self.has_backlog = part.is_some();
-        until = part.unwrap_or(until);
+    /// Makes the batch a tick, unless it is empty. Returns the number of its segments, or None if the table of ticks
+    /// does not exist.
+    fn close(&mut self, tick: u64, until: Snapshot) -> Option<usize> {
         let count = self.batch.count();
-        if count == 0 {
-            self.seen = until;
-        } else {
+        if count > 0 {
+            let slot = self.db.current_slot();
+            let partition = Table::open(TICK_PARTITIONS[slot], pg_sys::RowExclusiveLock)?;
             // The row of the tick is in the current partition, even if all of its segments are in others.
-            self.last_used[self.db.current_slot()] = tick;
-            self.insert(tick, &until, 0);
-            self.seen = until;
+            for used in self.batch.slots().chain([slot]) {
+                self.last_used[used] = tick;
+            }
+            self.insert(&partition, slot, tick, &until, 0);
             for (last_used, used_at) in self.last_used.iter().zip(&self.db.used_at) {
                 if *last_used == tick {
                     used_at.store(elapsed::now(), SeqCst);
@@ -149,7 +199,9 @@ impl Ticker {
             self.announce(tick);
             self.finish(tick);
         }
-        count
+        self.fresh.forget(&until);
+        self.seen = until;
+        Some(count)
     }
 
     /// Whether a backlog remains after the last tick, because it is cut into several ticks.
@@ -167,7 +219,10 @@ impl Ticker {
         let tick = shared::next_stamp();
         transaction(|| {
             self.batch.clear();
-            self.insert(tick, &self.seen, mark);
+            let slot = self.db.current_slot();
+            let partition = Table::open(TICK_PARTITIONS[slot], pg_sys::RowExclusiveLock);
+            let partition = partition.unwrap_or_else(|| error!("tidings.tick_{slot} does not exist"));
+            with_latest(|| self.insert(&partition, slot, tick, &self.seen, mark));
             self.announce(tick);
             self.finish(tick);
         });
@@ -212,9 +267,9 @@ impl Ticker {
         with_latest(|| Rows::unseen(&partition, &self.seen).next().is_some())
     }
 
-    /// Reads the new segments of transactions below `limit`, and marks their partitions as used by `tick`.
-    fn read(&mut self, log: &Log, tick: u64, limit: u64) {
-        let Self { batch, seen, last_used, .. } = self;
+    /// Reads the new segments of transactions below `limit` from the log.
+    fn read(&mut self, log: &Log, limit: u64) {
+        let Self { batch, seen, .. } = self;
         batch.clear();
         let max_bytes = settings::notify_inline_limit();
         new_segments(log, seen, |slot, row| {
@@ -222,7 +277,6 @@ impl Ticker {
             if xid >= limit {
                 return ControlFlow::Continue(());
             }
-            last_used[slot] = tick;
             batch.push(slot, xid, row, max_bytes);
             // The rest of a large tick is not read, except for one row of each partition that has any. But a few
             // segments are counted even if they are large, so that the pace recognizes that writers are busy.
@@ -231,12 +285,10 @@ impl Ticker {
         });
     }
 
-    /// Inserts the row of a tick into the current partition.
-    fn insert(&self, tick: u64, until: &Snapshot, mark: i16) {
-        let slot = self.db.current_slot();
+    /// Inserts the row of a tick into the current partition, which has this number.
+    fn insert(&self, partition: &Table, slot: usize, tick: u64, until: &Snapshot, mark: i16) {
         let used = (0..SLOTS).filter(|slot| self.last_used[*slot] == tick).fold(0i16, |used, slot| used | 1 << slot);
-        let partition = Table::open(TICK_PARTITIONS[slot], pg_sys::RowExclusiveLock);
-        let partition = partition.unwrap_or_else(|| error!("tidings.tick_{slot} does not exist"));
+        let (since, until) = (Packed::new(&self.seen), Packed::new(until));
         // SAFETY: inside the relay's transaction. The values have the types of the table's columns, in their order
         // (sql/extension/10_tables.sql), and none is NULL.
         unsafe {
@@ -244,8 +296,8 @@ impl Ticker {
                 pg_sys::Datum::from(slot as i16),
                 pg_sys::Datum::from(tick),
                 pg_sys::Datum::from(self.last),
-                snapshot::datum(&self.seen),
-                snapshot::datum(until),
+                since.datum(),
+                until.datum(),
                 pg_sys::Datum::from(used | mark),
             ]);
         }
@@ -289,11 +341,16 @@ impl Ticker {
     }
 }
 
-/// Runs `body` in a transaction of its own. An error ends the relay, and the launcher starts another one.
+/// Runs `body` in a transaction of its own. An error ends the relay, and the launcher starts another one. Unlike
+/// pgrx's function, this takes no snapshot that `body` may not need.
 fn transaction<R>(body: impl FnOnce() -> R) -> R {
-    let body = std::panic::AssertUnwindSafe(body);
-    BackgroundWorker::transaction(move || {
-        let body = body;
-        (body.0)()
-    })
+    // SAFETY: the relay is connected to its database and outside of a transaction. An error unwinds past the end of
+    // the transaction to the process's own end, which aborts it.
+    unsafe {
+        pg_sys::SetCurrentStatementStartTimestamp();
+        pg_sys::StartTransactionCommand();
+        let result = body();
+        pg_sys::CommitTransactionCommand();
+        result
+    }
 }

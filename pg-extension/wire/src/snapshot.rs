@@ -46,6 +46,11 @@ impl FromStr for Snapshot {
 }
 
 impl Snapshot {
+    /// Whether a transaction had ended.
+    pub fn sees(&self, xid: u64) -> bool {
+        xid < self.xmin || (xid < self.xmax && self.running.binary_search(&xid).is_err())
+    }
+
     /// Whether Postgres would accept it.
     fn is_valid(&self) -> bool {
         let ascending = self.running.windows(2).all(|pair| pair[0] < pair[1]);

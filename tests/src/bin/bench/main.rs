@@ -35,6 +35,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("checkpoint_timeout", "1h"),
     ("max_wal_size", "16GB"),
     ("log_min_messages", "warning"),
+    ("tidings.verify_ring", "off"),
 ];
 
 /// How much is measured.
