@@ -135,7 +135,10 @@ fn relay() -> TableIterator<
     let tick = Some(db.tick.load(SeqCst) as i64).filter(|tick| *tick != 0);
     let [ticks, events, hints, skipped] =
         [&db.ticks, &db.events, &db.hints, &db.skipped].map(|counter| counter.load(SeqCst) as i64);
-    let state = format!("{:?}", db.state()).to_lowercase();
+    let state = match db.paused.load(SeqCst) {
+        true => "paused".into(),
+        false => format!("{:?}", db.state()).to_lowercase(),
+    };
     TableIterator::once((pid, state, tick, ticks, events, hints, skipped))
 }
 

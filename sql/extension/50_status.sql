@@ -24,7 +24,7 @@ LEFT JOIN (SELECT k.tick, k.until FROM tidings.tick k ORDER BY k.tick DESC LIMIT
 
 COMMENT ON VIEW tidings.status IS 'The relay, its lag and counters, and the size of the log';
 COMMENT ON COLUMN tidings.status.relay_pid IS 'The relay''s process id, NULL while no relay runs';
-COMMENT ON COLUMN tidings.status.relay_state IS 'wanted, starting or running; standby on a standby; unknown until the launcher has checked the database; no place if too many databases of the server have the extension';
+COMMENT ON COLUMN tidings.status.relay_state IS 'wanted, starting or running; paused while a statement such as CREATE DATABASE ... TEMPLATE needs the database alone; standby on a standby; unknown until the launcher has checked the database; no place if too many databases of the server have the extension';
 COMMENT ON COLUMN tidings.status.last_tick IS 'The number of the last tick, in microseconds since the Unix epoch';
 COMMENT ON COLUMN tidings.status.last_tick_at IS 'The same as a time';
 COMMENT ON COLUMN tidings.status.waiting_since IS 'When the oldest committed event that is in no tick yet was written; NULL if there is none';

@@ -154,6 +154,122 @@ $$;
 
 COMMENT ON FUNCTION tidings.check_watches() IS 'The part of check() about watches and rules';
 
+CREATE OR REPLACE FUNCTION tidings.explain_rule(role oid, query text, holes text[], search_path text) RETURNS text
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'explain_rule_wrapper';
+
+COMMENT ON FUNCTION tidings.explain_rule(oid, text, text[], text) IS
+    'The plan of a rule for the role and these values of its holes, as JSON; NULL if it cannot be planned. It is planned as the role, and not run';
+
+CREATE OR REPLACE FUNCTION tidings.subscriber_roles() RETURNS SETOF oid
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT r.oid
+    FROM pg_roles r
+    WHERE NOT r.rolsuper AND NOT has_function_privilege(r.oid, 'tidings.channel()', 'EXECUTE') AND EXISTS (
+        SELECT FROM pg_proc p CROSS JOIN LATERAL aclexplode(p.proacl) a
+        WHERE p.oid = 'tidings.check_subscription(jsonb, text[])'::regprocedure
+          AND a.grantee NOT IN (0, p.proowner, r.oid) AND pg_has_role(a.grantee, r.oid, 'MEMBER'))
+    ORDER BY r.rolname
+$$;
+
+COMMENT ON FUNCTION tidings.subscriber_roles() IS 'The roles that tokens may name: those that a proxy may take';
+
+-- The values are unknown here, so a rule is planned with one that most types accept, for a few of the subscribers' roles. A table that
+-- is small now is read from end to end without harm, so only large ones count.
+CREATE OR REPLACE FUNCTION tidings.check_rules(OUT item text, OUT ok boolean, OUT detail text, OUT fix text) RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    most_rules CONSTANT integer := 100;
+    most_roles CONSTANT integer := 3;
+    many_rows  CONSTANT integer := 10000;
+    samples    CONSTANT text[]  := '{1,00000000-0000-0000-0000-000000000001,2000-01-01}';
+    planned integer := 0;
+    total   integer := 0;
+    slow    integer := 0;
+    role    oid;
+    rule    record;
+    scan    record;
+    sample  text;
+    plan    jsonb;
+BEGIN
+    item := 'plan';
+    FOR rule IN
+        SELECT r.topic, r.search_path, tidings.bind_holes(r.topic, r.using_query) AS query, cardinality(tidings.holes(r.topic)) AS holes
+        FROM tidings.rule r WHERE tidings.can_bind(r.topic, r.using_query) ORDER BY r.topic LIMIT most_rules
+    LOOP
+        total := total + 1;
+        FOR role IN SELECT r FROM tidings.subscriber_roles() r LIMIT most_roles LOOP
+            plan := NULL;
+            FOREACH sample IN ARRAY samples LOOP
+                plan := coalesce(plan, tidings.explain_rule(role, rule.query, array_fill(sample, ARRAY[rule.holes]), rule.search_path)::jsonb);
+            END LOOP;
+            CONTINUE WHEN plan IS NULL;
+            planned := planned + 1;
+            FOR scan IN
+                SELECT DISTINCT c.oid::regclass AS relation, c.reltuples::bigint AS count, node ->> 'Filter' AS filter
+                FROM jsonb_path_query(plan, 'strict $.**  ? (@."Node Type" == "Seq Scan")') node
+                JOIN pg_class c ON c.relname = node ->> 'Relation Name' AND c.relnamespace = to_regnamespace(quote_ident(node ->> 'Schema'))
+                WHERE c.reltuples >= many_rows
+            LOOP
+                slow := slow + 1;
+                ok := NULL;
+                detail := format('each check of the rule "%s" reads all %s rows of %s, as %s', rule.topic, scan.count, scan.relation, role::regrole);
+                fix := format('Create an index for this condition: %s', coalesce(scan.filter, 'none, so every row is read'));
+                RETURN NEXT;
+            END LOOP;
+            EXIT;
+        END LOOP;
+    END LOOP;
+    IF total > 0 AND slow = 0 THEN
+        ok := true;
+        detail := format('%s of %s rules could be planned with sample values, and none reads a large table from end to end', planned, total);
+        fix := NULL;
+        RETURN NEXT;
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION tidings.check_rules() IS 'The part of check() about the plans of rules';
+
+CREATE OR REPLACE FUNCTION tidings.check_log(OUT item text, OUT ok boolean, OUT detail text, OUT fix text) RETURNS SETOF record
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    log     record;
+    kept    interval;
+    standby integer := (SELECT count(*) FROM pg_stat_replication r WHERE r.state = 'streaming');
+BEGIN
+    SELECT s.*, clock_timestamp() - to_timestamp(s.oldest_position / 1000000.0) AS kept INTO log FROM tidings.status s;
+    item := 'log';
+    kept := date_trunc('second', greatest(log.kept, '0'));
+    -- Partitions are removed in turn, so events stay up to half as long again.
+    ok := NULLIF(coalesce(log.kept, '0') < log.retention * 2 + interval '5 minutes', false);
+    IF ok THEN
+        detail := format('the log has %s for the last %s; events stay up to %s. SQL can''t see how much of the disk is free: compare with df',
+            pg_size_pretty(log.log_bytes), kept, log.retention * 1.5);
+        fix := NULL;
+    ELSE
+        detail := format('the log has %s and goes back %s, more than tidings.retention (%s)', pg_size_pretty(log.log_bytes), kept, log.retention);
+        fix := 'End old transactions that wrote to it: SELECT pid, xact_start, query FROM pg_stat_activity ORDER BY xact_start LIMIT 3; or pg_prepared_xacts.';
+    END IF;
+    RETURN NEXT;
+
+    IF standby > 0 THEN
+        item := 'standby';
+        ok := NULL;
+        detail := format('%s standbys are connected, and their settings can''t be seen from here', standby);
+        fix := 'On each, before it may be promoted: SHOW shared_preload_libraries must contain tidings; or SELECT * FROM tidings.check().';
+        RETURN NEXT;
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION tidings.check_log() IS 'The part of check() about the size of the log, and about standbys';
+
 CREATE OR REPLACE FUNCTION tidings.check_topics(topics text[], OUT item text, OUT ok boolean, OUT detail text, OUT fix text) RETURNS SETOF record
 LANGUAGE sql STABLE STRICT
 SET search_path = pg_catalog, pg_temp
@@ -220,6 +336,8 @@ BEGIN
         RETURN QUERY SELECT * FROM tidings.check_relay();
         RETURN QUERY SELECT * FROM tidings.check_roles();
         RETURN QUERY SELECT * FROM tidings.check_watches();
+        RETURN QUERY SELECT * FROM tidings.check_rules();
+        RETURN QUERY SELECT * FROM tidings.check_log();
         RETURN QUERY SELECT * FROM tidings.check_topics(topics);
     END IF;
 END

@@ -123,6 +123,7 @@ metrics! {
     Gauge "tidings_topics" "Topics with subscribers or history in memory" { topics "" }
     Gauge "tidings_history_bytes" "Bytes of history in memory" { history_bytes "" }
     Gauge "tidings_upstream_connected" "1 while the upstream connection is up and caught up" { upstream_connected "" }
+    Gauge "tidings_upstream_deaf" "1 while something between the proxy and Postgres hides notifications, such as a pool in transaction mode" { deaf "" }
     Gauge "tidings_replays" "Clients that are being served from the log or wait for it" { replaying "" }
     Gauge "tidings_snapshots" "Readings of rows in progress" { snapshots "" }
     Gauge "tidings_snapshots_waiting" "Readings of rows that wait for others to end" { snapshots_waiting "" }

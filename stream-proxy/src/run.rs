@@ -95,6 +95,7 @@ pub fn assemble(cli: Cli, access: Access, database: Database, rows: Database, me
 /// powerful.
 pub async fn run(setup: Setup, shutdown: impl Future<Output = ()>) -> Result<(), TooPowerful> {
     let Setup { cli, judge, database, gate, tls, listener } = setup;
+    let gate = gate.map(|gate| gate.beside(&database));
     let metrics = Arc::new(Metrics::default());
     let is_open = matches!(judge, Judge::Nobody);
     let logins = Logins {

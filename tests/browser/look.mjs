@@ -9,7 +9,7 @@ import { artifacts } from "./stack.mjs";
 
 const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 
-async function assertAccessible(page, where) {
+export async function assertAccessible(page, where) {
   // Through the debugger: the page's own policy lets no foreign script in.
   await page.evaluate(AXE);
   const { violations } = await page.evaluate(() => window.axe.run(document, { resultTypes: ["violations"] }));

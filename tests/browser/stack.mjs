@@ -234,6 +234,12 @@ export class Stack {
     ], `http://127.0.0.1:${port}/readyz`);
   }
 
+  /** A proxy that serves every topic to everyone, not yet started. */
+  openProxy(name, port) {
+    const flags = ["--open", "--database-url", setting("TEAMBOARD_PROXY_URL"), "--listen", `127.0.0.1:${port}`, "--drain", "500ms"];
+    return new Service(name, setting("TEAMBOARD_PROXY"), flags, `http://127.0.0.1:${port}/readyz`);
+  }
+
   /** A backend, not yet started, whose page finds its streams at `events`; where it came from itself, if that is empty. */
   newBackend(name, port, events) {
     return new Service(name, setting("TEAMBOARD_BACKEND"), [

@@ -5,5 +5,6 @@ import "./access.mjs";
 import "./away.mjs";
 import "./balancers.mjs";
 import "./look.mjs";
+import "./overview.mjs";
 import "./client.mjs";
 import "./recipes.mjs";

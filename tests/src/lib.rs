@@ -24,6 +24,7 @@ pub mod database;
 pub mod follower;
 pub mod http;
 pub mod ledger;
+pub mod pool;
 pub mod process;
 pub mod proxy;
 pub mod sse;

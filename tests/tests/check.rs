@@ -1,13 +1,15 @@
 //! `tidings-proxy check` names each mistake of an installation, and what mends it. So do the proxy's own messages.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use postgres::Row;
 use serde_json::{Value, json};
 use tidings_tests::cluster::free_port;
-use tidings_tests::process::{Process, Signal, fresh_path};
-use tidings_tests::{Cluster, Proxy, proxy, shared, until};
+use tidings_tests::pool::Pool;
+use tidings_tests::process::fresh_path;
+use tidings_tests::{Cluster, Proxy, Session, proxy, shared, until};
 
 use crate::access::{Team, sign};
 use crate::boards;
@@ -122,24 +124,10 @@ fn a_library_that_is_not_preloaded_and_a_relay_that_does_not_run_are_named() {
 #[test]
 fn a_pool_in_transaction_mode_is_named() {
     let db = boards();
-    let (port, config, log) = (free_port(), fresh_path("pgbouncer.ini"), fresh_path("pgbouncer.log"));
-    let settings = format!(
-        "[databases]\n{name} = host=127.0.0.1 port={} user={}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
-         unix_socket_dir =\nauth_type = any\npool_mode = transaction\n",
-        db.cluster().port(),
-        db.proxy_role(),
-        name = db.name(),
-    );
-    std::fs::write(&config, settings).expect("a file");
-    let mut command = Command::new("/usr/sbin/pgbouncer");
-    command.args(["-q", "-u", "postgres"]).arg(&config);
-    if !std::path::Path::new("/usr/sbin/pgbouncer").exists() {
+    let Some(pool) = Pool::start(&db, "transaction") else {
         return crate::skipped("a pool: PgBouncer is not installed");
-    }
-    let _pool = Process::start(&mut command, Signal::SIGKILL, &log);
-    until("the pool listens", || TcpStream::connect(("127.0.0.1", port)).is_ok());
-    let url = format!("postgres://me@127.0.0.1:{port}/{}", db.name());
-    check(&url, &["--open"]).only_wrong("pool", "PgBouncer", "pool_mode = session");
+    };
+    check(&pool.url(), &["--open"]).only_wrong("pool", "PgBouncer", "pool_mode = session");
 }
 
 #[test]
@@ -161,13 +149,13 @@ fn mistakes_of_access_are_named() {
     let found = with(&["--anon-role", &team.guest, "--token-file", &good, "boards_5"]);
     assert!(found.ok && found.about("token").len() == 2, "{:#?}", found.findings);
     with(&["--token-file", &good, "boards_6"]).only_wrong("token", "may not subscribe to \"boards_6\"", "policies");
-    with(&["--token-file", &token(&team.member, 6000)]).only_wrong("token", "expired", "renewed");
+    with(&["--token-file", &token(&team.member, 6000)]).only_wrong("token", "expired", "renew it");
     with(&["--token-file", &token("nobody_knows", 0)]).only_wrong("roles", "no such role", "CREATE ROLE");
     with(&["--anon-role", "nobody_knows"]).only_wrong("roles", "no such role", "GRANT");
     let other = fresh_path("secret");
     std::fs::write(&other, "another secret that has more than 32 bytes").expect("a file");
     let other = other.to_str().expect("a path of text").to_owned();
-    check(&url, &["--jwt-secret-file", &other, "--token-file", &good]).only_wrong("token", "ignature", "Sign it with");
+    check(&url, &["--jwt-secret-file", &other, "--token-file", &good]).only_wrong("token", "ignature", "sign it with");
     check(&url, &["--jwt-secret-file", "/nowhere"]).only_wrong("access", "/nowhere", "openssl rand");
 
     // Rules: none for a watch is a hint, none for a topic that is asked for is wrong.
@@ -258,4 +246,55 @@ fn a_topic_with_a_colon_instead_of_braces_gives_a_notice() {
     client.batch_execute("SELECT tidings.watch('board_items', 'boards', name => 'all')").expect("watch");
     let said: Vec<String> = counted.try_iter().filter(|notice| notice.contains("names no column")).collect();
     assert!(said.is_empty(), "{said:?}");
+}
+
+#[test]
+fn a_rule_that_reads_a_large_table_from_end_to_end_is_named() {
+    let team = Team::new();
+    let mut dba = team.db.session();
+    dba.run(&format!(
+        "CREATE TABLE owners (id uuid, name text); GRANT SELECT ON owners TO {member};
+         INSERT INTO owners SELECT gen_random_uuid(), 'o' || i FROM generate_series(1, 20000) i; ANALYZE owners;
+         CREATE FUNCTION who_plans(text) RETURNS text IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN RAISE NOTICE 'planned by %', current_user; RETURN $1; END $$;
+         GRANT EXECUTE ON FUNCTION who_plans(text) TO {member};
+         SELECT tidings.allow('owners_{{id}}', 'SELECT FROM owners WHERE id = {{id}}::uuid AND name <> who_plans(''x'')')",
+        member = team.member
+    ));
+    let plans = |session: &mut Session| {
+        let rows = session.all("SELECT ok, detail, fix FROM tidings.check() WHERE item = 'plan'", &[]);
+        let text = |row: &Row, n: usize| row.get::<_, Option<String>>(n).unwrap_or_default();
+        rows.iter().map(|row| (row.get(0), text(row, 1), text(row, 2))).collect::<Vec<(Option<bool>, _, _)>>()
+    };
+    let found = plans(&mut dba);
+    assert!(found.len() == 1 && found[0].0.is_none(), "{found:?}");
+    assert!(found[0].1.contains("\"owners_{id}\" reads all 20000 rows of public.owners"), "{found:?}");
+    assert!(found[0].2.contains("Create an index") && found[0].2.contains("owners.id ="), "{found:?}");
+    dba.run("CREATE INDEX ON owners (id)");
+    let found = plans(&mut dba);
+    assert!(found.len() == 1 && found[0].0 == Some(true) && found[0].1.starts_with("2 of 2 rules"), "{found:?}");
+    // Planning runs code of whoever wrote the rule, so it never has the rights of the extension's owner.
+    let (notices, heard) = std::sync::mpsc::channel();
+    let mut config = team.db.cluster().config(team.db.name(), "postgres");
+    config.notice_callback(move |notice| _ = notices.send(notice.message().to_owned()));
+    plans(&mut Session::new(config.connect(postgres::NoTls).expect("connect")));
+    let said: std::collections::BTreeSet<String> = heard.try_iter().filter(|said| said.contains("planned")).collect();
+    assert_eq!(said.into_iter().collect::<Vec<_>>(), [format!("planned by {}", team.member)]);
+}
+
+#[test]
+fn what_the_check_cannot_see_it_says() {
+    let cluster = Cluster::start(&[]);
+    let db = cluster.database();
+    let mut dba = db.session();
+    let mut detail = |item: &str| {
+        let rows = dba.all("SELECT detail || ' ' || coalesce(fix, '') FROM tidings.check() WHERE item = $1", &[&item]);
+        rows.first().map(|row| row.get::<_, String>(0)).unwrap_or_default()
+    };
+    let log = detail("log");
+    assert!(log.contains("events stay up to 01:30:00") && log.contains("compare with df"), "{log}");
+    assert_eq!(detail("standby"), "");
+    let standby = cluster.standby();
+    db.wait_standby(&standby);
+    let said = detail("standby");
+    assert!(said.contains("1 standbys are connected") && said.contains("shared_preload_libraries"), "{said}");
 }

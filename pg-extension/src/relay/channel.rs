@@ -6,9 +6,10 @@ use std::cell::RefCell;
 use std::ffi::CString;
 
 use pgrx::prelude::*;
+use tidings_wire::LEAVE;
 
 use crate::foreign::infallible::heap_deform_tuple;
-use crate::foreign::{Async_Listen, Async_Unlisten, PreventCommandDuringRecovery};
+use crate::foreign::{Async_Listen, Async_Notify, Async_Unlisten, PreventCommandDuringRecovery};
 use crate::log::snapshot::with_latest;
 use crate::log::table::Table;
 use crate::{errors, preload, transaction};
@@ -43,6 +44,14 @@ fn first(table: &Table) -> Option<CString> {
         pg_sys::systable_endscan(scan);
         name
     }
+}
+
+/// Asks the proxies to leave the database, for a statement that needs it without other sessions. They come back by
+/// themselves. Called by the relay, inside a transaction.
+pub fn ask_to_leave() {
+    let (channel, payload) = (name(), CString::new(LEAVE).unwrap_or_default());
+    // SAFETY: inside a transaction; the names are C strings and are copied.
+    unsafe { Async_Notify(channel.as_ptr(), payload.as_ptr()) };
 }
 
 /// `tidings.listen()`: executes LISTEN and returns the channel's name, by which the caller recognizes the

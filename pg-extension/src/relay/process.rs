@@ -10,7 +10,7 @@ use crate::catalog;
 use crate::relay::pace::Pace;
 use crate::relay::retention::Retention;
 use crate::relay::tick::Ticker;
-use crate::relay::{worker, worker_settings};
+use crate::relay::{channel, worker, worker_settings};
 use crate::shared::{self, Database, State};
 
 /// How often the relay checks the notification queue, the partitions, and the log for commits that it was not woken for
@@ -58,6 +58,7 @@ fn run(db: &'static Database, extension: pg_sys::Oid, mut ticker: Ticker) {
     loop {
         worker::reload_settings();
         if db.paused.load(SeqCst) {
+            BackgroundWorker::transaction(channel::ask_to_leave);
             return;
         }
         let due = housekeeping <= Instant::now();

@@ -1,4 +1,5 @@
-//! Statements that need a database without other sessions: the relay leaves it until their transaction ends.
+//! Statements that need a database without other sessions: the relay leaves it until their transaction ends, and asks
+//! the proxies to leave it for a moment. Postgres itself then waits five seconds for sessions to end.
 
 use std::ffi::c_char;
 use std::sync::atomic::Ordering::SeqCst;

@@ -16,6 +16,10 @@ pub const MAX_PART: usize = 7999;
 /// The text of the last notification on a channel whose name was changed.
 pub const MOVED: &str = "moved";
 
+/// The payload that asks listeners to leave the database for a moment, because a statement needs it without other
+/// sessions. A proxy that does not know it reads the log instead.
+pub const LEAVE: &str = "leave";
+
 /// The space that is reserved for the header line of a part.
 const HEADER_ROOM: usize = 64;
 

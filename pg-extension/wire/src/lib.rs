@@ -32,7 +32,7 @@ pub mod topic;
 pub mod value;
 pub mod varlena;
 
-pub use batch::{Announcement, BatchError, MOVED, Part};
+pub use batch::{Announcement, BatchError, LEAVE, MOVED, Part};
 pub use error::{PackError, ReadError, TooLong};
 pub use limit::Limit;
 pub use position::{Position, PositionError, Seen};

@@ -76,7 +76,7 @@ impl ByToken {
             }
             Ok(Token { claims, expires }) => Ok(Holder { who: known(claims, self.anonymous.as_deref()), expires }),
             Err(error) => {
-                tracing::info!(%error, "token refused");
+                tracing::info!(%error, remedy = error.remedy(), "token refused");
                 if error == TokenError::Expired {
                     self.metrics.auth_expired_token.add(1);
                     return Err(Denied::Expired);

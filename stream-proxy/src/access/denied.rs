@@ -6,7 +6,7 @@ use crate::access::check::Unanswered;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
     /// It has no token, and needs one.
-    #[error("a token is needed")]
+    #[error("a token is needed: as Authorization: Bearer, as ?token= or in the proxy's cookie")]
     NoToken,
     /// Its token is not accepted.
     #[error("the token is not valid")]

@@ -14,6 +14,9 @@ use crate::metrics::Metrics;
 /// streams, but a rule's code can claim to wait for a lock, and must not keep a stream open forever that way.
 const MAX_LOCKED: u32 = 5;
 
+/// The reason that the database gives for a topic without a rule.
+pub const NO_RULE: &str = "no rule matches";
+
 /// Asks the database, and reports the outcome.
 #[derive(Clone, Debug)]
 pub struct Rules {
@@ -40,7 +43,9 @@ impl Rules {
         self.metrics.auth_denied.add(1);
         for Refusal { topic, reason } in &refused {
             // In escaped form: a reason may contain a claim that a cast has put there, with a line break.
-            tracing::info!(topic = %topic, reason = ?reason, "subscription refused");
+            let remedy =
+                if &**reason == NO_RULE { "create one with tidings.allow()" } else { "look at the rule's query" };
+            tracing::info!(topic = %topic, reason = ?reason, remedy, "subscription refused");
         }
         Err(Denied::Topics(refused.into_iter().map(|refusal| refusal.topic.to_string()).collect()))
     }

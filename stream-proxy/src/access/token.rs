@@ -48,6 +48,19 @@ pub enum TokenError {
     Invalid(String),
 }
 
+impl TokenError {
+    /// What the application must do about it.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::TooLong | Self::Malformed => "send the token itself, and nothing else",
+            Self::Critical(_) => "sign tokens without it",
+            Self::NoKey => "sign with a key that the proxy has, or give the proxy this one and send it SIGHUP",
+            Self::Expired => "the application must renew it before it expires; look at the clocks, too",
+            Self::Invalid(_) => "sign it with the key that the proxy has, for its audience and issuer",
+        }
+    }
+}
+
 impl Token {
     /// Verifies a token with `keys`.
     pub fn verify(token: &str, keys: &Keys) -> Result<Self, TokenError> {

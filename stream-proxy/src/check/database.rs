@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, SimpleQueryMessage};
@@ -11,7 +10,8 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 use crate::check::report::{Report, Verdict};
 use crate::metrics::Metrics;
 use crate::upstream::database::{Database, DatabaseError, in_time};
-use crate::upstream::inbox::{Heard, Inbox};
+use crate::upstream::hearing;
+use crate::upstream::inbox::Inbox;
 
 /// How long a notification may take.
 const NOTIFICATION_TIME: Duration = Duration::from_secs(5);
@@ -192,7 +192,7 @@ pub async fn inside(connections: &Connections, is_guarded: bool, topics: &[Strin
         let Ok((item, ok, detail, fix)): Result<(String, Option<bool>, String, _), _> = read() else { continue };
         let verdict = match (ok, item.as_str()) {
             (Some(true), _) => Verdict::Right,
-            (None, "access" | "rule") if !is_guarded => continue,
+            (None, "access" | "rule" | "plan") if !is_guarded => continue,
             (None, "access") | (Some(false), _) => Verdict::Wrong,
             (None, _) => Verdict::Hint,
         };
@@ -204,27 +204,17 @@ pub async fn inside(connections: &Connections, is_guarded: bool, topics: &[Strin
 
 /// Whether a notification of one session reaches another.
 pub async fn notifications(connections: &mut Connections, report: &mut Report) -> Option<()> {
-    let channel = format!("tidings_check_{:032x}", fastrand::u128(..));
     let Connections { listener, speaker, inbox, .. } = connections;
-    let sending = async {
-        in_time(listener.batch_execute(&format!("LISTEN {channel}"))).await?;
-        in_time(speaker.batch_execute(&format!("NOTIFY {channel}"))).await
-    };
-    if let Err(error) = sending.await {
-        failed(report, "notify", &error);
-        return None;
-    }
-    let arrives = async {
-        while let Some(heard) = inbox.recv().await {
-            if matches!(&heard, Heard::Message(notification) if notification.channel() == channel) {
-                return true;
-            }
+    match hearing::hears(&hearing::channel(), (listener, inbox), speaker, NOTIFICATION_TIME).await {
+        Ok(true) => {
+            report.right("notify", "a notification of one session reaches another");
+            return Some(());
         }
-        false
-    };
-    if timeout(NOTIFICATION_TIME, arrives).await == Ok(true) {
-        report.right("notify", "a notification of one session reaches another");
-        return Some(());
+        Ok(false) => {}
+        Err(error) => {
+            failed(report, "notify", &error);
+            return None;
+        }
     }
     report.wrong(
         "notify",

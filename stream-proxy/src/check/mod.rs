@@ -30,6 +30,7 @@ pub async fn run(wanted: Arguments) -> bool {
 async fn look(wanted: &Arguments, report: &mut Report) -> Option<()> {
     let metrics = Arc::new(Metrics::default());
     let judge = settings::access(&wanted.cli, &metrics, report).await;
+    settings::cookie(&wanted.cli, report);
     settings::certificate(&wanted.cli, report);
     settings::address(&wanted.cli, report).await;
     let logins = settings::databases(&wanted.cli, report)?;

@@ -9,6 +9,7 @@ use tokio_postgres::types::{ToSql, Type};
 
 use crate::access::keys::Keys;
 use crate::access::login;
+use crate::access::rules::NO_RULE;
 use crate::access::token::Token;
 use crate::check::arguments::Arguments;
 use crate::check::report::Report;
@@ -18,9 +19,6 @@ use crate::upstream::database::{DatabaseError, in_time};
 
 /// A topic that no rule matches, so that the answer is about the role alone.
 const NO_TOPIC: &str = "tidings_check";
-
-/// The answer about a topic without a rule.
-const NO_RULE: &str = "no rule matches";
 
 /// The roles that the session may take, other than its own.
 const MAY_TAKE: &str = "SELECT pg_catalog.string_agg(r.rolname, ', ' ORDER BY r.rolname), session_user::pg_catalog.text
@@ -124,9 +122,8 @@ async fn token(wanted: &Arguments, file: &Path, keys: &Keys, session: (&Client, 
     let Token { mut claims, .. } = match Token::verify(text.trim(), keys) {
         Ok(token) => token,
         Err(error) => {
-            let fix = "Sign it with the key that the proxy has, and with its audience and issuer; a token that has expired is renewed \
-                       by the application.";
-            return report.wrong("token", format!("the token is refused: {error}"), fix);
+            let (reason, fix) = (format!("the token is refused: {error}"), error.remedy());
+            return report.wrong("token", reason, fix);
         }
     };
     if let (None, Some(role)) = (claims.get("role"), &wanted.cli.anon_role) {

@@ -71,6 +71,19 @@ pub async fn access(cli: &Cli, metrics: &Metrics, report: &mut Report) -> Judge 
     Judge::Nobody
 }
 
+/// The cookie with the token: browsers send some only over TLS.
+pub fn cookie(cli: &Cli, report: &mut Report) {
+    let is_secure =
+        |name: &&String| ["__host-", "__secure-"].iter().any(|prefix| name.to_lowercase().starts_with(prefix));
+    if let (Some(name), None) = (cli.token_cookie.as_ref().filter(is_secure), &cli.tls_cert) {
+        report.hint(
+            "cookie",
+            format!("browsers send the cookie {name:?} only over https://, and this proxy serves http://"),
+            "Put a load balancer with TLS in front, or give --tls-cert and --tls-key; for development, use a cookie without this prefix.",
+        );
+    }
+}
+
 /// The certificate for clients, if there is one.
 pub fn certificate(cli: &Cli, report: &mut Report) {
     let (Some(certificate), Some(key)) = (&cli.tls_cert, &cli.tls_key) else { return };

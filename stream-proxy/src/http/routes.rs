@@ -18,6 +18,7 @@ use crate::access::denied::Denied;
 use crate::http::bearer::find_token;
 use crate::http::body::Body;
 use crate::http::cors;
+use crate::http::overview;
 use crate::http::problem::Problem;
 use crate::http::query::{self, accepts_stream, asks_for_json, names_stream, only_token};
 use crate::poll::Polled;
@@ -45,6 +46,9 @@ enum Target<'a> {
     Health,
     Ready,
     Metrics,
+    /// The page with the topics, and the data behind it.
+    Page,
+    Topics,
     /// A stream of topics, and the topic that the path names, if any.
     Events(Option<Topic>),
     /// A stream of a channel, its name still encoded.
@@ -65,6 +69,8 @@ pub async fn respond(proxy: &Arc<Proxy>, request: &Parts, peer: IpAddr, reserved
         }),
         Ok(_) if reserved => not_now(request, proxy, NotNow::OverLimit),
         Ok(Target::Metrics) => plain(request, || text(proxy.metrics.render())),
+        Ok(Target::Page) => plain(request, overview::page),
+        Ok(Target::Topics) => plain(request, || overview::topics(proxy)),
         Ok(Target::Events(topic)) => stream(proxy, request, peer, topic).await,
         Ok(Target::Channel(name)) => channel(proxy, request, peer, name).await,
         Err(problem) => Err(problem),
@@ -122,9 +128,15 @@ fn target<'a>(proxy: &Proxy, path: &'a str) -> Result<Target<'a>, Problem> {
     {
         return Ok(Target::Channel(name));
     }
-    let topic = proxy.cli.route.iter().find_map(|route| route.topic(path)).ok_or(Problem::NotFound)?;
-    let topic = topic.map_err(|error| Problem::BadRequest(error.to_string()))?;
-    Ok(Target::Events(Some(topic)))
+    if let Some(topic) = proxy.cli.route.iter().find_map(|route| route.topic(path)) {
+        let topic = topic.map_err(|error| Problem::BadRequest(error.to_string()))?;
+        return Ok(Target::Events(Some(topic)));
+    }
+    match path {
+        "/" if proxy.cli.open => Ok(Target::Page),
+        "/topics" if proxy.cli.open => Ok(Target::Topics),
+        _ => Err(Problem::NotFound),
+    }
 }
 
 fn plain(request: &Parts, respond: impl FnOnce() -> Response<Body>) -> Result<Outcome, Problem> {

@@ -20,7 +20,9 @@ use crate::metrics::Metrics;
 use crate::upstream::connection_string::{Roots, Security, Target};
 use crate::upstream::inbox::{self, Inbox, inbox};
 use crate::upstream::parameters::BadUrl;
+
 use crate::upstream::password::{PasswordError, Passwords};
+use crate::upstream::presence::{Presence, Seat};
 use crate::upstream::settings;
 use crate::upstream::tls;
 
@@ -56,6 +58,9 @@ pub enum DatabaseError {
     /// The connection closed.
     #[error("the connection to the database closed")]
     Closed,
+    /// A statement needs the database without other sessions.
+    #[error("the database is being dropped, renamed or copied: the proxy has left it for a moment")]
+    Leave,
     /// The password can't be read.
     #[error(transparent)]
     Password(#[from] PasswordError),
@@ -130,8 +135,17 @@ impl DatabaseError {
 /// An error in words for an operator. Postgres never puts the password into its messages.
 fn describe(error: &tokio_postgres::Error) -> String {
     match error.as_db_error() {
-        Some(db) if [SqlState::INVALID_SCHEMA_NAME, SqlState::UNDEFINED_FUNCTION].contains(db.code()) => {
-            format!("{} (is the extension tidings created in this database, and of this version?)", db.message())
+        Some(db) if *db.code() == SqlState::INVALID_SCHEMA_NAME => {
+            format!("{} (run CREATE EXTENSION tidings in this database, or name another one in the URL)", db.message())
+        }
+        Some(db) if *db.code() == SqlState::UNDEFINED_FUNCTION => {
+            format!("{} (is the extension older than this proxy? ALTER EXTENSION tidings UPDATE)", db.message())
+        }
+        Some(db) if *db.code() == SqlState::UNDEFINED_DATABASE => {
+            format!("{} (correct the database's name in the URL, or create it)", db.message())
+        }
+        Some(db) if *db.code() == SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE && db.hint().is_some() => {
+            format!("{} ({})", db.message(), db.hint().unwrap_or_default())
         }
         Some(db) if *db.code() == SqlState::INSUFFICIENT_PRIVILEGE && db.message().contains(" tidings") => {
             format!("{} (does its role lack SELECT tidings.grant_proxy('…')?)", db.message())
@@ -139,12 +153,21 @@ fn describe(error: &tokio_postgres::Error) -> String {
         Some(db) if *db.code() == SqlState::INSUFFICIENT_PRIVILEGE && db.message().contains("for function") => {
             format!("{} (did its role get its rights before an upgrade? SELECT tidings.grant_proxy('…'))", db.message())
         }
+        Some(db) if pooled(db.code()) => {
+            format!("{} (is there a pool in transaction mode on the way? connect to Postgres directly)", db.message())
+        }
         Some(db) => db.message().to_string(),
         None => match std::error::Error::source(error) {
             Some(source) => format!("{error}: {source}"),
             None => error.to_string(),
         },
     }
+}
+
+/// Whether an error comes of a pool that lends its sessions by transaction: a prepared statement is one of the session's
+/// own, and is missing in the next one or there already.
+fn pooled(code: &SqlState) -> bool {
+    [SqlState::INVALID_SQL_STATEMENT_NAME, SqlState::DUPLICATE_PSTATEMENT].contains(code)
 }
 
 /// Where the database is, and the certificates for it. Clones share the certificates, so all of them see new ones.
@@ -155,6 +178,7 @@ pub struct Database {
     /// The authorities to trust unless the connection string names others.
     authorities: Option<PathBuf>,
     tls: Arc<RwLock<Option<ClientConfig>>>,
+    presence: Presence,
 }
 
 impl Database {
@@ -164,7 +188,8 @@ impl Database {
         let target = Target::parse(text)?;
         let passwords = Passwords::new(target.passfile.clone(), |name| std::env::var(name).ok());
         let authorities = authorities.map(Path::to_owned);
-        let database = Self { target: Arc::new(target), passwords, authorities, tls: Arc::default() };
+        let (target, tls, presence) = (Arc::new(target), Arc::default(), Presence::default());
+        let database = Self { target, passwords, authorities, tls, presence };
         database.read_certificates()?;
         Ok(database)
     }
@@ -214,18 +239,33 @@ impl Database {
         connected.map_err(|why| DatabaseError::Connect { to: self.place(), why: Box::new(why) })
     }
 
+    /// The same database with another login: its connections leave it together with the others.
+    pub fn beside(mut self, other: &Self) -> Self {
+        self.presence = other.presence.clone();
+        self
+    }
+
+    /// Closes all connections, and makes no new ones for a moment.
+    pub fn leave(&self) {
+        self.presence.leave();
+    }
+
     async fn try_to_connect(&self, metrics: Arc<Metrics>) -> Result<(Client, Inbox), DatabaseError> {
+        if self.presence.is_away() {
+            return Err(DatabaseError::Leave);
+        }
+        let seat = self.presence.seat();
         let config = timeout(CONNECT_TIMEOUT, self.filled()).await.unwrap_or(Err(DatabaseError::Timeout))?;
         let tls = self.tls.read().clone();
         let connecting = async {
             match tls {
                 Some(tls) => {
                     let (client, connection) = config.connect(MakeRustlsConnect::new(tls)).await?;
-                    Ok((client, settings_for(&connection), drive(connection, metrics)))
+                    Ok((client, settings_for(&connection), drive(connection, seat, metrics)))
                 }
                 None => {
                     let (client, connection) = config.connect(NoTls).await?;
-                    Ok((client, settings_for(&connection), drive(connection, metrics)))
+                    Ok((client, settings_for(&connection), drive(connection, seat, metrics)))
                 }
             }
         };
@@ -267,15 +307,19 @@ fn settings_for<S: AsyncRead + AsyncWrite + Unpin>(connection: &Connection<Socke
     settings::statements(connection.parameter("server_version"))
 }
 
-/// Drives a connection in its own task, until it breaks or its client is dropped.
-fn drive<S>(mut connection: Connection<Socket, S>, metrics: Arc<Metrics>) -> Inbox
+/// Drives a connection in its own task, until it breaks, its client is dropped, or it has to leave the database.
+fn drive<S>(mut connection: Connection<Socket, S>, mut seat: Seat, metrics: Arc<Metrics>) -> Inbox
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (outlet, inbox) = inbox(inbox::LIMIT, metrics);
     tokio::spawn(async move {
         loop {
-            match poll_fn(|cx| connection.poll_message(cx)).await {
+            let message = tokio::select! {
+                message = poll_fn(|cx| connection.poll_message(cx)) => message,
+                () = seat.left() => return,
+            };
+            match message {
                 Some(Ok(AsyncMessage::Notification(notification))) => outlet.push(notification),
                 Some(Ok(_)) => {}
                 Some(Err(error)) => {

@@ -18,6 +18,8 @@ pub struct Introduction {
     pub channel: String,
     /// The relay's process, while a relay runs.
     pub relay: Option<i32>,
+    /// Whether a statement needs the database without other sessions.
+    pub is_paused: bool,
     /// The last tick in the log.
     pub last: u64,
 }
@@ -50,10 +52,11 @@ pub trait Log {
 
 impl Log for Client {
     async fn introduce(&self) -> Result<Introduction, DatabaseError> {
-        let sql = "SELECT tidings.listen(), tidings.relay_pid(), tidings.position()";
+        let sql = "SELECT tidings.listen(), r.pid, tidings.position(), r.state FROM tidings.relay() r";
         let row = in_time(self.query_one(sql, &[])).await?;
         let last = parse_position(row.try_get(2)?)?.tick;
-        Ok(Introduction { channel: row.try_get(0)?, relay: row.try_get(1)?, last })
+        let is_paused = row.try_get::<_, &str>(3)? == "paused";
+        Ok(Introduction { channel: row.try_get(0)?, relay: row.try_get(1)?, is_paused, last })
     }
 
     async fn locate(&self, at: &Position) -> Result<Option<Position>, DatabaseError> {

@@ -1,20 +1,23 @@
 //! From Postgres to the hub. [`session`] is the live connection, one for all clients; [`chain`] puts the ticks in
 //! order, from notifications and from the [`log`]. [`replay`] brings one client from an old position to the present,
 //! with the queries in [`reads`]. [`snapshots`] starts clients with the current rows, which it reads with [`reading`].
-//! [`registry`] reports which topics have subscribers.
+//! [`registry`] reports which topics have subscribers, and [`hearing`] finds out whether notifications arrive at all.
 //!
 //! [`database`] makes all connections: [`connection_string`] and [`parameters`] say where the database is,
 //! [`password`], [`tls`] and [`settings`] how to connect, and [`inbox`] holds the notifications that have arrived.
+//! [`presence`] closes all of them when a statement needs the database alone.
 //!
 //! Not here: queries about access (`access`).
 
 pub mod chain;
 pub mod connection_string;
 pub mod database;
+pub mod hearing;
 pub mod inbox;
 pub mod log;
 pub mod parameters;
 pub mod password;
+pub mod presence;
 pub mod reading;
 pub mod reads;
 pub mod registry;

@@ -18,7 +18,9 @@ use crate::stream::channels::Channels;
 use crate::stream::hub::Hub;
 use crate::upstream::chain::Chain;
 use crate::upstream::database::{Database, DatabaseError, in_time};
+use crate::upstream::hearing::{DEAF_INTERVAL, Hearing};
 use crate::upstream::inbox::{Heard, Inbox};
+use crate::upstream::presence::AWAY;
 
 /// How many notifications are handled, if that many wait, before more plain channels are opened and closed: both take a
 /// few milliseconds.
@@ -26,6 +28,10 @@ const BETWEEN_TURNS: u32 = 250;
 
 /// The longest wait before connecting again.
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
+
+/// Why the proxy is not ready although it is connected, and what to do about it.
+const NO_RELAY: &str = "no relay runs in the database: SELECT relay_state FROM tidings.status and the server's log say why (often \
+    max_worker_processes is too low)";
 
 /// Whether the upstream is connected and caught up, and if not, why not.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +49,8 @@ pub struct Upstream {
     hub: Arc<Hub>,
     channels: Arc<Channels>,
     metrics: Arc<Metrics>,
+    /// Whether notifications arrive.
+    hearing: Hearing,
     /// How many bytes are published at once when the log is read: a part of what a subscriber's queue holds.
     batch_bytes: usize,
     readiness: watch::Sender<Readiness>,
@@ -70,7 +78,8 @@ impl Upstream {
         queue: usize,
     ) -> (Self, watch::Receiver<Readiness>) {
         let (readiness, receiver) = watch::channel(Readiness::Waiting("connecting to the database".into()));
-        (Self { database, hub, channels, metrics, batch_bytes: queue / 4, readiness, attempts: 0 }, receiver)
+        let hearing = Hearing::new(database.clone(), metrics.clone());
+        (Self { database, hub, channels, metrics, hearing, batch_bytes: queue / 4, readiness, attempts: 0 }, receiver)
     }
 
     /// Follows the database forever, and connects again after every error.
@@ -80,9 +89,14 @@ impl Upstream {
             self.metrics.upstream_connected.set(0);
             self.metrics.reconnects.add(1);
             self.channels.closed();
-            // Full jitter, so that proxies that lost the same database do not all reconnect at the same time.
-            let ceiling = MAX_BACKOFF.min(Duration::from_millis(100) * 2u32.saturating_pow(self.attempts.min(16)));
-            let wait = ceiling.mul_f64(fastrand::f64());
+            let wait = if matches!(error, DatabaseError::Leave) {
+                self.database.leave();
+                AWAY
+            } else {
+                // Full jitter, so that proxies that lost the same database do not all reconnect at the same time.
+                let ceiling = MAX_BACKOFF.min(Duration::from_millis(100) * 2u32.saturating_pow(self.attempts.min(16)));
+                ceiling.mul_f64(fastrand::f64())
+            };
             tracing::warn!(%error, ?wait, "upstream lost");
             self.readiness.send_replace(Readiness::Waiting(error.to_string().into()));
             self.attempts += 1;
@@ -99,13 +113,13 @@ impl Upstream {
         session.follow(&mut notifications).await
     }
 
-    /// Reports that the upstream is connected and caught up. Without a relay, nothing new would arrive.
+    /// Reports that the upstream is connected and caught up. Without a relay, or without notifications, nothing new
+    /// would arrive.
     fn connected(&mut self, has_relay: bool) {
         self.attempts = 0;
         self.metrics.upstream_connected.set(1);
-        let readiness =
-            if has_relay { Readiness::Ready } else { Readiness::Waiting("no relay runs in the database".into()) };
-        self.readiness.send_replace(readiness);
+        let reason = if has_relay { self.hearing.doubt() } else { Some(NO_RELAY) };
+        self.readiness.send_replace(reason.map_or(Readiness::Ready, |reason| Readiness::Waiting(reason.into())));
     }
 }
 
@@ -123,14 +137,20 @@ impl Session<'_> {
             }
             Err(error) => return Err(error),
         }
+        self.upstream.hearing.test();
         self.upstream.connected(self.chain.has_relay());
         Ok(())
+    }
+
+    /// How long to wait for a notification before asking whether one was missed.
+    fn quiet(&self) -> Duration {
+        if self.upstream.hearing.is_deaf() { self.chain.quiet().min(DEAF_INTERVAL) } else { self.chain.quiet() }
     }
 
     /// Handles notifications as they arrive, and asks whether any was missed when none do.
     async fn follow(&mut self, notifications: &mut Inbox) -> Result<Infallible, DatabaseError> {
         let channels = self.upstream.channels.clone();
-        let mut ask_at = Instant::now() + self.chain.quiet();
+        let mut ask_at = Instant::now() + self.quiet();
         let mut had_relay = self.chain.has_relay();
         let mut handled = 0;
         loop {
@@ -145,7 +165,7 @@ impl Session<'_> {
                     }
                     Heard::Message(notification) => {
                         if self.chain.notified(notification.process_id(), notification.payload()).await? {
-                            ask_at = Instant::now() + self.chain.quiet();
+                            ask_at = Instant::now() + self.quiet();
                         } else {
                             ask_at = ask_at.min(self.chain.next_relay_check());
                         }
@@ -155,9 +175,16 @@ impl Session<'_> {
                     self.tune().await?;
                     handled = 0;
                 }
+                () = self.upstream.hearing.tested() => {
+                    self.upstream.connected(self.chain.has_relay());
+                    ask_at = ask_at.min(Instant::now() + self.quiet());
+                }
                 () = sleep_until(ask_at) => {
-                    self.chain.check_for_missed().await?;
-                    ask_at = Instant::now() + self.chain.quiet();
+                    let has_missed = self.chain.check_for_missed().await?;
+                    if has_missed || self.upstream.hearing.is_deaf() {
+                        self.upstream.hearing.test();
+                    }
+                    ask_at = Instant::now() + self.quiet();
                 }
             }
             if had_relay != self.chain.has_relay() {

@@ -27,6 +27,7 @@ use crate::stream::subscriber::{End, Subscriber};
 use crate::stream::tally::Tally;
 
 use deliveries::Deliveries;
+pub use topics::Glance;
 use topics::Topics;
 
 /// Events that may be under way to their subscribers; beyond this the upstream waits too.
@@ -351,6 +352,11 @@ impl Hub {
     /// changed since the last call.
     pub fn subscriber_counts(&self, all: bool) -> Vec<(Arc<str>, usize)> {
         self.inner.lock().topics.subscriber_counts(all)
+    }
+
+    /// Up to `most` topics that have subscribers or recent events. True if there are more.
+    pub fn glance(&self, most: usize) -> (Vec<Glance>, bool) {
+        self.inner.lock().topics.glance(most)
     }
 
     /// Runs `visit` while nothing is published. It gets the hub's place if every live subscriber has been queued all

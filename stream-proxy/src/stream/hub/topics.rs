@@ -55,6 +55,22 @@ impl Entry {
     }
 }
 
+/// The most topics that are looked at for a glance, so that the hub's lock is held for a moment only.
+const LOOK: usize = 10_000;
+
+/// A topic at a glance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Glance {
+    /// Its name.
+    pub topic: Arc<str>,
+    /// How many streams it has.
+    pub subscribers: usize,
+    /// How many events of it are in history.
+    pub kept: usize,
+    /// The tick of the last of them.
+    pub last: Option<u64>,
+}
+
 /// An event in history.
 type Kept = (Place, Frame);
 
@@ -70,6 +86,22 @@ enum History {
 impl History {
     fn is_empty(&self) -> bool {
         matches!(self, Self::None)
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::One(_) => 1,
+            Self::Many(events) => events.len(),
+        }
+    }
+
+    fn last(&self) -> Option<&Kept> {
+        match self {
+            Self::None => None,
+            Self::One(event) => Some(event),
+            Self::Many(events) => events.back(),
+        }
     }
 
     fn push(&mut self, event: Kept) {
@@ -154,6 +186,33 @@ impl Topics {
         }
         let count = |topic: &str| self.audience(topic).map_or(0, Audience::len);
         changed.into_iter().map(|topic| (topic.clone(), count(&topic))).collect()
+    }
+
+    /// Up to `most` topics: those with the newest events, and as many that have subscribers. True if there are more.
+    pub fn glance(&self, most: usize) -> (Vec<Glance>, bool) {
+        let mut names: HashSet<&Arc<str>> = HashSet::new();
+        let recent = self.order.iter().rev().take(LOOK);
+        let open = self.entries.iter().take(LOOK).filter(|(_, entry)| entry.subscribers() > 0).map(|(topic, _)| topic);
+        for topic in recent {
+            if names.len() >= most / 2 {
+                break;
+            }
+            names.insert(topic);
+        }
+        for topic in open {
+            if names.len() >= most {
+                break;
+            }
+            names.insert(topic);
+        }
+        let more = names.len() < self.entries.len();
+        let glance = |topic: &Arc<str>| {
+            let entry = self.entries.get(topic)?;
+            let (subscribers, kept) = (entry.subscribers(), entry.history.len());
+            let last = entry.history.last().map(|(place, _)| place.tick);
+            Some(Glance { topic: topic.clone(), subscribers, kept, last })
+        };
+        (names.into_iter().filter_map(glance).collect(), more)
     }
 
     /// Drops history: it starts again after `place`.

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidings_wire::{Event, MOVED, Part, Position, segment};
+use tidings_wire::{Event, LEAVE, MOVED, Part, Position, segment};
 use tokio::time::{Instant, timeout};
 
 use crate::metrics::Metrics;
@@ -98,6 +98,9 @@ impl<L: Log> Chain<L> {
     /// Listens on the relay's channel for the first time.
     pub async fn listen(&mut self) -> Result<(), DatabaseError> {
         let introduction = self.log.introduce().await?;
+        if introduction.is_paused {
+            return Err(DatabaseError::Leave);
+        }
         (self.channel, self.relay) = (Some(introduction.channel), introduction.relay);
         Ok(())
     }
@@ -139,18 +142,24 @@ impl<L: Log> Chain<L> {
             self.channel = Some(introduction.channel);
             self.channel_changed = true;
         }
+        if introduction.is_paused {
+            return Err(DatabaseError::Leave);
+        }
         self.relay = introduction.relay;
         self.asked = Instant::now();
         Ok(introduction.last)
     }
 
-    /// Checks, when no notification has arrived for a while, whether one was missed.
-    pub async fn check_for_missed(&mut self) -> Result<(), DatabaseError> {
+    /// Checks, when no notification has arrived for a while, whether one was missed; then the log has been read.
+    pub async fn check_for_missed(&mut self) -> Result<bool, DatabaseError> {
         match self.ask().await {
-            Ok(last) if self.channel.is_some() && last > self.place()?.tick => self.catch_up().await,
+            Ok(last) if self.channel.is_some() && last > self.place()?.tick => {
+                self.catch_up().await?;
+                Ok(true)
+            }
             Ok(_) if self.channel.is_none() => Err(DatabaseError::Contract("the extension has been created")),
-            Ok(_) => Ok(()),
-            Err(error) if error.no_extension() && self.channel.is_none() => Ok(()),
+            Ok(_) => Ok(false),
+            Err(error) if error.no_extension() && self.channel.is_none() => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -165,6 +174,9 @@ impl<L: Log> Chain<L> {
                 self.metrics.forged.add(1);
                 return Ok(false);
             }
+        }
+        if payload == LEAVE {
+            return Err(DatabaseError::Leave);
         }
         if payload == MOVED {
             self.ask().await?;

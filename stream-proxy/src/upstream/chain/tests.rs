@@ -26,7 +26,7 @@ struct FakeLog {
 impl Log for FakeLog {
     async fn introduce(&self) -> Result<Introduction, DatabaseError> {
         let last = self.rows.lock().last().map_or(0, |row| row.tick);
-        Ok(Introduction { channel: self.channel.lock().to_string(), relay: *self.relay.lock(), last })
+        Ok(Introduction { channel: self.channel.lock().to_string(), relay: *self.relay.lock(), is_paused: false, last })
     }
 
     async fn locate(&self, at: &Position) -> Result<Option<Position>, DatabaseError> {
