@@ -42,7 +42,7 @@ fn every_error_is_a_problem_document_that_says_what_is_wrong() {
         ("GET", "/events?topic=a&topics=b", &[], 400),
         ("GET", STREAM, &[("Last-Event-ID", "x")], 400),
         ("GET", STREAM, &[("Last-Event-ID", "\u{fc}")], 400),
-        ("GET", "/", &[], 404),
+        ("GET", "/nothing", &[], 404),
         ("GET", "/event", &[], 404),
         ("GET", "/events/", &[], 404),
         ("GET", "/channels/a", &[], 404),
