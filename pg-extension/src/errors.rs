@@ -19,6 +19,9 @@ pub fn warn(message: &'static str, detail: &str) {
         .report(PgLogLevel::WARNING);
 }
 
+/// The hint about valid topics.
+pub const BAD_TOPIC_HINT: &str = "A topic is 1 to 255 bytes without control characters.";
+
 /// The hint about valid event names.
 pub const BAD_EVENT_HINT: &str = "An event name is 1 to 255 bytes without control characters, and not error, open, reset, ready, position or unauthorized.";
 
@@ -57,6 +60,8 @@ pub enum WatchError {
     OldRecord(String),
     #[error("a watch of TRUNCATE cannot have columns in its topic")]
     TruncateTopic,
+    #[error("a guard has only a topic")]
+    Guard,
     #[error("the tables of tidings itself cannot be watched")]
     Own,
 }
@@ -75,7 +80,9 @@ impl WatchError {
     fn hint(&self) -> &'static str {
         match self {
             Self::Trigger => "Use tidings.watch(), or copy a trigger that it has created.",
-            Self::Argument(_) => "The arguments are topic=, event=, payload=, old_record=, column= and exclude=.",
+            Self::Argument(_) => {
+                "The arguments are topic=, event=, payload=, old_record=, column=, exclude= and guard=."
+            }
             Self::Repeated(_) => "Only column= and exclude= may be repeated.",
             Self::NoTopic | Self::Template(..) | Self::Topic(..) => {
                 "A topic is 1 to 255 bytes; {column} stands for a column's value, and {{ and }} for braces."
@@ -91,6 +98,9 @@ impl WatchError {
             Self::RepeatedColumn(_) => "Name each column once.",
             Self::Payload(_) => "Give a JSON value; strings such as \"$column\" stand for values of the row.",
             Self::OldRecord(_) => "old_record is changed, full or none.",
+            Self::Guard => {
+                "The arguments of a guard are topic= and guard=true: its events have no name and no payload."
+            }
             Self::TruncateTopic => {
                 "Create a separate watch for TRUNCATE, with another name and a topic without braces."
             }

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering::SeqCst;
 
 use pgrx::prelude::*;
-use tidings_wire::{Position, position, segment};
+use tidings_wire::{Event, Position, position, segment};
 
 use crate::log::{scan, snapshot};
 use crate::{errors, preload, shared};
@@ -12,18 +12,49 @@ use crate::{errors, preload, shared};
 const ROOM_FOR_NUMBERS: usize = 64;
 
 /// `tidings.decode(data, topics)`: the events of a segment that have one of these topics, with their numbers in the
-/// segment, from 1. A NULL list means all topics. It decodes one event at a time. Postgres collects them, above
-/// `work_mem` in a file.
+/// segment, from 1. A NULL list means all topics. Rechecks are left out.
 #[pg_extern]
+#[allow(clippy::type_complexity)] // The columns of the SQL function.
 fn decode<'a>(
     data: &'a [u8],
     topics: Option<Vec<Option<String>>>,
-) -> TableIterator<'a, (name!(n, i32), name!(topic, &'a str), name!(event, &'a str), name!(payload, String))> {
+) -> TableIterator<
+    'a,
+    (name!(n, i32), name!(topic, &'a str), name!(event, Option<&'a str>), name!(payload, Option<String>)),
+> {
+    TableIterator::new(decoded(data, topics).filter(|(_, event)| event.as_recheck().is_none()).map(columns))
+}
+
+/// `tidings.decode_all(data, topics)`: the same with the rechecks, which have neither a name nor a payload. Those that
+/// may be about any topic are never left out.
+#[pg_extern]
+#[allow(clippy::type_complexity)] // The columns of the SQL function.
+fn decode_all<'a>(
+    data: &'a [u8],
+    topics: Option<Vec<Option<String>>>,
+) -> TableIterator<
+    'a,
+    (name!(n, i32), name!(topic, &'a str), name!(event, Option<&'a str>), name!(payload, Option<String>)),
+> {
+    TableIterator::new(decoded(data, topics).map(columns))
+}
+
+/// An event as the columns of a row.
+fn columns((n, event): (i32, Event<'_>)) -> (i32, &str, Option<&str>, Option<String>) {
+    match event.as_recheck() {
+        Some(_) => (n, event.topic, None, None),
+        None => (n, event.topic, Some(event.event), Some(event.payload.into_owned())),
+    }
+}
+
+/// The events of a segment that have one of these topics. It decodes one event at a time. Postgres collects them, above
+/// `work_mem` in a file.
+fn decoded(data: &[u8], topics: Option<Vec<Option<String>>>) -> impl Iterator<Item = (i32, Event<'_>)> {
     preload::require();
     let wanted = topics.map(|topics| topics.into_iter().flatten().collect::<std::collections::HashSet<_>>());
     let is_wanted = move |topic: &str| wanted.as_ref().is_none_or(|wanted| wanted.contains(topic));
     let mut events = segment::events(data);
-    let events = std::iter::from_fn(move || events.next_wanted(&is_wanted)).zip(1..).filter_map(|(event, n)| {
+    std::iter::from_fn(move || events.next_wanted(&is_wanted)).zip(1..).filter_map(|(event, n)| {
         pgrx::check_for_interrupts!();
         let event = event.unwrap_or_else(|error| {
             errors::raise(
@@ -32,9 +63,8 @@ fn decode<'a>(
                 "Find it with SELECT tableoid::regclass, xid, stamp FROM tidings.log WHERE NOT tidings.is_readable(data).",
             )
         })?;
-        Some((n, event.topic, event.event, event.payload.into_owned()))
-    });
-    TableIterator::new(events)
+        Some((n, event))
+    })
 }
 
 /// `tidings.parse_position(text)`: tick and number of a position, and its stamp and snapshot if it has them.

@@ -134,6 +134,39 @@ $$;
 COMMENT ON FUNCTION tidings.watch(regclass, text, text, jsonb, text[], text[], text[], text, text, text) IS
     'Captures the changes of a table. Each becomes an event with the topic that the template makes from the row';
 
+-- As in watch(), names in the condition are looked up with the search_path of the caller.
+CREATE OR REPLACE FUNCTION tidings.guard(
+    relation   regclass,
+    topic      text,
+    operations text[] DEFAULT '{UPDATE,DELETE}',
+    condition  text   DEFAULT NULL,
+    name       text   DEFAULT 'guard'
+) RETURNS void
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    -- The statements are those of a watch with other arguments, which are at their end.
+    watch_end  pg_catalog.text := pg_catalog.format('%L, %L, %L)', pg_catalog.concat('topic=', topic), 'event=changed', 'old_record=changed');
+    guard_end  pg_catalog.text := pg_catalog.format('%L, %L)', pg_catalog.concat('topic=', topic), 'guard=true');
+    statements pg_catalog.text[];
+    statement  pg_catalog.text;
+BEGIN
+    -- TRUNCATE takes away the rights of all rows, as a DELETE of them would.
+    IF 'DELETE' OPERATOR(pg_catalog.=) ANY (pg_catalog.upper(operations::pg_catalog.text)::pg_catalog.text[]) THEN
+        operations := pg_catalog.array_append(operations, 'TRUNCATE');
+    END IF;
+    statements := tidings.watch_statements(relation, topic, 'changed', NULL, NULL, NULL, operations, condition, 'changed', name);
+    PERFORM tidings.unwatch(relation, name);
+    FOREACH statement IN ARRAY statements LOOP
+        EXECUTE pg_catalog.concat(pg_catalog.left(statement, OPERATOR(pg_catalog.-) pg_catalog.length(watch_end)), guard_end);
+    END LOOP;
+    PERFORM tidings.check_watch(relation, name);
+END
+$$;
+
+COMMENT ON FUNCTION tidings.guard(regclass, text, text[], text, text) IS
+    'Guards a right: where a change of this table stands in the order of all events, the subscribers of its topic are asked for their right again before they get anything after it';
+
 CREATE OR REPLACE FUNCTION tidings.unwatch(relation regclass, name text DEFAULT 'default') RETURNS boolean
 LANGUAGE plpgsql STRICT
 SET search_path = pg_catalog, pg_temp
@@ -155,13 +188,14 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION tidings.unwatch(regclass, text) IS 'Removes a watch. Returns false if the table has none with this name';
+COMMENT ON FUNCTION tidings.unwatch(regclass, text) IS 'Removes a watch or a guard. Returns false if the table has none with this name';
 
 CREATE OR REPLACE VIEW tidings.watches AS
 SELECT w.tgrelid::regclass AS relation,
        w.name,
        (SELECT substr(a, 7) FROM unnest(w.list) a WHERE a LIKE 'topic=%') AS topic,
-       coalesce((SELECT substr(a, 7) FROM unnest(w.list) a WHERE a LIKE 'event=%'), 'changed') AS event,
+       CASE WHEN 'guard=true' <> ALL (w.list)
+            THEN coalesce((SELECT substr(a, 7) FROM unnest(w.list) a WHERE a LIKE 'event=%'), 'changed') END AS event,
        (SELECT substr(a, 9) FROM unnest(w.list) a WHERE a LIKE 'payload=%') AS payload,
        nullif(ARRAY(SELECT substr(a, 8) FROM unnest(w.list) a WHERE a LIKE 'column=%'), '{}') AS columns,
        nullif(ARRAY(SELECT substr(a, 9) FROM unnest(w.list) a WHERE a LIKE 'exclude=%'), '{}') AS exclude,
@@ -171,8 +205,10 @@ SELECT w.tgrelid::regclass AS relation,
            CASE WHEN bit_or(w.tgtype) & 8 <> 0 THEN 'DELETE' END,
            CASE WHEN bit_or(w.tgtype) & 32 <> 0 THEN 'TRUNCATE' END], NULL) AS operations,
        max(substring(pg_get_triggerdef(w.oid) FROM ' WHEN [(](.*)[)] EXECUTE FUNCTION ')) AS condition,
-       coalesce((SELECT substr(a, 12) FROM unnest(w.list) a WHERE a LIKE 'old_record=%'), 'changed') AS old_record,
-       bool_and(w.tgenabled <> 'D') AS enabled
+       CASE WHEN 'guard=true' <> ALL (w.list)
+            THEN coalesce((SELECT substr(a, 12) FROM unnest(w.list) a WHERE a LIKE 'old_record=%'), 'changed') END AS old_record,
+       bool_and(w.tgenabled <> 'D') AS enabled,
+       'guard=true' = ANY (w.list) AS is_guard
 FROM (
     -- The arguments are stored one after the other, each ending with a zero byte. A regular expression would take time quadratic in
     -- their length. In escape format a zero byte is \000. Backslashes are replaced first, so that nothing else looks like that.
@@ -187,15 +223,16 @@ FROM (
 -- A watch of rows and of TRUNCATE has two triggers.
 GROUP BY w.tgrelid, w.name, w.list;
 
-COMMENT ON VIEW tidings.watches IS 'All watches, read from their triggers';
+COMMENT ON VIEW tidings.watches IS 'All watches and guards, read from their triggers';
 COMMENT ON COLUMN tidings.watches.relation IS 'The watched table';
 COMMENT ON COLUMN tidings.watches.name IS 'The name of the watch; its trigger is called tidings_<name>';
 COMMENT ON COLUMN tidings.watches.topic IS 'The template of the topic';
-COMMENT ON COLUMN tidings.watches.event IS 'The name of its events';
+COMMENT ON COLUMN tidings.watches.event IS 'The name of its events, NULL for a guard';
 COMMENT ON COLUMN tidings.watches.payload IS 'The payload with its placeholders, NULL for the default one';
 COMMENT ON COLUMN tidings.watches.columns IS 'The columns that are captured, NULL for all';
 COMMENT ON COLUMN tidings.watches.exclude IS 'The columns that are left out, NULL for none';
 COMMENT ON COLUMN tidings.watches.operations IS 'The operations that are captured, of INSERT, UPDATE, DELETE and TRUNCATE';
 COMMENT ON COLUMN tidings.watches.condition IS 'The condition on OLD and NEW, NULL for none';
-COMMENT ON COLUMN tidings.watches.old_record IS 'The part of the old row that an UPDATE includes: changed, full or none';
+COMMENT ON COLUMN tidings.watches.old_record IS 'The part of the old row that an UPDATE includes: changed, full or none; NULL for a guard';
 COMMENT ON COLUMN tidings.watches.enabled IS 'Whether its triggers are enabled';
+COMMENT ON COLUMN tidings.watches.is_guard IS 'Whether it is a guard, whose events reach no client';

@@ -48,6 +48,12 @@ LANGUAGE c IMMUTABLE AS 'MODULE_PATHNAME', 'decode_wrapper';
 
 COMMENT ON FUNCTION tidings.decode(bytea, text[]) IS 'The events of a segment that have one of these topics; all events if topics is NULL';
 
+CREATE OR REPLACE FUNCTION tidings.decode_all(data bytea, topics text[], OUT n integer, OUT topic text, OUT event text, OUT payload text) RETURNS SETOF record
+LANGUAGE c IMMUTABLE AS 'MODULE_PATHNAME', 'decode_all_wrapper';
+
+COMMENT ON FUNCTION tidings.decode_all(bytea, text[]) IS
+    'The same with the events of guards, which have neither a name nor a payload. The topic of one that is about many topics is their template';
+
 CREATE OR REPLACE FUNCTION tidings.is_readable(data bytea) RETURNS boolean
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -353,6 +359,8 @@ DECLARE
     -- The cost of reading a tick or a segment in addition to its bytes, as a number of bytes. "room" is what this call may still read.
     tick_cost    CONSTANT integer := 16384;
     segment_cost CONSTANT integer := 512;
+    -- Only a proxy, which reads in short pages, wants the events of guards.
+    rechecks CONSTANT boolean := max_bytes IS NOT NULL;
     room    bigint := coalesce(max_bytes, 9223372036854775807);
 BEGIN
     IF after = 'earliest' THEN
@@ -415,8 +423,9 @@ BEGIN
         RETURN QUERY
             SELECT t.tick || '-' || (s.first + d.n) || suffix, d.topic, d.event, d.payload, to_timestamp(s.stamp / 1000000.0), NULL::boolean
             FROM tidings.tick_segments(t.since, t.until) s
-            CROSS JOIN LATERAL tidings.decode(s.data, topics) d
+            CROSS JOIN LATERAL tidings.decode_all(s.data, topics) d
             WHERE (t.tick > place.tick OR s.first + s.events > place.n)
+              AND (rechecks OR d.event IS NOT NULL)
               AND (seen IS NULL OR NOT pg_visible_in_snapshot(s.xid, seen))
               AND (reach IS NULL OR s.first < reach)
               AND (t.tick > place.tick OR s.first + d.n > place.n)
@@ -446,7 +455,7 @@ END
 $$;
 
 COMMENT ON FUNCTION tidings.scan(text, text[], integer, integer, boolean) IS
-    'For the proxy: the events after a position in about max_bytes of the log. The last row has no topic: it says where to continue (NULL: after the last of max_rows events) and whether there is more. Fails with TI002 if the position''s tick was lost, unless lost_too';
+    'For the proxy: the events after a position in about max_bytes of the log; those of guards have no name. The last row has no topic: it says where to continue (NULL: after the last of max_rows events) and whether there is more. Fails with TI002 if the position''s tick was lost, unless lost_too';
 
 CREATE OR REPLACE FUNCTION tidings.changes(
     after text, topics text[] DEFAULT NULL, max_rows integer DEFAULT 1000,

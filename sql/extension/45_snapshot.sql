@@ -73,7 +73,9 @@ AS $$
                     ORDER BY g.tgrelid, g.tgname), '[]')
          FROM pg_trigger g
          WHERE g.tgfoid = 'tidings.capture()'::regprocedure AND g.tgparentid = 0 AND g.tgtype & 5 = 5
-           AND g.tgenabled IN ('O', 'A')))::text
+           AND g.tgenabled IN ('O', 'A')
+           -- Not a guard: its arguments, each of which ends with a zero byte, contain guard=true.
+           AND position(decode('0067756172643d7472756500', 'hex') IN decode('00', 'hex') || g.tgargs) = 0))::text
 $$;
 
 COMMENT ON FUNCTION tidings.row_sources(text[]) IS

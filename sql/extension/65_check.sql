@@ -128,7 +128,7 @@ AS $$
     SELECT 'watch', CASE WHEN count(*) > 0 THEN true END,
            CASE WHEN count(*) > 0 THEN format('%s watches', count(*)) ELSE 'no table is watched, so only tidings.publish() makes events' END,
            CASE WHEN count(*) = 0 THEN 'SELECT tidings.watch(''items'', topic => ''lists_{list_id}'');' END
-    FROM tidings.watches
+    FROM tidings.watches w WHERE NOT w.is_guard
     UNION ALL
     SELECT 'watch', NULL, format('the watch "%s" of %s is disabled', w.name, w.relation),
            format('ALTER TABLE %s ENABLE TRIGGER %I;', w.relation, 'tidings_' || w.name)
@@ -142,11 +142,19 @@ AS $$
     SELECT 'rule', NULL, format('no rule fits the topic "%s" of %s, so with tokens nobody may subscribe to it', w.topic, w.relation),
            format('SELECT tidings.allow(%L, ''SELECT ...'');', w.topic)
     FROM tidings.watches w
-    WHERE EXISTS (SELECT FROM tidings.rule) AND NOT EXISTS (SELECT FROM tidings.rule r WHERE tidings.meet(r.topic, w.topic))
+    WHERE NOT w.is_guard
+      AND EXISTS (SELECT FROM tidings.rule) AND NOT EXISTS (SELECT FROM tidings.rule r WHERE tidings.meet(r.topic, w.topic))
+    UNION ALL
+    SELECT 'guard', NULL, format('no rule fits the topic "%s" of the guard of %s, so with tokens it asks nobody', w.topic, w.relation),
+           format('SELECT tidings.unwatch(%L, %L);  -- or guard it again with the topic of a rule', w.relation, w.name)
+    FROM tidings.watches w
+    WHERE w.is_guard
+      AND EXISTS (SELECT FROM tidings.rule) AND NOT EXISTS (SELECT FROM tidings.rule r WHERE tidings.meet(r.topic, w.topic))
     UNION ALL
     SELECT 'rule', NULL, format('no watch makes a topic that fits the rule "%s": only tidings.publish() may', r.topic), NULL
     FROM tidings.rule r
-    WHERE EXISTS (SELECT FROM tidings.watches) AND NOT EXISTS (SELECT FROM tidings.watches w WHERE tidings.meet(r.topic, w.topic))
+    WHERE EXISTS (SELECT FROM tidings.watches w WHERE NOT w.is_guard)
+      AND NOT EXISTS (SELECT FROM tidings.watches w WHERE NOT w.is_guard AND tidings.meet(r.topic, w.topic))
     UNION ALL
     SELECT 'rule', false, format('the rule "%s" is invalid and allows nothing', r.topic), format('SELECT tidings.allow(%L, ''SELECT ...'');', r.topic)
     FROM tidings.rule r WHERE NOT tidings.can_bind(r.topic, r.using_query)
@@ -277,10 +285,10 @@ AS $$
     SELECT 'topic', w.relation IS NOT NULL,
            CASE WHEN w.relation IS NOT NULL THEN format('changes of %s make the topic "%s"', w.relation, t.topic)
                 ELSE format('no watch makes the topic "%s"; the watches make %s', t.topic,
-                    coalesce((SELECT string_agg(DISTINCT format('"%s" (%s)', a.topic, a.relation), ', ') FROM tidings.watches a), 'none')) END,
+                    coalesce((SELECT string_agg(DISTINCT format('"%s" (%s)', a.topic, a.relation), ', ') FROM tidings.watches a WHERE NOT a.is_guard), 'none')) END,
            CASE WHEN w.relation IS NULL THEN 'Subscribe to one of these, or watch the table: SELECT tidings.watch(''items'', topic => ''lists_{list_id}'');' END
     FROM unnest(topics) WITH ORDINALITY AS t (topic, n)
-    LEFT JOIN LATERAL (SELECT * FROM tidings.watches a WHERE tidings.match_topic(a.topic, t.topic) IS NOT NULL LIMIT 1) w ON true
+    LEFT JOIN LATERAL (SELECT * FROM tidings.watches a WHERE NOT a.is_guard AND tidings.match_topic(a.topic, t.topic) IS NOT NULL LIMIT 1) w ON true
     UNION ALL
     SELECT 'access', r.topic IS NOT NULL OR NULL,
            CASE WHEN r.topic IS NOT NULL THEN format('the rule "%s" decides about the topic "%s"', r.topic, t.topic)

@@ -65,12 +65,13 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM tidings.grant_functions(role, ARRAY[
-        'tidings.position()', 'tidings.state(text[])', 'tidings.publish(text, jsonb, text)', 'tidings.publish_text(text, text, text)'
+        'tidings.position()', 'tidings.state(text[])', 'tidings.publish(text, jsonb, text)', 'tidings.publish_text(text, text, text)',
+        'tidings.recheck(text)'
     ]::regprocedure[]);
 END
 $$;
 
-COMMENT ON FUNCTION tidings.grant_app(regrole) IS 'Grants the role of an application what it needs: to publish to any topic, and to read positions and the rows of topics';
+COMMENT ON FUNCTION tidings.grant_app(regrole) IS 'Grants the role of an application what it needs: to publish to any topic, to have its subscribers asked again, and to read positions and the rows of topics';
 
 -- tidings.watch() runs with the caller's rights, so the caller needs the functions that it calls.
 CREATE OR REPLACE FUNCTION tidings.grant_watch(role regrole) RETURNS void
@@ -81,6 +82,7 @@ BEGIN
     PERFORM tidings.grant_functions(role, ARRAY[
         'tidings.watch(regclass, text, text, jsonb, text[], text[], text[], text, text, text)',
         'tidings.watch_statements(regclass, text, text, jsonb, text[], text[], text[], text, text, text)',
+        'tidings.guard(regclass, text, text[], text, text)',
         'tidings.unwatch(regclass, text)', 'tidings.check_watch(regclass, text)', 'tidings.capture()',
         'tidings.note_missing_index(regclass, text, text[])', 'tidings.holes(text)'
     ]::regprocedure[]);

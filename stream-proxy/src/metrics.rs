@@ -187,6 +187,11 @@ metrics! {
         auth_locked "{cause=\"locked\"}"
         auth_grace_over "{cause=\"unanswered\"}"
     }
+    Counter "tidings_rechecks_total" "Streams whose right was checked again where the event of a guard stood, by result; without an answer they end too" {
+        rechecks_allowed "{result=\"allowed\"}"
+        rechecks_refused "{result=\"refused\"}"
+        rechecks_unanswered "{result=\"unanswered\"}"
+    }
     Counter "tidings_key_fetches_total" "Fetches of the keys at --jwks-url, by result" {
         keys_fetched "{result=\"fetched\"}"
         keys_not_fetched "{result=\"failed\"}"

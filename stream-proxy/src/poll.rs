@@ -15,6 +15,7 @@ use crate::proxy::{NotNow, Proxy, StartAt, StreamRequest, Subscription};
 use crate::stream::frame::{Frame, Reset};
 use crate::stream::hub::Collected;
 use crate::stream::place::Place;
+use crate::stream::subscriber::Subscriber;
 use crate::upstream::replay::{Outlet, TopicLog};
 
 /// The result of a request for JSON.
@@ -36,6 +37,7 @@ enum Found {
 
 /// Collects events from the log, up to a number of bytes.
 struct Collector {
+    subscriber: Arc<Subscriber>,
     limit: usize,
     found: Mutex<(usize, Vec<(usize, Frame)>)>,
 }
@@ -50,6 +52,10 @@ impl Outlet for Collector {
     }
 
     fn feed_event(&self, topic: usize, frame: Frame) -> bool {
+        if frame.as_recheck().is_some() {
+            // The answer waits until the right has been checked.
+            return self.subscriber.feed(frame);
+        }
         let (bytes, events) = &mut *self.found.lock();
         *bytes += frame.len();
         events.push((topic, frame));
@@ -77,6 +83,8 @@ impl Proxy {
             // The client can ask another proxy.
             _ = draining.wait_for(|draining| *draining) => None,
         };
+        // If there was a recheck, the answer waits until the right has been checked again.
+        subscription.subscriber().settled().await;
         if subscription.subscriber().is_revoked() {
             return Err(NotNow::Revoked);
         }
@@ -111,10 +119,19 @@ impl Proxy {
             // Subscribed before the check, so that no tick is missed between the check and the wait.
             let mut ticks = self.hub.ticks();
             let place = after.as_ref().filter(|position| position.seen.is_none()).map(Place::from);
+            if let Some(place) = place {
+                self.hub.hold_back(&subscriber, &log.topics, place);
+            }
             let or_join = (!has_waited).then_some(&subscriber);
             match place.map(|place| self.hub.collect(&log.topics, place, limit, or_join)) {
-                Some(Collected::Events(events, reached)) if has_waited || !events.is_empty() => {
-                    return Found::Events(events, reached.position());
+                Some(Collected::Events(mut events, reached)) if has_waited || !events.is_empty() => {
+                    let rechecks = events.extract_if(.., |(_, frame)| frame.as_recheck().is_some());
+                    rechecks.for_each(|(_, frame)| _ = subscriber.feed(frame));
+                    if has_waited || !events.is_empty() {
+                        return Found::Events(events, reached.position());
+                    }
+                    after = Some(reached.position());
+                    continue;
                 }
                 Some(Collected::Events(_, reached)) => {
                     let _ = timeout_at(deadline, subscriber.noticed()).await;
@@ -127,7 +144,7 @@ impl Proxy {
                 }
                 _ => {}
             }
-            let collector = Collector { limit, found: Mutex::default() };
+            let collector = Collector { subscriber: subscriber.clone(), limit, found: Mutex::default() };
             let reading = log.pass_on(after.clone(), &collector);
             let read = timeout_at(deadline, reading).await;
             let events = std::mem::take(&mut collector.found.lock().1);

@@ -72,7 +72,10 @@ pub fn assemble(cli: Cli, access: Access, database: Database, rows: Database, me
     let (upstream, readiness) =
         Upstream::new(database, hub.clone(), channels.clone(), metrics.clone(), cli.client_queue_bytes);
     let readings = Readings::new(rows, cli.snapshot_timeout, metrics.clone());
-    let snapshots = Snapshots::new(readings, cli.max_snapshots.into(), cli.snapshot_timeout, metrics.clone());
+    let is_guarded = !matches!(access, Access::Open);
+    let snapshots =
+        Snapshots::new(readings, cli.max_snapshots.into(), cli.snapshot_timeout, is_guarded, metrics.clone());
+
     let address = cli.listen.to_string();
     let registry = Registry::new(hub.clone(), reads.clone(), metrics.clone(), &address);
     let proxy = Arc::new(Proxy {
@@ -157,7 +160,9 @@ fn access(cli: &Cli, judge: Judge, database: &Database, gate: Option<&Database>,
     let anonymous = cli.anon_role.clone();
     match judge {
         Judge::Nobody => Access::Open,
-        Judge::Tokens(keys) => Access::ByToken(Arc::new(ByToken::new(keys, anonymous, rules(), metrics.clone()))),
+        Judge::Tokens(keys) => {
+            Access::ByToken(Arc::new(ByToken::new(keys, anonymous, rules(), cli.retry, metrics.clone())))
+        }
         Judge::Application(url, fetcher) => {
             let timing = Timing { reauthorize: cli.reauthorize, grace: cli.auth_grace, retry: cli.retry };
             let application = Application::new(url, *fetcher, timing, anonymous, rules(), metrics.clone());

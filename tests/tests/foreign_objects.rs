@@ -183,7 +183,7 @@ fn none_of_our_statements_looks_up_a_name_in_the_sessions_path() {
     );
     assert_eq!(
         open.iter().map(|row| row.get(0)).collect::<Vec<String>>(),
-        ["allow", "segments_between", "snapshot", "watch"]
+        ["allow", "guard", "segments_between", "snapshot", "watch"]
     );
     for row in open {
         let body: String = row.get(1);

@@ -19,6 +19,8 @@ mod failover;
 mod faults;
 mod foreign_objects;
 mod frames;
+mod guard_capture;
+mod guards;
 mod hearing;
 mod hostile_settings;
 mod http2;

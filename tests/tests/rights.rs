@@ -199,7 +199,13 @@ fn an_application_and_a_manager_have_exactly_the_rights_they_need() {
     db.session().run(&format!(
         "SELECT tidings.grant_app('{app}'), tidings.grant_manager('{manager}'); GRANT CREATE ON SCHEMA public TO {manager}"
     ));
-    let applications = ["\"position\"()", "publish(text,jsonb,text)", "publish_text(text,text,text)", "state(text[])"];
+    let applications = [
+        "\"position\"()",
+        "publish(text,jsonb,text)",
+        "publish_text(text,text,text)",
+        "recheck(text)",
+        "state(text[])",
+    ];
     let managers = [
         "allow(text,text)",
         "bind_holes(text,text)",
@@ -208,6 +214,7 @@ fn an_application_and_a_manager_have_exactly_the_rights_they_need() {
         "\"check\"(text[])",
         "check_watch(regclass,text)",
         "disallow(text)",
+        "guard(regclass,text,text[],text,text)",
         "holes(text)",
         "keep_rule(text,text,name[])",
         "keep_snapshot(text,text,text,name[])",

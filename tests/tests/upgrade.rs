@@ -31,7 +31,7 @@ fn inventory(session: &mut Session) -> BTreeSet<String> {
     let rows = session.all(
         "SELECT line FROM (
              SELECT pg_get_triggerdef(t.oid) || ' ' || tgenabled::text AS line FROM pg_trigger t WHERE tgfoid = 'tidings.capture()'::regprocedure
-             UNION ALL SELECT to_jsonb(w)::text FROM tidings.watches w
+             UNION ALL SELECT (to_jsonb(w) - 'is_guard')::text FROM tidings.watches w
              UNION ALL SELECT p.oid::regprocedure || ' ' || coalesce(p.proacl, acldefault('f', p.proowner))::text FROM pg_proc p WHERE pronamespace = 'tidings'::regnamespace
              UNION ALL SELECT c.oid::regclass || ' ' || coalesce(c.relacl, acldefault('r', c.relowner))::text FROM pg_class c WHERE relnamespace = 'tidings'::regnamespace
              UNION ALL SELECT 'schema ' || coalesce(nspacl, acldefault('n', nspowner))::text FROM pg_namespace WHERE nspname = 'tidings') l",

@@ -282,7 +282,7 @@ fn the_view_shows_all_options_of_a_watch() {
         watch(&mut session, "odd \"name\""),
         json!({"relation": "items", "name": "odd \"name\"", "topic": "it's {id} é{{", "event": "e=1", "payload": "{\"a\": \"$id\"}",
                "columns": ["id", "title"], "exclude": null, "operations": ["INSERT", "DELETE"], "condition": null,
-               "old_record": "full", "enabled": true})
+               "old_record": "full", "enabled": true, "is_guard": false})
     );
     let default = watch(&mut session, "default");
     assert_eq!(default["operations"], json!(["INSERT", "TRUNCATE"]));

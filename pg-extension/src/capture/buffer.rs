@@ -6,7 +6,7 @@
 use std::cell::{Cell, RefCell};
 
 use pgrx::prelude::*;
-use tidings_wire::segment::{self, Event};
+use tidings_wire::segment::{self, Event, Recheck};
 
 use crate::capture::command::Rank;
 use crate::capture::encoder::{Captured, Encoder, Run};
@@ -31,6 +31,11 @@ pub fn append(event: &Event<'_>) {
 /// Adds the event of a captured change. The caller has checked its names.
 pub fn append_captured(captured: Captured<'_>) {
     add(captured.rank, true, |run, bytes, encoder| run.append(bytes, encoder, captured));
+}
+
+/// Adds a recheck. The caller has checked its text.
+pub fn append_recheck(recheck: Recheck<'_>, rank: Rank, by_trigger: bool) {
+    add(rank, by_trigger, |_, bytes, _| segment::append_recheck(bytes, recheck));
 }
 
 /// Adds one event, and writes those of the current subtransaction if they have become many.

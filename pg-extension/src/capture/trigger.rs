@@ -2,18 +2,20 @@
 
 use std::borrow::Cow;
 use std::cell::Cell;
+use std::ffi::CStr;
 
 use pgrx::prelude::*;
-use tidings_wire::segment::Event;
+use tidings_wire::segment::{Event, Recheck};
 use tidings_wire::topic::{TopicError, check_event, check_name};
 use tidings_wire::{Limit, Row};
 
 use crate::capture::change::{Change, Tuple};
 use crate::capture::command::Rank;
 use crate::capture::encoder::Captured;
-use crate::capture::watch::Watch;
+use crate::capture::watch::{NoTopic, Watch};
 use crate::capture::{buffer, watches};
 use crate::errors::WatchError;
+use crate::value::writer::NoText;
 use crate::{errors, preload, settings, warnings};
 
 thread_local! {
@@ -34,6 +36,9 @@ struct Packed {
     topic: Vec<u8>,
     row: Row,
 }
+
+/// A template that every topic matches.
+const ANY: &str = "{any}";
 
 /// The most memory for packed values that is kept from row to row, in bytes.
 const KEPT_VALUES: usize = 64 * 1024;
@@ -61,11 +66,27 @@ pub unsafe extern "C-unwind" fn tidings_capture(fcinfo: pg_sys::FunctionCallInfo
     };
     if !preload::is_there() {
         preload::warn_once();
-    } else if settings::capture() {
+        return pg_sys::Datum::from(0);
+    }
+    // SAFETY: Postgres is calling the trigger function with this data.
+    if settings::capture() || unsafe { is_guard(data) } {
         // SAFETY: Postgres is calling the trigger function with this data.
         unsafe { capture(data) };
     }
     pg_sys::Datum::from(0)
+}
+
+/// Whether the trigger is a guard's. Guards also work in a session that captures nothing: it may load data in bulk, but
+/// what it takes away must not stay readable.
+///
+/// # Safety
+/// Postgres is calling a trigger function with this data.
+unsafe fn is_guard(data: &pg_sys::TriggerData) -> bool {
+    // SAFETY: the data of a call has a valid trigger, which has `tgnargs` arguments, all of them C strings.
+    unsafe {
+        let trigger = &*data.tg_trigger;
+        (0..trigger.tgnargs as usize).any(|i| CStr::from_ptr(*trigger.tgargs.add(i)) == c"guard=true")
+    }
 }
 
 /// Captures the change for which the trigger is called.
@@ -138,9 +159,16 @@ fn emit(watch: &Watch, change: Change<'_>, rank: Rank, packed: &mut Packed) {
     let Packed { topic, row } = packed;
     topic.clear();
     row.clear();
+    if watch.is_guard && matches!(change, Change::Truncate) {
+        return recheck_all(&watch.template, rank);
+    }
     let written = watch.write_topic(topic, change.new_row().or(change.old_row()));
-    if matches!(written, Ok(false)) {
-        return;
+    match &written {
+        Ok(false) => return,
+        Err(NoTopic::Text(NoText::Fails)) if watch.is_guard => return recheck_all(&watch.template, rank),
+        Err(NoTopic::Refused(_)) if watch.is_guard => return recheck_all(ANY, rank),
+        // Nobody can subscribe to the topic of any other error.
+        _ => {}
     }
     let topic = text(topic);
     let problem =
@@ -149,6 +177,9 @@ fn emit(watch: &Watch, change: Change<'_>, rank: Rank, packed: &mut Packed) {
         warnings::event_skipped(&format!("The topic of the watch is not valid for this row: {problem}."));
         return;
     }
+    if watch.is_guard {
+        return buffer::append_recheck(Recheck::Topic(&topic), rank, true);
+    }
     let mut plan = watch.plan(change.operation());
     if plan.pack(row, &watch.columns, &change, Limit::new(settings::max_payload())).is_err() {
         // The payload that is sent instead has no values.
@@ -156,6 +187,13 @@ fn emit(watch: &Watch, change: Change<'_>, rank: Rank, packed: &mut Packed) {
         plan = watch.truncated_plan(change.operation());
     }
     buffer::append_captured(Captured { topic: &topic, event: &watch.event, rank, plan, row });
+}
+
+/// A recheck of all topics that match the template, because nobody can tell which of them it is about.
+fn recheck_all(template: &str, rank: Rank) {
+    // A template may be longer than a topic.
+    let template = if check_name(template).is_ok() { template } else { ANY };
+    buffer::append_recheck(Recheck::Matching(template), rank, true);
 }
 
 /// Bytes as text. In a UTF-8 database they are UTF-8 unless the output function of a type is broken. `from_utf8` checks
@@ -174,7 +212,7 @@ fn publish_text(topic: &str, data: &str, event: &str) {
         errors::raise(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, format!("bad {what}: {error}"), hint)
     };
     if let Err(error) = check_name(topic) {
-        bad("topic", error, "A topic is 1 to 255 bytes without control characters.");
+        bad("topic", error, errors::BAD_TOPIC_HINT);
     }
     if let Err(error) = check_event(event) {
         bad("event name", error, errors::BAD_EVENT_HINT);
@@ -187,6 +225,22 @@ fn publish_text(topic: &str, data: &str, event: &str) {
         );
     }
     buffer::append(&Event { topic, event, payload: data.into() });
+}
+
+/// `tidings.recheck(topic)`.
+#[pg_extern]
+fn recheck(topic: &str) {
+    preload::require();
+    // SAFETY: raises an error or does nothing; the name is a C string.
+    unsafe { pg_sys::PreventCommandIfReadOnly(c"tidings.recheck()".as_ptr()) };
+    if let Err(error) = check_name(topic) {
+        errors::raise(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            format!("bad topic: {error}"),
+            errors::BAD_TOPIC_HINT,
+        );
+    }
+    buffer::append_recheck(Recheck::Topic(topic), Rank::now(), false);
 }
 
 /// `tidings.unwritten()`: the segments that the transaction would write now. They stay in the buffer.

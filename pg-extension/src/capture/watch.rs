@@ -41,6 +41,10 @@ pub struct Watch {
     topic: Vec<TopicPiece>,
     /// The topic template and what is wrong with it, if it is one that is not allowed for new watches.
     refused: Option<(String, TemplateError)>,
+    /// Whether it is a guard: its events only make proxies ask again who may subscribe.
+    pub is_guard: bool,
+    /// The topic template as it was given.
+    pub template: String,
     /// The event name.
     pub event: String,
     /// The payload of each operation.
@@ -183,6 +187,7 @@ struct Arguments<'a> {
     event: Option<&'a str>,
     payload: Option<&'a str>,
     old_record: Option<&'a str>,
+    guard: Option<&'a str>,
     columns: Vec<&'a str>,
     exclude: Vec<&'a str>,
 }
@@ -202,6 +207,7 @@ impl<'a> Arguments<'a> {
                 "event" => (&mut parsed.event, "event"),
                 "payload" => (&mut parsed.payload, "payload"),
                 "old_record" => (&mut parsed.old_record, "old_record"),
+                "guard" => (&mut parsed.guard, "guard"),
                 _ => return Err(WatchError::Argument(key.into())),
             };
             if slot.replace(value).is_some() {
@@ -209,6 +215,19 @@ impl<'a> Arguments<'a> {
             }
         }
         Ok(parsed)
+    }
+
+    /// Whether they are those of a guard, whose events have no content.
+    fn is_guard(&self) -> Result<bool, WatchError> {
+        let Self { event, payload, old_record, columns, exclude, .. } = self;
+        match self.guard {
+            None => Ok(false),
+            Some("true") if [event, payload, old_record].iter().any(|argument| argument.is_some()) => {
+                Err(WatchError::Guard)
+            }
+            Some("true") if columns.is_empty() && exclude.is_empty() => Ok(true),
+            Some(_) => Err(WatchError::Guard),
+        }
     }
 
     /// The payload with its placeholders, and what is sent instead of one that is too long.
@@ -259,7 +278,9 @@ impl Watch {
         let template = Template::parse_any(text).map_err(|error| WatchError::Template(shown(text), error))?;
         let topic = compile_topic(text, &template, &columns)?;
         let refused = template.check().err().map(|error| (shown(text), error));
-        if source.truncate && topic.iter().any(|piece| matches!(piece, TopicPiece::Column(_))) {
+        let is_guard = arguments.is_guard()?;
+        // A guard's TRUNCATE is about all topics of its template.
+        if source.truncate && !is_guard && topic.iter().any(|piece| matches!(piece, TopicPiece::Column(_))) {
             return Err(WatchError::TruncateTopic);
         }
         let event = arguments.event.unwrap_or("changed").to_owned();
@@ -278,7 +299,8 @@ impl Watch {
             Ok([insert?, update?, delete?, truncate?])
         };
         let (plans, truncated_plans) = (compile(json)?, compile(truncated)?);
-        Ok(Self { source, columns, topic, refused, event, plans, truncated_plans })
+        let template = text.to_owned();
+        Ok(Self { source, columns, topic, refused, is_guard, template, event, plans, truncated_plans })
     }
 }
 
@@ -355,7 +377,10 @@ impl Watch {
                 TopicPiece::Text(text) => out.extend_from_slice(text.as_bytes()),
                 TopicPiece::Separator(text) => {
                     out.extend_from_slice(text.as_bytes());
-                    check_separated(&out[value_at..], text)?;
+                    // A guard's topic need not be read again: whoever is subscribed to this text is asked.
+                    if !self.is_guard {
+                        check_separated(&out[value_at..], text)?;
+                    }
                 }
                 TopicPiece::Column(index) => match row.and_then(|row| self.columns.value(*index, row)) {
                     Some(value) => {

@@ -3,7 +3,8 @@
 //! A notification is one part of a tick: a header line `1 <tick> <previous> <part> <parts>`, then for each event a line
 //! `<n> <topic length> <event length> <payload length>` and the three texts. Lengths are in bytes. A header with zero
 //! parts is a hint: the tick exists, and its events must be read from the log. `previous` is the number of the previous
-//! tick, so a reader that has not seen that tick knows that it has missed something.
+//! tick, so a reader that has not seen that tick knows that it has missed something. An event without a name is a
+//! [`Recheck`](crate::Recheck).
 
 use std::fmt::Write;
 
@@ -163,8 +164,12 @@ fn event(text: &str) -> Option<(u32, Event<'_>, &str)> {
     let (topic, rest) = rest.split_at_checked(usize::try_from(topic).ok()?)?;
     let (event, rest) = rest.split_at_checked(usize::try_from(event).ok()?)?;
     let (payload, rest) = rest.split_at_checked(usize::try_from(payload).ok()?)?;
-    check_name(topic).and_then(|()| check_name(event)).ok()?;
-    Some((u32::try_from(n).ok()?, Event { topic, event, payload: payload.into() }, rest))
+    let event = Event { topic, event, payload: payload.into() };
+    check_name(topic).ok()?;
+    if event.as_recheck().is_none() {
+        check_name(event.event).ok()?;
+    }
+    Some((u32::try_from(n).ok()?, event, rest))
 }
 
 /// Exactly `N` numbers, separated by one blank each.
@@ -181,6 +186,7 @@ fn numbers<const N: usize>(line: &str) -> Option<[u64; N]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::segment::Recheck;
     use proptest::prelude::*;
 
     fn announce(events: &[(String, String, String)]) -> Vec<String> {
@@ -220,9 +226,20 @@ mod tests {
             let at = at % bytes.len();
             bytes[at] = byte;
             if let Ok(text) = String::from_utf8(bytes) && let Ok(part) = Part::parse(&text) {
-                prop_assert!(part.events.iter().all(|(n, e)| *n > 0 && check_name(e.topic).is_ok() && check_name(e.event).is_ok()));
+                let is_named = |e: &Event<'_>| e.as_recheck().is_some() || check_name(e.event).is_ok();
+                prop_assert!(part.events.iter().all(|(n, e)| *n > 0 && check_name(e.topic).is_ok() && is_named(e)));
             }
         }
+    }
+
+    #[test]
+    fn a_recheck_arrives_as_one() {
+        let rechecks = [Recheck::Topic("boards_5"), Recheck::Matching("boards_{id}")];
+        let mut announcement = Announcement::new(20, 10);
+        rechecks.iter().for_each(|recheck| announcement.push(&Event::recheck(*recheck)));
+        let texts = announcement.finish();
+        let events = Part::parse(&texts[0]).unwrap().events;
+        assert_eq!(events.iter().filter_map(|(_, event)| event.as_recheck()).collect::<Vec<_>>(), rechecks);
     }
 
     #[test]

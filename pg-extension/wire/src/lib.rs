@@ -37,7 +37,7 @@ pub use error::{PackError, ReadError, TooLong};
 pub use limit::Limit;
 pub use position::{Position, PositionError, Seen};
 pub use row::Row;
-pub use segment::{Event, SegmentError};
+pub use segment::{Event, Recheck, SegmentError};
 pub use snapshot::Snapshot;
 pub use template::{Piece, Template, TemplateError};
 pub use topic::{Topic, TopicError};

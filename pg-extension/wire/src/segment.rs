@@ -8,6 +8,7 @@
 //! | 0, a plain event | the length of its topic | the length of its name (u8) and of its payload (u32), and the three texts |
 //! | 1, an outline | its own | the length of an event's name (u8) and of the outline (u16), and both texts |
 //! | 2, an event that fills an outline | the outline's | the length of its topic (u8), the topic, and the values |
+//! | 3, a recheck | the length of its topic | 0 if it is about this topic, 1 if the text is a template (u8), and the text |
 //!
 //! The payloads of a watch have most of their text in common: the outline ([`crate::outline`]). The values are packed
 //! ([`crate::value`]) and written as the difference from those of the previous event, the last one that filled the same
@@ -34,6 +35,7 @@ const EVENT_HEADER: usize = 7;
 const PLAIN: u8 = 0;
 const OUTLINE: u8 = 1;
 const FILLED: u8 = 2;
+const RECHECK: u8 = 3;
 
 /// All numbers of outlines are below this one.
 pub const OUTLINES: usize = 128;
@@ -58,6 +60,39 @@ pub struct Event<'a> {
     pub event: &'a str,
     /// The payload: JSON from a watch, any text from `publish_text`.
     pub payload: Cow<'a, str>,
+}
+
+/// The payload of a recheck of all topics that match a template. The payload of other rechecks is empty.
+const MATCHING: &str = "*";
+
+/// A place in the order from which on the subscribers of some topics must be asked for their right again. It is encoded
+/// as an event without a name, which no other event can be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recheck<'a> {
+    /// The subscribers of one topic.
+    Topic(&'a str),
+    /// The subscribers of all topics that match this template.
+    Matching(&'a str),
+}
+
+impl<'a> Event<'a> {
+    /// A recheck as an event.
+    pub fn recheck(recheck: Recheck<'a>) -> Self {
+        let (topic, payload) = match recheck {
+            Recheck::Topic(topic) => (topic, ""),
+            Recheck::Matching(template) => (template, MATCHING),
+        };
+        Self { topic, event: "", payload: payload.into() }
+    }
+
+    /// The recheck that this event is, if it is one. No client gets it.
+    pub fn as_recheck(&self) -> Option<Recheck<'a>> {
+        match (self.event, &*self.payload) {
+            ("", MATCHING) => Some(Recheck::Matching(self.topic)),
+            ("", _) => Some(Recheck::Topic(self.topic)),
+            _ => None,
+        }
+    }
 }
 
 /// The bytes are not a segment.
@@ -115,6 +150,17 @@ pub fn append_filled(segment: &mut Vec<u8>, number: u8, topic: &str, row: &Row, 
     segment.extend_from_slice(&[number, FILLED, topic.len() as u8]);
     segment.extend_from_slice(topic.as_bytes());
     row.write_after(previous, segment);
+}
+
+/// Appends a recheck. The caller has checked its text with [`crate::topic::check_name`].
+pub fn append_recheck(segment: &mut Vec<u8>, recheck: Recheck<'_>) {
+    let (text, is_template) = match recheck {
+        Recheck::Topic(topic) => (topic, 0),
+        Recheck::Matching(template) => (template, 1),
+    };
+    debug_assert!(text.len() <= MAX_NAME);
+    segment.extend_from_slice(&[text.len() as u8, RECHECK, is_template]);
+    segment.extend_from_slice(text.as_bytes());
 }
 
 /// The events of a segment, in order. After an error there are no more.
@@ -215,6 +261,7 @@ impl<'a> Events<'a> {
         match kind {
             OUTLINE if self.version > FIRST_VERSION => self.outline(number.into()).map(|()| Entry::Outline),
             FILLED if self.version > FIRST_VERSION => self.filled(number.into(), wanted),
+            RECHECK if self.version > FIRST_VERSION => self.recheck(number.into(), wanted),
             high if high == PLAIN || self.version == FIRST_VERSION => {
                 let event = self.plain([number, high])?;
                 Ok(if wanted(event.topic) { Entry::Event(event) } else { Entry::Unwanted })
@@ -228,6 +275,17 @@ impl<'a> Events<'a> {
         let (topic, event) = (self.text(u16::from_le_bytes(topic).into())?, self.text(event.into())?);
         let payload = self.text(u32::from_le_bytes(payload) as usize)?;
         Ok(Event { topic, event, payload: Cow::Borrowed(payload) })
+    }
+
+    /// A recheck of the topics that match a template is wanted whatever the topics are.
+    fn recheck(&mut self, length: usize, wanted: impl Fn(&str) -> bool) -> Result<Entry<'a>, SegmentError> {
+        let [is_template] = self.array()?;
+        let text = self.text(length)?;
+        Ok(match is_template {
+            0 if !wanted(text) => Entry::Unwanted,
+            0 => Entry::Event(Event::recheck(Recheck::Topic(text))),
+            _ => Entry::Event(Event::recheck(Recheck::Matching(text))),
+        })
     }
 
     fn outline(&mut self, number: usize) -> Result<(), SegmentError> {
@@ -475,8 +533,24 @@ mod tests {
     fn an_entry_of_an_unknown_kind_is_an_error() {
         let mut segment = vec![VERSION];
         append(&mut segment, &Event { topic: "t", event: "e", payload: "{}".into() });
-        segment[2] = 3;
+        segment[2] = 4;
         assert_eq!(events(&segment).collect::<Vec<_>>(), [Err(SegmentError::Kind)]);
+    }
+
+    #[test]
+    fn a_recheck_has_its_place_among_the_events() {
+        let mut segment = vec![VERSION];
+        append_recheck(&mut segment, Recheck::Topic("a"));
+        append(&mut segment, &Event { topic: "a", event: "e", payload: "*".into() });
+        append_recheck(&mut segment, Recheck::Matching("{all}"));
+        append_recheck(&mut segment, Recheck::Topic("b"));
+        let found: Vec<_> = events(&segment).map(|event| event.unwrap().as_recheck()).collect();
+        let [first, matching, last] = [Recheck::Topic("a"), Recheck::Matching("{all}"), Recheck::Topic("b")].map(Some);
+        assert_eq!(found, [first, None, matching, last]);
+        // Of those that are not wanted, only the one that may be about any topic is read.
+        let mut events = events(&segment);
+        let wanted = std::iter::from_fn(|| events.next_wanted(|_| false)).map(|event| event.unwrap().is_some());
+        assert_eq!(wanted.collect::<Vec<_>>(), [false, false, true, false]);
     }
 
     #[test]

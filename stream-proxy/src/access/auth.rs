@@ -67,7 +67,11 @@ impl Access {
     pub async fn identify(&self, credentials: Credentials<'_>) -> Result<Identity, Denied> {
         match self {
             Self::Open => Ok(Identity::Anyone),
-            Self::ByToken(tokens) => tokens.identify(credentials.token, credentials.peer).await.map(Identity::Holder),
+            Self::ByToken(tokens) => {
+                let (peer, checked) = (credentials.peer, credentials.seen.tick);
+                let holder = tokens.identify(credentials.token, peer).await?;
+                Ok(Identity::Holder(Holder { checked, ..holder }))
+            }
             Self::Application(_) => Ok(Identity::Visitor(Box::new(Visitor::new(&credentials)))),
         }
     }

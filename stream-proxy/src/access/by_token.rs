@@ -7,8 +7,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use parking_lot::Mutex;
 use serde_json::{Map, Value};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
@@ -17,7 +18,8 @@ use crate::access::denied::Denied;
 use crate::access::gate::Who;
 use crate::access::keys::Keys;
 use crate::access::open_streams::{OpenStream, OpenStreams, Pass};
-use crate::access::rules::Rules;
+use crate::access::recheck::{Ask, Rechecks, groups};
+use crate::access::rules::{Revoked, Rules};
 use crate::access::token::{Token, TokenError};
 use crate::addresses::network;
 use crate::metrics::Metrics;
@@ -37,6 +39,7 @@ pub struct ByToken {
     anonymous: Option<String>,
     rules: Rules,
     metrics: Arc<Metrics>,
+    rechecks: Rechecks,
     /// The streams that it has admitted.
     open: Arc<OpenStreams<Holder>>,
 }
@@ -48,12 +51,22 @@ pub struct Holder {
     pub who: Who,
     /// When the token expires.
     pub expires: Option<SystemTime>,
+    /// The newest tick that was visible when the right was checked.
+    pub checked: u64,
 }
 
 impl ByToken {
-    /// Verifies tokens with `keys`, then asks the `rules`.
-    pub fn new(keys: Arc<Keys>, anonymous: Option<String>, rules: Rules, metrics: Arc<Metrics>) -> Self {
-        Self { keys, anonymous, rules, metrics, open: Arc::default() }
+    /// Verifies tokens with `keys`, then asks the `rules`. A client whose stream ends because of a missing answer comes
+    /// back after about `retry`.
+    pub fn new(
+        keys: Arc<Keys>,
+        anonymous: Option<String>,
+        rules: Rules,
+        retry: Duration,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let rechecks = Rechecks::new(retry, metrics.clone());
+        Self { keys, anonymous, rules, metrics, rechecks, open: Arc::default() }
     }
 
     /// Identifies a client. A token counts even if it is bad: only a client without one is anonymous.
@@ -67,14 +80,16 @@ impl ByToken {
             // All anonymous clients have the same claims. They take turns by network, so that one of them does not make
             // all others wait.
             let identity = network(peer).to_string().into();
-            return Ok(Holder { who: Who { claims, identity }, expires: None });
+            return Ok(Holder { who: Who { claims, identity }, expires: None, checked: 0 });
         };
         match self.verify(&token).await {
             Err(_) if self.keys.is_empty() => {
                 self.metrics.auth_unanswered.add(1);
                 Err(Unanswered::Keys.into())
             }
-            Ok(Token { claims, expires }) => Ok(Holder { who: known(claims, self.anonymous.as_deref()), expires }),
+            Ok(Token { claims, expires }) => {
+                Ok(Holder { who: known(claims, self.anonymous.as_deref()), expires, checked: 0 })
+            }
             Err(error) => {
                 tracing::info!(%error, remedy = error.remedy(), "token refused");
                 if error == TokenError::Expired {
@@ -105,7 +120,8 @@ impl ByToken {
 
     /// Registers a stream. Dropping the result removes it.
     pub fn admit(&self, holder: Holder, subscriber: &Arc<Subscriber>, topics: &[Arc<str>]) -> Pass {
-        self.open.add(subscriber.clone(), topics, holder)
+        let checked = holder.checked;
+        self.open.add(subscriber.clone(), topics, holder, checked)
     }
 
     /// Ends streams whose tokens expire, checks all streams again once in `review`, and reads the keys again when their
@@ -137,6 +153,7 @@ impl ByToken {
             never = reviewing => never,
             never = sweeping => never,
             never = refreshing => never,
+            never = self.recheck() => never,
             never = self.keys.keep_fresh(&self.metrics) => never,
         }
     }
@@ -175,6 +192,39 @@ impl ByToken {
         }
         let _ = permits.acquire_many(REVIEW_BATCH).await;
         tracing::debug!(streams = count, time = ?start.elapsed(), "streams checked again");
+    }
+}
+
+impl ByToken {
+    /// Checks the streams again that hold something back. Runs forever.
+    async fn recheck(&self) -> Infallible {
+        let permits = Arc::new(Semaphore::new(REVIEW_BATCH as usize));
+        loop {
+            let held = self.open.held().await;
+            for group in groups(held, |stream| (stream.right.who.claims.clone(), stream.topics.clone())) {
+                // The semaphore is never closed.
+                let permit = Mutex::new(permits.clone().acquire_owned().await.ok());
+                let held = HeldByRules { rules: self.rules.clone(), stream: group[0].stream.clone(), permit };
+                let rechecks = self.rechecks.clone();
+                tokio::spawn(async move { rechecks.settle(&group, &held).await });
+            }
+        }
+    }
+}
+
+/// Streams with the same claims and topics that hold something back.
+struct HeldByRules {
+    rules: Rules,
+    /// One of them.
+    stream: Arc<OpenStream<Holder>>,
+    /// Of several attempts to get an answer, the first one holds it.
+    permit: Mutex<Option<OwnedSemaphorePermit>>,
+}
+
+impl Ask for HeldByRules {
+    async fn ask(&self) -> Result<Option<Revoked>, Unanswered> {
+        let permit = self.permit.lock().take();
+        self.rules.check_held(&self.stream.right.who, &self.stream.topics, permit).await
     }
 }
 

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use hyper::HeaderMap;
 use hyper::header::{AUTHORIZATION, CONNECTION, COOKIE, HeaderName, HeaderValue};
 
+use crate::stream::hub::Seen;
+
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -24,6 +26,8 @@ pub struct Credentials<'a> {
     pub peer: IpAddr,
     /// Whether it came over TLS.
     pub secure: bool,
+    /// What the hub had published when it came.
+    pub seen: Seen,
 }
 
 /// Headers for the application.
@@ -102,6 +106,7 @@ mod tests {
             host: Some("events.example.org"),
             peer: "::ffff:192.0.2.1".parse().unwrap(),
             secure: false,
+            seen: Seen::default(),
         };
         let line = |(name, value): &(HeaderName, HeaderValue)| format!("{name}: {}", value.to_str().unwrap());
         credentials.forwarded().iter().map(line).collect()

@@ -1,5 +1,5 @@
-//! The gate: asks the database who may subscribe to what. New requests and checks of open streams have separate queues
-//! and workers, so nobody can keep a stream by keeping the proxy busy. The queues are in `line`, the workers in
+//! The gate: asks the database who may subscribe to what. New requests, checks of open streams, and those that streams
+//! wait for have separate queues and workers, so nobody can keep a stream by keeping the proxy busy. The queues are in `line`, the workers in
 //! `worker`.
 
 use std::sync::{Arc, OnceLock};
@@ -26,6 +26,9 @@ const REQUEST_WORKERS: [(Pace, usize); 2] = [(Pace::Together, 2), (Pace::Alone, 
 /// The same for open streams.
 const REVIEW_WORKERS: [(Pace, usize); 2] = [(Pace::Together, 1), (Pace::Alone, 1)];
 
+/// The same for open streams that wait for the answer. They connect when there is something to ask.
+const HELD_WORKERS: [(Pace, usize); 2] = [(Pace::Together, 2), (Pace::Alone, 1)];
+
 /// Who asks for topics.
 #[derive(Clone, Debug)]
 pub struct Who {
@@ -40,6 +43,7 @@ pub struct Who {
 pub struct Gate {
     requests: Arc<Line>,
     reviews: Arc<Line>,
+    held: Arc<Line>,
     metrics: Arc<Metrics>,
     _workers: Arc<Workers>,
 }
@@ -57,19 +61,20 @@ impl Gate {
     /// Starts the workers; they end when the gate is dropped. `logins` are the proxy's other roles.
     pub fn new(database: &Database, logins: &Arc<[String]>, metrics: &Arc<Metrics>) -> Self {
         let mut workers = Workers::default();
-        let mut line = |sizes: [(Pace, usize); 2]| {
+        let mut line = |sizes: [(Pace, usize); 2], may_be_eager: bool| {
             let line = Arc::new(Line::new(metrics.clone()));
             for (pace, count) in sizes {
                 for n in 0..count {
                     let worker = Worker::new(line.clone(), pace, database.clone(), logins.clone(), metrics.clone());
-                    let is_eager = pace == Pace::Together && n == 0;
+                    let is_eager = may_be_eager && pace == Pace::Together && n == 0;
                     workers.0.push(tokio::spawn(worker.run(is_eager)).abort_handle());
                 }
             }
             line
         };
-        let (requests, reviews) = (line(REQUEST_WORKERS), line(REVIEW_WORKERS));
-        Self { requests, reviews, metrics: metrics.clone(), _workers: Arc::new(workers) }
+        let (requests, reviews) = (line(REQUEST_WORKERS, true), line(REVIEW_WORKERS, true));
+        let held = line(HELD_WORKERS, false);
+        Self { requests, reviews, held, metrics: metrics.clone(), _workers: Arc::new(workers) }
     }
 
     /// The topics to which `who` may not subscribe. Dropping the future withdraws the question.
@@ -80,6 +85,11 @@ impl Gate {
     /// The same for an open stream. `permit` is released when the question is answered, or is found to be slow.
     pub async fn check_again(&self, who: &Who, topics: &[Arc<str>], permit: OwnedSemaphorePermit) -> Verdict {
         self.ask(&self.reviews, who, topics, Some(permit)).await
+    }
+
+    /// The same for an open stream that waits for the answer. The question is asked after this call.
+    pub async fn check_held(&self, who: &Who, topics: &[Arc<str>], permit: Option<OwnedSemaphorePermit>) -> Verdict {
+        self.ask(&self.held, who, topics, permit).await
     }
 
     async fn ask(

@@ -1,23 +1,32 @@
 //! The list of open streams, each with the right by which it was admitted.
 //!
-//! Not here: when a stream is checked again and why it ends (`by_token` and `application`).
+//! Not here: when a stream is checked again and why it ends (`by_token`, `application` and `recheck`).
 
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 use slab::Slab;
+use tokio::sync::Notify;
 
 use crate::access::rules::Locked;
+use crate::stream::hold::Guardian;
 use crate::stream::subscriber::Subscriber;
 
 /// Open streams with rights of one kind.
 #[derive(Debug)]
-pub struct OpenStreams<R>(Mutex<Slab<Arc<OpenStream<R>>>>);
+pub struct OpenStreams<R> {
+    streams: Mutex<Slab<Arc<OpenStream<R>>>>,
+    /// The keys of streams that have begun to hold something back.
+    held: Mutex<Vec<usize>>,
+    /// Notified when there are more of them.
+    wake: Notify,
+}
 
 impl<R> Default for OpenStreams<R> {
     fn default() -> Self {
-        Self(Mutex::default())
+        Self { streams: Mutex::default(), held: Mutex::default(), wake: Notify::new() }
     }
 }
 
@@ -36,6 +45,15 @@ pub struct OpenStream<R> {
     in_review: AtomicBool,
 }
 
+/// A stream that holds something back until its right has been checked.
+#[derive(Debug)]
+pub struct Held<R> {
+    /// The stream.
+    pub stream: Arc<OpenStream<R>>,
+    /// The tick that must be visible to the check.
+    pub tick: u64,
+}
+
 /// A stream's entry; dropping it removes the entry.
 // In a box, because every stream has room for one, even if access is open.
 #[derive(Debug)]
@@ -49,28 +67,60 @@ impl Drop for Pass {
 }
 
 /// Where an entry can be removed from.
-trait Remove: std::fmt::Debug + Send + Sync {
+trait Remove: Debug + Send + Sync {
     fn remove(&self, key: usize);
 }
 
-impl<R: std::fmt::Debug + Send + Sync> Remove for OpenStreams<R> {
+impl<R: Debug + Send + Sync> Remove for OpenStreams<R> {
     fn remove(&self, key: usize) {
-        self.0.lock().try_remove(key);
+        self.streams.lock().try_remove(key);
     }
 }
 
-impl<R: std::fmt::Debug + Send + Sync + 'static> OpenStreams<R> {
-    /// Adds a stream. Dropping the result removes it.
-    pub fn add(self: &Arc<Self>, subscriber: Arc<Subscriber>, topics: &[Arc<str>], right: R) -> Pass {
+impl<R: Debug + Send + Sync> Guardian for OpenStreams<R> {
+    fn ask_again(&self, key: usize) {
+        self.held.lock().push(key);
+        self.wake.notify_one();
+    }
+}
+
+impl<R: Debug + Send + Sync + 'static> OpenStreams<R> {
+    /// Adds a stream whose right was checked when tick `checked` was visible. Dropping the result removes it.
+    pub fn add(self: &Arc<Self>, subscriber: Arc<Subscriber>, topics: &[Arc<str>], right: R, checked: u64) -> Pass {
         let (locked, in_review) = (Locked::default(), AtomicBool::default());
-        let stream = OpenStream { subscriber, topics: topics.into(), right, locked, in_review };
-        let key = self.0.lock().insert(Arc::new(stream));
+        let stream = OpenStream { subscriber: subscriber.clone(), topics: topics.into(), right, locked, in_review };
+        let key = self.streams.lock().insert(Arc::new(stream));
+        subscriber.guard(self.clone(), key, checked);
         Pass(Box::new((self.clone(), key)))
     }
 
     /// The streams that `is_wanted` chooses.
     pub fn select(&self, is_wanted: impl Fn(&OpenStream<R>) -> bool) -> Vec<Arc<OpenStream<R>>> {
-        self.0.lock().iter().map(|(_, stream)| stream).filter(|stream| is_wanted(stream)).cloned().collect()
+        self.streams.lock().iter().map(|(_, stream)| stream).filter(|stream| is_wanted(stream)).cloned().collect()
+    }
+
+    /// Waits for streams that hold something back, and returns each of them once.
+    pub async fn held(&self) -> Vec<Held<R>> {
+        loop {
+            let held = self.take_held();
+            if !held.is_empty() {
+                return held;
+            }
+            self.wake.notified().await;
+        }
+    }
+
+    fn take_held(&self) -> Vec<Held<R>> {
+        let mut keys = std::mem::take(&mut *self.held.lock());
+        keys.sort_unstable();
+        keys.dedup();
+        let streams = self.streams.lock();
+        let held = keys.iter().filter_map(|key| {
+            // A stream that has ended may have left its key to another one.
+            let stream = streams.get(*key)?.clone();
+            Some(Held { tick: stream.subscriber.held()?, stream })
+        });
+        held.collect()
     }
 }
 

@@ -75,6 +75,19 @@ impl Rules {
     }
 }
 
+impl Rules {
+    /// Checks an open stream of `who` that waits for the answer; says what ends it, if anything does.
+    pub async fn check_held(
+        &self,
+        who: &Who,
+        topics: &[Arc<str>],
+        permit: Option<OwnedSemaphorePermit>,
+    ) -> Result<Option<Revoked>, Unanswered> {
+        let refused = self.gate.check_held(who, topics, permit).await?;
+        Ok((!refused.is_empty()).then_some(Revoked { refused, is_locked: false }))
+    }
+}
+
 /// What an open stream may no longer have.
 #[derive(Debug)]
 pub struct Revoked {
@@ -95,6 +108,11 @@ impl Revoked {
     /// Counts and logs it.
     pub fn report(&self, metrics: &Metrics) {
         if self.is_locked { &metrics.auth_locked } else { &metrics.auth_revoked }.add(1);
+        self.log();
+    }
+
+    /// Logs it.
+    pub fn log(&self) {
         for Refusal { topic, reason } in &self.refused {
             tracing::info!(%topic, reason = ?reason, "subscription revoked");
         }

@@ -242,6 +242,7 @@ async fn identify(proxy: &Proxy, request: &Parts, peer: IpAddr) -> Result<Identi
         host: request.uri.authority().map(|authority| authority.as_str()).or(host),
         peer,
         secure: proxy.cli.tls_cert.is_some(),
+        seen: proxy.hub.seen(),
     };
     proxy.access.identify(credentials).await
 }

@@ -16,6 +16,12 @@ const HEAD_ROOM: &str = "000000000\r\n";
 /// The start of a stream before the rows that are there: a value of `since`, and the id of the reset before the rows.
 pub const SNAPSHOT: &str = "snapshot";
 
+/// The `head` of a frame that is never written: a recheck.
+const RECHECK: u8 = u8::MAX;
+
+/// The `head` of a recheck of all topics that match a template.
+const RECHECK_MATCHING: u8 = u8::MAX - 1;
+
 /// The end of a chunk.
 const TAIL: &str = "\r\n";
 
@@ -24,7 +30,7 @@ const TAIL: &str = "\r\n";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
     bytes: Bytes,
-    /// The length of the chunk's head; 0 for bytes that are not a chunk.
+    /// The length of the chunk's head; 0 for bytes that are not a chunk, and one of two numbers for a recheck.
     head: u8,
 }
 
@@ -186,6 +192,24 @@ impl Frame {
         Self { bytes: bytes.into(), head: 0 }
     }
 
+    /// Not to be written: in tick `tick`, the right to the topic may have been taken away. What comes after this must
+    /// wait until it has been checked again. `is_matching` if the topic is a template.
+    pub fn recheck(tick: u64, is_matching: bool) -> Self {
+        let head = if is_matching { RECHECK_MATCHING } else { RECHECK };
+        Self { bytes: Bytes::copy_from_slice(&tick.to_le_bytes()), head }
+    }
+
+    /// The tick, if this is a recheck.
+    pub fn as_recheck(&self) -> Option<u64> {
+        let is_recheck = self.head >= RECHECK_MATCHING;
+        self.bytes.first_chunk().filter(|_| is_recheck).map(|tick| u64::from_le_bytes(*tick))
+    }
+
+    /// Whether this is a recheck of all topics that match a template.
+    pub fn is_matching(&self) -> bool {
+        self.head == RECHECK_MATCHING
+    }
+
     /// Whether this is the head of a response.
     pub fn is_head(&self) -> bool {
         self.head == 0
@@ -223,6 +247,7 @@ impl Frame {
     fn body(&self) -> Range<usize> {
         match self.head {
             0 => 0..self.bytes.len(),
+            RECHECK | RECHECK_MATCHING => 0..0,
             head => head.into()..self.bytes.len() - TAIL.len(),
         }
     }

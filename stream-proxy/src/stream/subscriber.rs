@@ -9,6 +9,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use crate::stream::frame::Frame;
+use crate::stream::hold::{Guardian, Hold};
 
 /// Why a stream ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,8 +40,10 @@ pub struct Subscriber {
 #[derive(Debug, Default)]
 struct State {
     frames: VecDeque<Frame>,
-    /// Bytes that wait here or that the writer has taken but not written.
+    /// Bytes that wait here, are held back, or that the writer has taken but not written.
     bytes: usize,
+    /// What is held back until the right has been checked again; `None` if nobody needs a right.
+    hold: Option<Box<Hold>>,
     end: Option<End>,
     /// Whether the writer has written anything since the last heartbeat.
     moving: bool,
@@ -65,18 +68,49 @@ impl State {
         }
     }
 
+    /// Queues a frame behind all others, also behind those that are held back.
     fn add(&mut self, frame: Frame) {
+        match &mut self.hold {
+            Some(hold) if hold.is_holding() => {
+                self.bytes += frame.len();
+                hold.add(frame);
+            }
+            _ => self.send(frame),
+        }
+    }
+
+    /// Queues a frame before those that are held back.
+    fn send(&mut self, frame: Frame) {
         self.bytes += frame.len();
         self.frames.push_back(frame);
         self.wake_writer();
+    }
+
+    /// Holds back what comes from now on, if the frame is a recheck; false if it is another frame.
+    fn recheck(&mut self, frame: &Frame) -> bool {
+        let Some(tick) = frame.as_recheck() else { return false };
+        if let Some(hold) = &mut self.hold {
+            hold.recheck(tick);
+        }
+        true
+    }
+
+    /// The bytes that are held back.
+    fn held_bytes(&self) -> usize {
+        self.hold.as_ref().map_or(0, |hold| hold.bytes())
+    }
+
+    fn discard_held(&mut self) {
+        self.bytes -= self.hold.as_mut().map_or(0, |hold| hold.discard());
     }
 
     fn close(&mut self, end: End) -> bool {
         if self.end.is_some() {
             return false;
         }
+        self.discard_held();
         if end == End::Finished {
-            self.add(Frame::end());
+            self.send(Frame::end());
         }
         self.cut(end);
         true
@@ -105,6 +139,8 @@ impl State {
 pub enum Pushed {
     /// It waits. This many bytes wait now, with it.
     Waiting(usize),
+    /// It is a recheck, which is not sent.
+    Noted,
     /// It exceeded the limit: the stream ends now.
     Overflow,
     /// The stream had ended before.
@@ -140,9 +176,13 @@ impl Subscriber {
             self.close(End::Gone);
             return;
         }
-        // Regardless of the limit: this frame must not be the one that exceeds it.
-        self.feed(Frame::retry(retry));
-        self.close(End::Finished);
+        let mut state = self.state.lock();
+        if state.end.is_none() {
+            // Regardless of the limit: this frame must not be the one that exceeds it. The client comes back for what
+            // is held back.
+            state.send(Frame::retry(retry));
+            state.close(End::Finished);
+        }
     }
 
     /// Waits until something is queued, or the stream has ended.
@@ -175,6 +215,9 @@ impl Subscriber {
         if state.end.is_some() {
             return Pushed::Ended;
         }
+        if state.recheck(&frame) {
+            return Pushed::Noted;
+        }
         if state.bytes > 0 && state.bytes + frame.len() > self.limit {
             state.close(End::Overflow);
             return Pushed::Overflow;
@@ -188,7 +231,7 @@ impl Subscriber {
     pub fn feed(&self, frame: Frame) -> bool {
         let mut state = self.state.lock();
         let open = state.end.is_none();
-        if open {
+        if open && !state.recheck(&frame) {
             state.add(frame);
         }
         open
@@ -199,6 +242,56 @@ impl Subscriber {
         let mut state = self.state.lock();
         state.bytes += frame.len();
         state.frames.push_front(frame);
+    }
+
+    /// Makes `guardian` responsible for the right to the stream, which has the `key` there. The right was checked when
+    /// everything up to the end of tick `checked` was visible.
+    pub fn guard(&self, guardian: Arc<dyn Guardian>, key: usize, checked: u64) {
+        self.state.lock().hold = Some(Box::new(Hold::new(guardian, key, checked)));
+    }
+
+    /// Rechecks up to this tick need no further one; `None` if nobody needs a right to the stream.
+    pub fn covered(&self) -> Option<u64> {
+        self.state.lock().hold.as_ref().map(|hold| hold.covered())
+    }
+
+    /// The newest recheck behind which something is held back.
+    pub fn held(&self) -> Option<u64> {
+        self.state.lock().hold.as_ref().filter(|hold| hold.is_holding()).map(|hold| hold.covered())
+    }
+
+    /// Sends what was held back: the right was confirmed when everything up to the end of tick `checked` was visible.
+    pub fn release(&self, checked: u64) {
+        let mut state = self.state.lock();
+        if let Some(hold) = &mut state.hold {
+            let mut released = hold.release(checked);
+            state.frames.append(&mut released);
+            state.wake_writer();
+        }
+    }
+
+    /// Holds back what comes from now on, whatever has been checked, because ticks were lost. A stream whose right is
+    /// being checked ends, because the answer may be about the lost ticks.
+    pub fn distrust(&self, tick: u64) {
+        let mut state = self.state.lock();
+        match &mut state.hold {
+            Some(hold) if hold.is_holding() && hold.covered() != tick => _ = state.close(End::Gone),
+            Some(hold) if !hold.is_holding() => hold.distrust(tick),
+            _ => {}
+        }
+    }
+
+    /// Waits until nothing is held back, or the stream has ended. For a stream without a writer.
+    pub async fn settled(&self) {
+        poll_fn(|cx| {
+            let mut state = self.state.lock();
+            if state.end.is_some() || !state.hold.as_ref().is_some_and(|hold| hold.is_holding()) {
+                return Poll::Ready(());
+            }
+            state.wait(cx);
+            Poll::Pending
+        })
+        .await
     }
 
     /// Ends the stream; false if it had ended before. Unless the end is [`End::Finished`], frames that wait are
@@ -223,11 +316,12 @@ impl Subscriber {
             // A JSON answer has no place for this, so it is cut off, and the client asks again.
             return state.close(End::Revoked);
         }
+        state.discard_held();
         let dropped: usize = state.frames.iter().map(Frame::len).sum();
         // The response's head stays, if it still waits.
         state.frames.retain(Frame::is_head);
         state.bytes -= dropped - state.frames.iter().map(Frame::len).sum::<usize>();
-        state.add(last);
+        state.send(last);
         state.close(End::Finished)
     }
 
@@ -280,14 +374,16 @@ impl Subscriber {
             None => {}
         }
         let moving = std::mem::take(&mut state.moving);
-        if state.bytes == 0 {
+        // The client is not waited for while everything is held back; its place is then before what it has not got.
+        if state.bytes == state.held_bytes() {
             let padding = Frame::padding();
-            let frame = match (state.is_json, state.live) {
+            let is_holding = state.hold.as_ref().is_some_and(|hold| hold.is_holding());
+            let frame = match (state.is_json, state.live && !is_holding) {
                 (true, _) => &padding,
                 (false, true) => at_place,
                 (false, false) => plain,
             };
-            state.add(frame.clone());
+            state.send(frame.clone());
         } else if !moving {
             state.cut(End::Stalled);
             return Pulse::Stalled;

@@ -28,7 +28,7 @@ impl Tally {
                 }
             }
             Pushed::Overflow => self.overflows += 1,
-            Pushed::Ended => {}
+            Pushed::Noted | Pushed::Ended => {}
         }
     }
 

@@ -29,7 +29,7 @@ pub struct LogEvent {
     pub position: Position,
     /// The number of its topic among those that were asked for.
     pub topic: usize,
-    /// What the client gets.
+    /// What the client gets, or a recheck.
     pub frame: Frame,
 }
 
@@ -174,11 +174,14 @@ impl ClientLog for Reads {
             let id: Option<&str> = row.try_get(0)?;
             match (row.try_get::<_, Option<&str>>(1)?, id, events.last()) {
                 (Some(topic), Some(id), _) => {
-                    events.push(LogEvent {
-                        position: parse_position(id)?,
-                        topic: topics.iter().position(|wanted| *wanted == topic).unwrap_or_default(),
-                        frame: Frame::event(id, row.try_get(2)?, row.try_get(3)?),
-                    });
+                    let position = parse_position(id)?;
+                    let topic = topics.iter().position(|wanted| *wanted == topic).unwrap_or_default();
+                    let frame = match row.try_get::<_, Option<&str>>(2)? {
+                        Some(event) => Frame::event(id, event, row.try_get(3)?),
+                        // About one of the topics, or perhaps about others: that costs one question at most.
+                        None => Frame::recheck(position.tick, false),
+                    };
+                    events.push(LogEvent { position, topic, frame });
                 }
                 (None, Some(id), _) => {
                     return Ok(Page { events, reached: parse_position(id)?, more: row.try_get(4)? });

@@ -24,7 +24,8 @@ use crate::access::by_token::known;
 use crate::access::check::Unanswered;
 use crate::access::denied::Denied;
 use crate::access::fetch::{FetchError, Fetcher};
-use crate::access::open_streams::{OpenStream, OpenStreams, Pass};
+use crate::access::open_streams::{Held, OpenStream, OpenStreams, Pass};
+use crate::access::recheck::{Ask, Rechecks, groups};
 use crate::access::rules::{Revoked, Rules};
 use crate::metrics::Metrics;
 use crate::stream::frame::{Frame, Unauthorized};
@@ -49,6 +50,9 @@ const WAIT: Duration = Duration::from_secs(20);
 /// How often to look for streams about which the application must be asked again.
 const SWEEP: Duration = Duration::from_secs(1);
 
+/// The same for open streams that wait for the answer.
+const HELD: usize = 32;
+
 /// How many streams with claims have their rules checked at the same time.
 const REVIEW_BATCH: usize = 500;
 
@@ -66,7 +70,9 @@ pub struct Application {
     pending: Pending,
     requests: Arc<Semaphore>,
     reviews: Arc<Semaphore>,
+    held: Arc<Semaphore>,
     rule_reviews: Arc<Semaphore>,
+    rechecks: Rechecks,
     open: Arc<OpenStreams<Visit>>,
     /// Whether the last question for an open stream had no answer.
     is_failing: AtomicBool,
@@ -88,10 +94,12 @@ impl Application {
             timing,
             anonymous,
             rules,
+            rechecks: Rechecks::new(timing.retry, metrics.clone()),
             metrics,
             pending: Pending::default(),
             requests: Arc::new(Semaphore::new(REQUESTS)),
             reviews: Arc::new(Semaphore::new(REVIEWS)),
+            held: Arc::new(Semaphore::new(HELD)),
             rule_reviews: Arc::new(Semaphore::new(REVIEW_BATCH)),
             open: Arc::default(),
             is_failing: AtomicBool::new(false),
@@ -104,7 +112,8 @@ impl Application {
         let asked = topics.len();
         topics.retain(|topic| yes.allows(topic));
         if topics.len() < asked {
-            visitor.question = Some(Question::new(&self.url, "topic", topics, &visitor.headers)?);
+            let Visitor { headers, seen, .. } = &visitor;
+            visitor.question = Some(Question::new(&self.url, "topic", topics, headers, seen.recheck)?);
         }
         match &visitor.who {
             Some(who) => self.rules.authorize(who, topics).await,
@@ -128,7 +137,7 @@ impl Application {
     /// Asks about the names; fails unless the application allows some of them. Notes in the visitor what it says about
     /// it.
     async fn admits(&self, visitor: &mut Visitor, kind: &str, names: &[Arc<str>]) -> Result<Yes, Denied> {
-        let question = Question::new(&self.url, kind, names, &visitor.headers)?;
+        let question = Question::new(&self.url, kind, names, &visitor.headers, visitor.seen.recheck)?;
         let verdict = if self.pending.count() >= MOST_WAITING {
             Err(Unanswered::Full)
         } else {
@@ -179,12 +188,31 @@ impl Application {
     /// Registers a stream. Dropping the result removes it.
     pub fn admit(&self, mut visitor: Visitor, subscriber: &Arc<Subscriber>, topics: &[Arc<str>]) -> Option<Pass> {
         let question = visitor.question.take()?;
+        let checked = visitor.seen.tick;
         let visit = Visit::begin(question, visitor, self.timing.reauthorize);
-        Some(self.open.add(subscriber.clone(), topics, visit))
+        Some(self.open.add(subscriber.clone(), topics, visit, checked))
     }
 
-    /// Asks again for open streams when it is time. Runs forever.
+    /// Asks again for open streams: when it is time, and when they hold something back. Runs forever.
     pub async fn run(self: &Arc<Self>) -> Infallible {
+        tokio::select! {
+            never = self.review_all() => never,
+            never = self.recheck() => never,
+        }
+    }
+
+    async fn recheck(self: &Arc<Self>) -> Infallible {
+        loop {
+            for group in groups(self.open.held().await, |stream| stream.right.question.clone()) {
+                let since = group.iter().map(|held| held.tick).max().unwrap_or_default();
+                let question = Question { since, ..group[0].stream.right.question.clone() };
+                let held = HeldByApplication { application: self.clone(), question, group };
+                tokio::spawn(async move { held.application.rechecks.settle(&held.group, &held).await });
+            }
+        }
+    }
+
+    async fn review_all(self: &Arc<Self>) -> Infallible {
         let mut sweep = interval(self.timing.reauthorize.clamp(Duration::from_millis(10), SWEEP));
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -204,21 +232,18 @@ impl Application {
 
     async fn review(&self, stream: &OpenStream<Visit>) {
         let visit = &stream.right;
-        let yes = match self.ask(&visit.question, &self.reviews).await {
-            Ok(Answer::Yes(yes)) => yes,
-            Ok(Answer::No(status)) => return self.revoke(stream, None, &format!("the application answered {status}")),
+        let yes = match self.verdict(stream, &visit.question, &self.reviews).await {
+            Ok(Ok(yes)) => yes,
+            Ok(Err(revoked)) => return self.revoke(stream, &revoked),
             Err(error) => return self.not_answered(stream, &error),
         };
-        if !stream.topics.iter().chain(&visit.channel).all(|name| yes.allows(name)) {
-            return self.revoke(stream, None, "not among the topics of the application's answer");
-        }
         let who = yes.claims.map(|claims| known(claims, self.anonymous.as_deref()));
         if let (Some(who), None) = (&who, &visit.channel) {
             // The semaphore is never closed.
             let Ok(permit) = self.rule_reviews.clone().acquire_owned().await else { return };
             let revoked = self.rules.check_again(who, &stream.topics, &stream.locked, permit).await;
-            if revoked.is_some() {
-                return self.revoke(stream, revoked, "");
+            if let Some(revoked) = revoked {
+                return self.revoke(stream, &revoked);
             }
         }
         if self.is_failing.swap(false, Relaxed) {
@@ -227,10 +252,23 @@ impl Application {
         visit.confirm(yes.expires_in, self.timing.reauthorize);
     }
 
-    /// Ends a stream whose access was revoked, by the rules or for another `reason`.
-    fn revoke(&self, stream: &OpenStream<Visit>, by_rules: Option<Revoked>, reason: &str) {
-        let revoked =
-            by_rules.unwrap_or_else(|| Revoked::all(stream.topics.iter().chain(&stream.right.channel), reason));
+    /// What the application says about an open stream: yes, or what it revokes.
+    async fn verdict(
+        &self,
+        stream: &OpenStream<Visit>,
+        question: &Question,
+        line: &Arc<Semaphore>,
+    ) -> Result<Result<Yes, Revoked>, Unanswered> {
+        let names = || stream.topics.iter().chain(&stream.right.channel);
+        Ok(match self.ask(question, line).await? {
+            Answer::Yes(yes) if names().all(|name| yes.allows(name)) => Ok(yes),
+            Answer::Yes(_) => Err(Revoked::all(names(), "not among the topics of the application's answer")),
+            Answer::No(status) => Err(Revoked::all(names(), &format!("the application answered {status}"))),
+        })
+    }
+
+    /// Ends a stream whose access was revoked.
+    fn revoke(&self, stream: &OpenStream<Visit>, revoked: &Revoked) {
         if stream.subscriber.dismiss(Frame::unauthorized(Unauthorized::Revoked)) {
             revoked.report(&self.metrics);
         }
@@ -251,6 +289,33 @@ impl Application {
                 tracing::warn!(topics = ?stream.topics, "a stream ended because the application gave no answer");
             }
         }
+    }
+}
+
+/// Streams with the same question that hold something back.
+struct HeldByApplication {
+    application: Arc<Application>,
+    question: Question,
+    group: Vec<Held<Visit>>,
+}
+
+impl Ask for HeldByApplication {
+    async fn ask(&self) -> Result<Option<Revoked>, Unanswered> {
+        let Self { application, question, group } = self;
+        let stream = &*group[0].stream;
+        let yes = match application.verdict(stream, question, &application.held).await? {
+            Ok(yes) => yes,
+            Err(revoked) => return Ok(Some(revoked)),
+        };
+        if let (Some(claims), None) = (yes.claims, &stream.right.channel) {
+            let who = known(claims, application.anonymous.as_deref());
+            if let Some(revoked) = application.rules.check_held(&who, &stream.topics, None).await? {
+                return Ok(Some(revoked));
+            }
+        }
+        let reauthorize = application.timing.reauthorize;
+        group.iter().for_each(|held| held.stream.right.confirm(yes.expires_in, reauthorize));
+        Ok(None)
     }
 }
 

@@ -23,16 +23,19 @@ pub struct Question {
     pub target: Uri,
     /// The client's headers.
     pub headers: Forwarded,
+    /// The newest recheck that is known. The answer must be given after it, so a question that was asked before does not
+    /// serve.
+    pub since: u64,
 }
 
 impl Question {
     /// Asks `url` about each of `names`; `kind` is `topic` or `channel`. The URL keeps its own query.
-    pub fn new(url: &Url, kind: &str, names: &[Arc<str>], headers: &Forwarded) -> Result<Self, Unanswered> {
+    pub fn new(url: &Url, kind: &str, names: &[Arc<str>], headers: &Forwarded, since: u64) -> Result<Self, Unanswered> {
         let mut url = url.clone();
         url.query_pairs_mut().extend_pairs(names.iter().map(|name| (kind, name)));
         let target = Uri::try_from(url.as_str());
         let target = target.map_err(|_| Unanswered::Application("can't be asked: the URL is too long".into()))?;
-        Ok(Self { target, headers: headers.clone() })
+        Ok(Self { target, headers: headers.clone(), since })
     }
 }
 
@@ -108,7 +111,7 @@ mod tests {
 
     fn question(url: &str, names: &[&str]) -> Question {
         let names: Vec<Arc<str>> = names.iter().map(|name| (*name).into()).collect();
-        Question::new(&Url::parse(url).unwrap(), "topic", &names, &Arc::default()).unwrap()
+        Question::new(&Url::parse(url).unwrap(), "topic", &names, &Arc::default(), 0).unwrap()
     }
 
     #[test]
@@ -117,6 +120,15 @@ mod tests {
         assert_eq!(target("http://app/may", &["a", "b c"]), "http://app/may?topic=a&topic=b+c");
         assert_eq!(target("http://app/may?key=%2F&x", &["a&b=c"]), "http://app/may?key=%2F&x&topic=a%26b%3Dc");
         assert_eq!(target("http://app", &["ü#?"]), "http://app/?topic=%C3%BC%23%3F");
+    }
+
+    #[tokio::test]
+    async fn a_question_that_was_asked_before_a_recheck_does_not_answer_one_after_it() {
+        let (pending, before) = (Pending::default(), question("http://app", &["a"]));
+        let _before = pending.join(&before, std::future::pending);
+        let after = Question { since: 7, ..before };
+        let answer = pending.join(&after, || async { Ok(Answer::No(StatusCode::FORBIDDEN)) });
+        assert_eq!(answer.await, Ok(Answer::No(StatusCode::FORBIDDEN)));
     }
 
     #[tokio::test]

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use crate::access::application::question::Question;
 use crate::access::credentials::{Credentials, Forwarded};
 use crate::access::gate::Who;
+use crate::stream::hub::Seen;
 
 /// How soon to ask again after a question without an answer.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
@@ -37,12 +38,15 @@ pub struct Visitor {
     pub who: Option<Who>,
     /// How long the yes is valid.
     pub expires_in: Option<Duration>,
+    /// What the hub had published when it came.
+    pub seen: Seen,
 }
 
 impl Visitor {
     /// The sender of a request with these credentials.
     pub fn new(credentials: &Credentials<'_>) -> Self {
-        Self { headers: credentials.forwarded(), question: None, channel: None, who: None, expires_in: None }
+        let (headers, seen) = (credentials.forwarded(), credentials.seen);
+        Self { headers, question: None, channel: None, who: None, expires_in: None, seen }
     }
 }
 
@@ -108,8 +112,9 @@ mod tests {
         Timing { reauthorize: Duration::from_secs(60), grace: Duration::from_secs(25), retry: Duration::from_secs(2) };
 
     fn visit(expires_in: Option<Duration>) -> Visit {
-        let question = Question { target: Uri::from_static("http://app"), headers: Arc::default() };
-        let visitor = Visitor { headers: Arc::default(), question: None, channel: None, who: None, expires_in };
+        let question = Question { target: Uri::from_static("http://app"), headers: Arc::default(), since: 0 };
+        let (headers, seen) = (Arc::default(), Seen::default());
+        let visitor = Visitor { headers, question: None, channel: None, who: None, expires_in, seen };
         Visit::begin(question, visitor, TIMING.reauthorize)
     }
 

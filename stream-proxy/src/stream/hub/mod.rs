@@ -7,6 +7,9 @@
 //! A topic of thousands is served one group of subscribers at a time, with other work in between. Its event counts as
 //! published at once: a subscriber that joins meanwhile finds the event in history and is skipped. Events of other
 //! topics may overtake it, but not for a subscriber that has several topics: those events wait.
+//!
+//! A recheck is kept and queued like an event of its topic. A subscriber whose right was checked before the recheck
+//! meets it, however it gets there.
 
 mod deliveries;
 mod topics;
@@ -16,7 +19,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tidings_wire::Position;
+use tidings_wire::{Position, Template};
 use tokio::sync::{Notify, watch};
 use tokio::task::yield_now;
 
@@ -42,6 +45,15 @@ pub struct Outgoing<'a> {
     pub topic: &'a str,
     /// What the subscribers get.
     pub frame: Frame,
+}
+
+/// What the hub had published when a right was checked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// The newest tick, of which at least some events had been published. All of its transactions are committed.
+    pub tick: u64,
+    /// The tick of the newest recheck.
+    pub recheck: u64,
 }
 
 /// The result of [`Hub::resume`].
@@ -91,6 +103,10 @@ struct Inner {
     /// How many events have been published, which is the last one's number.
     count: u64,
     deliveries: Deliveries,
+    /// The tick of the newest recheck.
+    recheck: u64,
+    /// The tick of the newest recheck that is in no topic's history, because it is about many topics or all.
+    recheck_of_many: u64,
     /// The subscriber with the most bytes waiting, of those served since events were last published.
     fullest: Option<(usize, Arc<Subscriber>)>,
 }
@@ -113,6 +129,12 @@ impl Hub {
         self.inner.lock().place
     }
 
+    /// What has been published, for a right that is about to be checked.
+    pub fn seen(&self) -> Seen {
+        let inner = self.inner.lock();
+        Seen { tick: inner.place.map_or(0, |place| place.tick), recheck: inner.recheck }
+    }
+
     /// The last complete tick, and each one after it.
     pub fn ticks(&self) -> watch::Receiver<Option<u64>> {
         self.tick.subscribe()
@@ -121,13 +143,23 @@ impl Hub {
     /// Publishes events of `tick`, in order. [`Self::fan_out`] queues those of large topics to their subscribers.
     pub fn publish(&self, tick: u64, events: Vec<Outgoing<'_>>) {
         let mut tally = Tally::default();
-        let received = events.len() as u64;
+        let received = events.iter().filter(|event| event.frame.as_recheck().is_none()).count() as u64;
         let mut guard = self.inner.lock();
         let inner = &mut *guard;
         for Outgoing { n, topic, frame } in events {
             let place = Place { tick, n };
             inner.place = Some(place);
             inner.count += 1;
+            if let Some(recheck) = frame.as_recheck() {
+                inner.recheck = recheck;
+                if frame.is_matching() {
+                    inner.recheck_matching(topic, &frame, &mut tally, &self.metrics);
+                    continue;
+                }
+                if inner.topics.has_just(topic, recheck) {
+                    continue;
+                }
+            }
             let topic = inner.topics.keep(place, topic, frame.clone());
             inner.deliveries.send(&inner.topics, topic, (inner.count, frame), &mut tally);
             inner.topics.evict(self.budget);
@@ -214,6 +246,8 @@ impl Hub {
         let mut inner = self.inner.lock();
         if inner.place.is_none() {
             self.push_to_all(&inner, &Frame::position(Position::after_tick(tick)));
+            // What happened between the check of their right and this tick is not known.
+            self.push_to_all(&inner, &Frame::recheck(tick, false));
         }
         inner.restart(tick);
         self.metrics.topics.set(inner.topics.len() as u64);
@@ -235,6 +269,8 @@ impl Hub {
         tally.count(&self.metrics);
         inner.restart(tick);
         self.metrics.topics.set(inner.topics.len() as u64);
+        // There may have been rechecks among the events.
+        inner.topics.subscribers().for_each(|subscriber| subscriber.distrust(tick));
         for subscriber in inner.topics.subscribers().filter(|subscriber| subscriber.wants_rows()) {
             // It reconnects, and starts with the rows.
             subscriber.feed(Frame::forget());
@@ -270,6 +306,9 @@ impl Hub {
     ) {
         let mut inner = self.inner.lock();
         subscriber.feed(greeting(inner.place));
+        if let Some(place) = inner.place {
+            inner.hold_back(subscriber, topics, place);
+        }
         inner.seat(subscriber, topics);
         self.metrics.topics.set(inner.topics.len() as u64);
     }
@@ -301,6 +340,7 @@ impl Hub {
         if !inner.topics.covers(after) {
             return Joined::TooOld;
         }
+        inner.hold_back(subscriber, topics, after);
         let (missed, reached) = inner.topics.missed(topics, after, subscriber.comfortable());
         for (_, frame) in missed {
             subscriber.feed(frame);
@@ -314,6 +354,12 @@ impl Hub {
         inner.seat(subscriber, topics);
         self.metrics.topics.set(inner.topics.len() as u64);
         Joined::Live
+    }
+
+    /// Makes the subscriber hold back everything until its right has been checked again, if there was a recheck after
+    /// the last check and up to `until`.
+    pub fn hold_back(&self, subscriber: &Subscriber, topics: &[Arc<str>], until: Place) {
+        self.inner.lock().hold_back(subscriber, topics, until);
     }
 
     /// The events after `after`, up to about `limit` bytes, if memory reaches back that far. If there are none and a
@@ -371,7 +417,42 @@ impl Inner {
     fn restart(&mut self, tick: u64) {
         let place = Place::after_tick(tick);
         self.place = Some(place);
+        (self.recheck, self.recheck_of_many) = (tick, tick);
         self.topics.forget(place);
+    }
+
+    /// Passes a recheck of all topics that match a template on to their subscribers.
+    fn recheck_matching(&mut self, template: &str, frame: &Frame, tally: &mut Tally, metrics: &Metrics) {
+        if let Some(tick) = frame.as_recheck() {
+            self.recheck_of_many = tick;
+            self.topics.note_tick(tick);
+        }
+        // Events that come before it must be queued before it.
+        while !self.deliveries.is_empty() {
+            let completed = self.deliveries.serve_group(&self.topics, tally);
+            completed.iter().flatten().for_each(|tick| metrics.fanned_out(*tick));
+        }
+        match Template::parse_any(template) {
+            Ok(template) => self.topics.subscribers_matching(&template).for_each(|one| tally.push(one, frame)),
+            Err(_) => self.topics.subscribers().for_each(|one| tally.push(one, frame)),
+        }
+    }
+
+    /// See [`Hub::hold_back`].
+    fn hold_back(&self, subscriber: &Subscriber, topics: &[Arc<str>], until: Place) {
+        let (Some(covered), Some(place)) = (subscriber.covered(), self.place) else { return };
+        if covered > place.tick {
+            // That was before a reset.
+            return subscriber.distrust(place.tick);
+        }
+        if self.recheck <= covered {
+            return;
+        }
+        let since = Place::after_tick(covered);
+        let is_unknown = self.recheck_of_many > covered || !self.topics.covers(since);
+        if is_unknown || self.topics.has_recheck(topics, since, until) {
+            subscriber.feed(Frame::recheck(place.tick, false));
+        }
     }
 
     /// Adds the subscriber to its topics, for events from now on.

@@ -6,6 +6,8 @@ use std::iter::{Chain, Peekable};
 use std::slice;
 use std::sync::Arc;
 
+use tidings_wire::Template;
+
 use crate::stream::audience::Audience;
 use crate::stream::frame::Frame;
 use crate::stream::place::Place;
@@ -115,6 +117,14 @@ impl History {
         }
     }
 
+    fn last_mut(&mut self) -> Option<&mut Kept> {
+        match self {
+            Self::None => None,
+            Self::One(event) => Some(event),
+            Self::Many(events) => events.back_mut(),
+        }
+    }
+
     fn pop(&mut self) -> Option<Kept> {
         match self {
             Self::Many(events) => {
@@ -176,6 +186,12 @@ impl Topics {
         self.entries.values().filter_map(|entry| entry.audience.as_ref()).flat_map(|audience| audience.subscribers())
     }
 
+    /// The subscribers of the topics that match a template.
+    pub fn subscribers_matching(&self, template: &Template) -> impl Iterator<Item = &Arc<Subscriber>> {
+        let matching = self.entries.iter().filter(|(topic, _)| template.matches(topic).is_some());
+        matching.filter_map(|(_, entry)| entry.audience.as_ref()).flat_map(|audience| audience.subscribers())
+    }
+
     /// The number of subscribers of each topic: of all topics that have any, or only of those whose number may have
     /// changed since the last call.
     pub fn subscriber_counts(&mut self, all: bool) -> Vec<(Arc<str>, usize)> {
@@ -228,10 +244,34 @@ impl Topics {
         });
     }
 
+    /// Whether a recheck is superfluous, because the topic's newest event is one of the same tick.
+    pub fn has_just(&mut self, topic: &str, recheck: u64) -> bool {
+        let newest = self.entries.get_mut(topic).and_then(|entry| entry.history.last_mut());
+        newest.is_some_and(|(_, frame)| frame.as_recheck() == Some(recheck))
+    }
+
+    /// Whether there is a recheck of one of the topics after `since`, up to and including `until`.
+    pub fn has_recheck(&self, topics: &[Arc<str>], since: Place, until: Place) -> bool {
+        topics.iter().filter_map(|topic| self.entries.get(topic)).any(|entry| {
+            let mut events = entry.history.after(since).take_while(|(place, _)| *place <= until);
+            events.any(|(_, frame)| frame.as_recheck().is_some())
+        })
+    }
+
     /// Adds an event to history. Returns the map's own copy of its topic.
     pub fn keep(&mut self, place: Place, topic: &str, frame: Frame) -> Arc<str> {
-        self.bytes += cost(&frame);
         self.note_tick(place.tick);
+        if frame.as_recheck().is_some()
+            && let Some((key, _)) = self.entries.get_key_value(topic)
+            && let key = key.clone()
+            && let Some(newest) = self.entries.get_mut(topic).and_then(|entry| entry.history.last_mut())
+            && newest.1.as_recheck().is_some()
+        {
+            // Nothing is between them, so the newer recheck takes the place of the older one.
+            *newest = (place, frame);
+            return key;
+        }
+        self.bytes += cost(&frame);
         let key = match self.entries.get_key_value(topic) {
             Some((key, _)) => key.clone(),
             None => topic.into(),
@@ -253,7 +293,8 @@ impl Topics {
             let Some(entry) = self.entries.get_mut(&topic) else { continue };
             if let Some((place, frame)) = entry.history.pop() {
                 self.bytes -= cost(&frame);
-                self.floor = Some(place);
+                // A recheck may have taken the place of an older one, and be newer than what is left.
+                self.floor = self.floor.max(Some(place));
                 while self.ticks.front().is_some_and(|tick| *tick < place.tick) {
                     self.ticks.pop_front();
                 }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidings_wire::{Event, LEAVE, MOVED, Part, Position, segment};
+use tidings_wire::{Event, LEAVE, MOVED, Part, Position, Recheck, segment};
 use tokio::time::{Instant, timeout};
 
 use crate::metrics::Metrics;
@@ -306,7 +306,11 @@ impl<'a> Batch<'a> {
 }
 
 fn outgoing<'a>(tick: u64, n: u32, event: &Event<'a>) -> Outgoing<'a> {
-    Outgoing { n, topic: event.topic, frame: Frame::event(Position::at(tick, n), event.event, &event.payload) }
+    let frame = match event.as_recheck() {
+        None => Frame::event(Position::at(tick, n), event.event, &event.payload),
+        Some(recheck) => Frame::recheck(tick, matches!(recheck, Recheck::Matching(_))),
+    };
+    Outgoing { n, topic: event.topic, frame }
 }
 
 #[cfg(test)]

@@ -230,6 +230,20 @@ impl<L: ClientLog> TopicLog<L> {
         (cursor.after, None)
     }
 
+    /// Waits until the hub knows everything that the position's snapshot saw. False if that can't be found out.
+    pub async fn until_known(&self, position: Position) -> bool {
+        let mut cursor = Cursor::at(Some(position));
+        while !cursor.located {
+            match self.locate(&mut cursor, self.hub.ticks()).await {
+                Ok(true) => {}
+                Ok(false) => return false,
+                Err(error) if is_final(&error) => return false,
+                Err(error) => cursor.wait_for_database(&error).await,
+            }
+        }
+        true
+    }
+
     /// Asks the log for the position to continue from, and waits until the hub knows everything that the log knew then.
     /// False if it seems that no server ever reaches the position.
     async fn locate(&self, cursor: &mut Cursor, mut ticks: Ticks) -> Result<bool, DatabaseError> {
@@ -260,7 +274,7 @@ impl<L: ClientLog> TopicLog<L> {
         cursor.from_log = true;
         let (rows, bytes) = (page.events.len(), page.events.iter().map(|event| event.frame.len()).sum::<usize>());
         for event in page.events {
-            self.metrics.log_events.add(1);
+            self.metrics.log_events.add(u64::from(event.frame.as_recheck().is_none()));
             if !out.room().await || !out.feed_event(event.topic, event.frame) {
                 return Ok(false);
             }

@@ -66,6 +66,8 @@ pub struct Snapshots {
     shares: Mutex<HashMap<Arc<str>, Arc<Semaphore>>>,
     /// How many places one identity may have.
     share: usize,
+    /// Whether a right to a stream may end: access is not open to everyone.
+    is_guarded: bool,
     metrics: Arc<Metrics>,
     /// Groups whose reading has not begun.
     waiting: Mutex<HashMap<Wish, Group>>,
@@ -115,9 +117,10 @@ impl Arrival {
     /// Sends the rows and ends the response. If the rows can't be read to the end, the response is cut off.
     pub async fn run_once(self) {
         let mut member = self.snapshots.join(&self, false);
+        let mut is_first = true;
         while self.subscriber.room().await {
             match member.next().await {
-                Taken::Frame(frame) => _ = self.subscriber.feed(frame),
+                Taken::Frame(frame) => self.feed(frame, &mut is_first),
                 Taken::End(Outcome::Complete(_)) => _ = self.subscriber.close(End::Finished),
                 Taken::End(_) => _ = self.subscriber.close(End::Gone),
             }
@@ -129,12 +132,13 @@ impl Arrival {
         let (mut alone, metrics) = (false, &self.snapshots.metrics);
         loop {
             let mut member = self.snapshots.join(self, alone);
+            let mut is_first = true;
             let outcome = loop {
                 if !self.subscriber.room().await {
                     return None;
                 }
                 match member.next().await {
-                    Taken::Frame(frame) => _ = self.subscriber.feed(frame),
+                    Taken::Frame(frame) => self.feed(frame, &mut is_first),
                     Taken::End(outcome) => break outcome,
                 }
             };
@@ -156,12 +160,31 @@ impl Arrival {
     }
 }
 
+impl Arrival {
+    /// Queues a frame of a reading. Before the first one, the hub knows every recheck that the rows may come after; if
+    /// there was one since the right was checked, the rows wait until it has been checked again.
+    fn feed(&self, frame: Frame, is_first: &mut bool) {
+        if std::mem::take(is_first)
+            && let Some(place) = self.log.hub.place()
+        {
+            self.log.hub.hold_back(&self.subscriber, &self.log.topics, place);
+        }
+        self.subscriber.feed(frame);
+    }
+}
+
 impl Snapshots {
     /// At most `parallel` readings at a time.
-    pub fn new(readings: Readings, parallel: usize, limit: Duration, metrics: Arc<Metrics>) -> Arc<Self> {
+    pub fn new(
+        readings: Readings,
+        parallel: usize,
+        limit: Duration,
+        is_guarded: bool,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
         let (permits, share) = (Semaphore::new(parallel), (parallel / 2).max(1));
         let (shares, waiting) = (Mutex::default(), Mutex::default());
-        Arc::new(Self { readings, limit, permits, shares, share, metrics, waiting })
+        Arc::new(Self { readings, limit, permits, shares, share, is_guarded, metrics, waiting })
     }
 
     /// Joins the group that waits for the same, or founds it.
@@ -239,7 +262,7 @@ impl Snapshots {
             return;
         }
         let runs = Counted::on(&self.metrics.snapshots);
-        let read = self.read(wish, shared).await;
+        let read = self.read(wish, log, shared).await;
         drop(runs);
         // The rest needs no transaction.
         drop((permit, turn));
@@ -258,7 +281,7 @@ impl Snapshots {
     }
 
     /// Reads all rows. Returns their position.
-    async fn read(&self, wish: &Wish, shared: &Shared) -> Result<Position, Outcome> {
+    async fn read(&self, wish: &Wish, log: &TopicLog, shared: &Shared) -> Result<Position, Outcome> {
         let deadline = Instant::now() + self.limit;
         let opening = self.readings.open(wish.claims.as_deref(), &wish.topics);
         let mut reading = match timeout_at(deadline, opening).await {
@@ -266,6 +289,14 @@ impl Snapshots {
             Ok(Err(error)) => return Err(self.failed(wish, &error)),
             Err(_) => return Err(self.too_slow(wish)),
         };
+        if self.is_guarded {
+            // Not before it is known which rechecks the rows come after.
+            let known = timeout_at(deadline, log.until_known(reading.position.clone())).await;
+            if known != Ok(true) {
+                reading.close().await;
+                return Err(if known.is_ok() { Outcome::Away } else { self.too_slow(wish) });
+            }
+        }
         match timeout_at(deadline, self.pass_on(&mut reading, wish.form, shared)).await {
             Ok(Ok(())) => {
                 let position = reading.position.clone();
