@@ -42,6 +42,22 @@ pub fn is_owner(role: pg_sys::Oid, class: pg_sys::Oid, object: pg_sys::Oid) -> b
     }
 }
 
+/// Whether a database is marked as a template, which every role with CREATEDB may copy. Called inside a transaction.
+pub fn is_template(database: pg_sys::Oid) -> bool {
+    let cache = pg_sys::SysCacheIdentifier::DATABASEOID as i32;
+    // SAFETY: a look-up in the system caches inside a transaction. A row of pg_database begins with this struct, and it
+    // is read before it is released.
+    unsafe {
+        let row = pg_sys::SearchSysCache1(cache, database.into());
+        if row.is_null() {
+            return false;
+        }
+        let is_template = (*pg_sys::GETSTRUCT(row).cast::<pg_sys::FormData_pg_database>()).datistemplate;
+        pg_sys::ReleaseSysCache(row);
+        is_template
+    }
+}
+
 /// The current user, whose rights count.
 pub fn current_user() -> pg_sys::Oid {
     // SAFETY: reads a variable of this backend.

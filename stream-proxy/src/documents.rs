@@ -4,9 +4,10 @@
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 
-use clap::{ArgAction, Command, CommandFactory};
+use clap::{Arg, ArgAction, Command, CommandFactory};
 use clap_complete::{Shell, generate};
 
+use crate::check::arguments::Arguments;
 use crate::cli::Cli;
 
 /// The first argument that asks for a document.
@@ -23,18 +24,39 @@ pub fn print() -> Option<io::Result<bool>> {
 }
 
 fn write(name: &str) -> io::Result<bool> {
-    let (mut command, mut text) = (Cli::command(), Vec::new());
+    let mut text = Vec::new();
     match name {
-        "conf" => text = configuration(&command).into_bytes(),
-        "man" => clap_mangen::Man::new(command).section("8").render(&mut text)?,
+        "conf" => text = configuration(&Cli::command()).into_bytes(),
+        "man" => manual(&mut text)?,
         "bash" | "zsh" | "fish" => {
             let shell = name.parse::<Shell>().map_err(io::Error::other)?;
-            generate(shell, &mut command, "tidings-proxy", &mut text);
+            let check = Arguments::command().name("check").mut_group("access", |group| group.required(false));
+            generate(shell, &mut Cli::command().subcommand(check), "tidings-proxy", &mut text);
         }
         _ => return Ok(false),
     }
     io::stdout().write_all(&text)?;
     Ok(true)
+}
+
+/// The manual page: that of the proxy, and a section with what `tidings-proxy check` takes besides.
+fn manual(text: &mut Vec<u8>) -> io::Result<()> {
+    clap_mangen::Man::new(Cli::command()).section("8").render(text)?;
+    let proxy = Cli::command();
+    let is_own = |arg: &&Arg| proxy.get_arguments().all(|other| other.get_id() != arg.get_id());
+    let check = Arguments::command();
+    let mut own = Command::new("tidings-proxy check").args(check.get_arguments().filter(is_own).cloned());
+    // Only as a whole does a command know how its arguments are written.
+    own.build();
+    let mut section = Vec::new();
+    clap_mangen::Man::new(own).render_options_section(&mut section)?;
+    let about = check.get_about().map(ToString::to_string).unwrap_or_default();
+    let title = format!(
+        ".SH CHECK\n.B tidings\\-proxy check\n[OPTIONS] [TOPIC]...\n.PP\n{}. It takes the options above, and:\n",
+        about.trim_end_matches('.').replace('-', "\\-").replace('\n', " ")
+    );
+    text.extend(String::from_utf8_lossy(&section).replacen(".SH OPTIONS\n", &title, 1).into_bytes());
+    Ok(())
 }
 
 /// A file of environment variables, as systemd reads it: every setting with its meaning and its default, commented out.
@@ -63,6 +85,19 @@ fn configuration(command: &Command) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_manual_has_the_options_of_the_check() {
+        let mut text = Vec::new();
+        manual(&mut text).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        let (proxy, check) = text.split_once(".SH CHECK\n").unwrap();
+        for option in ["token\\-file", "json", "TOPIC"] {
+            assert!(check.contains(option), "{option}: {check}");
+        }
+        assert!(check.contains("The exit status is 1 if something must be mended."), "{check}");
+        assert!(proxy.contains("database\\-url") && !check.contains("database\\-url"), "{check}");
+    }
 
     #[test]
     fn every_setting_is_in_the_configuration_and_none_is_set() {

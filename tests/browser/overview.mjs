@@ -42,7 +42,7 @@ scenario("the page of an open proxy shows topics and events as text, live, and c
   await page.locator("#streams li", { hasText: "news" }).getByText("live").waitFor();
   await page.getByRole("button", { name: "Pause" }).press("Enter");
   publish("news", `"held back"`);
-  await page.getByText("Paused: 1 events wait.").waitFor();
+  await page.getByText("Paused: 1 event waits.").waitFor();
   await page.getByRole("button", { name: "Continue" }).press("Enter");
   await eventually("it is shown", async () => (await shown(page))[0] === `"held back"`);
   await page.getByText(/3 events since/).waitFor();

@@ -6,7 +6,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use postgres::Row;
 use serde_json::{Value, json};
-use tidings_tests::cluster::free_port;
+use tidings_tests::clock::Clock;
+use tidings_tests::cluster::{Site, free_port};
 use tidings_tests::pool::Pool;
 use tidings_tests::process::fresh_path;
 use tidings_tests::{Cluster, Proxy, Session, proxy, shared, until};
@@ -166,6 +167,14 @@ fn mistakes_of_access_are_named() {
     assert!(found.ok && hints.len() == 2, "{hints:?}");
     assert!(hints[0].contains("notes_{id}") && hints[1].contains("chats_{id}"), "{hints:?}");
     with(&["notes_1"]).only_wrong("access", "no rule matches the topic \"notes_1\"", "tidings.allow('notes_1'");
+    // A rule that is slow for this token.
+    dba.run("SELECT tidings.allow('slow_{id}', 'SELECT pg_sleep(0.3)')");
+    let found = with(&["--token-file", &good, "slow_1"]);
+    assert!(
+        found.about("rule").iter().any(|rule| rule["detail"].to_string().contains("took 3")),
+        "{:#?}",
+        found.findings
+    );
     dba.run("DELETE FROM tidings.rule");
     with(&[]).only_wrong("access", "there is no rule", "tidings.allow(");
 }
@@ -298,4 +307,17 @@ fn what_the_check_cannot_see_it_says() {
     db.wait_standby(&standby);
     let said = detail("standby");
     assert!(said.contains("1 standbys are connected") && said.contains("shared_preload_libraries"), "{said}");
+}
+
+#[test]
+fn a_server_whose_clock_differs_is_named() {
+    if !Clock::can_jump() {
+        return crate::skipped("a wrong clock: libfaketime is not installed");
+    }
+    let clock = Clock::at(-3600);
+    let cluster = Cluster::start_at(Site { env: clock.environment(), ..Site::default() }, &[]);
+    let db = cluster.database();
+    let found = check(&cluster.url(db.name(), &db.proxy_role()), &["--open"]);
+    let said: Vec<String> = found.about("clock").iter().map(|clock| clock["detail"].to_string()).collect();
+    assert!(found.ok && said.iter().any(|detail| detail.contains("s behind this machine's")), "{said:?}");
 }

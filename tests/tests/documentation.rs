@@ -176,6 +176,25 @@ fn the_examples_of_the_reference_run() {
 }
 
 #[test]
+fn the_examples_of_the_page_about_development_run() {
+    let cluster = Cluster::start(&[]);
+    let db = cluster.empty_database();
+    let mut session = db.session();
+    let page = document("development.md");
+    let blocks: Vec<&str> = page.split("```sql\n").skip(1).filter_map(|block| block.split("```").next()).collect();
+    assert!(blocks.len() >= 4, "{blocks:?}");
+    for block in blocks {
+        for statement in block.lines().filter(|line| !line.trim().is_empty()) {
+            session.run(statement);
+        }
+    }
+    assert_eq!(session.one::<i64>("SELECT count(*) FROM notes"), 1);
+    // The settings name what is there already, and are possible.
+    cluster.restart();
+    db.wait_relay();
+}
+
+#[test]
 fn nothing_is_granted_to_public() {
     let db = shared().database();
     let granted = names(
@@ -380,7 +399,7 @@ fn every_flag_is_in_the_reference_and_no_other() {
     for flag in there.iter().filter(|flag| !["--help", "--version"].contains(flag)) {
         assert!(sent.contains(flag), "docs/http.md does not mention {flag}");
     }
-    for name in ["http.md", "operations.md", "tidings-proxy.service", "haproxy.cfg", "nginx.conf"] {
+    for name in ["http.md", "operations.md", "development.md", "tidings-proxy.service", "haproxy.cfg", "nginx.conf"] {
         let text = document(name);
         for flag in words(&text, "--").into_iter().filter(|flag| flag.trim_matches('-').len() > 1) {
             assert!(there.contains(flag), "docs/{name} speaks of {flag}, which is not there");

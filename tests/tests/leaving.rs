@@ -2,9 +2,10 @@
 //! use them: a proxy leaves the database for the moment, and comes back by itself.
 
 use tidings_tests::sse::Request;
-use tidings_tests::{Database, Proxy, Sse, http, shared, until};
+use tidings_tests::{Cluster, Database, Proxy, Sse, http, shared, until};
 
 use crate::access::{Team, sign};
+use crate::log::Log;
 use crate::{all_until_now, boards, create_boards, titles};
 
 /// The reason why the proxy is not ready, or "ready".
@@ -76,4 +77,35 @@ fn a_role_that_may_not_drop_the_database_does_not_disturb_its_proxies() {
     shared().session("postgres", &stranger).forbidden(&format!("DROP DATABASE {}", db.name()));
     next(&db, &mut sse, 1);
     assert_eq!(proxy.metric("tidings_upstream_reconnects_total"), 0.0);
+}
+
+#[test]
+fn every_new_database_has_the_extension_if_template1_has_it() {
+    let cluster = Cluster::start(&[]);
+    cluster.session("template1", "postgres").run("CREATE EXTENSION tidings");
+    let mut admin = cluster.session("postgres", "postgres");
+    // As test suites do, by a role that is nothing but allowed to create databases.
+    admin.run("CREATE ROLE tester LOGIN CREATEDB");
+    let mut tester = cluster.session("postgres", "tester");
+    let mut works = |name: &str, template: &str| {
+        tester.run(&format!("CREATE DATABASE {name} {template}"));
+        let db = Database::existing(&cluster, name);
+        db.wait_relay();
+        let mut log = Log::from_here(&db);
+        db.session().publish("t", "1");
+        assert_eq!(log.news().len(), 1);
+        db
+    };
+    let first = works("app_test", "");
+    works("app_test_1", "");
+    // Somebody else's database, if it is marked as a template, also while a relay runs in it.
+    admin.run("ALTER DATABASE app_test OWNER TO postgres");
+    cluster.session("postgres", "tester").forbidden("CREATE DATABASE app_test_2 TEMPLATE app_test");
+    first.wait_relay();
+    admin.run("ALTER DATABASE app_test IS_TEMPLATE true");
+    works("app_test_2", "TEMPLATE app_test");
+    for name in ["app_test_1", "app_test_2"] {
+        cluster.session("postgres", "tester").run(&format!("DROP DATABASE {name}"));
+    }
+    admin.run("ALTER DATABASE app_test IS_TEMPLATE false");
 }

@@ -17,7 +17,8 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often it checks whether the relay has left.
 const CHECK: Duration = Duration::from_millis(5);
 
-/// Makes the relay leave the database that a statement needs without other sessions, if it needs one.
+/// Makes the relay leave the database that a statement needs without other sessions, if it needs one, and if the role
+/// may run such a statement: it owns the database, or creates a copy of one that is marked as a template.
 ///
 /// # Safety
 /// `node` is a statement.
@@ -25,7 +26,12 @@ pub unsafe fn pause(node: *mut pg_sys::Node) {
     // SAFETY: a statement, as the caller promises; its database's name is a C string. A look-up inside a transaction.
     unsafe {
         if let Some(name) = database_needed_alone(node) {
-            pause_relay(pg_sys::get_database_oid(name, true));
+            let oid = pg_sys::get_database_oid(name, true);
+            let is_copied = (*node).type_ == pg_sys::NodeTag::T_CreatedbStmt;
+            let is_permitted = catalog::is_owner(catalog::current_user(), pg_sys::DatabaseRelationId, oid);
+            if is_permitted || is_copied && pg_sys::have_createdb_privilege() && catalog::is_template(oid) {
+                pause_relay(oid);
+            }
         }
     }
 }
@@ -46,6 +52,7 @@ unsafe fn database_needed_alone(node: *mut pg_sys::Node) -> Option<*mut c_char> 
                 (*node.cast::<pg_sys::RenameStmt>()).subname
             }
             pg_sys::NodeTag::T_CreatedbStmt => {
+                // template1, the default, has no relay, like every database that is marked as a template when it is found.
                 pg_sys::defGetString(option((*node.cast::<pg_sys::CreatedbStmt>()).options, c"template")?)
             }
             pg_sys::NodeTag::T_AlterDatabaseStmt => {
@@ -61,9 +68,7 @@ unsafe fn database_needed_alone(node: *mut pg_sys::Node) -> Option<*mut c_char> 
 
 /// Keeps the relay out of a database until this transaction ends, whether it commits or not.
 fn pause_relay(oid: pg_sys::Oid) {
-    // Only a role that may run such a statement may stop the relay.
-    let may_pause = || catalog::is_owner(catalog::current_user(), pg_sys::DatabaseRelationId, oid);
-    let Some(db) = shared::database(oid).filter(|_| may_pause()) else { return };
+    let Some(db) = shared::database(oid) else { return };
     transaction::end_pause_at_end(db);
     db.paused.store(true, SeqCst);
     db.wake_relay();

@@ -1,7 +1,7 @@
 //! The way to the database, the extension in it, and what the database says about itself.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
@@ -15,6 +15,9 @@ use crate::upstream::inbox::Inbox;
 
 /// How long a notification may take.
 const NOTIFICATION_TIME: Duration = Duration::from_secs(5);
+
+/// How far the clocks of two machines may be apart, in milliseconds: about as long as a token's leeway.
+const CLOCKS_APART: i64 = 10_000;
 
 /// The first version of the extension that has a check of its own.
 const CHECKS_ITSELF: (u32, u32) = (0, 2);
@@ -200,6 +203,32 @@ pub async fn inside(connections: &Connections, is_guarded: bool, topics: &[Strin
         report.add(verdict, &item, &detail, fix.as_deref());
     }
     can_continue.then_some(())
+}
+
+/// Whether the clock of this machine, by which tokens expire, is that of the server, which often is the application's.
+pub async fn clock(connections: &Connections, report: &mut Report) -> Option<()> {
+    let sql = "SELECT (pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) OPERATOR(pg_catalog.*) 1000)::pg_catalog.int8";
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as i64);
+    let before = now();
+    let there: i64 = ask(&connections.speaker, sql).await.ok()?.parse().ok()?;
+    // What it took to ask counts for neither.
+    let apart = if there < before { there - before } else { (there - now()).max(0) };
+    if apart.abs() > CLOCKS_APART {
+        let detail = format!(
+            "the server's clock is {} s {} this machine's, by which tokens expire",
+            apart.abs() / 1000,
+            match apart {
+                ..0 => "behind",
+                _ => "ahead of",
+            }
+        );
+        report.hint(
+            "clock",
+            detail,
+            "Let both machines take their time from the same source (timedatectl set-ntp true).",
+        );
+    }
+    Some(())
 }
 
 /// Whether a notification of one session reaches another.

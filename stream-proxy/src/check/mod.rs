@@ -38,6 +38,7 @@ async fn look(wanted: &Arguments, report: &mut Report) -> Option<()> {
     database::pool(&connections, report).await?;
     database::extension(&connections, report).await?;
     database::inside(&connections, matches!(judge, Judge::Tokens(_)), &wanted.topics, report).await?;
+    database::clock(&connections, report).await;
     database::notifications(&mut connections, report).await?;
     if let Judge::Tokens(keys) = &judge {
         roles::look(wanted, keys, &logins, &metrics, report).await;

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio_postgres::Client;
@@ -19,6 +20,9 @@ use crate::upstream::database::{DatabaseError, in_time};
 
 /// A topic that no rule matches, so that the answer is about the role alone.
 const NO_TOPIC: &str = "tidings_check";
+
+/// Rules that take longer than this keep clients waiting. A rule is ended after two seconds.
+const SLOW: Duration = Duration::from_millis(200);
 
 /// The roles that the session may take, other than its own.
 const MAY_TAKE: &str = "SELECT pg_catalog.string_agg(r.rolname, ', ' ORDER BY r.rolname), session_user::pg_catalog.text
@@ -135,8 +139,21 @@ async fn token(wanted: &Arguments, file: &Path, keys: &Keys, session: (&Client, 
         return;
     }
     report.right("token", format!("the token is valid, and its role is {role}"));
+    let start = Instant::now();
     match ask(session.0, &claims, &wanted.topics).await {
         Ok(answers) => {
+            let time = start.elapsed();
+            if time > SLOW {
+                let detail = format!(
+                    "the rules of these topics took {} ms, and each new stream waits for its own",
+                    time.as_millis()
+                );
+                report.hint(
+                    "rule",
+                    detail,
+                    "Look at the plans of their queries: EXPLAIN ANALYZE, as the token's role.",
+                );
+            }
             for (topic, refused) in answers {
                 match refused {
                     None => report.right("token", format!("it may subscribe to {topic:?}")),
