@@ -116,7 +116,8 @@ BEGIN
     PERFORM tidings.grant_rules(role);
     PERFORM tidings.grant_functions(role, ARRAY[
         'tidings.disallow(text)', 'tidings.relay()', 'tidings.ring()', 'tidings.check(text[])', 'tidings.snapshot(text, text, text)',
-        'tidings.keep_snapshot(text, text, text, name[])', 'tidings.check_snapshot(text, text)', 'tidings.unsnapshot(text)'
+        'tidings.keep_snapshot(text, text, text, name[])', 'tidings.check_snapshot(text, text)', 'tidings.unsnapshot(text)',
+        'tidings.export()', 'tidings.exported_triggers()'
     ]::regprocedure[]);
     EXECUTE format('GRANT SELECT ON tidings.watches, tidings.rules, tidings.snapshots, tidings.status, tidings.open_topics TO %s', role);
     EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON tidings.rule, tidings.snapshot_query TO %s', role);
@@ -124,7 +125,7 @@ END
 $$;
 
 COMMENT ON FUNCTION tidings.grant_manager(regrole) IS
-    'Grants the role of migrations what it needs: the rights of an application, watches on its own tables, rules, queries for snapshots, and the views that show them';
+    'Grants the role of migrations what it needs: the rights of an application, watches on its own tables, rules, queries for snapshots, the views that show them, and export()';
 
 CREATE OR REPLACE FUNCTION tidings.installed() RETURNS void
 LANGUAGE c AS 'MODULE_PATHNAME', 'installed_wrapper';

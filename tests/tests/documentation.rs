@@ -32,6 +32,7 @@ const PUBLIC: &[&str] = &[
     "open_topics",
     "status",
     "check",
+    "export",
     "grant_proxy",
 ];
 

@@ -284,6 +284,7 @@ fn no_object_of_another_role_is_called() {
             text("SELECT"),
             text("x"),
         ));
+        session.run(&format!("SELECT tidings.export(); SELECT * FROM tidings.check(ARRAY[{}])", text("boards_5")));
         let secret = tidings_tests::process::fresh_path("secret");
         fs::write(&secret, SECRET).expect("write the secret");
         let proxy = tidings_tests::Proxy::start(&url, &["--jwt-secret-file", secret.to_str().expect("a path")]);

@@ -15,6 +15,7 @@ mod delivery;
 mod documentation;
 mod drain;
 mod dropping;
+mod export;
 mod failover;
 mod faults;
 mod foreign_objects;

@@ -214,6 +214,8 @@ fn an_application_and_a_manager_have_exactly_the_rights_they_need() {
         "\"check\"(text[])",
         "check_watch(regclass,text)",
         "disallow(text)",
+        "export()",
+        "exported_triggers()",
         "guard(regclass,text,text[],text,text)",
         "holes(text)",
         "keep_rule(text,text,name[])",
