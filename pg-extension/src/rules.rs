@@ -7,7 +7,7 @@ use pgrx::pg_sys::panic::CaughtError;
 use pgrx::prelude::*;
 
 use crate::preload;
-use crate::subscriber::{become_subscriber, c_string, current_user, set_locally};
+use crate::subscriber::{Confined, become_subscriber, c_string, current_user, set_locally};
 use crate::subtransaction::{report, undone};
 
 /// Errors after which a rule has neither allowed nor denied access, so the whole statement fails: it timed out or was
@@ -63,6 +63,7 @@ fn as_subscriber<R>(
     let settings =
         [(c"transaction_read_only", c"on"), (c"request.jwt.claims", &*claims), (c"search_path", &*search_path)];
     isolated(|| {
+        let _confined = Confined::begin();
         // SAFETY: in a subtransaction, whose end restores the settings and the user. `holes` is a text[].
         unsafe {
             for (name, value) in settings {

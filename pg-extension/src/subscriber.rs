@@ -1,10 +1,48 @@
 //! Code of users that runs as a subscriber: whose rights it has, and what it can't do to the session.
 
+use std::cell::Cell;
 use std::ffi::{CStr, CString};
 
 use pgrx::prelude::*;
 
-use crate::errors;
+use crate::{errors, preload};
+
+thread_local! {
+    /// How many levels deep code of users runs as a subscriber.
+    static LEVELS: Cell<u32> = const { Cell::new(0) };
+}
+
+/// While it lives, code of users runs as a subscriber. Without claims, that is the proxy's own role, which may read
+/// every event and check access for all others: so the functions that do this refuse to run.
+pub struct Confined(());
+
+impl Confined {
+    /// From now on.
+    pub fn begin() -> Self {
+        LEVELS.set(LEVELS.get() + 1);
+        Self(())
+    }
+}
+
+impl Drop for Confined {
+    /// Also after an error, which unwinds.
+    fn drop(&mut self) {
+        LEVELS.set(LEVELS.get() - 1);
+    }
+}
+
+/// `tidings.refuse_subscriber()`: raises an error in code that runs as a subscriber.
+#[pg_extern]
+pub fn refuse_subscriber() {
+    preload::require();
+    if LEVELS.get() > 0 {
+        errors::raise(
+            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            "code that runs as a subscriber may not read events, nor act for other subscribers",
+            "Rules, queries for snapshots, policies and conditions run as the subscriber. Let them read tables only.",
+        );
+    }
+}
 
 /// A text as Postgres's own functions take it.
 pub fn c_string(text: &str) -> CString {

@@ -86,10 +86,16 @@ END;
 
 COMMENT ON FUNCTION tidings.relay_pid() IS 'The relay''s process id, NULL while no relay runs. Notifications from other processes must be ignored';
 
+CREATE OR REPLACE FUNCTION tidings.refuse_subscriber() RETURNS void
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'refuse_subscriber_wrapper';
+
+COMMENT ON FUNCTION tidings.refuse_subscriber() IS
+    'Raises an error in code that runs as a subscriber. Without claims, a subscriber has the proxy''s own role, whose rights that code must not have';
+
 CREATE OR REPLACE FUNCTION tidings.channel() RETURNS text
 LANGUAGE sql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
-AS 'SELECT channel FROM tidings.secret';
+AS 'SELECT s.channel FROM tidings.refuse_subscriber(), tidings.secret s';
 
 COMMENT ON FUNCTION tidings.channel() IS 'The channel that the relay notifies';
 
@@ -196,6 +202,8 @@ DECLARE
     -- The start of the table, and what was removed since this snapshot was taken.
     oldest bigint := greatest((SELECT t.previous FROM tidings.tick t ORDER BY t.tick LIMIT 1), tidings.floor());
 BEGIN
+    -- Everything that returns events ends with this check.
+    PERFORM tidings.refuse_subscriber();
     IF after < oldest OR (after = oldest AND n < tidings.end_of_tick()) THEN
         RAISE EXCEPTION 'the position is older than what is retained'
             USING ERRCODE = 'TI001', HINT = 'Read the data again and continue from tidings.position(). tidings.retention sets how long events are kept.';

@@ -113,6 +113,7 @@ DECLARE
     role       oid  := (SELECT r.oid FROM pg_roles r WHERE r.rolname = role_claim);
     refused    text := CASE WHEN claims IS NOT NULL THEN tidings.no_subscriber(role_claim) END;
 BEGIN
+    PERFORM tidings.refuse_subscriber();
     -- Roles may be created, dropped and renamed meanwhile. The rows must be read as the role that was checked.
     IF refused IS NULL AND NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = role AND r.rolname = role_claim) THEN
         refused := 'there is no such role for subscribers';

@@ -180,6 +180,7 @@ DECLARE
     refused    text := tidings.no_subscriber(role_claim);
     rule       record;
 BEGIN
+    PERFORM tidings.refuse_subscriber();
     -- Roles may be created, dropped and renamed meanwhile. The rules must run as the role that was checked.
     IF refused IS NULL AND NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = role AND r.rolname = role_claim) THEN
         refused := 'there is no such role for subscribers';

@@ -34,6 +34,7 @@ mod locked_rules;
 mod log;
 mod login_role;
 mod lost;
+mod managers;
 mod many_databases;
 mod mistakes;
 mod open_topics;

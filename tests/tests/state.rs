@@ -373,7 +373,7 @@ fn a_query_that_can_not_work_is_refused_when_it_is_given() {
 }
 
 /// The payloads that a proxy of these claims would read.
-fn read_as(session: &mut Session, claims: Option<&str>, topics: &[&str]) -> Result<Vec<String>, postgres::Error> {
+pub fn read_as(session: &mut Session, claims: Option<&str>, topics: &[&str]) -> Result<Vec<String>, postgres::Error> {
     let client = session.client();
     client.batch_execute("ROLLBACK; BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")?;
     client.execute("SELECT tidings.open_rows($1::text::jsonb, $2)", &[&claims, &topics])?;

@@ -12,6 +12,7 @@ use crate::foreign::infallible::heap_deform_tuple;
 use crate::foreign::{Async_Listen, Async_Notify, Async_Unlisten, PreventCommandDuringRecovery};
 use crate::log::snapshot::with_latest;
 use crate::log::table::Table;
+use crate::subscriber::refuse_subscriber;
 use crate::{errors, preload, transaction};
 
 thread_local! {
@@ -58,7 +59,7 @@ pub fn ask_to_leave() {
 /// notifications. If the name has changed since an earlier call, the session stops listening on the old channel.
 #[pg_extern]
 fn listen() -> String {
-    preload::require();
+    refuse_subscriber();
     let name = name();
     let former = LISTENING.take().filter(|former| *former != name);
     // SAFETY: inside a transaction; the names are C strings and are copied.

@@ -14,7 +14,7 @@ use crate::errors;
 use crate::foreign::infallible::heap_deform_tuple;
 use crate::settings;
 use crate::state::source::{Found, Shape, Source};
-use crate::subscriber::{become_subscriber, current_user, set_locally};
+use crate::subscriber::{Confined, become_subscriber, current_user, set_locally};
 
 /// Who reads.
 pub struct Subscriber {
@@ -28,7 +28,7 @@ pub struct Subscriber {
 
 /// An open reading.
 pub struct Reading {
-    /// Who reads; the current user if there is none.
+    /// Who reads; the current user, with the session's settings, if there is none.
     subscriber: Option<Subscriber>,
     /// The sources that may have more rows.
     sources: VecDeque<Open>,
@@ -114,11 +114,12 @@ impl Reading {
         parts
     }
 
-    /// Runs `body` as the subscriber, and then undoes whatever it has set. After an error, the abort of the transaction
-    /// undoes it.
+    /// Runs `body` as the subscriber, read-only, and then undoes whatever it has set. After an error, the abort of the
+    /// transaction undoes it.
     fn run<R>(&self, search_path: Option<&CStr>, body: impl FnOnce() -> R) -> R {
         let (user, security) = current_user();
         let subscriber = self.subscriber.as_ref();
+        let _confined = Confined::begin();
         // SAFETY: inside a transaction; the level of settings and the user are put back below. The settings are as
         // their owners may set them.
         unsafe {
@@ -126,12 +127,12 @@ impl Reading {
             if let Some(path) = search_path.or(subscriber.map(|subscriber| &*subscriber.search_path)) {
                 set_locally(c"search_path", path);
             }
-            if let Some(subscriber) = subscriber {
-                if let Some(claims) = &subscriber.claims {
-                    set_locally(c"request.jwt.claims", claims);
-                }
-                become_subscriber(subscriber.role);
+            if let Some(claims) = subscriber.and_then(|subscriber| subscriber.claims.as_ref()) {
+                set_locally(c"request.jwt.claims", claims);
             }
+            // Conditions and queries of other roles must not write with the rights of who calls tidings.state().
+            set_locally(c"transaction_read_only", c"on");
+            become_subscriber(subscriber.map_or(user, |subscriber| subscriber.role));
             let result = body();
             pg_sys::AtEOXact_GUC(false, level);
             pg_sys::SetUserIdAndSecContext(user, security);
