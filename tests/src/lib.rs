@@ -12,6 +12,7 @@
 //! - [`http`]: one plain request, and the body of its response as it arrives.
 //! - [`sse`]: the event-stream grammar, and one connection that reads it.
 //! - [`follower`]: a client that reconnects, as a browser does, until it has seen the event that it waits for.
+//! - [`page`]: a page of `docs/` as a reader would follow it.
 //! - [`teamboard`]: the demonstration's schema and backend.
 //! - [`ledger`]: many writers whose committed writes are all recorded, and a check of what clients received.
 
@@ -24,6 +25,7 @@ pub mod database;
 pub mod follower;
 pub mod http;
 pub mod ledger;
+pub mod page;
 pub mod pool;
 pub mod process;
 pub mod proxy;

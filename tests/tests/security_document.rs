@@ -1,56 +1,11 @@
 //! docs/security.md as a reader would follow it: each block of SQL and of shell is run as it is, and the output must be
 //! what the document shows. Only the address of the database and the port of the proxy differ.
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-
 use serde_json::Value;
 use tidings_tests::cluster::free_port;
-use tidings_tests::process::{Process, Signal, fresh_path};
-use tidings_tests::{Cluster, Database, eventually, proxy, until};
-
-/// The blocks of a page between fences, each with the language that the fence names.
-fn blocks(page: &str) -> Vec<(&str, &str)> {
-    page.split("```").skip(1).step_by(2).map(|block| block.split_once('\n').expect("a fence and a text")).collect()
-}
-
-/// A terminal in its own folder, in which the proxy is a command.
-struct Terminal {
-    folder: PathBuf,
-    /// The functions that have been defined.
-    prelude: String,
-}
-
-impl Terminal {
-    fn command(&self, text: &str, output: &Path) -> Command {
-        let mut command = Command::new("bash");
-        command.args(["-euo", "pipefail", "-c", &format!("{}\n{text}", self.prelude)]).current_dir(&self.folder);
-        let commands = proxy::binary().canonicalize().expect("the proxy's binary");
-        let path = std::env::var("PATH").expect("a PATH");
-        command.env("PATH", format!("{}:{path}", commands.parent().expect("a folder").display()));
-        // As by default, only sooner.
-        command.env("TIDINGS_REAUTHORIZE", "200ms");
-        let output = File::create(output).expect("create the output");
-        command.stdin(Stdio::null()).stderr(output.try_clone().expect("share the output")).stdout(output);
-        command
-    }
-
-    /// Starts a command that runs until it is ended.
-    fn start(&self, text: &str, output: &Path) -> Process {
-        Process::spawn(&mut self.command(&format!("exec {text}"), output), Signal::SIGKILL).expect("start bash")
-    }
-
-    /// Runs a command that ends by itself.
-    fn run(&self, text: &str, output: &Path) {
-        let status = self.command(text, output).status().expect("run bash");
-        assert!(status.success(), "{text}\n{}", read(output));
-    }
-}
-
-fn read(output: &Path) -> String {
-    fs::read_to_string(output).expect("read an output")
-}
+use tidings_tests::page::{Terminal, blocks, page, read};
+use tidings_tests::process::fresh_path;
+use tidings_tests::{Cluster, Database, until};
 
 /// Runs SQL; a statement with its answer in a comment after it must return that answer.
 fn run_sql(db: &Database<'_>, text: &str) {
@@ -68,13 +23,12 @@ fn the_example_in_the_security_page_works() {
     let cluster = Cluster::start(&[]);
     let db = cluster.database();
     let port = free_port();
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/security.md");
-    let page = fs::read_to_string(&page).expect("read docs/security.md");
-    let page = page.replace("127.0.0.1:8080", &format!("127.0.0.1:{port}"));
+    let page = page("security.md").replace("127.0.0.1:8080", &format!("127.0.0.1:{port}"));
     let page = page.replace("@localhost/app", &format!("@127.0.0.1:{}/{}", cluster.port(), db.name()));
 
-    let mut terminal = Terminal { folder: fresh_path("terminal"), prelude: String::new() };
-    fs::create_dir(&terminal.folder).expect("create a folder");
+    let mut terminal = Terminal::new();
+    // As by default, only sooner.
+    terminal.environment.push(("TIDINGS_REAUTHORIZE".into(), "200ms".into()));
     let (stream_output, answer) = (fresh_path("stream"), fresh_path("answer"));
     let (mut proxy, mut stream) = (None, None);
     let mut seen = Vec::new();
@@ -82,14 +36,7 @@ fn the_example_in_the_security_page_works() {
         match language {
             "sql" => run_sql(&db, text),
             "sh" if text.starts_with("tidings-proxy") => {
-                let log = fresh_path("proxy.log");
-                let mut process = terminal.start(text, &log);
-                eventually("the proxy is ready", || {
-                    assert!(process.exited().is_none(), "{}", read(&log));
-                    let answer = tidings_tests::http::get(([127, 0, 0, 1], port).into(), "/readyz");
-                    answer.is_ok_and(|(head, _)| head.status == 200).then_some(())
-                });
-                proxy = Some(process);
+                proxy = Some(terminal.serve(text, port, "/readyz", 200));
             }
             "sh" if text.contains("() {") => terminal.prelude.push_str(text),
             "sh" if text.starts_with("curl -N") => {
