@@ -54,6 +54,8 @@ fn watches(session: &mut Session) {
                                 condition => '"Is Hot"(NEW.hits) AND NEW.title <> ''\''''" -- no comment'' AND NEW.id === 5 -- a comment');
            RESET search_path;
            SELECT tidings.watch('plain', topic => 'truncated', name => 'truncated', operations => '{TRUNCATE}');
+           SELECT tidings.guard('plain', topic => 'boards_{board_id}', condition => 'OLD.hits IS DISTINCT FROM NEW.hits', operations => '{UPDATE}');
+           SELECT tidings.guard('"a=b"', topic => 'it''s {id}', name => 'Odd "guard"');
            SELECT tidings.watch('parts', topic => 'parts_{board_id}'), tidings.watch('parts_1', topic => 'own', name => 'own');
            SELECT tidings.watch('public."select"', topic => 'off', name => 'off'), tidings.watch('public."a b"', topic => 'always', name => 'always');
            CREATE TRIGGER "By hand; é" AFTER INSERT OR UPDATE OF title ON plain FOR EACH ROW EXECUTE FUNCTION tidings.capture('topic=hand_{id}', 'column=id');

@@ -23,7 +23,7 @@ fn manager(db: &Database<'_>) -> String {
 }
 
 #[test]
-fn a_migration_without_a_superuser_sets_up_tables_watches_rules_and_snapshots() {
+fn a_migration_without_a_superuser_sets_up_tables_watches_guards_rules_and_snapshots() {
     let db = shared().database();
     let (manager, member, proxy_role) = (manager(&db), db.role("member"), db.proxy_role());
     db.session().run(&format!("ALTER ROLE {proxy_role} NOINHERIT; GRANT {member} TO {proxy_role}"));
@@ -33,29 +33,38 @@ fn a_migration_without_a_superuser_sets_up_tables_watches_rules_and_snapshots() 
          CREATE TABLE boards (id bigint PRIMARY KEY, title text);
          CREATE TABLE board_items (id bigint PRIMARY KEY, board_id bigint REFERENCES boards, title text, secret text);
          CREATE INDEX ON board_items (board_id);
-         GRANT SELECT ON boards, board_items TO {member};
+         CREATE TABLE members (board_id bigint REFERENCES boards, role name);
+         GRANT SELECT ON boards, board_items, members TO {member};
+         SELECT tidings.guard('members', topic => 'boards_{{board_id}}');
          SELECT tidings.watch('board_items', topic => 'boards_{{board_id}}', exclude => '{{secret}}', condition => 'NEW.title <> ''draft''', operations => '{{INSERT,UPDATE}}');
-         SELECT tidings.allow('boards_{{id}}', 'SELECT FROM public.boards WHERE id = {{id}}::bigint');
+         SELECT tidings.allow('boards_{{id}}', 'SELECT FROM public.members WHERE board_id = {{id}}::bigint AND role = current_user');
          SELECT tidings.snapshot('titles_{{id}}', 'SELECT i.title FROM public.board_items i WHERE i.board_id = {{id}}::bigint');
          SELECT tidings.allow('titles_{{id}}', 'SELECT FROM public.boards WHERE id = {{id}}::bigint');
          INSERT INTO boards VALUES (5, 'Garden party'); INSERT INTO board_items VALUES (1, 5, 'Lanterns'), (2, 5, 'draft');
+         INSERT INTO members VALUES (5, '{member}');
          COMMIT"
     ));
     let secret = tidings_tests::process::fresh_path("secret");
     fs::write(&secret, crate::access::SECRET).expect("write the secret");
-    let proxy = db.proxy(&["--jwt-secret-file", secret.to_str().expect("a path")]);
+    let proxy = db.proxy(&["--jwt-secret-file", secret.to_str().expect("a path"), "--reauthorize", "1h"]);
     let token = sign(&serde_json::json!({"role": member}));
     let mut sse = proxy.open(&Request::since(&["boards_5"], "snapshot").by(&token));
     let rows = sse.before(|frame| frame.event == "ready");
     assert_eq!(titles(&rows[1..]), ["Lanterns"]);
     migration.run("INSERT INTO board_items VALUES (3, 5, 'Music'), (4, 5, 'draft')");
     assert_eq!(titles(&all_until_now(&db, "boards_5", &mut sse)), ["Music"]);
+    migration.run(
+        "DELETE FROM members; SELECT tidings.recheck('boards_5'); INSERT INTO board_items VALUES (5, 5, 'Speech')",
+    );
+    let rest = sse.rest();
+    assert!(rest.last().is_some_and(|frame| frame.event == "unauthorized"), "{rest:?}");
+    assert!(!rest.iter().any(|frame| frame.data.contains("Speech")), "{rest:?}");
     let mut sse = proxy.open(&Request::since(&["titles_5"], "snapshot").by(&token));
-    assert_eq!(sse.before(|frame| frame.event == "ready").len(), 1 + 4);
+    assert_eq!(sse.before(|frame| frame.event == "ready").len(), 1 + 5);
     // And the way back.
     migration.run(
-        "SELECT tidings.unsnapshot('titles_{id}'), tidings.disallow('titles_{id}'), tidings.disallow('boards_{id}'), tidings.unwatch('board_items');
-         DROP TABLE board_items, boards",
+        "SELECT tidings.unsnapshot('titles_{id}'), tidings.disallow('titles_{id}'), tidings.disallow('boards_{id}'), tidings.unwatch('board_items'), tidings.unwatch('members', 'guard');
+         DROP TABLE board_items, members, boards",
     );
     assert_eq!(migration.one::<i64>("SELECT count(*) FROM tidings.export()"), 0);
 }
@@ -67,6 +76,9 @@ const OF_OTHERS: &[&str] = &[
     "SELECT tidings.watch('board_items', topic => 'boards_{board_id}')",
     "SELECT tidings.watch('board_items', topic => 'mine', name => 'mine', operations => '{TRUNCATE}')",
     "SELECT tidings.unwatch('board_items')",
+    "SELECT tidings.guard('board_items', topic => 'boards_{board_id}')",
+    "SELECT tidings.guard('board_items', topic => 'boards_{board_id}', name => 'default')",
+    "CREATE TRIGGER guarded AFTER DELETE ON board_items FOR EACH ROW EXECUTE FUNCTION tidings.capture('topic=boards_{board_id}', 'guard=true')",
     "CREATE TRIGGER mine AFTER INSERT ON board_items FOR EACH ROW EXECUTE FUNCTION tidings.capture('topic=mine')",
     "CREATE OR REPLACE TRIGGER tidings_default AFTER INSERT ON board_items FOR EACH ROW EXECUTE FUNCTION tidings.capture('topic=mine')",
     "ALTER TABLE board_items DISABLE TRIGGER tidings_default",
