@@ -178,6 +178,9 @@ fn only_those_who_may_see_a_board_get_its_stream() {
     let problem: Value = serde_json::from_str(&body).expect("JSON");
     assert_eq!(problem["detail"], "not allowed: boards_5");
     silent_about(&proxy, &[&ada, &ben]);
+    // Who has which stream is there, for those who ask for all levels.
+    let who = format!("role \\\"{}\\\", sub \\\"1\\\"", team.member);
+    assert!(proxy.log().contains(&who) && proxy.log().contains("topics=[\"boards_5\"]"), "{who}: {}", proxy.log());
 }
 
 #[test]

@@ -48,6 +48,18 @@ pub struct Reader {
 }
 
 impl Identity {
+    /// The role and the subject, for the log. Other claims may be confidential.
+    pub fn describe(&self) -> String {
+        let who = match self {
+            Self::Anyone => return "anyone".into(),
+            Self::Holder(holder) => Some(&holder.who),
+            Self::Visitor(visitor) => visitor.who.as_ref(),
+        };
+        let claims: serde_json::Value = who.and_then(|who| serde_json::from_str(&who.claims).ok()).unwrap_or_default();
+        let claim = |name: &str| claims.get(name).map_or("-".into(), ToString::to_string);
+        format!("role {}, sub {}", claim("role"), claim("sub"))
+    }
+
     /// Who reads the rows that a stream starts with.
     pub fn reader(&self, peer: IpAddr) -> Reader {
         let who = match self {

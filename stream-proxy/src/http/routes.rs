@@ -172,7 +172,9 @@ async fn stream(proxy: &Arc<Proxy>, request: &Parts, peer: IpAddr, topic: Option
     match admitted.await {
         Ok(who) if is_json => json(proxy, request, wanted, who, peer).await,
         Ok(who) => {
-            tracing::debug!(topics = ?wanted.topics, start = ?wanted.start, %peer, "stream");
+            if tracing::enabled!(tracing::Level::DEBUG) {
+                tracing::debug!(who = who.describe(), topics = ?wanted.topics, start = ?wanted.start, %peer, "stream");
+            }
             start_stream(request, proxy, || proxy.subscribe(wanted, who, peer))
         }
         Err(denied) => turn_away(request, proxy, denied),
