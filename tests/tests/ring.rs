@@ -133,27 +133,42 @@ fn one_database_never_hides_anothers_segments() {
     assert!(counters(&mut session).1 > 0, "the other database did not fill the ring");
 }
 
+/// Inserts rows of a KiB each. They are random, so that they have nothing in common.
+fn insert_rows(from: i32, kib: i32) -> String {
+    format!(
+        "INSERT INTO board_items
+         SELECT {from} + i, 6, (SELECT string_agg(md5(random()::text || i || j), '') FROM generate_series(1, 32) j)
+         FROM generate_series(1, {kib}) i;"
+    )
+}
+
 #[test]
 fn early_segments_of_rolled_back_savepoints_are_not_sent() {
     let db = boards();
     let proxy = db.proxy(&[]);
     let mut sse = proxy.live(&["boards_5"]);
-    let large = |from: i32| {
-        format!("INSERT INTO board_items SELECT {from} + i, 6, repeat('z', 2000) FROM generate_series(1, 300) i;")
-    };
-    // Both savepoints are written early, the second one only after it was released into one that is rolled back.
+    // Above 256 KiB, the segments of a savepoint are written early.
     db.session().run(&format!(
         "BEGIN; INSERT INTO board_items VALUES (1, 5, 'first');
          SAVEPOINT a; INSERT INTO board_items VALUES (2, 5, 'never'); {} ROLLBACK TO a; RELEASE a;
-         SAVEPOINT b; SAVEPOINT c; INSERT INTO board_items VALUES (3, 5, 'never'); {} RELEASE c; ROLLBACK TO b;
-         SAVEPOINT d; INSERT INTO board_items VALUES (4, 5, 'second'); {} RELEASE d;
-         INSERT INTO board_items VALUES (5, 5, 'last'); COMMIT",
-        large(1000),
-        large(2000),
-        large(3000),
+         SAVEPOINT b; INSERT INTO board_items VALUES (3, 5, 'second'); {} RELEASE b;
+         INSERT INTO board_items VALUES (4, 5, 'last'); COMMIT",
+        insert_rows(1000, 300),
+        insert_rows(2000, 300),
     ));
     let frames = crate::all_until_now(&db, "boards_5", &mut sse);
     assert_eq!(titles(&frames), ["first", "second", "last"]);
+    // When b is released, there is too much in memory, so it is written, although it is small enough for the ring.
+    // Then it is rolled back, together with all the rest that was too much.
+    db.session().run(&format!(
+        "BEGIN; INSERT INTO board_items VALUES (5, 5, 'first');
+         SAVEPOINT a; {} SAVEPOINT b; INSERT INTO board_items VALUES (6, 5, 'never'); {} RELEASE b; ROLLBACK TO a;
+         INSERT INTO board_items VALUES (7, 5, 'last'); COMMIT",
+        insert_rows(3000, 248),
+        insert_rows(4000, 6),
+    ));
+    let frames = crate::all_until_now(&db, "boards_5", &mut sse);
+    assert_eq!(titles(&frames), ["first", "last"]);
 }
 
 #[test]
@@ -164,7 +179,8 @@ fn a_prepared_transaction_is_sent_when_it_commits() {
     let mut session = db.session();
     for name in ["kept", "dropped"] {
         session.run(&format!(
-            "BEGIN; SELECT tidings.publish('a', '\"{name}\"'); PREPARE TRANSACTION '{name}'; SELECT tidings.publish('a', '1')"
+            "BEGIN; SELECT tidings.publish('a', '\"{name}\"'); PREPARE TRANSACTION '{name}';
+             SELECT tidings.publish('a', '1')"
         ));
     }
     assert_eq!(payloads(&mut log), ["1", "1"]);
@@ -173,27 +189,24 @@ fn a_prepared_transaction_is_sent_when_it_commits() {
     assert_eq!(payloads(&mut log), ["\"kept\""]);
 }
 
-/// A transaction that cannot commit, although it notices that only after it has written its events: two serializable
-/// ones, each of which has read what the other one writes.
+/// Postgres checks serializable transactions once more after they have written their events. Here a prepared one is
+/// between two others: it has read what the last one writes, and has written what the first one has read.
 #[test]
 fn a_commit_that_fails_at_the_very_end_sends_nothing() {
     let cluster = Cluster::start(&[]);
     let db = cluster.database();
     let mut log = Log::from_here(&db);
-    let (mut one, mut two) = (db.session(), db.session());
-    one.run("CREATE TABLE doctors (id int PRIMARY KEY, on_call bool); INSERT INTO doctors VALUES (1, true), (2, true)");
-    for (session, id) in [(&mut one, 1), (&mut two, 2)] {
-        session.run(&format!(
-            "BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT count(*) FROM doctors WHERE on_call;
-             UPDATE doctors SET on_call = false WHERE id = {id}; SELECT tidings.publish('a', '{id}')"
-        ));
-    }
-    one.run("COMMIT");
-    assert_eq!(two.refused("COMMIT").code().code(), "40001");
+    let (mut reader, mut pivot, mut writer) = (db.session(), db.session(), db.session());
+    reader.run("CREATE TABLE a (n int); INSERT INTO a VALUES (0); CREATE TABLE b (n int); INSERT INTO b VALUES (0)");
+    reader.run("BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT n FROM a");
+    pivot.run("BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT n FROM b; UPDATE a SET n = 1; PREPARE TRANSACTION 'pivot'");
+    writer.run("BEGIN ISOLATION LEVEL SERIALIZABLE; UPDATE b SET n = 1; SELECT tidings.publish('a', '\"never\"')");
+    let failed = writer.refused("COMMIT");
+    assert!(failed.detail().is_some_and(|detail| detail.contains("commit attempt")), "{failed:?}");
+    writer.publish("a", "1");
     assert_eq!(payloads(&mut log), ["1"]);
-    // It was written, and rolled back: the relay must not have seen that as a commit.
-    one.publish("a", "3");
-    assert_eq!(payloads(&mut log), ["3"]);
+    reader.run("ROLLBACK");
+    pivot.run("ROLLBACK PREPARED 'pivot'");
 }
 
 #[test]
@@ -231,14 +244,23 @@ fn a_relay_that_ends_leaves_its_segments_to_the_next_one() {
 
 #[test]
 fn a_new_extension_gets_nothing_of_the_old_one() {
-    let cluster = Cluster::start(&[]);
-    let db = cluster.database();
-    let mut session = db.session();
-    without_relay(&db, || session.publish("a", "\"of the old one\""));
-    session.run("DROP EXTENSION tidings CASCADE; CREATE EXTENSION tidings");
-    db.wait_relay();
-    session.publish("a", "\"of the new one\"");
-    let all = "SELECT payload FROM tidings.changes('earliest')";
-    until("the new one's event is there", || !session.all(all, &[]).is_empty());
-    assert_eq!(session.one::<String>(all), "\"of the new one\"");
+    for verify in ["on", "off"] {
+        let cluster = Cluster::start(&[("tidings.verify_ring", verify)]);
+        let db = cluster.database();
+        let (mut session, mut dba) = (db.session(), db.session());
+        let relay = db.wait_relay();
+        send(relay, Signal::SIGSTOP);
+        session.publish("a", "\"of the old one\"");
+        dba.run("BEGIN; DROP EXTENSION tidings CASCADE; CREATE EXTENSION tidings");
+        send(relay, Signal::SIGCONT);
+        until("the relay waits for the tables", || {
+            session.one(&format!("SELECT EXISTS (SELECT FROM pg_locks WHERE pid = {relay} AND NOT granted)"))
+        });
+        dba.run("COMMIT");
+        until("another relay runs", || db.relay().is_some_and(|pid| pid != relay));
+        session.publish("a", "\"of the new one\"");
+        let all = "SELECT payload FROM tidings.changes('earliest')";
+        until("the new one's event is there", || !session.all(all, &[]).is_empty());
+        assert_eq!(session.one::<String>(all), "\"of the new one\"");
+    }
 }

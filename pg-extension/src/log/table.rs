@@ -63,6 +63,12 @@ impl Table {
         unsafe { name_data_to_str(&(*(*self.0).rd_rel).relname) }
     }
 
+    /// Its OID, which changes only if the table is dropped and created again.
+    pub fn oid(&self) -> pg_sys::Oid {
+        // SAFETY: the relation is open.
+        unsafe { (*self.0).rd_id }
+    }
+
     /// Its owner.
     pub fn owner(&self) -> pg_sys::Oid {
         // SAFETY: the relation is open.

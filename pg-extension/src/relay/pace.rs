@@ -33,24 +33,21 @@ pub struct Pace {
     left: i64,
     /// When time was last added to it.
     filled: Instant,
-    /// The processor time of this process when the tick began.
-    began: Duration,
+    /// The processor time of this process when the last tick ended.
+    used: Duration,
 }
 
 impl Pace {
     /// Starts with a full budget.
     pub fn new() -> Self {
-        Self { left: nanos(MAX_BUDGET), filled: Instant::now(), began: processor_time() }
-    }
-
-    /// Notes that a tick begins.
-    pub fn begin(&mut self) {
-        self.began = processor_time();
+        Self { left: nanos(MAX_BUDGET), filled: Instant::now(), used: processor_time() }
     }
 
     /// Notes that a tick of this many segments has ended. Returns how long to rest before the next one.
     pub fn end(&mut self, segments: usize) -> Duration {
-        let cost = processor_time().saturating_sub(self.began);
+        // What the process has used between the ticks, mainly to be woken, is a part of their cost.
+        let used = processor_time();
+        let cost = used.saturating_sub(std::mem::replace(&mut self.used, used));
         let now = Instant::now();
         let earned = nanos(now - self.filled) / SHARE;
         self.filled = now;

@@ -78,7 +78,6 @@ fn run(db: &'static Database, extension: pg_sys::Oid, mut ticker: Ticker) {
             housekeeping = Instant::now() + HOUSEKEEPING;
         }
         if due || woken || ticker.has_backlog() {
-            pace.begin();
             let segments = if due { ticker.cut_from_log() } else { ticker.cut() };
             rest(pace.end(segments));
         } else {

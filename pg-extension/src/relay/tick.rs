@@ -8,6 +8,7 @@ use pgrx::direct_function_call;
 use pgrx::prelude::*;
 use tidings_wire::{Announcement, MOVED, Snapshot};
 
+use crate::catalog;
 use crate::foreign::Async_Notify;
 use crate::log::layout::{TICK_PARTITIONS, log};
 use crate::log::scan::{Log, Rows, new_segments, open_log, open_partition};
@@ -38,6 +39,8 @@ pub struct Ticker {
     pub last: u64,
     /// Everything that this snapshot sees is in a tick.
     seen: Snapshot,
+    /// The tables of the ticks.
+    tables: [Option<pg_sys::Oid>; SLOTS],
     /// For each partition of the log, the last tick that has segments in it; 0 if the partition is empty.
     pub last_used: [u64; SLOTS],
     /// How full the notification queue is, from 0 to 1.
@@ -83,6 +86,7 @@ impl Ticker {
             channel,
             last,
             seen,
+            tables: TICK_PARTITIONS.map(catalog::table),
             last_used,
             queue: 0.0,
             unannounced: true,
@@ -144,6 +148,7 @@ impl Ticker {
             return None;
         }
         if let Some(log) = to_verify {
+            self.partition()?;
             self.verify(log, tick);
         }
         self.has_backlog = false;
@@ -175,22 +180,20 @@ impl Ticker {
             self.read(&log, limit);
             let part = if self.batch.is_large() { backlog::part(&log, &self.seen, &until) } else { None };
             self.has_backlog = part.is_some();
-            self.close(tick, part.unwrap_or(until)).unwrap_or_else(|| error!("the table of ticks does not exist"))
+            self.close(tick, part.unwrap_or(until)).unwrap_or_else(no_tables)
         })
     }
 
-    /// Makes the batch a tick, unless it is empty. Returns the number of its segments, or None if the table of ticks
-    /// does not exist.
+    /// Makes the batch a tick, unless it is empty. Returns the number of its segments, or None if this relay's ticks have
+    /// no table.
     fn close(&mut self, tick: u64, until: Snapshot) -> Option<usize> {
         let count = self.batch.count();
         if count > 0 {
-            let slot = self.db.current_slot();
-            let partition = Table::open(TICK_PARTITIONS[slot], pg_sys::RowExclusiveLock)?;
             // The row of the tick is in the current partition, even if all of its segments are in others.
-            for used in self.batch.slots().chain([slot]) {
+            for used in self.batch.slots().chain([self.db.current_slot()]) {
                 self.last_used[used] = tick;
             }
-            self.insert(&partition, slot, tick, &until, 0);
+            self.insert(tick, &until, 0)?;
             for (last_used, used_at) in self.last_used.iter().zip(&self.db.used_at) {
                 if *last_used == tick {
                     used_at.store(elapsed::now(), SeqCst);
@@ -219,10 +222,7 @@ impl Ticker {
         let tick = shared::next_stamp();
         transaction(|| {
             self.batch.clear();
-            let slot = self.db.current_slot();
-            let partition = Table::open(TICK_PARTITIONS[slot], pg_sys::RowExclusiveLock);
-            let partition = partition.unwrap_or_else(|| error!("tidings.tick_{slot} does not exist"));
-            with_latest(|| self.insert(&partition, slot, tick, &self.seen, mark));
+            with_latest(|| self.insert(tick, &self.seen, mark)).unwrap_or_else(no_tables);
             self.announce(tick);
             self.finish(tick);
         });
@@ -285,8 +285,17 @@ impl Ticker {
         });
     }
 
-    /// Inserts the row of a tick into the current partition, which has this number.
-    fn insert(&self, partition: &Table, slot: usize, tick: u64, until: &Snapshot, mark: i16) {
+    /// The current partition of the ticks, open for writing. None if it does not exist, or if the extension was dropped
+    /// and created again: then the next check ends this relay.
+    fn partition(&self) -> Option<(usize, Table)> {
+        let slot = self.db.current_slot();
+        let table = Table::open(TICK_PARTITIONS[slot], pg_sys::RowExclusiveLock)?;
+        (self.tables[slot] == Some(table.oid())).then_some((slot, table))
+    }
+
+    /// Inserts the row of a tick into the current partition. None if there is none.
+    fn insert(&self, tick: u64, until: &Snapshot, mark: i16) -> Option<()> {
+        let (slot, partition) = self.partition()?;
         let used = (0..SLOTS).filter(|slot| self.last_used[*slot] == tick).fold(0i16, |used, slot| used | 1 << slot);
         let (since, until) = (Packed::new(&self.seen), Packed::new(until));
         // SAFETY: inside the relay's transaction. The values have the types of the table's columns, in their order
@@ -301,6 +310,7 @@ impl Ticker {
                 pg_sys::Datum::from(used | mark),
             ]);
         }
+        Some(())
     }
 
     fn announce(&mut self, tick: u64) {
@@ -339,6 +349,10 @@ impl Ticker {
         self.db.tick.store(tick, SeqCst);
         self.db.ticks.fetch_add(1, SeqCst);
     }
+}
+
+fn no_tables<T>() -> T {
+    error!("the tables of this relay's ticks do not exist")
 }
 
 /// Runs `body` in a transaction of its own. An error ends the relay, and the launcher starts another one. Unlike
