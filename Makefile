@@ -7,6 +7,7 @@
 #   make test      runs lint, unit tests, and the tests with real clusters, real proxies and real browsers
 #   make test-core     runs only the tests of the core promises, for a further version of Postgres
 #   make postgres-18   fetches that version of Postgres for tests, and prints the path of its pg_config; also postgres-16, postgres-17
+#   make test-frameworks   follows docs/rails.md, docs/django.md and docs/node.md; installs Rails and Django from Debian's packages
 #   make test-browser  runs only the browser tests; needs Node.js 20, installs Chromium and Firefox
 #   make bench     measures Tidings and its alternatives, into docs/benchmarks.md; ARGS=--long, ARGS="idle fanout" for parts, ARGS=--small for a trial
 #   make fuzz      feeds hostile bytes to every parser, guided by coverage; SECONDS_EACH=600 for longer
@@ -23,7 +24,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup build install uninstall run test test-core test-browser postgres-16 postgres-17 postgres-18 browser clients rivals fuzz bench chaos model lint package clean
+.PHONY: help setup build install uninstall run test test-core test-browser test-frameworks postgres-16 postgres-17 postgres-18 browser clients frameworks rivals fuzz bench chaos model lint package clean
 
 PG_CONFIG ?= /usr/lib/postgresql/15/bin/pg_config
 export PG_CONFIG
@@ -43,6 +44,7 @@ BUILD_PACKAGES := clang libclang-dev pkg-config build-essential
 TEST_PACKAGES := curl openssl nginx haproxy varnish pgbouncer python3-venv libfaketime \
   $(if $(filter /usr/lib/postgresql/15/%,$(PG_CONFIG)),postgresql-15-postgis-3)
 BROWSER_PACKAGES := chromium firefox-esr webkit2gtk-driver xvfb nginx haproxy
+FRAMEWORK_PACKAGES := curl ruby-rails ruby-bundler ruby-pg puma python3-django python3-psycopg2
 # The alternatives that are measured. One that can't be installed is left out, and the page says so.
 BENCH_PACKAGES := nginx libnginx-mod-nchan postgresql-15-wal2json \
   ruby-rails puma redis-server ruby-redis ruby-pg pushpin
@@ -123,11 +125,12 @@ run: install
 	@cargo run --quiet --locked -p tidings-tests --bin tidings-run -- $(ARGS)
 
 # These variables also reach setup, which these targets run first.
-test: MORE_PACKAGES = $(TEST_PACKAGES) $(BROWSER_PACKAGES)
+test: MORE_PACKAGES = $(TEST_PACKAGES) $(BROWSER_PACKAGES) $(FRAMEWORK_PACKAGES)
 test-browser: MORE_PACKAGES = $(BROWSER_PACKAGES)
+test-frameworks: MORE_PACKAGES = $(FRAMEWORK_PACKAGES)
 chaos: MORE_PACKAGES = $(CHAOS_PACKAGES)
 
-test: install lint browser clients
+test: install lint browser clients frameworks
 	@printf '==> unit tests\n'
 	cargo test --locked --quiet -p tidings-wire -p tidings-proxy
 	cargo test --locked --quiet -p tidings-tests --lib --bins
@@ -138,6 +141,8 @@ test: install lint browser clients
 	cargo test --locked -p tidings-tests --test main -- --test-threads="$${TEST_THREADS:-3}" $(ONLY)
 	printf '==> tests with real browsers\n'
 	cargo test --locked -p tidings-tests --test browser -- $(ONLY)
+	printf '==> the pages about frameworks\n'
+	cargo test --locked -p tidings-tests --test frameworks -- --test-threads="$${TEST_THREADS:-3}" $(ONLY)
 
 # What an application relies on. Tests of the proxy's own details and of third-party programs are left out, because they don't depend on
 # the version of Postgres.
@@ -189,6 +194,14 @@ test-browser: install browser
 browser: setup
 	@command -v node >/dev/null && command -v npm >/dev/null || { echo "browser: Node.js is missing; install version 20 or newer, with npm" >&2; exit 1; }
 	cd tests/browser
+	[ node_modules/.package-lock.json -nt package-lock.json ] || npm ci --ignore-scripts --no-audit --no-fund
+
+test-frameworks: install frameworks
+	@cargo test --locked -p tidings-tests --test frameworks -- --test-threads="$${TEST_THREADS:-3}"
+
+frameworks: setup
+	@command -v npm >/dev/null || { echo "frameworks: Node.js is missing; install version 20 or newer, with npm" >&2; exit 1; }
+	cd tests/frameworks
 	[ node_modules/.package-lock.json -nt package-lock.json ] || npm ci --ignore-scripts --no-audit --no-fund
 
 clients: setup
@@ -244,4 +257,4 @@ package: build
 
 clean:
 	@printf '==> removing what was built\n'
-	rm -rf target fuzz/target dist tests/artifacts tests/browser/node_modules tests/clients/node_modules tests/rivals/node/node_modules tests/clients/venv "$(WHEELS)"
+	rm -rf target fuzz/target dist tests/artifacts tests/browser/node_modules tests/clients/node_modules tests/rivals/node/node_modules tests/frameworks/node_modules tests/clients/venv "$(WHEELS)"
