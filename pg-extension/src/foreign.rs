@@ -36,6 +36,9 @@ pub mod infallible {
     use pgrx::pg_sys;
 
     unsafe extern "C-unwind" {
+        /// Wakes all processes that wait at a condition variable (storage/condition_variable.h).
+        pub fn ConditionVariableBroadcast(variable: *mut pg_sys::ConditionVariable);
+
         /// Writes the shortest digits that represent the number exactly, without a NUL. Returns their count
         /// (common/shortest_dec.h).
         pub fn double_to_shortest_decimal_bufn(number: f64, result: *mut std::ffi::c_char) -> std::ffi::c_int;

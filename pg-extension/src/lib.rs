@@ -12,6 +12,7 @@
 //! - [`read`]: SQL functions for segments, positions and the relay's state. [`rules`] and [`rule_templates`]: SQL
 //!   functions for subscription rules. [`state`]: the current rows of a topic, as events, for `since=snapshot`.
 //!   [`subscriber`]: how code runs as a subscriber.
+//! - [`standby`]: waiting on a hot standby for the replay of the next tick.
 //! - [`shared`]: shared memory. [`catalog`]: look-ups in the system catalogs. [`settings`]: the settings. [`errors`]:
 //!   how errors are raised. [`preload`]: what happens if the library was not preloaded. [`foreign`]: functions of
 //!   Postgres that pgrx does not declare.
@@ -38,6 +39,7 @@ mod rule_templates;
 mod rules;
 mod settings;
 mod shared;
+mod standby;
 mod state;
 mod statements;
 mod subscriber;
@@ -65,6 +67,7 @@ pub extern "C-unwind" fn _PG_init() {
     preload::note();
     settings::init();
     shared::init();
+    standby::init();
     transaction::init();
     log::table::init();
     log::ring::init();

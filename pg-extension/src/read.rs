@@ -74,16 +74,21 @@ fn parse_position(
 ) -> TableIterator<'static, (name!(tick, i64), name!(n, i64), name!(stamp, Option<i64>), name!(snapshot, Option<String>))>
 {
     preload::require();
-    let position: Position = text.parse().unwrap_or_else(|error: position::PositionError| {
+    let position = position_of(text);
+    let stamp = position.seen.as_ref().map(|seen| seen.stamp as i64);
+    let snapshot = position.seen.as_ref().map(|seen| seen.snapshot.to_string());
+    TableIterator::once((position.tick as i64, position.n.into(), stamp, snapshot))
+}
+
+/// The position that an argument names.
+pub fn position_of(text: &str) -> Position {
+    text.parse().unwrap_or_else(|error: position::PositionError| {
         errors::raise(
             PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
             error.to_string(),
             "Give an event's id, a result of tidings.position(), or earliest.",
         )
-    });
-    let stamp = position.seen.as_ref().map(|seen| seen.stamp as i64);
-    let snapshot = position.seen.as_ref().map(|seen| seen.snapshot.to_string());
-    TableIterator::once((position.tick as i64, position.n.into(), stamp, snapshot))
+    })
 }
 
 /// `tidings.stamp()`: the next reading of the clock.

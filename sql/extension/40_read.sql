@@ -254,8 +254,10 @@ BEGIN
     known := tidings.known_tick(place.tick);
     SELECT t.tick, t.until INTO newest FROM tidings.tick t ORDER BY t.tick DESC LIMIT 1;
     IF known <> place.tick THEN
-        -- A standby may not have replayed the tick yet.
-        RETURN CASE WHEN place.tick <= newest.tick OR NOT pg_is_in_recovery() THEN known END;
+        -- A standby may not have replayed the tick yet. A standby may also show a tick before the primary does, where its commit
+        -- still waits: then it is the last one that the relay has cut.
+        RETURN CASE WHEN place.tick <= newest.tick OR NOT (
+                        pg_is_in_recovery() OR EXISTS (SELECT FROM tidings.relay() r WHERE r.tick >= place.tick)) THEN known END;
     END IF;
     IF place.snapshot IS NOT NULL THEN
         seen := place.snapshot::pg_snapshot;

@@ -9,7 +9,7 @@ DECLARE
 BEGIN
     EXECUTE format('GRANT USAGE ON SCHEMA tidings TO %s', role);
     FOREACH function IN ARRAY functions LOOP
-        EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s', function, role);
+        EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %s', function, role);
     END LOOP;
 END
 $$;
@@ -23,6 +23,7 @@ AS $$
     SELECT ARRAY[
         'tidings.channel()', 'tidings.listen()', 'tidings.relay()', 'tidings.relay_pid()', 'tidings.position()', 'tidings.locate(text)',
         'tidings.segments(text, integer)', 'tidings.changes(text, text[], integer)',
+        'tidings.follow(text, interval, integer)', 'tidings.await_tick(text, interval)', 'tidings.standby()',
         'tidings.scan(text, text[], integer, integer, boolean)',
         'tidings.report(text, text[], integer[], interval)',
         'tidings.check_subscription(jsonb, text[])', 'tidings.authorize(jsonb, text[])',

@@ -29,6 +29,29 @@ impl Drop for Timeout {
     }
 }
 
+/// Runs `body` and then releases the locks that it took, which would otherwise be held until the end of the
+/// transaction. Its result refers to no table.
+pub fn briefly<R>(body: impl FnOnce() -> R) -> R {
+    // SAFETY: inside a transaction. What `body` takes belongs to a resource owner of its own. If `body` fails, the
+    // abort of the transaction releases it with its parent. Otherwise it is released here, in the order that Postgres
+    // asks for, as if it had failed: then locks are released and not passed on to the parent.
+    unsafe {
+        let outer = pg_sys::CurrentResourceOwner;
+        let own = pg_sys::ResourceOwnerCreate(outer, c"tidings".as_ptr());
+        pg_sys::CurrentResourceOwner = own;
+        let result = body();
+        pg_sys::CurrentResourceOwner = outer;
+        use pg_sys::ResourceReleasePhase::{
+            RESOURCE_RELEASE_AFTER_LOCKS, RESOURCE_RELEASE_BEFORE_LOCKS, RESOURCE_RELEASE_LOCKS,
+        };
+        for phase in [RESOURCE_RELEASE_BEFORE_LOCKS, RESOURCE_RELEASE_LOCKS, RESOURCE_RELEASE_AFTER_LOCKS] {
+            pg_sys::ResourceOwnerRelease(own, phase, false, false);
+        }
+        pg_sys::ResourceOwnerDelete(own);
+        result
+    }
+}
+
 /// Locks a table as TRUNCATE does, for the rest of the transaction, if that is possible without waiting.
 pub fn at_once(table: pg_sys::Oid) -> bool {
     // SAFETY: inside a transaction, which releases the lock at its end.

@@ -53,10 +53,24 @@ pub fn oldest_position() -> u64 {
     oldest.map_or(0, |(_, previous)| previous)
 }
 
+/// The last tick that is committed now, whatever the caller's snapshot is; 0 if there is none. Called inside a
+/// transaction.
+pub fn newest_tick() -> u64 {
+    with_latest(|| {
+        let partitions = TICK_PARTITIONS.into_iter().filter_map(|name| Table::open(name, pg_sys::AccessShareLock));
+        let last = |partition: Table| {
+            let mut rows = Rows::backward(&partition, tick::NUMBER);
+            rows.next().map_or(0, |row| row[tick::NUMBER].value() as u64)
+        };
+        partitions.map(last).max().unwrap_or(0)
+    })
+}
+
 /// The rows of one of the extension's tables that the active snapshot sees, one by one in the order of an index. Used
 /// inside one transaction.
 pub struct Rows<'a> {
     table: &'a Table,
+    direction: pg_sys::ScanDirection::Type,
     index: pg_sys::Relation,
     slot: *mut pg_sys::TupleTableSlot,
     scan: pg_sys::IndexScanDesc,
@@ -80,6 +94,13 @@ impl<'a> Rows<'a> {
         Self::new(table, column, None, None)
     }
 
+    /// All rows of a table, from the greatest value of a column to the least.
+    pub fn backward(table: &'a Table, column: usize) -> Self {
+        let mut rows = Self::new(table, column, None, None);
+        rows.direction = pg_sys::ScanDirection::BackwardScanDirection;
+        rows
+    }
+
     fn new(
         table: &'a Table,
         column: usize,
@@ -90,7 +111,8 @@ impl<'a> Rows<'a> {
         // SAFETY: the table is open, and the index belongs to it.
         unsafe {
             let slot = pg_sys::table_slot_create(table.relation(), std::ptr::null_mut());
-            Self { table, index, slot, scan: begin_scan(table.relation(), index, key), next }
+            let direction = pg_sys::ScanDirection::ForwardScanDirection;
+            Self { table, direction, index, slot, scan: begin_scan(table.relation(), index, key), next }
         }
     }
 
@@ -99,7 +121,7 @@ impl<'a> Rows<'a> {
         // SAFETY: the scan is of this table and this index, and the slot has the table's row type. After
         // `slot_getsomeattrs_int` its arrays have an element for each column.
         unsafe {
-            while !pg_sys::index_getnext_slot(self.scan, pg_sys::ScanDirection::ForwardScanDirection, self.slot) {
+            while !pg_sys::index_getnext_slot(self.scan, self.direction, self.slot) {
                 let key = self.next.take()?;
                 pg_sys::index_endscan(self.scan);
                 self.scan = begin_scan(self.table.relation(), self.index, Some(key));
