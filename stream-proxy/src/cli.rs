@@ -41,6 +41,20 @@ pub struct Cli {
     #[arg(long, env = "TIDINGS_GATE_PASSWORD_FILE", requires = "gate_url", value_name = "FILE")]
     pub gate_password_file: Option<PathBuf>,
 
+    /// The primary, if --database-url names a standby: reports of open topics go there; without it a proxy at a standby
+    /// reports none
+    #[arg(long, env = "TIDINGS_REPORT_URL", hide_env_values = true, value_name = "URL")]
+    pub report_url: Option<String>,
+
+    /// File with the password for --report-url; read at each connection
+    #[arg(long, env = "TIDINGS_REPORT_PASSWORD_FILE", requires = "report_url", value_name = "FILE")]
+    pub report_password_file: Option<PathBuf>,
+
+    /// How far a standby may be behind: beyond that the proxy is not ready, and an id that the standby does not know is
+    /// no longer waited for
+    #[arg(long, env = "TIDINGS_MAX_LAG", default_value = "30s", value_parser = humantime::parse_duration, value_name = "TIME")]
+    pub max_lag: Duration,
+
     /// PEM file of the certificate authorities to trust for TLS to Postgres, instead of the system's
     #[arg(long, env = "TIDINGS_DATABASE_CA", value_name = "FILE")]
     pub database_ca: Option<PathBuf>,

@@ -58,6 +58,7 @@ fn main() -> ExitCode {
     };
     let database = connect_to("database", &cli.database_url, &cli.database_password_file);
     let gate = cli.gate_url.as_ref().map(|url| connect_to("gate", url, &cli.gate_password_file));
+    let reports = cli.report_url.as_ref().map(|url| connect_to("report", url, &cli.report_password_file));
     let tls = match (&cli.tls_cert, &cli.tls_key) {
         (Some(certificate), Some(key)) => {
             let tls = Tls::load(certificate, key)
@@ -69,7 +70,7 @@ fn main() -> ExitCode {
     if let Judge::Nobody = judge {
         tracing::warn!("--open: EVERYONE MAY SUBSCRIBE TO EVERY TOPIC; this is for development");
     }
-    match run(serve(cli, database, gate, tls, judge)) {
+    match run(serve(cli, database, gate, reports, tls, judge)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "cannot start");
@@ -104,6 +105,7 @@ async fn serve(
     cli: Cli,
     database: Database,
     gate: Option<Database>,
+    reports: Option<Database>,
     tls: Option<Arc<Tls>>,
     judge: Judge,
 ) -> Result<(), Box<dyn Error>> {
@@ -129,7 +131,7 @@ async fn serve(
             Judge::Tokens(keys) => Some(keys.clone()),
             _ => None,
         };
-        let (tls, databases) = (tls.clone(), [Some(database.clone()), gate.clone()]);
+        let (tls, databases) = (tls.clone(), [Some(database.clone()), gate.clone(), reports.clone()]);
         async move {
             while hangup.recv().await.is_some() {
                 let (tls, keys, databases) = (tls.clone(), keys.clone(), databases.clone());
@@ -137,7 +139,7 @@ async fn serve(
             }
         }
     });
-    tidings_proxy::run(Setup { cli, judge, database, gate, tls, listener }, shutdown).await?;
+    tidings_proxy::run(Setup { cli, judge, database, gate, reports, tls, listener }, shutdown).await?;
     Ok(())
 }
 

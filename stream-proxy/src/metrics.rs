@@ -47,6 +47,22 @@ impl Gauge {
     }
 }
 
+/// A time that rises and falls, shown in seconds.
+#[derive(Debug, Default)]
+pub struct Time(AtomicU64);
+
+impl Time {
+    /// Sets the value.
+    pub fn set(&self, time: Duration) {
+        self.0.store(u64::try_from(time.as_millis()).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    /// The value in seconds.
+    pub fn get(&self) -> f64 {
+        self.0.load(Relaxed) as f64 / 1000.0
+    }
+}
+
 /// The upper bounds of the delay histogram, in microseconds.
 const BOUNDS: [u64; 14] =
     [250, 500, 1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 64_000, 128_000, 256_000, 512_000, 1_000_000, 5_000_000];
@@ -124,6 +140,10 @@ metrics! {
     Gauge "tidings_history_bytes" "Bytes of history in memory" { history_bytes "" }
     Gauge "tidings_upstream_connected" "1 while the upstream connection is up and caught up" { upstream_connected "" }
     Gauge "tidings_upstream_deaf" "1 while something between the proxy and Postgres hides notifications, such as a pool in transaction mode" { deaf "" }
+    Gauge "tidings_standby" "1 while the server is a standby" { standby "" }
+    Time "tidings_standby_lag_seconds" "How far the standby's replay is behind what it has received, or since when it has had no connection" { standby_lag "" }
+    Gauge "tidings_standby_lag_bytes" "What the standby has received and not replayed" { standby_lag_bytes "" }
+    Counter "tidings_standby_conflicts_total" "Reads of the upstream that the standby's replay cancelled, which were tried again" { standby_conflicts "" }
     Gauge "tidings_replays" "Clients that are being served from the log or wait for it" { replaying "" }
     Gauge "tidings_snapshots" "Readings of rows in progress" { snapshots "" }
     Gauge "tidings_snapshots_waiting" "Readings of rows that wait for others to end" { snapshots_waiting "" }

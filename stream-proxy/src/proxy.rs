@@ -22,6 +22,7 @@ use crate::upstream::reads::Reads;
 use crate::upstream::replay::{Replay, TopicLog};
 use crate::upstream::session::Readiness;
 use crate::upstream::snapshots::{Arrival, Form, Snapshots, Wish};
+use crate::upstream::standing::Standing;
 
 /// The running proxy.
 #[derive(Debug)]
@@ -40,6 +41,8 @@ pub struct Proxy {
     pub snapshots: Arc<Snapshots>,
     /// The metrics.
     pub metrics: Arc<Metrics>,
+    /// Whether the server is a standby.
+    pub standing: Arc<Standing>,
     /// All streams, for heartbeats.
     pub wheel: Wheel,
     /// Whether the upstream is ready.
@@ -65,6 +68,9 @@ pub enum NotNow {
     /// The proxy has not reached the database since it started.
     #[error("the database has not been reached yet")]
     NotReady,
+    /// A plain channel at a standby.
+    #[error("the server is a standby, where nobody can listen: plain channels are served at the primary")]
+    Standby,
 }
 
 /// Where a stream starts.
@@ -147,6 +153,9 @@ impl Proxy {
 
     /// Opens a stream of a plain channel.
     pub fn listen(self: &Arc<Self>, name: &str, who: Identity, peer: IpAddr) -> Result<Subscription, NotNow> {
+        if self.standing.is_standby() {
+            return Err(NotNow::Standby);
+        }
         let mut subscription = self.open(peer)?;
         subscription.channel = true;
         let subscriber = subscription.subscriber();

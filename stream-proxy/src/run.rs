@@ -30,8 +30,9 @@ use crate::upstream::database::Database;
 use crate::upstream::reading::Readings;
 use crate::upstream::reads::Reads;
 use crate::upstream::registry::Registry;
-use crate::upstream::session::Upstream;
+use crate::upstream::session::{Followed, Upstream};
 use crate::upstream::snapshots::Snapshots;
+use crate::upstream::standing::Standing;
 
 /// How long clients have, after the drain, to take the last bytes.
 const LAST_BYTES: Duration = Duration::from_secs(1);
@@ -47,6 +48,8 @@ pub struct Setup {
     pub database: Database,
     /// The same database with another login, for access checks.
     pub gate: Option<Database>,
+    /// Where open topics are reported, if not there.
+    pub reports: Option<Database>,
     /// Certificate and key, to serve TLS.
     pub tls: Option<Arc<Tls>>,
     /// The socket on which clients connect.
@@ -64,13 +67,27 @@ pub struct Parts {
     pub registry: Registry,
 }
 
-/// Makes the parts of a proxy that reads events from `database`, and rows from `rows`. Nothing of it runs yet.
-pub fn assemble(cli: Cli, access: Access, database: Database, rows: Database, metrics: Arc<Metrics>) -> Parts {
+/// The databases of a proxy: one server, with different logins.
+#[derive(Debug)]
+pub struct Sources {
+    /// Where events come from.
+    pub database: Database,
+    /// Where rows are read.
+    pub rows: Database,
+    /// Where open topics are reported; by default where events come from.
+    pub reports: Option<Database>,
+}
+
+/// Makes the parts of a proxy. Nothing of it runs yet.
+pub fn assemble(cli: Cli, access: Access, sources: Sources, metrics: Arc<Metrics>) -> Parts {
+    let Sources { database, rows, reports } = sources;
+    let standing = Arc::new(Standing::new(cli.max_lag));
     let hub = Hub::new(cli.history_bytes, metrics.clone());
     let channels = Channels::new(cli.channel.clone(), metrics.clone());
-    let reads = Arc::new(Reads::new(database.clone(), cli.max_replays.into(), metrics.clone()));
-    let (upstream, readiness) =
-        Upstream::new(database, hub.clone(), channels.clone(), metrics.clone(), cli.client_queue_bytes);
+    let parallel = cli.max_replays.into();
+    let reads = Arc::new(Reads::new(database.clone(), reports, standing.clone(), parallel, metrics.clone()));
+    let followed = Followed { hub: hub.clone(), channels: channels.clone(), standing: standing.clone() };
+    let (upstream, readiness) = Upstream::new(database, followed, metrics.clone(), cli.client_queue_bytes);
     let readings = Readings::new(rows, cli.snapshot_timeout, metrics.clone());
     let is_guarded = !matches!(access, Access::Open);
     let snapshots =
@@ -87,6 +104,7 @@ pub fn assemble(cli: Cli, access: Access, database: Database, rows: Database, me
         reads,
         snapshots,
         metrics,
+        standing,
         upstream: readiness,
         draining: Default::default(),
         addresses: Addresses::default(),
@@ -97,7 +115,7 @@ pub fn assemble(cli: Cli, access: Access, database: Database, rows: Database, me
 /// Runs the proxy until `shutdown` is ready and all streams have ended. Fails if a database role of the proxy is too
 /// powerful.
 pub async fn run(setup: Setup, shutdown: impl Future<Output = ()>) -> Result<(), TooPowerful> {
-    let Setup { cli, judge, database, gate, tls, listener } = setup;
+    let Setup { cli, judge, database, gate, reports, tls, listener } = setup;
     let gate = gate.map(|gate| gate.beside(&database));
     let metrics = Arc::new(Metrics::default());
     let is_open = matches!(judge, Judge::Nobody);
@@ -108,7 +126,7 @@ pub async fn run(setup: Setup, shutdown: impl Future<Output = ()>) -> Result<(),
     // The login that may take the subscribers' roles.
     let rows = gate.as_ref().unwrap_or(&database).clone();
     let access = access(&cli, judge, &database, gate.as_ref(), &metrics);
-    let Parts { proxy, upstream, mut registry } = assemble(cli, access, database, rows, metrics);
+    let Parts { proxy, upstream, mut registry } = assemble(cli, access, Sources { database, rows, reports }, metrics);
     let crowd = Crowd::new(proxy.cli.max_clients, proxy.cli.max_clients_per_address, proxy.metrics.clone());
     let server = Arc::new(Server { proxy: proxy.clone(), tls, crowd });
     let Proxy { cli, access, hub, metrics, wheel, .. } = &*proxy;

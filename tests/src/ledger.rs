@@ -65,6 +65,11 @@ impl<'d> Ledger<'d> {
         Self { database }
     }
 
+    /// The tables that exist in a database already: on a promoted standby, for instance.
+    pub fn of(database: &'d Database<'d>) -> Self {
+        Self { database }
+    }
+
     /// Starts writers. They continue until they are stopped, and reconnect when the server is back.
     pub fn start(&self, writers: usize, seed: u64, setup: &str) -> Writers {
         // Shown if the test fails.

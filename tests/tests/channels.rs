@@ -7,7 +7,7 @@ use tidings_tests::sse::Parser;
 use tidings_tests::{DEADLINE, Database, Frame, Item, Proxy, shared, until};
 
 /// A stream of a channel.
-struct Channel {
+pub struct Channel {
     response: Response,
     parser: Parser,
     items: std::collections::VecDeque<Item>,
@@ -16,7 +16,7 @@ struct Channel {
 impl Channel {
     /// Opens it and waits until the proxy listens.
     #[track_caller]
-    fn open(proxy: &Proxy, name: &str) -> Self {
+    pub fn open(proxy: &Proxy, name: &str) -> Self {
         let path = format!("/channels/{}", http::escape(name));
         let response = http::open(proxy.address(), &path, &[("Accept", "text/event-stream")]).expect("an answer");
         assert_eq!(response.head.status, 200);
@@ -41,8 +41,9 @@ impl Channel {
         self.items.pop_front().expect("an item")
     }
 
+    /// The next notification.
     #[track_caller]
-    fn frame(&mut self) -> Frame {
+    pub fn frame(&mut self) -> Frame {
         loop {
             if let Item::Frame(frame) = self.item() {
                 return frame;

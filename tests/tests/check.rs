@@ -303,8 +303,13 @@ fn what_the_check_cannot_see_it_says() {
     let log = detail("log");
     assert!(log.contains("events stay up to 01:30:00") && log.contains("compare with df"), "{log}");
     assert_eq!(detail("standby"), "");
+    let role = db.proxy_role();
     let standby = cluster.standby();
     db.wait_standby(&standby);
+    let found = check(&standby.url(db.name(), &role), &["--open"]);
+    assert!(found.ok, "{:#?}", found.findings);
+    let said = &found.about("standby")[0]["detail"];
+    assert!(said.as_str().is_some_and(|said| said.contains("connected to its primary")), "{said}");
     let said = detail("standby");
     assert!(said.contains("1 standbys are connected") && said.contains("shared_preload_libraries"), "{said}");
 }

@@ -34,6 +34,8 @@ pub struct Connections {
     pub role: String,
     /// The database that they are in.
     name: String,
+    /// Whether the server is a standby, where nothing can be written or notified.
+    pub is_standby: bool,
 }
 
 /// The first value of a statement's first row. It is sent as simple text, which works through every pool.
@@ -59,22 +61,13 @@ pub async fn connect(database: &Database, metrics: &Arc<Metrics>, report: &mut R
         let role = ask(&listener, "SELECT session_user").await?;
         let name = ask(&listener, "SELECT pg_catalog.current_database()").await?;
         let is_standby = ask(&listener, "SELECT pg_catalog.pg_is_in_recovery()").await? == "t";
-        Ok::<_, DatabaseError>((Connections { listener, inbox, speaker, role, name }, is_standby))
+        Ok::<_, DatabaseError>(Connections { listener, inbox, speaker, role, name, is_standby })
     };
     match reaching.await {
-        Ok((connections, true)) => {
-            let detail = format!("{} is a standby, where nobody can LISTEN", database.place());
-            report.wrong(
-                "database",
-                detail,
-                "Connect to the primary: name all hosts, and add target_session_attrs=read-write.",
-            );
-            drop(connections);
-            None
-        }
-        Ok((connections, false)) => {
-            let Connections { name, role, .. } = &connections;
-            report.right("database", format!("reached {}, database {name:?}, as {role:?}", database.place()));
+        Ok(connections) => {
+            let Connections { name, role, is_standby, .. } = &connections;
+            let kind = if *is_standby { ", a standby" } else { "" };
+            report.right("database", format!("reached {}{kind}, database {name:?}, as {role:?}", database.place()));
             Some(connections)
         }
         Err(error) => {

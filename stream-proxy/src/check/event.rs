@@ -16,7 +16,7 @@ use crate::cli::Cli;
 use crate::http::caller::Caller;
 use crate::http::http1;
 use crate::http::prefixed::Prefixed;
-use crate::run::{Parts, assemble};
+use crate::run::{Parts, Sources, assemble};
 use crate::upstream::database::{Database, DatabaseError, in_time};
 use crate::upstream::session::Readiness;
 
@@ -44,8 +44,8 @@ pub async fn round_trip(cli: Cli, database: &Database, connections: &Connections
 
 /// The time that an event took; `None` if it did not arrive.
 async fn send(cli: Cli, database: &Database, connections: &Connections) -> Result<Option<Duration>, DatabaseError> {
-    let Parts { proxy, upstream, .. } =
-        assemble(cli, Access::Open, database.clone(), database.clone(), Default::default());
+    let sources = Sources { database: database.clone(), rows: database.clone(), reports: None };
+    let Parts { proxy, upstream, .. } = assemble(cli, Access::Open, sources, Default::default());
     let mut readiness = proxy.upstream.clone();
     let (upstream, fan_out) = (tokio::spawn(upstream.run()), proxy.hub.clone());
     let fan_out = tokio::spawn(async move { fan_out.fan_out().await });

@@ -3,7 +3,8 @@
 //!
 //! [`arguments`] is the command line and [`report`] the output. [`settings`] looks at what needs no database,
 //! [`database`] at the way to it and at the extension, with the database's own check (`tidings.check()`), [`roles`] at
-//! tokens and at the roles that they name, and [`event`] sends an event through a proxy of its own.
+//! tokens and at the roles that they name, and [`event`] sends an event through a proxy of its own. At a standby,
+//! [`standby`] looks how far it is behind instead.
 
 pub mod arguments;
 pub mod database;
@@ -11,6 +12,7 @@ pub mod event;
 pub mod report;
 pub mod roles;
 pub mod settings;
+pub mod standby;
 
 use std::sync::Arc;
 
@@ -39,9 +41,14 @@ async fn look(wanted: &Arguments, report: &mut Report) -> Option<()> {
     database::extension(&connections, report).await?;
     database::inside(&connections, matches!(judge, Judge::Tokens(_)), &wanted.topics, report).await?;
     database::clock(&connections, report).await;
-    database::notifications(&mut connections, report).await?;
+    if !connections.is_standby {
+        database::notifications(&mut connections, report).await?;
+    }
     if let Judge::Tokens(keys) = &judge {
         roles::look(wanted, keys, &logins, &metrics, report).await;
+    }
+    if connections.is_standby {
+        return standby::look(&connections, wanted.cli.max_lag, report).await;
     }
     event::round_trip(wanted.cli.clone(), &logins.proxy, &connections, report).await
 }

@@ -3,7 +3,8 @@
 use std::future::Future;
 
 use tidings_wire::Position;
-use tokio_postgres::Client;
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Row};
 
 use crate::stream::place::Place;
 use crate::upstream::database::{DatabaseError, in_time};
@@ -66,21 +67,32 @@ impl Log for Client {
     }
 
     async fn read(&self, after: Place) -> Result<Vec<LogRow>, DatabaseError> {
-        let sql = "SELECT tick, first, last, data FROM tidings.segments($1::pg_catalog.text, $2::pg_catalog.int4)";
-        let rows = in_time(self.query(sql, &[&after.position().to_string(), &PAGE_BYTES])).await?;
-        let read = |row: &tokio_postgres::Row| {
-            Ok(LogRow {
-                tick: u64::try_from(row.try_get::<_, i64>("tick")?)
-                    .map_err(|_| DatabaseError::Contract("an invalid tick"))?,
-                // NULL in a tick without events.
-                before: u32::try_from(row.try_get::<_, Option<i32>>("first")?.unwrap_or(0))
-                    .map_err(|_| DatabaseError::Contract("an invalid number of events"))?,
-                is_last: row.try_get("last")?,
-                data: row.try_get("data")?,
-            })
-        };
-        rows.iter().map(read).collect()
+        log_rows(&read_log(self, after).await?)
     }
+}
+
+/// Reads the next page of the log after `after`.
+pub async fn read_log(client: &Client, after: Place) -> Result<Vec<Row>, DatabaseError> {
+    let sql = "SELECT tick, first, last, data FROM tidings.segments($1, $2)";
+    let text = after.position().to_string();
+    let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&text, Type::TEXT), (&PAGE_BYTES, Type::INT4)];
+    in_time(client.query_typed(sql, &parameters)).await
+}
+
+/// The rows of a page.
+pub fn log_rows(rows: &[Row]) -> Result<Vec<LogRow>, DatabaseError> {
+    let read = |row: &Row| {
+        Ok(LogRow {
+            tick: u64::try_from(row.try_get::<_, i64>("tick")?)
+                .map_err(|_| DatabaseError::Contract("an invalid tick"))?,
+            // NULL in a tick without events.
+            before: u32::try_from(row.try_get::<_, Option<i32>>("first")?.unwrap_or(0))
+                .map_err(|_| DatabaseError::Contract("an invalid number of events"))?,
+            is_last: row.try_get("last")?,
+            data: row.try_get("data")?,
+        })
+    };
+    rows.iter().map(read).collect()
 }
 
 /// A position in an answer of the extension.

@@ -7,11 +7,15 @@
 //! [`password`], [`tls`] and [`settings`] how to connect, and [`inbox`] holds the notifications that have arrived.
 //! [`presence`] closes all of them when a statement needs the database alone.
 //!
+//! [`follow`] takes the place of notifications at a hot standby. [`standing`] is what the other parts of the proxy need
+//! to know of the server.
+//!
 //! Not here: queries about access (`access`).
 
 pub mod chain;
 pub mod connection_string;
 pub mod database;
+pub mod follow;
 pub mod hearing;
 pub mod inbox;
 pub mod log;
@@ -25,4 +29,5 @@ pub mod replay;
 pub mod session;
 pub mod settings;
 pub mod snapshots;
+pub mod standing;
 pub mod tls;

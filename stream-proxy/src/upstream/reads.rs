@@ -14,13 +14,18 @@ use tokio_postgres::{Client, Row};
 use crate::metrics::Metrics;
 use crate::stream::frame::Frame;
 use crate::upstream::database::{Database, DatabaseError, in_time};
+use crate::upstream::follow::is_conflict;
 use crate::upstream::log::parse_position;
+use crate::upstream::standing::Standing;
 
 /// How long after a failed attempt to connect the next ones fail at once.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 
 /// How many bytes of the log one page covers at most: about 20 ms of reading in the server.
 const SCAN_BYTES: i32 = 8 * 1024 * 1024;
+
+/// How many times a query is sent, if a standby's replay cancels it.
+const ATTEMPTS: usize = 3;
 
 /// An event read from the log.
 #[derive(Debug)]
@@ -50,6 +55,16 @@ pub trait ClientLog {
     /// the last tick that the log had then.
     fn locate(&self, after: &str) -> impl Future<Output = Result<(Option<Position>, u64), DatabaseError>> + Send;
 
+    /// How long a standby may take to replay what a client has from another server; `None` at a primary.
+    fn standby_patience(&self) -> Option<Duration> {
+        None
+    }
+
+    /// Whether the server is a standby that is further behind than it may be.
+    fn is_behind(&self) -> bool {
+        false
+    }
+
     /// The events of `topics` in the next part of the log after `after`, at most `max_rows`.
     fn page(
         &self,
@@ -65,6 +80,9 @@ pub trait ClientLog {
 pub struct Reads {
     short: Link,
     pages: Link,
+    /// For reports, if they go to another server.
+    reports: Option<Link>,
+    standing: Arc<Standing>,
     /// Limits how many pages are read at the same time.
     permits: Semaphore,
 }
@@ -118,20 +136,42 @@ impl Link {
     }
 
     async fn query(&self, sql: &str, parameters: &[(&(dyn ToSql + Sync), Type)]) -> Result<Vec<Row>, DatabaseError> {
-        let client = self.client().await?;
-        let result = in_time(client.query_typed(sql, parameters)).await;
-        if matches!(result, Err(DatabaseError::Timeout)) {
-            self.forget(&client).await;
+        let mut attempt = 1;
+        loop {
+            let client = self.client().await?;
+            match in_time(client.query_typed(sql, parameters)).await {
+                Err(error) if attempt < ATTEMPTS && is_conflict(&error) => {
+                    self.metrics.standby_conflicts.add(1);
+                    attempt += 1;
+                }
+                Err(DatabaseError::Timeout) => {
+                    self.forget(&client).await;
+                    return Err(DatabaseError::Timeout);
+                }
+                result => return result,
+            }
         }
-        result
     }
 }
 
 impl Reads {
-    /// Reads from `database`, with at most `parallel` pages of the log at the same time.
-    pub fn new(database: Database, parallel: usize, metrics: Arc<Metrics>) -> Self {
-        let link = || Link::new(database.clone(), metrics.clone());
-        Self { short: link(), pages: link(), permits: Semaphore::new(parallel) }
+    /// Reads from `database`, with at most `parallel` pages of the log at the same time. Reports go to `reports`, if it
+    /// is given.
+    pub fn new(
+        database: Database,
+        reports: Option<Database>,
+        standing: Arc<Standing>,
+        parallel: usize,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let link = |database: Database| Link::new(database, metrics.clone());
+        let (short, pages, reports) = (link(database.clone()), link(database), reports.map(link));
+        Self { short, pages, reports, standing, permits: Semaphore::new(parallel) }
+    }
+
+    /// Whether there is a server that takes reports: a standby takes none.
+    pub fn takes_reports(&self) -> bool {
+        self.reports.is_some() || !self.standing.is_standby()
     }
 
     /// Reports how many subscribers each topic has at proxy `name`, and renews the lease on everything that it reported
@@ -144,7 +184,7 @@ impl Reads {
             $1::pg_catalog.text, $2::pg_catalog.text[], $3::pg_catalog.int4[], $4::pg_catalog.interval)";
         let parameters: [(&(dyn ToSql + Sync), Type); 4] =
             [(&name, Type::TEXT), (&names, Type::TEXT_ARRAY), (&counts, Type::INT4_ARRAY), (&lease, Type::TEXT)];
-        self.short.query(sql, &parameters).await.map(|_| ())
+        self.reports.as_ref().unwrap_or(&self.short).query(sql, &parameters).await.map(|_| ())
     }
 }
 
@@ -157,6 +197,14 @@ impl ClientLog for Reads {
         let rows = self.short.query("SELECT tidings.position()", &[]).await?;
         let row = rows.first().ok_or(DatabaseError::Contract("no row from position"))?;
         Ok((located, parse_position(row.try_get(0)?)?.tick))
+    }
+
+    fn standby_patience(&self) -> Option<Duration> {
+        self.standing.is_standby().then(|| self.standing.max_lag())
+    }
+
+    fn is_behind(&self) -> bool {
+        self.standing.is_behind()
     }
 
     async fn page(&self, after: &Position, topics: &[Arc<str>], max_rows: i32) -> Result<Page, DatabaseError> {

@@ -66,6 +66,11 @@ impl Registry {
 
     /// Reports what changed; if nothing did, only when a renewal is due. True if the lease is renewed.
     pub async fn report(&mut self, due: bool) -> Result<bool, DatabaseError> {
+        if !self.reads.takes_reports() {
+            // After a promotion everything is reported.
+            self.new = true;
+            return Ok(false);
+        }
         let topics = self.hub.subscriber_counts(self.new);
         if topics.is_empty() && !due {
             return Ok(false);

@@ -18,9 +18,11 @@ use crate::stream::channels::Channels;
 use crate::stream::hub::Hub;
 use crate::upstream::chain::Chain;
 use crate::upstream::database::{Database, DatabaseError, in_time};
+use crate::upstream::follow::{Follower, StandbyLog, is_standby};
 use crate::upstream::hearing::{DEAF_INTERVAL, Hearing};
 use crate::upstream::inbox::{Heard, Inbox};
 use crate::upstream::presence::AWAY;
+use crate::upstream::standing::Standing;
 
 /// How many notifications are handled, if that many wait, before more plain channels are opened and closed: both take a
 /// few milliseconds.
@@ -51,11 +53,23 @@ pub struct Upstream {
     metrics: Arc<Metrics>,
     /// Whether notifications arrive.
     hearing: Hearing,
+    standing: Arc<Standing>,
     /// How many bytes are published at once when the log is read: a part of what a subscriber's queue holds.
     batch_bytes: usize,
     readiness: watch::Sender<Readiness>,
     /// Attempts to connect since the upstream was last ready.
     attempts: u32,
+}
+
+/// What the upstream feeds.
+#[derive(Debug)]
+pub struct Followed {
+    /// Gets the events.
+    pub hub: Arc<Hub>,
+    /// Get the notifications of plain channels.
+    pub channels: Arc<Channels>,
+    /// Gets to know what the server is.
+    pub standing: Arc<Standing>,
 }
 
 /// The life of one connection.
@@ -68,18 +82,17 @@ struct Session<'a> {
 }
 
 impl Upstream {
-    /// An upstream that feeds `hub` and `channels`, and the receiver of its readiness. A subscriber may have `queue`
-    /// bytes waiting.
+    /// An upstream that feeds these, and the receiver of its readiness. A subscriber may have `queue` bytes waiting.
     pub fn new(
         database: Database,
-        hub: Arc<Hub>,
-        channels: Arc<Channels>,
+        Followed { hub, channels, standing }: Followed,
         metrics: Arc<Metrics>,
         queue: usize,
     ) -> (Self, watch::Receiver<Readiness>) {
         let (readiness, receiver) = watch::channel(Readiness::Waiting("connecting to the database".into()));
         let hearing = Hearing::new(database.clone(), metrics.clone());
-        (Self { database, hub, channels, metrics, hearing, batch_bytes: queue / 4, readiness, attempts: 0 }, receiver)
+        let batch_bytes = queue / 4;
+        (Self { database, hub, channels, metrics, hearing, standing, batch_bytes, readiness, attempts: 0 }, receiver)
     }
 
     /// Follows the database forever, and connects again after every error.
@@ -107,10 +120,51 @@ impl Upstream {
     async fn session(&mut self) -> Result<Infallible, DatabaseError> {
         let (client, mut notifications) = self.database.connect(self.metrics.clone()).await?;
         let client = Arc::new(client);
+        if is_standby(&client).await? {
+            self.follow(&client).await?;
+            tracing::info!("the standby was promoted");
+        }
+        self.standing.is_primary_now();
+        self.metrics.standby.set(0);
+        self.metrics.standby_lag.set(Duration::ZERO);
+        self.metrics.standby_lag_bytes.set(0);
         let chain = Chain::new(client.clone(), self.hub.clone(), self.metrics.clone(), self.batch_bytes);
         let mut session = Session { upstream: self, client, chain, listening: HashSet::new() };
         session.start().await?;
         session.follow(&mut notifications).await
+    }
+
+    /// Follows a standby until it is promoted.
+    async fn follow(&mut self, client: &Arc<Client>) -> Result<(), DatabaseError> {
+        self.standing.is_standby_now(false);
+        self.metrics.standby.set(1);
+        if self.channels.enabled() {
+            tracing::warn!("the server is a standby, where nobody can listen: plain channels are not served");
+        }
+        let log = Arc::new(StandbyLog::new(client.clone(), self.metrics.clone()));
+        let chain = Chain::new(log.clone(), self.hub.clone(), self.metrics.clone(), self.batch_bytes);
+        let mut follower = Follower::new(log, chain, self.metrics.clone(), self.standing.clone());
+        follower.start(|reason| self.reports(Readiness::Waiting(reason.into()))).await?;
+        tracing::info!("upstream ready, at a standby");
+        follower
+            .run(|too_far| match too_far {
+                None => {
+                    self.attempts = 0;
+                    self.reports(Readiness::Ready);
+                }
+                Some(reason) => self.reports(Readiness::Waiting(reason.into())),
+            })
+            .await
+    }
+
+    /// Reports that the upstream is connected, and whether it can be relied on.
+    fn reports(&self, readiness: Readiness) {
+        self.metrics.upstream_connected.set(1);
+        self.readiness.send_if_modified(|known| {
+            let is_new = *known != readiness;
+            *known = readiness;
+            is_new
+        });
     }
 
     /// Reports that the upstream is connected and caught up. Without a relay, or without notifications, nothing new

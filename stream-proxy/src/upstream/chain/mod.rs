@@ -14,7 +14,7 @@ use crate::stream::frame::{Frame, Reset};
 use crate::stream::hub::{Hub, Outgoing};
 use crate::stream::place::Place;
 use crate::upstream::database::DatabaseError;
-use crate::upstream::log::Log;
+use crate::upstream::log::{Log, LogRow};
 
 /// After this long without a notification the proxy asks whether it missed one.
 const QUIET: Duration = Duration::from_secs(15);
@@ -118,6 +118,15 @@ impl<L: Log> Chain<L> {
         self.catch_up().await
     }
 
+    /// Continues from the present, because a standby has not replayed the hub's place in the time that it may be behind:
+    /// every subscriber gets `event: reset`.
+    pub async fn give_up_place(&mut self) -> Result<(), DatabaseError> {
+        let last = self.ask().await?;
+        tracing::warn!(tick = last, "the standby lacks ticks: subscribers get event: reset");
+        self.hub.reset(last, Reset::Lost);
+        Ok(())
+    }
+
     /// Checks whether the log still has the hub's place. If its tick was lost or has expired, subscribers get
     /// `event: reset`.
     async fn check_place(&mut self, here: Position) -> Result<(), DatabaseError> {
@@ -128,7 +137,8 @@ impl<L: Log> Chain<L> {
                 self.hub.reset(located.tick, Reset::Lost);
                 Ok(())
             }
-            Ok(None) => Err(DatabaseError::Contract("a tick can't be located")),
+            // Another server has shown it already.
+            Ok(None) => Err(DatabaseError::Contract("a tick can't be located yet")),
             Err(DatabaseError::Expired) => self.reset().await,
             Err(error) => Err(error),
         }
@@ -252,8 +262,14 @@ impl<L: Log> Chain<L> {
     /// Publishes one page of the log; false if there was none.
     async fn read_page(&mut self, after: Place) -> Result<bool, DatabaseError> {
         let rows = self.log.read(after).await?;
+        self.publish_rows(&rows, after).await?;
+        Ok(!rows.is_empty())
+    }
+
+    /// Publishes the events of rows that were read after `after`.
+    pub async fn publish_rows(&mut self, rows: &[LogRow], after: Place) -> Result<(), DatabaseError> {
         let mut batch = Batch::default();
-        for row in &rows {
+        for row in rows {
             let tick = row.tick;
             for (event, n) in row.data.iter().flat_map(|data| segment::events(data)).zip(row.before + 1..) {
                 let Ok(event) = event else {
@@ -273,7 +289,7 @@ impl<L: Log> Chain<L> {
             }
         }
         self.publish_batch(&mut batch).await;
-        Ok(!rows.is_empty())
+        Ok(())
     }
 
     /// Publishes a batch of a tick, and gives subscribers that keep up the time to take it: a large tick is read faster

@@ -183,6 +183,12 @@ impl<L: ClientLog> Replay<L> {
                 Joined::Ahead => ahead = true,
             }
         }
+        if ahead && let Some(patience) = self.log.reads.standby_patience() {
+            if !self.log.wait_for_replay(cursor, ticks, patience).await? {
+                self.subscriber.close(End::Finished);
+            }
+            return Ok(false);
+        }
         if !cursor.located {
             if !self.log.locate(cursor, ticks).await? {
                 self.subscriber.close(End::Finished);
@@ -250,7 +256,10 @@ impl<L: ClientLog> TopicLog<L> {
         let text = cursor.after.as_ref().map_or("earliest".to_string(), Position::to_string);
         let (located, last) = self.reads.locate(&text).await?;
         match located {
-            None => return Ok(wait_for_server(cursor, ticks).await),
+            None => match self.reads.standby_patience() {
+                Some(patience) => return self.wait_for_replay(cursor, ticks, patience).await,
+                None => return Ok(wait_for_server(cursor, ticks).await),
+            },
             // The log returns an earlier position, or one without the snapshot: the client may have seen lost events.
             Some(position) if cursor.after.as_ref().is_some_and(|after| *after != position) => {
                 return Err(DatabaseError::Lost);
@@ -262,6 +271,22 @@ impl<L: ClientLog> TopicLog<L> {
             }
         }
         Ok(true)
+    }
+
+    /// Waits while a standby has not replayed what the client has from another server: for the next tick. After
+    /// `patience` it was lost, or, if the standby is known to be behind, the client may try another proxy: then false.
+    async fn wait_for_replay(
+        &self,
+        cursor: &mut Cursor,
+        ticks: Ticks,
+        patience: Duration,
+    ) -> Result<bool, DatabaseError> {
+        let waited = cursor.early.get_or_insert_with(Instant::now).elapsed();
+        if waited < patience {
+            next(ticks).await;
+            return Ok(true);
+        }
+        if self.reads.is_behind() { Ok(false) } else { Err(DatabaseError::Lost) }
     }
 
     /// Reads one page of the log; false if it was the last. Even if the next one fails, the client has advanced to the
