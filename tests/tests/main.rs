@@ -22,6 +22,7 @@ mod faults;
 mod foreign_objects;
 mod frames;
 mod guard_capture;
+mod guard_order;
 mod guards;
 mod hearing;
 mod hostile_settings;
