@@ -12,6 +12,7 @@
 //! meets it, however it gets there.
 
 mod deliveries;
+mod rechecks;
 mod topics;
 
 use std::collections::HashSet;
@@ -19,7 +20,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tidings_wire::{Position, Template};
+use tidings_wire::Position;
 use tokio::sync::{Notify, watch};
 use tokio::task::yield_now;
 
@@ -30,6 +31,8 @@ use crate::stream::subscriber::{End, Subscriber};
 use crate::stream::tally::Tally;
 
 use deliveries::Deliveries;
+use rechecks::Rechecks;
+pub use rechecks::Seen;
 pub use topics::Glance;
 use topics::Topics;
 
@@ -45,15 +48,6 @@ pub struct Outgoing<'a> {
     pub topic: &'a str,
     /// What the subscribers get.
     pub frame: Frame,
-}
-
-/// What the hub had published when a right was checked.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Seen {
-    /// The newest tick, of which at least some events had been published. All of its transactions are committed.
-    pub tick: u64,
-    /// The tick of the newest recheck.
-    pub recheck: u64,
 }
 
 /// The result of [`Hub::resume`].
@@ -103,10 +97,7 @@ struct Inner {
     /// How many events have been published, which is the last one's number.
     count: u64,
     deliveries: Deliveries,
-    /// The tick of the newest recheck.
-    recheck: u64,
-    /// The tick of the newest recheck that is in no topic's history, because it is about many topics or all.
-    recheck_of_many: u64,
+    rechecks: Rechecks,
     /// The subscriber with the most bytes waiting, of those served since events were last published.
     fullest: Option<(usize, Arc<Subscriber>)>,
 }
@@ -132,7 +123,7 @@ impl Hub {
     /// What has been published, for a right that is about to be checked.
     pub fn seen(&self) -> Seen {
         let inner = self.inner.lock();
-        Seen { tick: inner.place.map_or(0, |place| place.tick), recheck: inner.recheck }
+        inner.rechecks.seen(inner.place)
     }
 
     /// The last complete tick, and each one after it.
@@ -150,15 +141,14 @@ impl Hub {
             let place = Place { tick, n };
             inner.place = Some(place);
             inner.count += 1;
-            if let Some(recheck) = frame.as_recheck() {
-                inner.recheck = recheck;
-                if frame.is_matching() {
-                    inner.recheck_matching(topic, &frame, &mut tally, &self.metrics);
-                    continue;
-                }
-                if inner.topics.has_just(topic, recheck) {
-                    continue;
-                }
+            if frame.as_recheck().is_some() && frame.is_matching() {
+                // Events that come before it must be queued before it.
+                inner.deliver_all(&mut tally).iter().for_each(|tick| self.metrics.fanned_out(*tick));
+                inner.rechecks.note_of_many(tick, topic, &mut inner.topics, &mut tally);
+                continue;
+            }
+            if frame.as_recheck().is_some() && !inner.rechecks.note(tick, topic, &mut inner.topics) {
+                continue;
             }
             let topic = inner.topics.keep(place, topic, frame.clone());
             inner.deliveries.send(&inner.topics, topic, (inner.count, frame), &mut tally);
@@ -263,9 +253,7 @@ impl Hub {
         let mut guard = self.inner.lock();
         let inner = &mut *guard;
         // Events that come before the reset must be queued before it.
-        while !inner.deliveries.is_empty() {
-            inner.deliveries.serve_group(&inner.topics, &mut tally);
-        }
+        inner.deliver_all(&mut tally);
         tally.count(&self.metrics);
         inner.restart(tick);
         self.metrics.topics.set(inner.topics.len() as u64);
@@ -417,41 +405,23 @@ impl Inner {
     fn restart(&mut self, tick: u64) {
         let place = Place::after_tick(tick);
         self.place = Some(place);
-        (self.recheck, self.recheck_of_many) = (tick, tick);
+        self.rechecks.restart(tick);
         self.topics.forget(place);
     }
 
-    /// Passes a recheck of all topics that match a template on to their subscribers.
-    fn recheck_matching(&mut self, template: &str, frame: &Frame, tally: &mut Tally, metrics: &Metrics) {
-        if let Some(tick) = frame.as_recheck() {
-            self.recheck_of_many = tick;
-            self.topics.note_tick(tick);
-        }
-        // Events that come before it must be queued before it.
+    /// Serves all deliveries under way. Returns the ticks that are complete now.
+    fn deliver_all(&mut self, tally: &mut Tally) -> Vec<u64> {
+        let mut completed = Vec::new();
         while !self.deliveries.is_empty() {
-            let completed = self.deliveries.serve_group(&self.topics, tally);
-            completed.iter().flatten().for_each(|tick| metrics.fanned_out(*tick));
+            completed.extend(self.deliveries.serve_group(&self.topics, tally).into_iter().flatten());
         }
-        match Template::parse_any(template) {
-            Ok(template) => self.topics.subscribers_matching(&template).for_each(|one| tally.push(one, frame)),
-            Err(_) => self.topics.subscribers().for_each(|one| tally.push(one, frame)),
-        }
+        completed
     }
 
     /// See [`Hub::hold_back`].
     fn hold_back(&self, subscriber: &Subscriber, topics: &[Arc<str>], until: Place) {
-        let (Some(covered), Some(place)) = (subscriber.covered(), self.place) else { return };
-        if covered > place.tick {
-            // That was before a reset.
-            return subscriber.distrust(place.tick);
-        }
-        if self.recheck <= covered {
-            return;
-        }
-        let since = Place::after_tick(covered);
-        let is_unknown = self.recheck_of_many > covered || !self.topics.covers(since);
-        if is_unknown || self.topics.has_recheck(topics, since, until) {
-            subscriber.feed(Frame::recheck(place.tick, false));
+        if let Some(place) = self.place {
+            self.rechecks.hold_back(subscriber, topics, &self.topics, place, until);
         }
     }
 
