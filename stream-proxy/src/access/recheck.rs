@@ -14,6 +14,7 @@ use crate::access::open_streams::{Held, OpenStream};
 use crate::access::rules::Revoked;
 use crate::metrics::{Counter, Metrics};
 use crate::stream::frame::{Frame, Unauthorized};
+use crate::stream::subscriber::End;
 
 /// The longest time for which a stream holds back what it has been sent. A check usually takes milliseconds; with
 /// 10,000 streams at once, seconds.
@@ -71,14 +72,14 @@ impl Rechecks {
             }
             Ok(Some(revoked)) => {
                 let last = || Frame::unauthorized(Unauthorized::Revoked);
-                let ended = dismiss(group, last, &self.metrics.rechecks_refused);
+                let ended = end(group, last, &self.metrics.rechecks_refused);
                 self.metrics.auth_revoked.add(ended);
                 revoked.log();
                 tracing::info!(?topics, streams = ended, "access ended at the event of a guard");
             }
             Err(error) => {
                 let last = || Frame::retry(self.retry.mul_f64(0.5 + fastrand::f64()));
-                let ended = dismiss(group, last, &self.metrics.rechecks_unanswered);
+                let ended = end(group, last, &self.metrics.rechecks_unanswered);
                 tracing::warn!(%error, ?topics, streams = ended, "streams ended because access could not be checked after the event of a guard");
             }
         }
@@ -90,9 +91,9 @@ fn may_pass(error: &Unanswered) -> bool {
     !matches!(error, Unanswered::Slow | Unanswered::Broken | Unanswered::ShuttingDown)
 }
 
-/// Ends the streams, each with a last frame. Returns how many had not ended before.
-fn dismiss<R>(group: &[Held<R>], last: impl Fn() -> Frame, counter: &Counter) -> u64 {
-    let ended = group.iter().filter(|held| held.stream.subscriber.dismiss(last())).count() as u64;
+/// Ends the streams, each with a last frame after what was before the event. Returns how many had not ended before.
+fn end<R>(group: &[Held<R>], last: impl Fn() -> Frame, counter: &Counter) -> u64 {
+    let ended = group.iter().filter(|held| held.stream.subscriber.conclude(last(), End::Revoked)).count() as u64;
     counter.add(ended);
     ended
 }

@@ -172,17 +172,22 @@ impl Subscriber {
 
     /// Ends the stream properly, and asks the client to come back after this time. An incomplete JSON text is cut off.
     pub fn finish(&self, retry: Duration) {
-        if self.state.lock().is_json {
-            self.close(End::Gone);
-            return;
-        }
+        self.conclude(Frame::retry(retry), End::Gone);
+    }
+
+    /// Ends the stream after everything that waits, with a last frame instead of what is held back; false if it had
+    /// ended before. An answer in JSON has no place for that frame, so it is cut off with `or_cut`.
+    pub fn conclude(&self, last: Frame, or_cut: End) -> bool {
         let mut state = self.state.lock();
-        if state.end.is_none() {
-            // Regardless of the limit: this frame must not be the one that exceeds it. The client comes back for what
-            // is held back.
-            state.send(Frame::retry(retry));
-            state.close(End::Finished);
+        if state.end.is_some() {
+            return false;
         }
+        if state.is_json {
+            return state.close(or_cut);
+        }
+        // Regardless of the limit: this frame must not be the one that exceeds it.
+        state.send(last);
+        state.close(End::Finished)
     }
 
     /// Waits until something is queued, or the stream has ended.

@@ -17,10 +17,10 @@ use crate::report::{Report, Target};
 use crate::{Effort, median};
 
 /// Clients that connect at once; fewer if a process may not have that many sockets.
-const CLIENTS: usize = 10_000;
+pub const CLIENTS: usize = 10_000;
 
 /// Threads that connect, and read the responses.
-const THREADS: usize = 8;
+pub const THREADS: usize = 8;
 
 /// Members of a board.
 const TEAM: usize = 10;
@@ -29,7 +29,7 @@ const TEAM: usize = 10;
 const LOGGED: &str = "access_logged";
 const EVENTS: usize = 50_000;
 
-const SECRET: &str = "a secret of the bench, 32 bytes or more";
+pub const SECRET: &str = "a secret of the bench, 32 bytes or more";
 
 /// Measures clients that all differ, and clients that all ask the same.
 pub fn measure(database: &Database<'_>, effort: Effort, report: &mut Report) {
@@ -93,7 +93,8 @@ fn prepare(database: &Database<'_>, people: usize) -> String {
     role
 }
 
-fn token(role: &str, person: usize) -> String {
+/// A token of a person.
+pub fn token(role: &str, person: usize) -> String {
     let claims = json!({"role": role, "sub": person.to_string()});
     encode(&Header::default(), &claims, &EncodingKey::from_secret(SECRET.as_bytes())).expect("sign")
 }
@@ -137,7 +138,7 @@ fn replay_rate(proxy: &Proxy, reader: &str) -> f64 {
 
 /// Connects for each, sends all requests when everyone is connected, and only then reads the responses: all of them
 /// must be streams.
-fn enter(address: SocketAddr, asks: &[(String, String)], connected: &Barrier) -> Vec<TcpStream> {
+pub fn enter(address: SocketAddr, asks: &[(String, String)], connected: &Barrier) -> Vec<TcpStream> {
     let mut sockets: Vec<TcpStream> =
         asks.iter().map(|_| TcpStream::connect(address).expect("connect to the proxy")).collect();
     connected.wait();
@@ -156,7 +157,7 @@ fn enter(address: SocketAddr, asks: &[(String, String)], connected: &Barrier) ->
 }
 
 /// How many files a process may have open.
-fn descriptors() -> usize {
+pub fn descriptors() -> usize {
     use nix::sys::resource::{Resource, getrlimit};
     let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit of open files");
     usize::try_from(limit).unwrap_or(usize::MAX)

@@ -12,6 +12,7 @@ mod access;
 mod bulk;
 mod chart;
 mod decoding;
+mod guards;
 mod latency;
 mod load;
 mod machine;
@@ -59,7 +60,7 @@ impl Effort {
 }
 
 /// The parts that are not in [`load`].
-const PARTS: &[&str] = &["overhead", "decoding", "latency", "bulk", "rendering", "access"];
+const PARTS: &[&str] = &["overhead", "decoding", "latency", "bulk", "rendering", "access", "guards"];
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -100,6 +101,7 @@ fn main() {
             "bulk" => bulk::measure(&database, effort, &mut report),
             "rendering" => rendering::measure(&database, effort, &mut report),
             "access" => access::measure(&database, effort, &mut report),
+            "guards" => guards::measure(&database, effort, &mut report),
             _ => load::measure(part, &database, scale, &mut report),
         }
         targets = report.finish(part, &database);
