@@ -57,8 +57,16 @@ impl Hearing {
         Self { database, metrics, channel: channel(), verdict: Verdict::Unknown, test: None }
     }
 
-    /// Starts a test, unless one is running. Called for each new connection, and when no notification came for a while
-    /// although there were events.
+    /// Starts a test for a new connection. What an older test finds says nothing about it.
+    pub fn connected(&mut self) {
+        if let Some(older) = self.test.take() {
+            older.abort();
+        }
+        self.test();
+    }
+
+    /// Starts a test, unless one is running: no notification came for a while although there were events, or it is time
+    /// to see whether they arrive again.
     pub fn test(&mut self) {
         if self.test.is_none() {
             let (database, metrics, channel) = (self.database.clone(), self.metrics.clone(), self.channel.clone());

@@ -191,7 +191,7 @@ impl Session<'_> {
             }
             Err(error) => return Err(error),
         }
-        self.upstream.hearing.test();
+        self.upstream.hearing.connected();
         self.upstream.connected(self.chain.has_relay());
         Ok(())
     }
