@@ -19,7 +19,7 @@ const TOPIC: &str = "guarded";
 
 /// Measures clients that all differ, all of one topic.
 pub fn measure(database: &Database<'_>, effort: Effort, report: &mut Report) {
-    let clients = CLIENTS.min(descriptors().saturating_sub(500) / 2);
+    let clients = CLIENTS.min(descriptors().saturating_sub(500));
     let (role, login) = (database.role("guarded_member"), database.proxy_role());
     database.session().run(&format!(
         "CREATE TABLE guarded_member (person bigint PRIMARY KEY);
