@@ -3,7 +3,8 @@
 #   make setup     installs what the build needs: Debian packages (with sudo unless you are root) and crates
 #   make build     builds the extension for PG_CONFIG's Postgres, and the proxy
 #   make install   installs the extension into PG_CONFIG's Postgres; below a folder with DESTDIR=
-#   make run       starts the demo, Teamboard, on a throw-away cluster; ARGS=--alone leaves out the simulated teammate
+#   make run       starts the demo, Teamboard, on a throw-away cluster; ARGS=--alone leaves out the simulated teammate,
+#                  ARGS=--standby serves the streams from a hot standby
 #   make test      runs lint, unit tests, and the tests with real clusters, real proxies and real browsers
 #   make test-core     runs only the tests of the core promises, for a further version of Postgres
 #   make postgres-18   fetches that version of Postgres for tests, and prints the path of its pg_config; also postgres-16, postgres-17

@@ -255,6 +255,38 @@ fn a_promotion_changes_nothing_for_clients() {
 }
 
 #[test]
+fn a_proxy_whose_standby_is_lost_goes_on_at_another_server_and_nobody_notices() {
+    let primary = Cluster::start(&[]);
+    let db = primary.database();
+    create_boards(&db);
+    let (near, far) = (primary.standby(), primary.standby());
+    let role = db.proxy_role();
+    db.wait_standby(&near);
+    let hosts: Vec<String> = [&near, &far, &primary].map(|server| format!("127.0.0.1:{}", server.port())).into();
+    let proxy = Proxy::start(&format!("postgres://{role}@{}/{}", hosts.join(","), db.name()), &[]);
+    let mut sse = proxy.live(&["boards_5"]);
+    let mut session = db.session();
+    insert(&mut session, 1, "at the first");
+    let mut seen = vec![sse.frame()];
+    // The second one is behind what the proxy has sent.
+    let mut there = far.session(db.name(), "postgres");
+    pause_replay(&mut there);
+    insert(&mut session, 2, "not at the second yet");
+    seen.push(sse.frame());
+    near.kill();
+    until("it waits for the second", || readiness(&proxy).1.contains("has not replayed yet what this proxy has sent"));
+    insert(&mut session, 3, "meanwhile");
+    there.run("SELECT pg_wal_replay_resume()");
+    seen.push(sse.frame());
+    drop(there);
+    far.kill();
+    insert(&mut session, 4, "at the primary");
+    seen.push(sse.frame());
+    assert_eq!(titles(&seen), ["at the first", "not at the second yet", "meanwhile", "at the primary"]);
+    assert_eq!((proxy.metric("tidings_standby"), proxy.metric("tidings_resets_total")), (0.0, 0.0));
+}
+
+#[test]
 fn a_proxy_that_comes_from_a_lost_timeline_resets_who_has_seen_what_is_lost() {
     let primary = Cluster::start(&[]);
     let db = primary.database();

@@ -6,7 +6,11 @@ use tidings_tests::process::{Signal, send};
 use tidings_tests::sse::Request;
 use tidings_tests::{Cluster, Database, Session, until};
 
+use crate::read_node::proxy_at;
 use crate::{all_until_now, create_boards, skipped, titles};
+
+/// The payload of the event that comes after all others.
+const MARK: &str = "the last of all";
 
 /// How far the standby's clock differs from the primary's, in seconds.
 const OFFSET: i32 = 3600;
@@ -48,7 +52,7 @@ fn read_beside_open_transactions(offset: i32) {
     let clock = Clock::at(offset);
     let site = Site { env: clock.environment(), ..Site::default() };
     let standby = primary.standby_at(site, &[]);
-    let proxy = db.proxy(&[]);
+    let proxies = [db.proxy(&[]), proxy_at(&standby, &db, &[])];
     let mut session = db.session();
     session.run("INSERT INTO board_items VALUES (1, 5, 'in a tick')");
     until("it is in a tick", || session.one::<i64>("SELECT count(*) FROM tidings.events") == 1);
@@ -66,7 +70,8 @@ fn read_beside_open_transactions(offset: i32) {
     session.run("INSERT INTO board_items VALUES (6, 5, 'committed before')");
     db.wait_standby(&standby);
     let mut there = standby.session(db.name(), "postgres");
-    let (seen, position) = read(&mut there);
+    // The same is read on both servers; their snapshots list the open transactions in different places.
+    let readings = [read(&mut there), read(&mut session)];
     session.run("INSERT INTO board_items VALUES (7, 5, 'committed after')");
     for transaction in [&mut open, &mut nested, &mut many] {
         transaction.run("COMMIT");
@@ -84,15 +89,24 @@ fn read_beside_open_transactions(offset: i32) {
         "committed after",
         "the last",
     ];
-    let mut sse = proxy.open(&Request::since(&["boards_5"], &position));
-    each_once(&seen, &titles(&all_until_now(&db, "boards_5", &mut sse)), &all);
+    let mut streams: Vec<_> = readings
+        .iter()
+        .flat_map(|(seen, position)| proxies.iter().map(move |proxy| (seen, proxy, position)))
+        .map(|(seen, proxy, position)| (seen, proxy.open(&Request::since(&["boards_5"], position))))
+        .collect();
+    db.session().publish("boards_5", &format!("\"{MARK}\""));
+    for (seen, sse) in &mut streams {
+        each_once(seen, &titles(&sse.before(|frame| frame.data.contains(MARK))), &all);
+    }
     // The same for a reader in SQL, on both servers.
     db.wait_standby(&standby);
     for session in [&mut session, &mut there] {
-        let streamed =
-            "SELECT payload::jsonb #>> '{record,title}' FROM tidings.changes($1, '{boards_5}') WHERE payload LIKE '{%'";
-        let streamed: Vec<String> = session.all(streamed, &[&position]).iter().map(|row| row.get(0)).collect();
-        each_once(&seen, &streamed, &all);
+        for (seen, position) in &readings {
+            let streamed = "SELECT payload::jsonb #>> '{record,title}' FROM tidings.changes($1, '{boards_5}')
+                WHERE payload LIKE '{%'";
+            let streamed: Vec<String> = session.all(streamed, &[position]).iter().map(|row| row.get(0)).collect();
+            each_once(seen, &streamed, &all);
+        }
     }
 }
 

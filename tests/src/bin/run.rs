@@ -20,12 +20,16 @@ const REAUTHORIZE: &str = "2s";
 /// Switches off the teammate who moves notes.
 const ALONE: &str = "--alone";
 
+/// Serves the streams from a hot standby.
+const STANDBY: &str = "--standby";
+
 fn main() {
-    let alone = match std::env::args().skip(1).collect::<Vec<_>>().as_slice() {
-        [] => false,
-        [flag] if flag == ALONE => true,
-        _ => panic!("the only argument is {ALONE}: no teammate who moves notes about"),
-    };
+    let flags: Vec<String> = std::env::args().skip(1).collect();
+    assert!(
+        flags.iter().all(|flag| flag == ALONE || flag == STANDBY),
+        "the only arguments are {ALONE}, for no teammate who moves notes about, and {STANDBY}, for streams from a hot standby"
+    );
+    let [alone, at_standby] = [ALONE, STANDBY].map(|known| flags.iter().any(|flag| flag == known));
     // Blocked here, the signals are waited for at the end of this function, which then cleans up.
     let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect();
     signals.thread_block().expect("block the signals");
@@ -34,6 +38,12 @@ fn main() {
     let cluster = Cluster::start(&[("tidings.verify_ring", "off")]);
     let mut database = cluster.empty_database();
     teamboard::create(&database);
+    let standby = at_standby.then(|| {
+        println!("==> starting a standby");
+        let standby = cluster.standby();
+        database.wait_standby(&standby);
+        standby
+    });
     println!("==> starting a proxy and Teamboard");
     let (port, page) = (port(PROXY_PORT), port(PAGE_PORT));
     let (events, origin) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{page}"));
@@ -42,7 +52,13 @@ fn main() {
     let key = secret.to_str().expect("a path of text");
     let keys = ["--jwt-secret-file", key, "--token-cookie", teamboard::COOKIE, "--reauthorize", REAUTHORIZE];
     let site = ["--route", teamboard::ROUTE, "--cors-origin", &origin];
-    let proxy = Proxy::start_at(port, &url(teamboard::PROXY_ROLE), &[&keys[..], &site].concat());
+    // With a standby, both hosts: the proxy goes back to the primary if the standby is killed.
+    let both = standby.as_ref().map(|standby| {
+        let (role, name) = (teamboard::PROXY_ROLE, database.name());
+        format!("postgres://{role}@127.0.0.1:{},127.0.0.1:{}/{name}", standby.port(), cluster.port())
+    });
+    let source = both.unwrap_or_else(|| url(teamboard::PROXY_ROLE));
+    let proxy = Proxy::start_at(port, &source, &[&keys[..], &site].concat());
     proxy.wait_ready();
     let backend = Backend::start(page, &url(teamboard::BACKEND_ROLE), &secret, &events);
     let (name, person, board) = TEAMMATE;
@@ -65,7 +81,7 @@ Write a row by hand, and see it on the page:
 
   {psql} -h {socket} -p {pg_port} -U postgres {database} -c \"INSERT INTO board_items (board_id, body, x, y) VALUES ({board}, 'hello', 300, 300)\"
 
-Ctrl-C ends it and removes everything.",
+{more}Ctrl-C ends it and removes everything.",
         site = backend.url(),
         teammate = if alone { String::new() } else { format!("\n{name} is there already and moves notes about; `make run ARGS={ALONE}` leaves you alone.") },
         psql = Installation::get().bin.join("psql").display(),
@@ -73,10 +89,27 @@ Ctrl-C ends it and removes everything.",
         pg_port = cluster.port(),
         database = database.name(),
         cookies = fresh_path("cookies").display(),
+        more = standby.as_ref().map(|standby| advice(standby, cluster.pid())).unwrap_or_default(),
     );
     let signal = signals.wait().expect("wait for a signal");
     println!("\n==> {signal}: cleaning up");
     database.keep(); // it goes with the cluster
+}
+
+/// What to try with a standby.
+fn advice(standby: &Cluster, primary: u32) -> String {
+    format!(
+        "The streams come from a hot standby, process {}. Kill the primary and promote the standby, and see that the streams continue
+(the page's own writes fail, because its backend knows only the primary):
+
+  kill -9 {primary}; {} -h {} -p {} -U postgres -c 'SELECT pg_promote()'
+
+",
+        standby.pid(),
+        Installation::get().bin.join("psql").display(),
+        standby.socket_dir().display(),
+        standby.port(),
+    )
 }
 
 /// This port, or a free one if it is in use.

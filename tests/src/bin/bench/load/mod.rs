@@ -14,6 +14,7 @@ mod rails;
 mod rivals;
 mod scenes;
 mod snapshot;
+mod standby;
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -39,6 +40,7 @@ pub const PARTS: &[&str] = &[
     "proxies",
     "quiet",
     "neighbours",
+    "standby",
 ];
 
 /// The topic with thousands of subscribers.
@@ -50,6 +52,7 @@ pub fn measure(part: &str, database: &Database<'_>, scale: Scale, report: &mut R
     let alone = match part {
         "clients" => return against::clients(database, scale, report),
         "snapshot" => return snapshot::measure(database, scale, report),
+        "standby" => return standby::measure(database, scale, report),
         "idle" => return against::idle(database, scale, report),
         "fanout" => return against::fanout(database, scale, report),
         "stalled" => scenes::stalled,
