@@ -2,7 +2,8 @@
 #
 #   make setup     installs what the build needs: Debian packages (with sudo unless you are root) and crates
 #   make build     builds the extension for PG_CONFIG's Postgres, and the proxy
-#   make install   installs the extension into PG_CONFIG's Postgres; below a folder with DESTDIR=
+#   make install   installs the extension into PG_CONFIG's Postgres, and the proxy with PREFIX=/usr/local; below a folder with DESTDIR=
+#   make uninstall removes exactly those files again, with the same PREFIX= and DESTDIR=
 #   make run       starts the demo, Teamboard, on a throw-away cluster; ARGS=--alone leaves out the simulated teammate,
 #                  ARGS=--standby serves the streams from a hot standby
 #   make test      runs lint, unit tests, and the tests with real clusters, real proxies and real browsers
@@ -15,7 +16,7 @@
 #   make chaos     causes faults, chosen by a seed, and checks that every client gets what was committed; ARGS="--seed N --minutes M --seeds K"
 #   make model     explores every order of events in a model of the protocol, within bounds; ARGS=retention for one scenario
 #   make lint      checks formatting, clippy, documentation, licences of crates, and that no modules import one another in a circle
-#   make package   puts the files of an installation into one archive in dist/
+#   make package   makes an archive and two Debian packages in dist/
 #   make clean     removes what was built
 #
 # Another Postgres: make install PG_CONFIG=/path/to/pg_config, or make test PG_CONFIG="$(make -s postgres-18)".
@@ -25,7 +26,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup build install uninstall run test test-core test-browser test-frameworks postgres-16 postgres-17 postgres-18 browser clients frameworks rivals fuzz bench chaos model lint package clean
+.PHONY: help setup build install uninstall run test test-core test-browser test-frameworks postgres-16 postgres-17 postgres-18 browser clients frameworks rivals fuzz bench chaos model lint package clean all
 
 PG_CONFIG ?= /usr/lib/postgresql/15/bin/pg_config
 export PG_CONFIG
@@ -34,9 +35,6 @@ export PGRX_PG_CONFIG_PATH = $(PG_CONFIG)
 # The major version names the feature and a target directory of its own, so two Postgres versions don't undo each other's build.
 MAJOR = $(shell $(PG_CONFIG) --version 2>/dev/null | sed -E 's/^PostgreSQL ([0-9]+).*/\1/')
 EXT_TARGET = target/pg$(MAJOR)
-LIBRARY = $(EXT_TARGET)/release/libtidings.so
-# The control file is the single source of the extension's version.
-VERSION = $(shell sed -nE "s/^default_version *= *'(.*)'/\1/p" sql/tidings.control)
 
 PACKAGES := postgresql-15 postgresql-server-dev-15
 BUILD_PACKAGES := clang libclang-dev pkg-config build-essential
@@ -98,29 +96,17 @@ build: setup
 	printf '==> building the proxy, and Teamboard for its demonstration\n'
 	cargo build --release --locked -p tidings-proxy -p teamboard
 
+# The name that programs such as pgxn expect.
+all: build
+
+PREFIX ?=
+export DESTDIR PREFIX
+
 install: build
-	@libdir="$(DESTDIR)$$($(PG_CONFIG) --pkglibdir)" extdir="$(DESTDIR)$$($(PG_CONFIG) --sharedir)/extension"
-	staged="$$(mktemp -d)"
-	trap 'rm -rf "$$staged"' EXIT
-	packaging/stage "$$staged/lib" "$$staged/extension" "$(LIBRARY)"
-	printf '==> installing tidings %s into %s and %s\n' "$(VERSION)" "$$libdir" "$$extdir"
-	[ -z "$(DESTDIR)" ] || mkdir -p "$$libdir" "$$extdir"
-	as_root=()
-	if [ ! -w "$$libdir" ] || [ ! -w "$$extdir" ]; then
-	  command -v sudo >/dev/null || { echo "install: $$libdir needs root, and there is no sudo here" >&2; exit 1; }
-	  as_root=(sudo)
-	fi
-	# The library is replaced, not overwritten: a running server keeps the file it has mapped.
-	"$${as_root[@]}" rm -f "$$libdir/tidings.so"
-	"$${as_root[@]}" install -m 755 "$$staged/lib/tidings.so" "$$libdir/"
-	"$${as_root[@]}" install -m 644 "$$staged/extension"/* "$$extdir/"
+	@packaging/place install
 
 uninstall:
-	@libdir="$(DESTDIR)$$($(PG_CONFIG) --pkglibdir)" extdir="$(DESTDIR)$$($(PG_CONFIG) --sharedir)/extension"
-	printf '==> removing tidings from %s and %s\n' "$$libdir" "$$extdir"
-	as_root=()
-	[ -w "$$libdir" ] && [ -w "$$extdir" ] || as_root=(sudo)
-	"$${as_root[@]}" rm -f "$$libdir/tidings.so" "$$extdir/tidings.control" "$$extdir"/tidings--*.sql
+	@packaging/place uninstall
 
 run: install
 	@cargo run --quiet --locked -p tidings-tests --bin tidings-run -- $(ARGS)

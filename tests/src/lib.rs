@@ -6,6 +6,7 @@
 //! - [`clock`]: a wrong clock for a server.
 //! - [`database`]: a database with the extension, and sessions in it.
 //! - [`proxy`]: the real proxy binary.
+//! - [`packages`]: the packages of `make package`.
 //! - [`balancer`]: Debian's load balancers, with the configurations of `docs/`.
 //! - [`cable`]: the network between a client and a server, which can be cut.
 //! - [`application`]: an application that the proxy asks about access, and that answers as a test wants.
@@ -25,6 +26,7 @@ pub mod database;
 pub mod follower;
 pub mod http;
 pub mod ledger;
+pub mod packages;
 pub mod page;
 pub mod pool;
 pub mod process;

@@ -1,47 +1,25 @@
-//! The Debian packages: what is in them, that they are the same when they are made again, and that it runs.
+//! What an installation consists of: the Debian packages, the files of `make install`, and the description for PGXN.
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
+use serde_json::Value;
+use tidings_tests::cluster::Installation;
+use tidings_tests::packages::{self, run};
 use tidings_tests::process::fresh_path;
-
-/// Runs a program that must succeed, and returns its output.
-#[track_caller]
-fn run(command: &mut Command) -> String {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-/// Makes the packages, and returns their folder.
-fn packages() -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let out = fresh_path("dist");
-    run(Command::new(root.join("packaging/build")).arg(&out));
-    out
-}
-
-/// The package whose name begins with this word.
-fn package(folder: &Path, word: &str) -> PathBuf {
-    let files = fs::read_dir(folder).expect("the folder").map(|file| file.expect("a file").path());
-    let is_wanted = |file: &PathBuf| {
-        let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        name.starts_with(word) && name.ends_with(".deb")
-    };
-    files.into_iter().find(is_wanted).unwrap_or_else(|| panic!("no package {word}"))
-}
 
 #[test]
 fn packages_are_the_same_when_made_again_and_hold_what_runs() {
-    let (folder, again) = (packages(), packages());
+    let (folder, again) = (packages::make(), packages::make());
     let sums = fs::read_to_string(folder.join("SHA256SUMS")).expect("checksums");
     assert_eq!(sums, fs::read_to_string(again.join("SHA256SUMS")).expect("checksums"));
     assert_eq!(sums.lines().count(), 3);
     run(Command::new("sha256sum").arg("--check").arg("SHA256SUMS").current_dir(&folder));
 
     // Everything belongs to root.
-    let (extension, proxy) = (package(&folder, "postgresql-"), package(&folder, "tidings-proxy_"));
+    let (extension, proxy) = (packages::named(&folder, "postgresql-"), packages::named(&folder, "tidings-proxy_"));
     for package in [&extension, &proxy] {
         let list = run(Command::new("dpkg-deb").arg("--contents").arg(package));
         assert!(list.lines().all(|line| line.contains(" root/root ")), "{list}");
@@ -103,4 +81,89 @@ fn packages_are_the_same_when_made_again_and_hold_what_runs() {
     dpkg(&["--purge", "tidings-proxy", &format!("postgresql-{major}-tidings")], &[]);
     let left = run(Command::new("find").arg(&system).args(["-type", "f", "-name", "*tidings*"]));
     assert_eq!(left, "", "left after the purge");
+}
+
+/// Every file below a folder.
+fn files(folder: &Path) -> BTreeSet<String> {
+    let list = run(Command::new("find").arg(folder).args(["-type", "f", "-printf", "/%P\\n"]));
+    list.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn uninstall_removes_what_install_put_there_and_nothing_else() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let destination = fresh_path("destination");
+    let place = |verb: &str, prefix: &str| {
+        let mut command = Command::new(root.join("packaging/place"));
+        run(command.arg(verb).env("DESTDIR", &destination).env("PREFIX", prefix));
+    };
+    let bin = &Installation::get().bin;
+    let of = |flag: &str| run(Command::new(bin.join("pg_config")).arg(flag)).trim().to_owned();
+    let (libdir, extension) = (of("--pkglibdir"), format!("{}/extension", of("--sharedir")));
+    // Neighbours with similar names.
+    let neighbours = [format!("{libdir}/tidings_other.so"), format!("{extension}/tidings_other--1.0.sql")];
+    let neighbours = neighbours.into_iter().chain(["/usr/local/share/doc/tidings-proxy-notes/mine".into()]);
+    let neighbours: BTreeSet<String> = neighbours.collect();
+    for file in &neighbours {
+        let path = destination.join(file.trim_start_matches('/'));
+        fs::create_dir_all(path.parent().expect("a folder")).expect("create a folder");
+        fs::write(path, "").expect("write a file");
+    }
+    // The extension alone, then with the proxy.
+    place("install", "");
+    let alone = files(&destination);
+    assert!(alone.contains(&format!("{libdir}/tidings.so")) && alone.contains(&format!("{extension}/tidings.control")));
+    place("install", "/usr/local");
+    let both = files(&destination);
+    let proxy: Vec<&String> = both.difference(&alone).collect();
+    let expected = [
+        "/usr/local/bin/tidings-proxy",
+        "/usr/local/lib/systemd/system/tidings-proxy.service",
+        "/usr/local/share/bash-completion/completions/tidings-proxy",
+        "/usr/local/share/doc/tidings-proxy/tidings-proxy.conf",
+        "/usr/local/share/fish/vendor_completions.d/tidings-proxy.fish",
+        "/usr/local/share/man/man8/tidings-proxy.8.gz",
+        "/usr/local/share/zsh/site-functions/_tidings-proxy",
+    ];
+    assert_eq!(proxy, expected);
+    let unit = destination.join("usr/local/lib/systemd/system/tidings-proxy.service");
+    let unit = fs::read_to_string(unit).expect("the unit");
+    assert!(unit.contains("\nExecStart=/usr/local/bin/tidings-proxy\n"), "{unit}");
+    place("uninstall", "/usr/local");
+    assert_eq!(files(&destination), neighbours);
+    assert!(!destination.join("usr/local/share/doc/tidings-proxy").exists());
+}
+
+#[test]
+fn the_description_for_pgxn_is_complete_and_has_the_version_of_the_extension() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let text = |path: &str| fs::read_to_string(root.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let meta: Value = serde_json::from_str(&text("META.json")).expect("JSON");
+    // What version 1.0.0 of PGXN's specification requires.
+    for key in ["name", "version", "abstract", "maintainer"] {
+        assert!(meta[key].as_str().is_some_and(|value| !value.is_empty()), "{key}");
+    }
+    assert_eq!(meta["meta-spec"]["version"], "1.0.0");
+    assert_eq!(meta["license"], "mit", "one of the names that the specification lists");
+    assert!(text("LICENSE").starts_with("MIT License"));
+    assert!(text("LICENSE").contains(meta["maintainer"].as_str().expect("a maintainer")));
+    assert_eq!(meta["release_status"], "stable", "one of the three that the specification lists");
+    let tags = meta["tags"].as_array().expect("tags");
+    assert!(tags.iter().all(|tag| tag.as_str().is_some_and(|tag| !tag.is_empty() && tag.len() < 256)));
+    // The extension that it provides, with the files and the version that are here.
+    let provided = &meta["provides"]["tidings"];
+    for key in ["file", "docfile"] {
+        assert!(root.join(provided[key].as_str().expect("a path")).is_file(), "{key}");
+    }
+    let version = meta["version"].as_str().expect("a version");
+    let numbers: Vec<_> = version.split('.').map(str::parse::<u32>).collect();
+    assert!(numbers.len() == 3 && numbers.iter().all(Result::is_ok), "a semantic version, not {version}");
+    assert_eq!(provided["version"], version);
+    assert_eq!(version, env!("CARGO_PKG_VERSION"));
+    assert!(text("sql/tidings.control").contains(&format!("default_version = '{version}'")));
+    // The oldest Postgres that it can be built for.
+    let features = text("pg-extension/Cargo.toml");
+    let majors = features.lines().filter_map(|line| line.strip_prefix("pg")?.split(' ').next()?.parse::<u32>().ok());
+    let oldest = majors.min().expect("a feature for each version of Postgres");
+    assert_eq!(meta["prereqs"]["runtime"]["requires"]["PostgreSQL"], format!("{oldest}.0.0"));
 }
