@@ -70,9 +70,32 @@ impl Installation {
         })
     }
 
+    /// A copy of the server's files in a new temporary folder, whose library a test can replace; returns its `bin`.
+    ///
+    /// Postgres finds its other folders from where its programs are, so a copy that keeps their places runs anywhere.
+    pub fn copy(&self) -> PathBuf {
+        let root = fresh_path("installation");
+        let of = |flag: &str| {
+            let output = Command::new(self.bin.join("pg_config")).arg(flag).output().expect("run pg_config");
+            PathBuf::from(String::from_utf8_lossy(&output.stdout).trim())
+        };
+        let home = self.bin.parent().expect("the folder of the installation").to_owned();
+        let others = ["--pkglibdir", "--sharedir"].map(of);
+        for folder in others.iter().filter(|folder| !folder.starts_with(&home)).chain([&home]) {
+            let to = inside(&root, folder);
+            fs::create_dir_all(to.parent().expect("a folder above")).expect("create a folder");
+            copy(folder, &to);
+        }
+        inside(&root, &self.bin)
+    }
+
     /// A command of the installation, to be run as the server's account.
     fn command(&self, name: &str) -> Command {
-        let mut command = Command::new(self.bin.join(name));
+        self.command_in(&self.bin, name)
+    }
+
+    fn command_in(&self, bin: &Path, name: &str) -> Command {
+        let mut command = Command::new(bin.join(name));
         if let Some((uid, gid)) = self.account {
             command.uid(uid.as_raw()).gid(gid.as_raw());
         }
@@ -103,6 +126,8 @@ pub struct Site {
     pub port: Option<u16>,
     /// Environment variables of the server.
     pub env: Vec<(String, String)>,
+    /// Where the server's program is, if not in the installation that `PG_CONFIG` names: see [`Installation::copy`].
+    pub bin: Option<PathBuf>,
 }
 
 impl Site {
@@ -112,7 +137,8 @@ impl Site {
         fs::create_dir_all(&dir).expect("create the cluster's folder");
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).expect("open the cluster's folder");
         Installation::get().give(&dir);
-        Cluster { dir, port: self.port.unwrap_or_else(free_port), env: self.env, postmaster: Mutex::new(None) }
+        let bin = self.bin.unwrap_or_else(|| Installation::get().bin.clone());
+        Cluster { dir, bin, port: self.port.unwrap_or_else(free_port), env: self.env, postmaster: Mutex::new(None) }
     }
 }
 
@@ -120,6 +146,7 @@ impl Site {
 #[derive(Debug)]
 pub struct Cluster {
     dir: PathBuf,
+    bin: PathBuf,
     port: u16,
     env: Vec<(String, String)>,
     postmaster: Mutex<Option<Process>>,
@@ -177,7 +204,7 @@ impl Cluster {
     pub fn boot(&self) {
         // After a kill -9 the old backends may still hold the shared memory: then the server refuses to start.
         eventually("the server has started", || {
-            let mut command = Installation::get().command("postgres");
+            let mut command = Installation::get().command_in(&self.bin, "postgres");
             command.arg("-D").arg(self.dir.join("data")).envs(self.env.iter().cloned());
             let mut server = Process::start(&mut command, Signal::SIGQUIT, &self.log_file());
             let up = eventually("the server takes connections or ends", || {
@@ -408,6 +435,11 @@ fn template() -> &'static Path {
         assert!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
         data
     })
+}
+
+/// Where an absolute path is if another folder takes the place of `/`.
+fn inside(root: &Path, path: &Path) -> PathBuf {
+    root.join(path.strip_prefix("/").unwrap_or(path))
 }
 
 /// Runs a program that must succeed.

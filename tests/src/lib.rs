@@ -6,6 +6,7 @@
 //! - [`clock`]: a wrong clock for a server.
 //! - [`database`]: a database with the extension, and sessions in it.
 //! - [`proxy`]: the real proxy binary.
+//! - [`release`]: the proxy and the library of an earlier release.
 //! - [`packages`]: the packages of `make package`.
 //! - [`balancer`]: Debian's load balancers, with the configurations of `docs/`.
 //! - [`cable`]: the network between a client and a server, which can be cut.
@@ -31,6 +32,7 @@ pub mod page;
 pub mod pool;
 pub mod process;
 pub mod proxy;
+pub mod release;
 pub mod sse;
 pub mod teamboard;
 pub mod wait;

@@ -24,6 +24,7 @@ pub struct Proxy {
     args: Vec<String>,
     log: PathBuf,
     verbose: bool,
+    binary: PathBuf,
 }
 
 impl Proxy {
@@ -49,13 +50,33 @@ impl Proxy {
         Self::launch(port, database_url, args, false)
     }
 
+    /// Starts another binary, that of a release for instance, and waits until it is ready.
+    #[track_caller]
+    pub fn start_binary(binary: &Path, database_url: &str, args: &[&str]) -> Self {
+        let proxy = Self::launch_binary(binary.to_owned(), free_port(), database_url, args, false);
+        proxy.wait_ready();
+        proxy
+    }
+
+    /// Ends it by SIGTERM, starts the binary of this version at the same address, and waits until that is ready.
+    #[track_caller]
+    pub fn upgrade(&mut self) {
+        assert!(self.terminate().success(), "{}", self.log_tail());
+        self.binary = binary();
+        self.restart();
+    }
+
     fn launch(port: u16, database_url: &str, args: &[&str], verbose: bool) -> Self {
+        Self::launch_binary(binary(), port, database_url, args, verbose)
+    }
+
+    fn launch_binary(binary: PathBuf, port: u16, database_url: &str, args: &[&str], verbose: bool) -> Self {
         let log = fresh_path("proxy.log");
         File::create(&log).expect("create the proxy's log");
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
-        let process = spawn(database_url, address, &args, &log, verbose);
-        Self { process, address, database_url: database_url.to_owned(), args, log, verbose }
+        let process = spawn(&binary, database_url, address, &args, &log, verbose);
+        Self { process, address, database_url: database_url.to_owned(), args, log, verbose, binary }
     }
 
     /// The address that it listens on.
@@ -114,7 +135,7 @@ impl Proxy {
 
     /// The same without waiting.
     pub fn start_again(&mut self) {
-        self.process = spawn(&self.database_url, self.address, &self.args, &self.log, self.verbose);
+        self.process = spawn(&self.binary, &self.database_url, self.address, &self.args, &self.log, self.verbose);
     }
 
     /// Its metrics: each sample under its name, labels included.
@@ -178,8 +199,15 @@ pub fn binary() -> PathBuf {
         .unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release/tidings-proxy"))
 }
 
-fn spawn(database_url: &str, address: SocketAddr, args: &[String], log: &Path, verbose: bool) -> Process {
-    let mut command = Command::new(binary());
+fn spawn(
+    binary: &Path,
+    database_url: &str,
+    address: SocketAddr,
+    args: &[String],
+    log: &Path,
+    verbose: bool,
+) -> Process {
+    let mut command = Command::new(binary);
     command.args(["--database-url", database_url, "--listen", &address.to_string()]).args(args);
     if !args.iter().any(|arg| KEY_FLAGS.contains(&arg.as_str())) {
         command.arg("--open");

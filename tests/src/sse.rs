@@ -64,9 +64,15 @@ pub struct Parser {
     id: Option<String>,
     event: Option<String>,
     data: Option<String>,
+    bare_ids: bool,
 }
 
 impl Parser {
+    /// A parser that also accepts a position without data, as proxies before 0.2.0 sent it.
+    pub fn of_releases() -> Self {
+        Self { bare_ids: true, ..Self::default() }
+    }
+
     /// Takes more bytes of the stream.
     pub fn feed(&mut self, bytes: &[u8], items: &mut impl FnMut(Item)) -> Result<(), String> {
         self.pending.extend_from_slice(bytes);
@@ -99,6 +105,7 @@ impl Parser {
                 (Some(data), event, id) => {
                     items(Item::Frame(Frame { id, event: event.unwrap_or_else(|| "message".into()), data }))
                 }
+                (None, None, Some(id)) if self.bare_ids => items(Item::Position(id)),
                 // An event without data: half of the browsers and libraries ignore its id.
                 (None, None, Some(id)) => return Err(format!("an id without data: {id:?}")),
                 (None, Some(event), _) => return Err(format!("an event without data: {event:?}")),
@@ -139,6 +146,8 @@ pub struct Request {
     pub token: Option<String>,
     /// The cookies.
     pub cookie: Option<String>,
+    /// Whether the proxy may be one of an earlier release.
+    pub of_releases: bool,
 }
 
 impl Request {
@@ -202,7 +211,7 @@ impl Sse {
         }
         Ok(Self {
             response,
-            parser: Parser::default(),
+            parser: if request.of_releases { Parser::of_releases() } else { Parser::default() },
             items: Default::default(),
             last_id: request.last_event_id.clone(),
         })

@@ -83,6 +83,7 @@ impl Server {
                     dir: disk.as_ref().map(|disk| disk.dir.clone()),
                     port: Some(ports[0]),
                     env: environment(clock.as_ref()),
+                    bin: None,
                 },
                 &borrowed(&settings),
             ))),
@@ -162,7 +163,7 @@ impl Server {
     fn new_standby(&self, port: u16) -> Option<Cluster> {
         let mode = self.mode?;
         let primary = self.primary();
-        let site = Site { dir: None, port: Some(port), env: environment(self.clock.as_ref()) };
+        let site = Site { dir: None, port: Some(port), env: environment(self.clock.as_ref()), bin: None };
         let standby = primary.standby_at(site, &borrowed(&self.settings));
         let mut session = primary.session("postgres", SUPERUSER);
         if mode == Standby::Synchronous {
