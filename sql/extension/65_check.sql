@@ -269,7 +269,7 @@ BEGIN
     IF standby > 0 THEN
         item := 'standby';
         ok := NULL;
-        detail := format('%s standbys are connected, and their settings can''t be seen from here', standby);
+        detail := format('standbys connected: %s; their settings can''t be seen from here', standby);
         fix := 'On each, before it may be promoted: SHOW shared_preload_libraries must contain tidings; or SELECT * FROM tidings.check().';
         RETURN NEXT;
     END IF;

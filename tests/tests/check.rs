@@ -311,7 +311,7 @@ fn what_the_check_cannot_see_it_says() {
     let said = &found.about("standby")[0]["detail"];
     assert!(said.as_str().is_some_and(|said| said.contains("connected to its primary")), "{said}");
     let said = detail("standby");
-    assert!(said.contains("1 standbys are connected") && said.contains("shared_preload_libraries"), "{said}");
+    assert!(said.contains("standbys connected: 1;") && said.contains("shared_preload_libraries"), "{said}");
 }
 
 #[test]
