@@ -89,6 +89,12 @@ impl Installation {
         inside(&root, &self.bin)
     }
 
+    /// Whether its psql runs. That of one wheel crashes when it starts.
+    pub fn has_psql(&self) -> bool {
+        let output = Command::new(self.bin.join("psql")).arg("--version").output();
+        output.is_ok_and(|output| output.status.success())
+    }
+
     /// A command of the installation, to be run as the server's account.
     fn command(&self, name: &str) -> Command {
         self.command_in(&self.bin, name)

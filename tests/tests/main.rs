@@ -136,8 +136,7 @@ fn has_xml(session: &mut Session) -> bool {
 
 /// Whether the programs of this Postgres run. The psql of one wheel crashes when it starts, and pg_upgrade calls it.
 fn has_psql() -> bool {
-    let psql = Installation::get().bin.join("psql");
-    let runs = std::process::Command::new(psql).arg("--version").output().is_ok_and(|output| output.status.success());
+    let runs = Installation::get().has_psql();
     if !runs {
         skipped("what needs psql, which does not run in this installation");
     }

@@ -202,6 +202,7 @@ fn an_application_only_publishes_and_reads_rows() {
         "SELECT tidings.watch('items', topic => 'x')",
         "CREATE TRIGGER x AFTER INSERT ON items FOR EACH ROW EXECUTE FUNCTION tidings.capture('topic=x')",
         "SELECT tidings.unwatch('items')",
+        "SELECT tidings.guard('items', topic => 'x')",
         "SELECT tidings.allow('x', 'SELECT')",
         "SELECT tidings.disallow('x')",
         "SELECT tidings.snapshot('x', 'SELECT 1 AS one')",
@@ -288,6 +289,64 @@ fn code_of_a_manager_reads_no_events_and_acts_for_nobody_with_the_rights_of_the_
         team.db
             .session()
             .run(&format!("CREATE SCHEMA mine AUTHORIZATION {manager}; GRANT USAGE ON SCHEMA mine TO PUBLIC"));
+    }
+}
+
+/// A value of each type that a function of the proxy takes.
+fn argument(type_name: &str, claims: &str) -> String {
+    match type_name {
+        "text" => "'earliest'".into(),
+        "text[]" => "'{boards_5}'".into(),
+        "integer" => "1000000".into(),
+        "integer[]" => "'{1}'".into(),
+        "boolean" => "true".into(),
+        "interval" => "'0 s'".into(),
+        "jsonb" => format!("'{claims}'"),
+        "uuid" => "gen_random_uuid()".into(),
+        other => panic!("a function of the proxy takes a {other}: give an example of it here"),
+    }
+}
+
+#[test]
+fn no_function_of_the_proxy_tells_code_of_a_manager_what_only_the_proxy_may_know() {
+    let team = Team::new();
+    let (manager, own) = (manager(&team.db), team.db.proxy_role());
+    team.db.session().run(&format!(
+        "INSERT INTO board_items VALUES (1, 5, 'a secret'); GRANT SELECT ON board_items TO {}",
+        team.member
+    ));
+    let (claims, channel) = (team.claims(1).to_string(), team.db.session().one::<String>("SELECT tidings.channel()"));
+    let mut session = team.db.session_as(&manager);
+    session.run(
+        "CREATE FUNCTION mine.spy() RETURNS text LANGUAGE sql AS 'SELECT NULL::text'; SELECT tidings.snapshot('mine', 'SELECT mine.spy() AS text')",
+    );
+    let functions = team.db.session().all(
+        "SELECT f::oid::regproc::text, ARRAY(SELECT format_type(t, NULL) FROM unnest(p.proargtypes) WITH ORDINALITY AS a (t, n) ORDER BY n)
+         FROM unnest(tidings.proxy_functions()) f JOIN pg_proc p ON p.oid = f",
+        &[],
+    );
+    assert!(functions.len() > 10, "{functions:?}");
+    let mut proxy = team.db.session_as(&own);
+    for function in functions {
+        let (name, types): (String, Vec<String>) = (function.get(0), function.get(1));
+        let arguments: Vec<String> = types.iter().map(|type_name| argument(type_name, &claims)).collect();
+        let call = format!("SELECT string_agg(f::text, ' ') FROM {name}({}) f", arguments.join(", "));
+        session.run(&format!(
+            "CREATE OR REPLACE FUNCTION mine.spy() RETURNS text LANGUAGE plpgsql AS $spy$ BEGIN RETURN ({call}); END $spy$"
+        ));
+        let result = read_as(&mut proxy, None, &["mine"]);
+        proxy.run("ROLLBACK");
+        match result {
+            Err(error) => assert!(error.as_db_error().is_some(), "{call}: {error}"),
+            Ok(rows) => {
+                let text = rows.concat();
+                let hex_of_a_secret = "6120736563726574";
+                for told in ["a secret", hex_of_a_secret, &channel] {
+                    assert!(!text.contains(told), "{call}: {text}");
+                }
+                assert!(!name.contains("check_subscription") && !name.contains("authorize"), "{call}: {text}");
+            }
+        }
     }
 }
 
