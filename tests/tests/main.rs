@@ -3,6 +3,7 @@
 mod access;
 mod application;
 mod attacks;
+mod attacks_by_managers;
 mod attacks_by_rules;
 mod attacks_on_rules;
 mod await_tick;

@@ -1,5 +1,6 @@
 //! What the roles of an application and of its migrations can do without being superusers, and above all what they
-//! can't: `tidings.grant_app(role)` and `tidings.grant_manager(role)`.
+//! can't: `tidings.grant_app(role)` and `tidings.grant_manager(role)`. Attacks by code that they write are in
+//! `attacks_by_managers`.
 
 use std::fs;
 
@@ -7,13 +8,12 @@ use postgres::error::SqlState;
 use tidings_tests::sse::Request;
 use tidings_tests::{Database, Session, shared};
 
-use crate::access::{Team, sign};
+use crate::access::sign;
 use crate::rights::{heard, open_to};
-use crate::state::read_as;
 use crate::{all_until_now, boards, titles};
 
 /// Creates a role with the rights of migrations, and a schema `mine` of its own in which others may use everything.
-fn manager(db: &Database<'_>) -> String {
+pub fn manager(db: &Database<'_>) -> String {
     let role = db.role("manager");
     db.session().run(&format!(
         "SELECT tidings.grant_manager('{role}'); GRANT CREATE ON SCHEMA public TO {role};
@@ -219,176 +219,6 @@ fn an_application_only_publishes_and_reads_rows() {
     ] {
         session.forbidden(attempt);
     }
-}
-
-/// Ways in which code of a manager comes into the reading of rows that a stream starts with, with `mine.spy()` for the
-/// code, which returns a text. All are for the topic `mine`.
-const WAYS_INTO_ROWS: &[(&str, &str)] = &[
-    ("a query", "SELECT tidings.snapshot('mine', 'SELECT mine.spy() AS text')"),
-    ("a condition", "SELECT tidings.watch('mine.items', topic => 'mine', condition => 'mine.spy() IS NOT NULL')"),
-    (
-        "a policy",
-        "SELECT tidings.watch('mine.items', topic => 'mine'); ALTER TABLE mine.items ENABLE ROW LEVEL SECURITY;
-         CREATE POLICY p ON mine.items USING (mine.spy() IS NOT NULL)",
-    ),
-    (
-        "a cast in the payload",
-        "CREATE TYPE mine.mood AS ENUM ('good'); ALTER TABLE mine.items ADD COLUMN mood mine.mood DEFAULT 'good';
-         CREATE FUNCTION mine.to_json(mine.mood) RETURNS json LANGUAGE sql AS 'SELECT to_json(mine.spy())';
-         CREATE CAST (mine.mood AS json) WITH FUNCTION mine.to_json(mine.mood);
-         SELECT tidings.watch('mine.items', topic => 'mine')",
-    ),
-];
-
-#[test]
-fn code_of_a_manager_reads_no_events_and_acts_for_nobody_with_the_rights_of_the_proxy() {
-    let team = Team::new();
-    let (manager, own) = (manager(&team.db), team.db.proxy_role());
-    team.db.session().run(&format!(
-        "INSERT INTO board_items VALUES (1, 5, 'a secret'); GRANT SELECT ON board_items TO {member};
-         SELECT tidings.allow('oracle', 'SELECT')",
-        member = team.member
-    ));
-    let claims = team.claims(1).to_string();
-    let bodies = [
-        "SELECT string_agg(payload, '') FROM tidings.changes('earliest')".to_owned(),
-        "SELECT string_agg(payload, '') FROM tidings.scan('earliest', NULL, 100, 100000, true)".to_owned(),
-        "SELECT string_agg(encode(data, 'escape'), '') FROM tidings.segments(tidings.locate('earliest'))".to_owned(),
-        "SELECT tidings.channel()".to_owned(),
-        "SELECT tidings.listen()".to_owned(),
-        format!("SELECT tidings.authorize('{claims}', '{{boards_5}}')::text"),
-        format!("SELECT reason FROM tidings.check_subscription('{claims}', '{{oracle}}')"),
-        format!("SELECT tidings.open_rows('{claims}', '{{boards_5}}')::text"),
-    ];
-    let mut proxy = team.db.session_as(&own);
-    for (way, sql) in WAYS_INTO_ROWS {
-        let mut session = team.db.session_as(&manager);
-        session.run(&format!(
-            "CREATE TABLE mine.items (id int); INSERT INTO mine.items VALUES (1); GRANT SELECT ON mine.items TO PUBLIC;
-             CREATE FUNCTION mine.spy() RETURNS text LANGUAGE sql AS 'SELECT ''harmless'''; {sql}"
-        ));
-        let rows = read_as(&mut proxy, None, &["mine"]).expect("rows");
-        assert_eq!(rows.len(), 1, "{way}");
-        for body in &bodies {
-            session.run(&format!(
-                "CREATE OR REPLACE FUNCTION mine.spy() RETURNS text LANGUAGE plpgsql AS $spy$ BEGIN RETURN ({body}); END $spy$"
-            ));
-            match read_as(&mut proxy, None, &["mine"]) {
-                Err(error) => {
-                    assert_eq!(error.code(), Some(&SqlState::INSUFFICIENT_PRIVILEGE), "{way}: {body}: {error}")
-                }
-                // A cast that fails loses its value, and nothing else.
-                Ok(rows) => assert!(rows[0].contains("\"mood\":\"good\""), "{way}: {body}: {rows:?}"),
-            }
-            // The session is as before: it may read events.
-            proxy.run("ROLLBACK");
-            assert!(proxy.one::<i64>("SELECT count(*) FROM tidings.changes('earliest')") > 0);
-            assert!(proxy.one::<String>("SELECT tidings.channel()").starts_with("tidings_"));
-        }
-        session.run("DROP SCHEMA mine CASCADE; SELECT tidings.unsnapshot('mine'); DELETE FROM tidings.rule WHERE topic = 'mine'");
-        team.db
-            .session()
-            .run(&format!("CREATE SCHEMA mine AUTHORIZATION {manager}; GRANT USAGE ON SCHEMA mine TO PUBLIC"));
-    }
-}
-
-/// A value of each type that a function of the proxy takes.
-fn argument(type_name: &str, claims: &str) -> String {
-    match type_name {
-        "text" => "'earliest'".into(),
-        "text[]" => "'{boards_5}'".into(),
-        "integer" => "1000000".into(),
-        "integer[]" => "'{1}'".into(),
-        "boolean" => "true".into(),
-        "interval" => "'0 s'".into(),
-        "jsonb" => format!("'{claims}'"),
-        "uuid" => "gen_random_uuid()".into(),
-        other => panic!("a function of the proxy takes a {other}: give an example of it here"),
-    }
-}
-
-#[test]
-fn no_function_of_the_proxy_tells_code_of_a_manager_what_only_the_proxy_may_know() {
-    let team = Team::new();
-    let (manager, own) = (manager(&team.db), team.db.proxy_role());
-    team.db.session().run(&format!(
-        "INSERT INTO board_items VALUES (1, 5, 'a secret'); GRANT SELECT ON board_items TO {}",
-        team.member
-    ));
-    let (claims, channel) = (team.claims(1).to_string(), team.db.session().one::<String>("SELECT tidings.channel()"));
-    let mut session = team.db.session_as(&manager);
-    session.run(
-        "CREATE FUNCTION mine.spy() RETURNS text LANGUAGE sql AS 'SELECT NULL::text'; SELECT tidings.snapshot('mine', 'SELECT mine.spy() AS text')",
-    );
-    let functions = team.db.session().all(
-        "SELECT f::oid::regproc::text, ARRAY(SELECT format_type(t, NULL) FROM unnest(p.proargtypes) WITH ORDINALITY AS a (t, n) ORDER BY n)
-         FROM unnest(tidings.proxy_functions()) f JOIN pg_proc p ON p.oid = f",
-        &[],
-    );
-    assert!(functions.len() > 10, "{functions:?}");
-    let mut proxy = team.db.session_as(&own);
-    for function in functions {
-        let (name, types): (String, Vec<String>) = (function.get(0), function.get(1));
-        let arguments: Vec<String> = types.iter().map(|type_name| argument(type_name, &claims)).collect();
-        let call = format!("SELECT string_agg(f::text, ' ') FROM {name}({}) f", arguments.join(", "));
-        session.run(&format!(
-            "CREATE OR REPLACE FUNCTION mine.spy() RETURNS text LANGUAGE plpgsql AS $spy$ BEGIN RETURN ({call}); END $spy$"
-        ));
-        let result = read_as(&mut proxy, None, &["mine"]);
-        proxy.run("ROLLBACK");
-        match result {
-            Err(error) => assert!(error.as_db_error().is_some(), "{call}: {error}"),
-            Ok(rows) => {
-                let text = rows.concat();
-                let hex_of_a_secret = "6120736563726574";
-                for told in ["a secret", hex_of_a_secret, &channel] {
-                    assert!(!text.contains(told), "{call}: {text}");
-                }
-                assert!(!name.contains("check_subscription") && !name.contains("authorize"), "{call}: {text}");
-            }
-        }
-    }
-}
-
-#[test]
-fn code_of_a_manager_writes_nothing_with_the_rights_of_who_reads_rows() {
-    let db = shared().database();
-    let (manager, app) = (manager(&db), db.role("app"));
-    db.session().run(&format!(
-        "SELECT tidings.grant_app('{app}'); CREATE TABLE accounts (balance int); INSERT INTO accounts VALUES (100);
-         GRANT ALL ON accounts TO {app}; CREATE SEQUENCE numbers; GRANT ALL ON numbers TO {app}"
-    ));
-    for (way, sql) in WAYS_INTO_ROWS.iter().filter(|(way, _)| !way.contains("cast")) {
-        let mut session = db.session_as(&manager);
-        session.run(&format!(
-            "CREATE TABLE mine.items (id int); INSERT INTO mine.items VALUES (1); GRANT SELECT ON mine.items TO PUBLIC;
-             CREATE FUNCTION mine.spy() RETURNS text LANGUAGE sql AS 'SELECT ''harmless'''; {sql}"
-        ));
-        let mut his = db.session_as(&app);
-        assert_eq!(his.all("SELECT * FROM tidings.state('{mine}')", &[]).len(), 1, "{way}");
-        for body in [
-            "UPDATE public.accounts SET balance = 0",
-            "PERFORM nextval('public.numbers')",
-            "PERFORM set_config('transaction_read_only', 'off', true); UPDATE public.accounts SET balance = 0",
-            "EXECUTE 'GRANT ALL ON public.accounts TO PUBLIC'",
-            "EXECUTE 'SET SESSION AUTHORIZATION DEFAULT'",
-            "EXECUTE 'RESET ROLE'",
-            "EXECUTE 'LISTEN x'",
-            "PERFORM tidings.publish('everyone', '1')",
-        ] {
-            session.run(&format!(
-                "CREATE OR REPLACE FUNCTION mine.spy() RETURNS text LANGUAGE plpgsql AS $spy$ BEGIN {body}; RETURN 'x'; END $spy$"
-            ));
-            let error = his.refused("SELECT * FROM tidings.state('{mine}')");
-            let expected = ["25006", "42501", "25001"];
-            assert!(expected.contains(&error.code().code()), "{way}: {body}: {error}");
-        }
-        // Afterwards the session may write as before.
-        his.run("BEGIN; UPDATE public.accounts SET balance = 100; COMMIT");
-        session.run("DROP SCHEMA mine CASCADE; SELECT tidings.unsnapshot('mine')");
-        db.session().run(&format!("CREATE SCHEMA mine AUTHORIZATION {manager}; GRANT USAGE ON SCHEMA mine TO PUBLIC"));
-    }
-    assert_eq!(db.session().one::<i64>("SELECT count(*) FROM tidings.events WHERE topic = 'everyone'"), 0);
 }
 
 #[test]
