@@ -80,7 +80,11 @@ impl Installation {
             PathBuf::from(String::from_utf8_lossy(&output.stdout).trim())
         };
         let home = self.bin.parent().expect("the folder of the installation").to_owned();
-        let others = ["--pkglibdir", "--sharedir"].map(of);
+        let mut others = ["--pkglibdir", "--sharedir"].map(of).to_vec();
+        // A wheel has the libraries of its programs in a folder of their own, two levels above.
+        let above = home.ancestors().nth(2).and_then(|folder| fs::read_dir(folder).ok());
+        let libraries = above.into_iter().flatten().flatten().map(|entry| entry.path());
+        others.extend(libraries.filter(|path| path.extension().is_some_and(|extension| extension == "libs")));
         for folder in others.iter().filter(|folder| !folder.starts_with(&home)).chain([&home]) {
             let to = inside(&root, folder);
             fs::create_dir_all(to.parent().expect("a folder above")).expect("create a folder");
