@@ -8,9 +8,10 @@ use std::thread;
 use serde_json::json;
 use tidings_tests::application::{Application, Asked, Reply};
 use tidings_tests::sse::Request;
-use tidings_tests::{Database, Frame, Item, Proxy, Session, Sse, http, until};
+use tidings_tests::{Cluster, Database, Frame, Item, Proxy, Session, Sse, http, until};
 
 use crate::access::Team;
+use crate::read_node::proxy_at;
 use crate::{all_until_now, boards, titles};
 
 /// Long enough that no stream is checked again for another reason.
@@ -336,6 +337,29 @@ fn claims_in_the_answer_are_judged_again_at_the_event() {
     session
         .run("BEGIN; DELETE FROM members WHERE person = 1; INSERT INTO board_items VALUES (1, 5, 'a secret'); COMMIT");
     assert_eq!(stream.rest(), [revoked()]);
+}
+
+#[test]
+fn a_proxy_at_a_standby_asks_the_standby_when_it_shows_the_change() {
+    let primary = Cluster::start(&[]);
+    let team = Team::within(&primary);
+    let mut session = team.db.session();
+    session.run("SELECT tidings.guard('members', topic => 'boards_{board_id}')");
+    let standby = primary.standby();
+    let secret = team.secret.to_str().expect("a path of text");
+    let proxy = proxy_at(&standby, &team.db, &[&["--jwt-secret-file", secret], &RARELY[..]].concat());
+    let live = |person| {
+        let mut stream = proxy.open(&Request::live(&["boards_7"]).by(&team.token(person)));
+        stream.wait_id();
+        stream
+    };
+    let (mut his, mut hers) = (live(1), live(2));
+    session.run(
+        "BEGIN; DELETE FROM members WHERE board_id = 7 AND person = 1; INSERT INTO board_items VALUES (1, 7, 'hers'); COMMIT;
+         INSERT INTO board_items VALUES (2, 7, 'hers, too')",
+    );
+    assert_eq!(titles(&hers.take(2)), ["hers", "hers, too"]);
+    assert_eq!(his.rest(), [revoked()]);
 }
 
 #[test]
