@@ -324,6 +324,44 @@ $$;
 
 COMMENT ON FUNCTION tidings.segments(text, integer) IS 'For the proxy: the log after a position, in order, in whole segments';
 
+CREATE OR REPLACE FUNCTION tidings.survivors(known bigint, horizon bigint, OUT events bigint, OUT reached text) RETURNS record
+LANGUAGE plpgsql VOLATILE STRICT SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET jit = off
+AS $$
+DECLARE
+    newest pg_snapshot := (SELECT t.until FROM tidings.tick t ORDER BY t.tick DESC LIMIT 1);
+    t      record;
+    here   record;
+BEGIN
+    -- After a crash, the relay may not have cut a tick yet of what was committed before.
+    IF EXISTS (
+        SELECT FROM (SELECT l.xid, l.stamp FROM tidings.log l WHERE l.xid >= pg_snapshot_xmax(newest)
+                     UNION ALL
+                     SELECT l.xid, l.stamp FROM tidings.log l WHERE l.xid = ANY (ARRAY(SELECT pg_snapshot_xip(newest)))) l
+        GROUP BY l.xid HAVING max(l.stamp) <= horizon) THEN
+        RETURN;
+    END IF;
+    events := 0;
+    reached := known::text;
+    FOR t IN SELECT k.tick, k.since, k.until FROM tidings.tick k WHERE k.tick > known ORDER BY k.tick LOOP
+        SELECT coalesce(sum(s.events), 0) AS events, coalesce(sum(s.events) FILTER (WHERE s.last_stamp <= horizon), 0) AS old INTO here
+        FROM (SELECT l.events, max(l.stamp) OVER (PARTITION BY l.xid) AS last_stamp FROM tidings.segments_between(t.since, t.until) l) s;
+        CONTINUE WHEN here.events = 0;
+        -- The old ones come first: transactions are in the order of their last stamps.
+        EXIT WHEN here.old = 0;
+        events := events + here.old;
+        reached := t.tick || CASE WHEN here.old < here.events THEN '-' || here.old ELSE '' END;
+        EXIT WHEN here.old < here.events;
+    END LOOP;
+END
+$$;
+
+COMMENT ON FUNCTION tidings.survivors(bigint, bigint) IS
+    'For a proxy whose last tick, the horizon, was lost in a crash: how many events after a known tick are of transactions that ended before the horizon, and where in the log they end. NULL while the relay has not cut all of them';
+
 CREATE OR REPLACE FUNCTION tidings.remaining_snapshot(snapshot pg_snapshot, since pg_snapshot) RETURNS text
 LANGUAGE sql VOLATILE
 SET search_path = pg_catalog, pg_temp

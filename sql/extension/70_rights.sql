@@ -22,7 +22,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT ARRAY[
         'tidings.channel()', 'tidings.listen()', 'tidings.relay()', 'tidings.relay_pid()', 'tidings.position()', 'tidings.locate(text)',
-        'tidings.segments(text, integer)', 'tidings.changes(text, text[], integer)',
+        'tidings.segments(text, integer)', 'tidings.survivors(bigint, bigint)', 'tidings.changes(text, text[], integer)',
         'tidings.follow(text, interval, integer)', 'tidings.await_tick(text, interval)', 'tidings.standby()',
         'tidings.scan(text, text[], integer, integer, boolean)',
         'tidings.report(text, text[], integer[], interval)',

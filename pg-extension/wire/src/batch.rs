@@ -1,10 +1,13 @@
 //! One tick as the text of a few notifications.
 //!
-//! A notification is one part of a tick: a header line `1 <tick> <previous> <part> <parts>`, then for each event a line
-//! `<n> <topic length> <event length> <payload length>` and the three texts. Lengths are in bytes. A header with zero
-//! parts is a hint: the tick exists, and its events must be read from the log. `previous` is the number of the previous
-//! tick, so a reader that has not seen that tick knows that it has missed something. An event without a name is a
+//! A notification is one part of a tick: a header line `<version> <tick> <previous> <part> <parts>`, then for each event
+//! a line `<n> <topic length> <event length> <payload length>` and the three texts. Lengths are in bytes. A header with
+//! zero parts is a hint: the tick exists, and its events must be read from the log. `previous` is the number of the
+//! previous tick, so a reader that has not seen that tick knows that it has missed something. An event without a name is a
 //! [`Recheck`](crate::Recheck).
+//!
+//! Version 1 is a tick that was durable when it was announced. Version 2 is one that may be lost in a crash, although
+//! its events are durable. A reader that knows only version 1 reads such a tick from the log.
 
 use std::fmt::Write;
 
@@ -21,6 +24,12 @@ pub const MOVED: &str = "moved";
 /// sessions. A proxy that does not know it reads the log instead.
 pub const LEAVE: &str = "leave";
 
+/// The version of an announcement of a tick that is durable.
+const DURABLE: u64 = 1;
+
+/// The version of an announcement of a tick that may be lost, although its events are durable.
+const EARLY: u64 = 2;
+
 /// The space that is reserved for the header line of a part.
 const HEADER_ROOM: usize = 64;
 
@@ -35,12 +44,13 @@ pub struct Announcement {
     bodies: Vec<String>,
     count: u32,
     fits: bool,
+    version: u64,
 }
 
 impl Announcement {
     /// Starts the announcement of `tick`; `previous` is the tick before it.
     pub fn new(tick: u64, previous: u64) -> Self {
-        Self { tick, previous, bodies: Vec::new(), count: 0, fits: true }
+        Self { tick, previous, bodies: Vec::new(), count: 0, fits: true, version: DURABLE }
     }
 
     /// Adds the next event. If it doesn't fit, the announcement becomes a hint.
@@ -69,6 +79,11 @@ impl Announcement {
         }
     }
 
+    /// Announces a tick that may be lost in a crash, although its events are durable. A hint can't do that.
+    pub fn make_early(&mut self) {
+        self.version = EARLY;
+    }
+
     /// Makes the announcement a hint.
     pub fn make_hint(&mut self) {
         self.fits = false;
@@ -84,12 +99,12 @@ impl Announcement {
     pub fn finish(mut self) -> Vec<String> {
         let parts = self.bodies.len();
         if parts == 0 {
-            return vec![format!("1 {} {} 0 0\n", self.tick, self.previous)];
+            return vec![format!("{DURABLE} {} {} 0 0\n", self.tick, self.previous)];
         }
         for (i, body) in self.bodies.iter_mut().enumerate() {
             let mut header = String::with_capacity(HEADER_ROOM);
             // Writing to a String can't fail.
-            let _ = writeln!(header, "1 {} {} {} {parts}", self.tick, self.previous, i + 1);
+            let _ = writeln!(header, "{} {} {} {} {parts}", self.version, self.tick, self.previous, i + 1);
             body.insert_str(0, &header);
         }
         self.bodies
@@ -107,6 +122,8 @@ pub struct Part<'a> {
     pub part: u32,
     /// The number of parts of the tick; 0 in a hint.
     pub parts: u32,
+    /// The tick was durable when it was announced.
+    pub is_durable: bool,
     /// The events with their numbers within the tick, in ascending order from 1.
     pub events: Vec<(u32, Event<'a>)>,
 }
@@ -130,14 +147,15 @@ impl<'a> Part<'a> {
     pub fn parse(text: &'a str) -> Result<Self, BatchError> {
         let (header, mut rest) = text.split_once('\n').ok_or(BatchError::Header)?;
         let [version, tick, previous, part, parts] = numbers(header).ok_or(BatchError::Header)?;
-        if version != 1 {
+        if version != DURABLE && version != EARLY {
             return Err(BatchError::Version);
         }
+        let is_durable = version == DURABLE;
         let (part, parts) = match (u32::try_from(part), u32::try_from(parts)) {
             (Ok(part), Ok(parts)) if parts <= MAX_PARTS && part <= parts && (part > 0) == (parts > 0) => (part, parts),
             _ => return Err(BatchError::Header),
         };
-        if previous >= tick || (parts == 0) != rest.is_empty() {
+        if previous >= tick || (parts == 0) != rest.is_empty() || (parts == 0 && !is_durable) {
             return Err(BatchError::Header);
         }
         let mut events: Vec<(u32, Event<'a>)> = Vec::new();
@@ -149,7 +167,7 @@ impl<'a> Part<'a> {
             events.push((n, event));
             rest = after;
         }
-        Ok(Self { tick, previous, part, parts, events })
+        Ok(Self { tick, previous, part, parts, is_durable, events })
     }
 
     /// Whether this is a hint: the events must be read from the log.
@@ -253,6 +271,21 @@ mod tests {
     }
 
     #[test]
+    fn a_tick_that_may_be_lost_says_so() {
+        let event = Event { topic: "t", event: "e", payload: "1".into() };
+        for is_durable in [true, false] {
+            let mut announcement = Announcement::new(20, 10);
+            announcement.push(&event);
+            if !is_durable {
+                announcement.make_early();
+            }
+            let texts = announcement.finish();
+            assert_eq!(texts[0].starts_with("1 20 10 1 1\n"), is_durable, "what older proxies can read");
+            assert_eq!(Part::parse(&texts[0]).unwrap().is_durable, is_durable);
+        }
+    }
+
+    #[test]
     fn a_header_must_make_sense() {
         for text in [
             "",
@@ -264,7 +297,8 @@ mod tests {
         ] {
             assert_eq!(Part::parse(text), Err(BatchError::Header), "{text:?}");
         }
-        assert_eq!(Part::parse("2 20 10 0 0\n"), Err(BatchError::Version));
+        assert_eq!(Part::parse("3 20 10 0 0\n"), Err(BatchError::Version));
+        assert_eq!(Part::parse("2 20 10 0 0\n"), Err(BatchError::Header), "a hint of a tick that may be lost");
         for text in ["1 1 1\nte", "1 1 1 5\nte", "0 1 1 0\nte", "1 1 1 0\n\u{1}e", "1 1 1 0\nte1 1 1 0\nte"] {
             assert_eq!(Part::parse(&format!("1 20 10 1 1\n{text}")), Err(BatchError::Event), "{text:?}");
         }

@@ -16,7 +16,7 @@ use crate::metrics::Metrics;
 use crate::stream::place::Place;
 use crate::upstream::chain::Chain;
 use crate::upstream::database::{DatabaseError, in_time};
-use crate::upstream::log::{Introduction, Log, LogRow, log_rows, parse_position, read_log};
+use crate::upstream::log::{Introduction, Log, LogRow, Survivors, log_rows, parse_position, read_log};
 use crate::upstream::standing::Standing;
 
 /// How long one call waits on the server for a tick. After each call the proxy knows how far the standby is behind.
@@ -128,6 +128,10 @@ impl Log for StandbyLog {
 
     async fn locate(&self, at: &Position) -> Result<Option<Position>, DatabaseError> {
         self.client.locate(at).await
+    }
+
+    async fn survivors(&self, known: u64, horizon: u64) -> Result<Option<Survivors>, DatabaseError> {
+        self.client.survivors(known, horizon).await
     }
 
     async fn read(&self, after: Place) -> Result<Vec<LogRow>, DatabaseError> {

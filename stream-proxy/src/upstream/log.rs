@@ -38,6 +38,15 @@ pub struct LogRow {
     pub data: Option<Vec<u8>>,
 }
 
+/// What a crash left of the events that a proxy has published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Survivors {
+    /// How many events there are.
+    pub events: u64,
+    /// The place of the last of them in the log: the end of its tick, if no other event follows in that tick.
+    pub reached: Place,
+}
+
 /// The log, and the relay that writes its ticks.
 pub trait Log {
     /// Listens on the relay's channel, and returns what the database says about itself. No statement contains the
@@ -46,6 +55,14 @@ pub trait Log {
 
     /// The position from which to continue after `at`, as `tidings.locate` returns it.
     fn locate(&self, at: &Position) -> impl Future<Output = Result<Option<Position>, DatabaseError>> + Send;
+
+    /// The events after the end of tick `known` that are not newer than tick `horizon`, which is lost. `None` while some
+    /// of them are in no tick again.
+    fn survivors(
+        &self,
+        known: u64,
+        horizon: u64,
+    ) -> impl Future<Output = Result<Option<Survivors>, DatabaseError>> + Send;
 
     /// The next rows after `after`; none if nothing follows.
     fn read(&self, after: Place) -> impl Future<Output = Result<Vec<LogRow>, DatabaseError>> + Send;
@@ -64,6 +81,15 @@ impl Log for Client {
         let sql = "SELECT tidings.locate($1::pg_catalog.text)";
         let row = in_time(self.query_one(sql, &[&at.to_string()])).await?;
         row.try_get::<_, Option<&str>>(0)?.map(parse_position).transpose()
+    }
+
+    async fn survivors(&self, known: u64, horizon: u64) -> Result<Option<Survivors>, DatabaseError> {
+        let sql = "SELECT events, reached FROM tidings.survivors($1::pg_catalog.int8, $2::pg_catalog.int8)";
+        let number = |tick: u64| i64::try_from(tick).map_err(|_| DatabaseError::Contract("an invalid tick"));
+        let row = in_time(self.query_one(sql, &[&number(known)?, &number(horizon)?])).await?;
+        let Some(events) = row.try_get::<_, Option<i64>>(0)? else { return Ok(None) };
+        let events = u64::try_from(events).map_err(|_| DatabaseError::Contract("an invalid number of events"))?;
+        Ok(Some(Survivors { events, reached: Place::from(&parse_position(row.try_get(1)?)?) }))
     }
 
     async fn read(&self, after: Place) -> Result<Vec<LogRow>, DatabaseError> {

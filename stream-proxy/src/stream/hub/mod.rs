@@ -12,6 +12,7 @@
 //! meets it, however it gets there.
 
 mod deliveries;
+mod heard;
 mod rechecks;
 mod topics;
 
@@ -31,6 +32,7 @@ use crate::stream::subscriber::{End, Subscriber};
 use crate::stream::tally::Tally;
 
 use deliveries::Deliveries;
+use heard::Heard;
 use rechecks::Rechecks;
 pub use rechecks::Seen;
 pub use topics::Glance;
@@ -94,6 +96,7 @@ struct Inner {
     topics: Topics,
     /// Up to where events have been published; `None` until the upstream has found the end of the log.
     place: Option<Place>,
+    heard: Heard,
     /// How many events have been published, which is the last one's number.
     count: u64,
     deliveries: Deliveries,
@@ -218,10 +221,20 @@ impl Hub {
         }
     }
 
-    /// Notes that all events of `tick` have been published.
+    /// Notes that all events of `tick`, which is durable, have been published.
     pub fn complete(&self, tick: u64) {
+        self.end(tick, None);
+    }
+
+    /// The same of a tick with this number of events that was announced before it was flushed: a crash may lose it.
+    pub fn complete_early(&self, tick: u64, events: u32) {
+        self.end(tick, Some(events));
+    }
+
+    fn end(&self, tick: u64, events: Option<u32>) {
         let mut inner = self.inner.lock();
         inner.place = Some(Place::after_tick(tick));
+        inner.heard.note(tick, events);
         inner.topics.note_tick(tick);
         if !inner.deliveries.note_end_of(tick) {
             self.metrics.fanned_out(tick);
@@ -229,6 +242,29 @@ impl Hub {
         drop(inner);
         self.tick.send_replace(Some(tick));
         self.metrics.ticks.add(1);
+    }
+
+    /// After a crash that lost all ticks after `known`: how many events were published after it. `None` if some of these
+    /// ticks were not heard to their end, or can't have been lost in a crash that keeps what was flushed.
+    pub fn published_after(&self, known: u64) -> Option<u64> {
+        let inner = self.inner.lock();
+        inner.place.filter(|place| *place == Place::after_tick(place.tick))?;
+        inner.heard.events_after(known)
+    }
+
+    /// Continues at a place of the log, because everything up to there was published as part of ticks that are lost.
+    pub fn continue_at(&self, place: Place) {
+        let is_whole = place == Place::after_tick(place.tick);
+        let mut inner = self.inner.lock();
+        inner.place = Some(place);
+        inner.topics.note_gap(place);
+        if is_whole {
+            inner.heard.note(place.tick, None);
+        }
+        drop(inner);
+        if is_whole {
+            self.tick.send_replace(Some(place.tick));
+        }
     }
 
     /// Starts at the end of `tick`, without history. Subscribers that joined before get the position now.
@@ -406,6 +442,7 @@ impl Inner {
         let place = Place::after_tick(tick);
         self.place = Some(place);
         self.rechecks.restart(tick);
+        self.heard.restart(tick);
         self.topics.forget(place);
     }
 

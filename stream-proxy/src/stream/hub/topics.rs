@@ -35,6 +35,9 @@ pub struct Topics {
     /// The ticks from the floor on, in rising order. Nearly all of them have events, so there are about as many as
     /// events in history.
     ticks: VecDeque<u64>,
+    /// Places of ticks whose events up to there are in history as events of ticks that were lost. There is one for each
+    /// crash that lost a tick.
+    gaps: VecDeque<Place>,
     /// Topics whose number of subscribers may have changed since it was last asked for.
     changed: HashSet<Arc<str>>,
 }
@@ -164,9 +167,18 @@ impl Topics {
         self.bytes
     }
 
-    /// Whether history has all events after `place`, and `place` is in a tick of this log.
+    /// Whether history has all events after `place`, and `place` is in a tick that was heard.
     pub fn covers(&self, place: Place) -> bool {
-        self.floor.is_some_and(|floor| floor <= place) && self.ticks.binary_search(&place.tick).is_ok()
+        let is_in_gap = |gap: &Place| gap.tick == place.tick && place.n < gap.n;
+        self.floor.is_some_and(|floor| floor <= place)
+            && self.ticks.binary_search(&place.tick).is_ok()
+            && !self.gaps.iter().any(is_in_gap)
+    }
+
+    /// Notes that the events of a tick up to `place` are in history as events of ticks that were lost.
+    pub fn note_gap(&mut self, place: Place) {
+        self.note_tick(place.tick);
+        self.gaps.push_back(place);
     }
 
     /// Notes the newest tick.
@@ -235,6 +247,7 @@ impl Topics {
     pub fn forget(&mut self, place: Place) {
         self.floor = Some(place);
         self.ticks.clear();
+        self.gaps.clear();
         self.note_tick(place.tick);
         self.order.clear();
         self.bytes = 0;
@@ -297,6 +310,9 @@ impl Topics {
                 self.floor = self.floor.max(Some(place));
                 while self.ticks.front().is_some_and(|tick| *tick < place.tick) {
                     self.ticks.pop_front();
+                }
+                while self.gaps.front().is_some_and(|gap| gap.tick < place.tick) {
+                    self.gaps.pop_front();
                 }
             }
             if entry.history.is_empty() {

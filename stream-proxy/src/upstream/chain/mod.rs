@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidings_wire::{Event, LEAVE, MOVED, Part, Position, Recheck, segment};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::metrics::Metrics;
 use crate::stream::frame::{Frame, Reset};
@@ -25,6 +25,12 @@ const RELAY_CHECK: Duration = Duration::from_millis(100);
 
 /// While no relay runs, the proxy checks this often for one.
 const RELAY_WAIT: Duration = Duration::from_millis(250);
+
+/// How often the proxy asks, after a crash, whether the relay has cut what was committed before.
+const CUT_WAIT: Duration = Duration::from_millis(50);
+
+/// The longest wait for that. Then the proxy connects again, maybe to another server.
+const MAX_CUT_WAIT: Duration = Duration::from_secs(20);
 
 /// The longest time that reading a large tick waits, after each batch, for the slowest subscriber that still keeps up.
 const PACE: Duration = Duration::from_millis(20);
@@ -127,14 +133,22 @@ impl<L: Log> Chain<L> {
         Ok(())
     }
 
-    /// Checks whether the log still has the hub's place. If its tick was lost or has expired, subscribers get
-    /// `event: reset`.
+    /// Checks whether the log still has the hub's place. If its tick was lost, the hub continues after the events that it
+    /// has published, if all of them survived. If not, or if the tick has expired, subscribers get `event: reset`.
     async fn check_place(&mut self, here: Position) -> Result<(), DatabaseError> {
         match self.log.locate(&here).await {
             Ok(Some(located)) if located == here => Ok(()),
             Ok(Some(located)) => {
-                tracing::warn!(from = %here, to = %located, "the log has lost ticks: subscribers get event: reset");
-                self.hub.reset(located.tick, Reset::Lost);
+                match self.survivors(located.tick, here.tick).await? {
+                    Some(place) => {
+                        tracing::info!(from = %here, to = %place.position(), "the log has lost ticks, but no events");
+                        self.hub.continue_at(place);
+                    }
+                    None => {
+                        tracing::warn!(from = %here, to = %located, "the log has lost ticks: subscribers get event: reset");
+                        self.hub.reset(located.tick, Reset::Lost);
+                    }
+                }
                 Ok(())
             }
             // Another server has shown it already.
@@ -142,6 +156,25 @@ impl<L: Log> Chain<L> {
             Err(DatabaseError::Expired) => self.reset().await,
             Err(error) => Err(error),
         }
+    }
+
+    /// The place in the log after everything that was published, if all ticks after `known` are lost, of which `last` is
+    /// the last one, but none of their events. The relay cuts them again, in the same order and before any others:
+    /// see docs/internals.md.
+    async fn survivors(&self, known: u64, last: u64) -> Result<Option<Place>, DatabaseError> {
+        let Some(published) = self.hub.published_after(known) else { return Ok(None) };
+        let since = Instant::now();
+        let left = loop {
+            if let Some(left) = self.log.survivors(known, last).await? {
+                break left;
+            }
+            if since.elapsed() > MAX_CUT_WAIT {
+                return Err(DatabaseError::Contract("no relay cuts what was committed before the server started"));
+            }
+            sleep(CUT_WAIT).await;
+        };
+        // A tick that has a lower number than the lost one was cut by a clock that went back.
+        Ok((left.events == published && left.reached.tick > last).then_some(left.reached))
     }
 
     /// Asks about the relay, its channel and the last tick in the log. Returns the tick.
@@ -233,7 +266,10 @@ impl<L: Log> Chain<L> {
         self.hub.publish(part.tick, events.collect());
         self.arriving = (part.tick, part.part + 1);
         if part.part == part.parts {
-            self.hub.complete(part.tick);
+            match part.events.last() {
+                Some((count, _)) if !part.is_durable => self.hub.complete_early(part.tick, *count),
+                _ => self.hub.complete(part.tick),
+            }
         }
     }
 

@@ -1,9 +1,11 @@
 //! What the chain promises, against a log that is played by the test.
 
 use super::*;
+use crate::stream::hub::Joined;
 use crate::stream::subscriber::Subscriber;
-use crate::upstream::log::{Introduction, LogRow};
+use crate::upstream::log::{Introduction, LogRow, Survivors};
 use parking_lot::Mutex;
+use std::collections::VecDeque;
 use tidings_wire::Announcement;
 
 /// The process of the relay.
@@ -19,6 +21,8 @@ struct FakeLog {
     located: Mutex<Option<u64>>,
     /// Ticks before this one have expired.
     oldest: Mutex<u64>,
+    /// The answers of `survivors`, in order.
+    survivors: Mutex<VecDeque<Option<Survivors>>>,
     /// How often the log has been read.
     reads: Mutex<usize>,
 }
@@ -34,6 +38,10 @@ impl Log for FakeLog {
             return Err(DatabaseError::Expired);
         }
         Ok(Some(self.located.lock().map_or(at.clone(), Position::after_tick)))
+    }
+
+    async fn survivors(&self, _: u64, _: u64) -> Result<Option<Survivors>, DatabaseError> {
+        Ok(self.survivors.lock().pop_front().expect("an answer to survivors"))
     }
 
     async fn read(&self, after: Place) -> Result<Vec<LogRow>, DatabaseError> {
@@ -73,6 +81,7 @@ impl Scene {
             relay: Mutex::new(Some(RELAY)),
             located: Mutex::default(),
             oldest: Mutex::default(),
+            survivors: Mutex::default(),
             reads: Mutex::default(),
         });
         let scene = Self { chain: Chain::new(log.clone(), hub, metrics.clone(), 1000), log, metrics, subscriber };
@@ -105,6 +114,26 @@ impl Scene {
         let mut announcement = Announcement::new(tick, previous);
         payloads.iter().for_each(|payload| announcement.push(&event(payload)));
         announcement.finish()
+    }
+
+    /// The notifications of a tick that a crash may lose.
+    fn announce_early(&self, tick: u64, previous: u64, payloads: &[&str]) -> Vec<String> {
+        let parts = self.announce(tick, previous, payloads);
+        parts.into_iter().map(|part| part.replacen("1 ", "2 ", 1)).collect()
+    }
+
+    /// A crash loses the last tick.
+    fn lose(&self) {
+        let mut rows = self.log.rows.lock();
+        rows.pop();
+        *self.log.located.lock() = rows.last().map(|row| row.tick);
+    }
+
+    /// The relay cuts ticks again, and then `survivors` gives these answers.
+    fn cut_again(&self, ticks: &[(u64, &[&str])], answers: &[Option<(u64, Place)>]) {
+        ticks.iter().for_each(|(tick, payloads)| self.write(*tick, payloads));
+        let answers = answers.iter().map(|answer| answer.map(|(events, reached)| Survivors { events, reached }));
+        self.log.survivors.lock().extend(answers);
     }
 
     async fn notify(&mut self, payloads: &[String]) {
@@ -251,6 +280,66 @@ async fn a_lost_tick_resets_every_subscriber() {
     let scene = scene.connect().await;
     assert_eq!(scene.received(), ["1 position", "2-1 changed", "1 reset", "3-1 changed"]);
     assert_eq!(scene.metrics.resets_lost.get(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_tick_whose_events_survived_resets_nobody_and_repeats_nothing() {
+    let mut scene = Scene::new().await;
+    let second = scene.announce_early(2, 1, &["x", "y"]);
+    scene.notify(&second).await;
+    scene.lose();
+    // At first, the new relay has not cut them yet.
+    scene.cut_again(&[(3, &["x", "y", "z"]), (4, &[])], &[None, Some((2, Place { tick: 3, n: 2 }))]);
+    let scene = scene.connect().await;
+    assert_eq!(scene.received(), ["1 position", "2-1 changed", "2-2 changed", "3-3 changed"]);
+    let hub = &scene.chain.hub;
+    // Memory has the first two events in the lost tick only.
+    let topics: [Arc<str>; 1] = ["a".into()];
+    let resume = |tick, n| hub.resume(&Subscriber::new(1_000_000), &topics, Place { tick, n });
+    assert_eq!((resume(2, 1), resume(3, 1), resume(3, 2)), (Joined::Live, Joined::TooOld, Joined::Live));
+    assert_eq!(scene.metrics.resets_lost.get(), 0);
+}
+
+#[tokio::test]
+async fn a_lost_tick_whose_events_are_lost_too_resets_every_subscriber() {
+    let mut scene = Scene::new().await;
+    let second = scene.announce_early(2, 1, &["x", "y"]);
+    scene.notify(&second).await;
+    scene.lose();
+    scene.cut_again(&[(3, &["x"])], &[Some((1, Place::after_tick(3)))]);
+    let scene = scene.connect().await;
+    assert_eq!(scene.received(), ["1 position", "2-1 changed", "2-2 changed", "1 reset", "3-1 changed"]);
+}
+
+#[tokio::test]
+async fn two_crashes_in_a_row_lose_nothing_and_repeat_nothing() {
+    let mut scene = Scene::new().await;
+    let second = scene.announce_early(2, 1, &["x"]);
+    scene.notify(&second).await;
+    scene.lose();
+    scene.cut_again(&[(3, &["x"])], &[Some((1, Place::after_tick(3)))]);
+    let mut scene = scene.connect().await;
+    *scene.log.located.lock() = None;
+    let fourth = scene.announce_early(4, 3, &["y"]);
+    scene.notify(&fourth).await;
+    scene.lose();
+    scene.cut_again(&[(5, &["y"]), (6, &["z"])], &[Some((1, Place::after_tick(5)))]);
+    let scene = scene.connect().await;
+    assert_eq!(scene.received(), ["1 position", "2-1 changed", "4-1 changed", "6-1 changed"]);
+}
+
+#[tokio::test]
+async fn a_tick_that_was_durable_and_is_lost_resets_every_subscriber() {
+    let mut scene = Scene::new().await;
+    let (second, third) = (scene.announce(2, 1, &["x"]), scene.announce_early(3, 2, &["y"]));
+    scene.notify(&second).await;
+    scene.notify(&third).await;
+    // A failover lost both. Nobody asks what survived, because the order may be another one.
+    scene.lose();
+    scene.lose();
+    scene.write(4, &["x", "y"]);
+    let scene = scene.connect().await;
+    assert_eq!(scene.received(), ["1 position", "2-1 changed", "3-1 changed", "1 reset", "4-1 changed", "4-2 changed"]);
 }
 
 #[tokio::test]

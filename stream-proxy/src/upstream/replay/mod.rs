@@ -293,8 +293,8 @@ impl<L: ClientLog> TopicLog<L> {
     /// end of this one.
     async fn page(&self, cursor: &mut Cursor, out: &impl Outlet) -> Result<bool, DatabaseError> {
         let Some(after) = cursor.after.clone() else { return Ok(false) };
-        // Taken before the page is read, so the last page has everything up to here.
-        let known = *self.hub.ticks().borrow();
+        // Subscribed before the page is read, so that no tick is missed between the reading and the wait.
+        let ticks = self.hub.ticks();
         let page = self.reads.page(&after, &self.topics, cursor.rows).await?;
         cursor.from_log = true;
         let (rows, bytes) = (page.events.len(), page.events.iter().map(|event| event.frame.len()).sum::<usize>());
@@ -318,10 +318,14 @@ impl<L: ClientLog> TopicLog<L> {
             }
         } else {
             // Everything that the client's snapshot saw is in ticks that the hub knew when the position was located, so
-            // from here on the snapshot does not matter.
-            let reached = Place::from(&page.reached);
-            let known = known.map_or(reached, Place::after_tick);
-            cursor.after = Some(known.max(reached).position());
+            // from here on the snapshot does not matter. The client is where the log ended, not at the hub's place: a
+            // crash may have lost the hub's last tick.
+            let reached = Place::from(&page.reached).position();
+            if reached == after {
+                // The hub's memory does not know the end of the log yet.
+                next(ticks).await;
+            }
+            cursor.after = Some(reached);
         }
         Ok(page.more)
     }

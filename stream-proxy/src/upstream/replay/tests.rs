@@ -114,6 +114,22 @@ async fn an_event_that_the_log_and_memory_have_is_sent_once() {
 }
 
 #[tokio::test]
+async fn a_reader_of_the_log_is_where_the_log_ended_and_not_at_the_hubs_place() {
+    let log = FakeLog {
+        located: Mutex::new([Ok((Some(after_tick(5)), 8))].into()),
+        // A crash has lost the hub's tick 10. Its events come in tick 11, which the hub will pass over.
+        pages: Mutex::new([page(&[(6, 1)], after_tick(8), false), page(&[(11, 1)], after_tick(11), false)].into()),
+        ..FakeLog::default()
+    };
+    let (replay, hub, subscriber, _) = replay(log);
+    let log = replay.log.reads.clone();
+    *log.published_meanwhile.lock() = Some((hub.clone(), 11));
+    replay.run(Some(after_tick(5))).await;
+    publish(&hub, 12);
+    assert_eq!(received(&subscriber), ["6-1 changed", "11-1 changed", "11 position", "12-1 changed"]);
+}
+
+#[tokio::test]
 async fn an_expired_position_becomes_a_reset_at_the_present() {
     let log = FakeLog { located: Mutex::new([Err(DatabaseError::Expired)].into()), ..FakeLog::default() };
     let (replay, hub, subscriber, metrics) = replay(log);
