@@ -21,6 +21,8 @@ pub enum Action {
     Look,
     /// See `Protocol::cut`.
     Cut,
+    /// See `Protocol::cut_all`.
+    CutAll,
     /// See `Protocol::start_relay`.
     StartRelay,
     /// See `Protocol::connect`.
@@ -67,6 +69,10 @@ impl Protocol {
     /// which is flushed at once.
     fn log(&self, s: &mut State, w: u8) {
         let writer = &mut s.writers[w as usize];
+        if self.scenario.by_horizon {
+            // The note, before the stamp.
+            s.database.tell_time();
+        }
         if !self.script(w).is_large || self.scenario.rules.has(Rule::LargeOnesStampAgain) {
             writer.stamps.push(s.database.tell_time());
         }
@@ -108,13 +114,31 @@ impl Protocol {
             self.look(s);
         }
         let Some(look) = s.database.look.take() else { return };
+        if self.scenario.by_horizon {
+            return self.cut_early(s, &look);
+        }
         let until = self.until(s, &look);
         self.cut_to(s, &look, until, false);
+    }
+
+    /// The relay cuts a tick of everything that is visible, because something must be flushed or has waited long enough.
+    fn cut_all(&self, s: &mut State) {
+        s.database.look = None;
+        let until = s.snapshot(s.database.next_xid);
+        self.cut_flushed(s, until, false);
     }
 
     /// After a start of the server the relay starts. It cuts what was committed before, then a tick with a mark.
     fn start_relay(&self, s: &mut State) {
         let until = s.snapshot(s.database.first_xid.max(s.database.last().until.xmax));
+        if self.scenario.by_horizon {
+            if !self.transactions(s, s.database.last().until, until).is_empty() {
+                self.cut_flushed(s, until, false);
+            }
+            self.cut_flushed(s, s.database.last().until, true);
+            s.database.relay = true;
+            return;
+        }
         if !self.transactions(s, s.database.last().until, until).is_empty() {
             let number = s.database.tell_time();
             self.cut_to(s, &look(s, number), until, false);
@@ -288,6 +312,8 @@ impl Protocol {
         self.writers_actions(s, actions);
         if !s.database.relay {
             actions.push(Action::StartRelay);
+        } else if self.scenario.by_horizon {
+            self.relays_actions(s, actions);
         } else if s.database.look.is_some() || (self.has_news(s) && !self.scenario.slow_cut) {
             actions.push(Action::Cut);
         } else if self.has_news(s) {
@@ -313,6 +339,7 @@ impl Protocol {
             Action::End(w) => self.end(&mut s, w),
             Action::Look => self.look(&mut s),
             Action::Cut => self.cut(&mut s),
+            Action::CutAll => self.cut_all(&mut s),
             Action::StartRelay => self.start_relay(&mut s),
             Action::Connect(p) => self.connect(&mut s, p),
             Action::Hear(p) => self.hear(&mut s, p),
@@ -340,6 +367,18 @@ impl Protocol {
             }
         }
         s
+    }
+
+    fn relays_actions(&self, s: &State, actions: &mut Vec<Action>) {
+        let now = look(s, s.database.clock + 1);
+        if s.database.look.is_some() {
+            actions.push(Action::Cut);
+        } else if self.early_tick(s, &now).is_some() {
+            actions.push(if self.scenario.slow_cut { Action::Look } else { Action::Cut });
+        }
+        if self.has_news(s) {
+            actions.push(Action::CutAll);
+        }
     }
 
     fn writers_actions(&self, s: &State, actions: &mut Vec<Action>) {

@@ -4,6 +4,7 @@
 //! - `rules.rs`: the rules that the protocol consists of, each of which can be left out;
 //! - `scenario.rs`: what takes part in a run, and what may go wrong in it;
 //! - `protocol.rs`: what a tick has, what a proxy passes over, and when it knows that what it published survived;
+//! - `horizon.rs`: the same for the variant that the code follows;
 //! - `actions.rs`: what can happen;
 //! - `properties.rs`: what must hold in every state;
 //! - `model.rs`: all that, as the checker sees it;
@@ -14,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 pub mod actions;
+pub mod horizon;
 pub mod model;
 pub mod properties;
 pub mod protocol;

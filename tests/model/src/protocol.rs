@@ -174,7 +174,7 @@ impl Protocol {
             events: Vec::new(),
             n: 0,
             passed: 0,
-            snapshot: is_sent.then_some(Skip { snapshot: tick.until, stamp: tick.number }),
+            snapshot: is_sent.then_some(Skip { snapshot: self.hidden_by(tick), stamp: tick.number }),
             start: false,
             flushed_first: tick.flushed_first,
         }

@@ -50,6 +50,9 @@ pub struct Scenario {
     /// A transaction is left for a later tick while one with an earlier stamp is about to become visible; if not, the
     /// tick is flushed first.
     pub holds_back: bool,
+    /// As the code does it: a tick that is announced first has the transactions that ended up to its number, and this
+    /// number stands for its snapshot. See `horizon.rs`.
+    pub by_horizon: bool,
     /// Clients learn at once when a tick is complete; if not, they only know the ids of their events.
     pub heartbeats: bool,
     /// The rules that are followed.
@@ -70,6 +73,7 @@ impl Scenario {
             piecemeal: false,
             slow_cut: false,
             holds_back: false,
+            by_horizon: false,
             heartbeats: true,
             rules: Rules::default(),
         }
@@ -103,6 +107,14 @@ pub fn small() -> Vec<Scenario> {
         },
         Scenario { left: Left { starts: 1, ..crash }, ..Scenario::new("rows first", &[PLAIN, PLAIN]) },
         Scenario { slow_cut: true, holds_back: true, left: crash, ..Scenario::new("held back", &[PLAIN, PREPARED]) },
+        Scenario { slow_cut: true, by_horizon: true, left: crash, ..Scenario::new("by horizon", &[PLAIN, PLAIN]) },
+        Scenario { by_horizon: true, left: crash, ..Scenario::new("by horizon, two kinds", &[PREPARED, ASYNCHRONOUS]) },
+        Scenario {
+            by_horizon: true,
+            standby_lags: true,
+            left: Left { cuts: 1, ..crash },
+            ..Scenario::new("by horizon, failover", &[PLAIN, PLAIN])
+        },
     ]
 }
 
@@ -169,6 +181,29 @@ pub fn large() -> Vec<Scenario> {
             holds_back: true,
             left: cut,
             ..Scenario::new("held back", &[PLAIN, PLAIN, PREPARED])
+        },
+        Scenario {
+            by_horizon: true,
+            left: crash,
+            ..Scenario::new("by horizon, of all kinds", &[LARGE, PREPARED, ASYNCHRONOUS])
+        },
+        Scenario {
+            slow_cut: true,
+            by_horizon: true,
+            left: Left { crashes: 2, ..crash },
+            ..Scenario::new("by horizon, two crashes", &[PLAIN, PLAIN, PLAIN])
+        },
+        Scenario {
+            by_horizon: true,
+            proxies: 2,
+            left: Left { crashes: 2, ..cut },
+            ..Scenario::new("by horizon, two proxies", &[PLAIN, PLAIN])
+        },
+        Scenario {
+            by_horizon: true,
+            standby_lags: true,
+            left: Left { crashes: 2, ..crash },
+            ..Scenario::new("by horizon, two failovers", &[PLAIN, PREPARED])
         },
     ]
 }

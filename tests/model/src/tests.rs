@@ -92,6 +92,16 @@ fn a_prepared_transaction_may_end_before_the_tick_is_cut_again() {
 }
 
 #[test]
+fn the_number_of_a_tick_can_stand_for_its_snapshot() {
+    let by_horizon = |scenario| Scenario { by_horizon: true, slow_cut: true, ..scenario };
+    needs(&[Rule::FlushForAsynchronous], by_horizon(crash(&[ASYNCHRONOUS])), &[DURABLE]);
+    needs(&[Rule::FlushWhileEarlierEnd], by_horizon(crash(&[PLAIN, PLAIN])), &[ONE_ORDER]);
+    needs(&[Rule::PreparedMayEnd], by_horizon(crash(&[PREPARED, PLAIN])), &[NO_NEEDLESS_RESET]);
+    needs(&[Rule::LargeOnesStampAgain], by_horizon(crash(&[LARGE, PLAIN])), &[ONE_ORDER]);
+    fails(&[Rule::LookCoversLaterStamps], by_horizon(crash(&[PLAIN, PLAIN, PLAIN])), &[ONE_ORDER]);
+}
+
+#[test]
 fn without_that_flush_short_ids_repeat_events_at_one_proxy_and_lose_them_at_another() {
     let scenario =
         Scenario { proxies: 2, left: Left { crashes: 1, cuts: 1, ..Left::default() }, ..crash(&[PLAIN, PLAIN]) };
