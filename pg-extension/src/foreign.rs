@@ -31,6 +31,11 @@ unsafe extern "C-unwind" {
     pub fn get_partition_ancestors(relation: pg_sys::Oid) -> *mut pg_sys::List;
 }
 
+unsafe extern "C" {
+    /// The setting `max_prepared_transactions` (access/twophase.h).
+    pub static mut max_prepared_xacts: c_int;
+}
+
 /// Functions that cannot raise an error and so need no guard.
 pub mod infallible {
     use pgrx::pg_sys;

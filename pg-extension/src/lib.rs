@@ -71,6 +71,7 @@ pub extern "C-unwind" fn _PG_init() {
     transaction::init();
     log::table::init();
     log::ring::init();
+    log::endings::init();
     capture::watches::init();
     capture::executor::init();
     statements::hooks::init();

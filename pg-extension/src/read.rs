@@ -5,7 +5,8 @@ use std::sync::atomic::Ordering::SeqCst;
 use pgrx::prelude::*;
 use tidings_wire::{Event, Position, position, segment};
 
-use crate::log::{scan, snapshot};
+use crate::log::{durability, scan, snapshot};
+use crate::relay::early::Reason;
 use crate::{errors, preload, shared};
 
 /// The bytes of a position without its snapshot: two numbers and the separators.
@@ -98,12 +99,13 @@ fn stamp() -> i64 {
     shared::next_stamp() as i64
 }
 
-/// `tidings.seen()`: the parts of a position that depend on the active snapshot. The stamp is a time after the
-/// snapshot. It is NULL in recovery, where the clock is not that of the ticks.
+/// `tidings.seen()`: the parts of a position that depend on the active snapshot, once everything that it sees is durable.
+/// The stamp is a time after the snapshot. It is NULL in recovery, where the clock is not that of the ticks.
 #[pg_extern]
 #[allow(clippy::type_complexity)] // The columns of the SQL function.
 fn seen() -> TableIterator<'static, (name!(stamp, Option<i64>), name!(snapshot, String), name!(next, i64))> {
     preload::require();
+    durability::secure_visible();
     let text = snapshot::active().to_string();
     if text.len() > position::MAX_TEXT - ROOM_FOR_NUMBERS {
         errors::raise(
@@ -122,6 +124,24 @@ fn seen() -> TableIterator<'static, (name!(stamp, Option<i64>), name!(snapshot, 
         Some(i64::MAX)
     };
     TableIterator::once((stamp, text, snapshot::next_xid() as i64))
+}
+
+/// `tidings.make_durable()`: waits until the ticks and the events that the caller's snapshot sees are durable.
+#[pg_extern]
+fn make_durable() {
+    preload::require();
+    durability::secure_visible();
+}
+
+/// `tidings.flushed_first()`: how many ticks were flushed before they were announced since the server started, by the
+/// reason, as JSON.
+#[pg_extern]
+fn flushed_first() -> String {
+    preload::require();
+    let count = |reason: Reason| shared::my_database().map_or(0, |db| db.flushed_first[reason as usize].load(SeqCst));
+    let counts: Vec<_> =
+        Reason::ALL.into_iter().map(|reason| format!("\"{}\": {}", reason.name(), count(reason))).collect();
+    format!("{{{}}}", counts.join(", "))
 }
 
 /// `tidings.floor()`: positions below this one have lost events, even if an old snapshot still sees them.

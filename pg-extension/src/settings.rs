@@ -20,6 +20,8 @@ static NOTIFY_INLINE_LIMIT: GucSetting<i32> = GucSetting::<i32>::new(64);
 static RING_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1024);
 /// Off: it costs what the ring saves. The tests turn it on.
 static VERIFY_RING: GucSetting<bool> = GucSetting::<bool>::new(false);
+/// Off: a tick that is announced is flushed right afterwards. The tests turn it on, so that a crash loses the tick.
+static HOLD_FLUSH: GucSetting<bool> = GucSetting::<bool>::new(false);
 
 /// Defines the settings. Called from `_PG_init`.
 pub fn init() {
@@ -79,6 +81,14 @@ pub fn init() {
         GucContext::Sighup,
         GucFlags::NO_SHOW_ALL,
     );
+    GucRegistry::define_bool_guc(
+        c"tidings.hold_flush",
+        c"Whether the relay leaves it to others to flush a tick that it has announced.",
+        c"For tests of the extension.",
+        &HOLD_FLUSH,
+        GucContext::Sighup,
+        GucFlags::NO_SHOW_ALL,
+    );
     // A misspelt setting is an error, not a new variable.
     // SAFETY: called in the postmaster, while it loads libraries.
     unsafe { pg_sys::MarkGUCPrefixReserved(c"tidings".as_ptr()) };
@@ -112,4 +122,9 @@ pub fn ring_size() -> usize {
 /// Whether the relay compares what it reads from the ring with the log.
 pub fn verify_ring() -> bool {
     VERIFY_RING.get()
+}
+
+/// Whether the relay does not flush the ticks that it has announced.
+pub fn hold_flush() -> bool {
+    HOLD_FLUSH.get()
 }

@@ -20,6 +20,9 @@ pub const TRIALS: usize = 2;
 /// The number of partitions of the log; see [`crate::relay::retention`].
 pub const SLOTS: usize = 4;
 
+/// The number of reasons why ticks are flushed before they are announced; see [`crate::relay::early`].
+pub const REASONS: usize = 6;
+
 /// No process.
 const NOBODY: i32 = -1;
 
@@ -79,12 +82,21 @@ pub struct Database {
     pub current_since: AtomicI64,
     /// The relay has cut the tick that seals the epoch before the server's start.
     pub epoch_sealed: AtomicBool,
+    /// Where the write-ahead log must be flushed up to, so that no transaction with events is lost that is visible and
+    /// has no note any more: see [`crate::log::endings`].
+    pub commit_end: AtomicU64,
+    /// The same for the last tick that was announced before it was flushed.
+    pub tick_end: AtomicU64,
+    /// The relay's setting `synchronous_commit`.
+    pub level: AtomicU32,
     /// The number of ticks since the server started.
     pub ticks: AtomicU64,
     /// The number of events that were inside of notifications since the server started.
     pub events: AtomicU64,
     /// The number of ticks that were announced by a hint since the server started.
     pub hints: AtomicU64,
+    /// The number of ticks since the server started that were flushed before they were announced, by the reason.
+    pub flushed_first: [AtomicU64; REASONS],
     /// The number of changes without a valid topic since the server started.
     pub skipped: AtomicU64,
     /// The number of ticks that were cut without a look at the log since the server started.
@@ -133,9 +145,13 @@ impl Default for Shared {
                 used_at: std::array::from_fn(|_| AtomicI64::new(NEVER)),
                 current_since: AtomicI64::new(NEVER),
                 epoch_sealed: AtomicBool::new(false),
+                commit_end: AtomicU64::new(0),
+                tick_end: AtomicU64::new(0),
+                level: AtomicU32::new(0),
                 ticks: AtomicU64::new(0),
                 events: AtomicU64::new(0),
                 hints: AtomicU64::new(0),
+                flushed_first: std::array::from_fn(|_| AtomicU64::new(0)),
                 skipped: AtomicU64::new(0),
                 ring_ticks: AtomicU64::new(0),
                 ring_overflows: AtomicU64::new(0),
@@ -303,7 +319,8 @@ impl Database {
         self.slot.store(0, SeqCst);
         self.epoch_sealed.store(false, SeqCst);
         let counters = [&self.ticks, &self.events, &self.hints, &self.skipped, &self.ring_ticks, &self.ring_overflows];
-        for number in counters.into_iter().chain([&self.floor, &self.tick]) {
+        let places = [&self.floor, &self.tick, &self.commit_end, &self.tick_end];
+        for number in counters.into_iter().chain(places).chain(&self.flushed_first) {
             number.store(0, SeqCst);
         }
         for time in self.used_at.iter().chain([&self.current_since]) {
@@ -401,7 +418,8 @@ fn wake(proc_number: i32) {
     }
 }
 
-fn my_proc_number() -> i32 {
+/// The number of this process in Postgres's array of processes.
+pub fn my_proc_number() -> i32 {
     #[cfg(any(feature = "pg15", feature = "pg16"))]
     // SAFETY: `MyProc` is set while the process is attached to shared memory.
     unsafe {

@@ -11,6 +11,7 @@ use std::ffi::c_void;
 use pgrx::prelude::*;
 
 use crate::capture::{buffer, command, watch};
+use crate::log::endings;
 use crate::shared::{self, Database, State};
 use crate::warnings;
 
@@ -74,10 +75,19 @@ unsafe extern "C-unwind" fn at_transaction(event: pg_sys::XactEvent::Type, _arg:
             watch::forget_altered();
         }
         XACT_EVENT_COMMIT => {
+            endings::publish();
             wake(buffer::has_written(), AFTER_COMMIT.get());
             forget();
         }
-        XACT_EVENT_PREPARE | XACT_EVENT_ABORT => forget(),
+        XACT_EVENT_PREPARE | XACT_EVENT_ABORT => {
+            // The relay may have left later transactions for the next tick because of this one.
+            if endings::remove()
+                && let Some(db) = shared::my_database().filter(|db| db.state() != State::Absent)
+            {
+                db.announce();
+            }
+            forget();
+        }
         _ => {}
     }
 }

@@ -105,6 +105,17 @@ LANGUAGE c VOLATILE ROWS 1 AS 'MODULE_PATHNAME', 'seen_wrapper';
 COMMENT ON FUNCTION tidings.seen() IS
     'The current snapshot, also on a standby, where pg_current_snapshot() omits running transactions; the clock, NULL on a standby; and the id of the next transaction';
 
+CREATE OR REPLACE FUNCTION tidings.flushed_first() RETURNS text
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'flushed_first_wrapper';
+
+COMMENT ON FUNCTION tidings.flushed_first() IS 'As JSON: how many ticks were flushed before they were announced since the server started, by the reason';
+
+CREATE OR REPLACE FUNCTION tidings.make_durable() RETURNS void
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'make_durable_wrapper';
+
+COMMENT ON FUNCTION tidings.make_durable() IS
+    'Waits until no crash can take back the ticks and events that are visible now. The relay announces a tick before it is flushed, but nothing is read from the log before';
+
 CREATE OR REPLACE FUNCTION tidings.covers(later pg_snapshot, earlier pg_snapshot) RETURNS boolean
 LANGUAGE sql IMMUTABLE STRICT
 SET search_path = pg_catalog, pg_temp
@@ -319,6 +330,7 @@ BEGIN
         END IF;
     END LOOP;
     PERFORM tidings.check_retained(place.tick, place.n);
+    PERFORM tidings.make_durable();
 END
 $$;
 
@@ -499,6 +511,7 @@ BEGIN
     END LOOP;
     RETURN NEXT;
     PERFORM tidings.check_retained(place.tick, place.n);
+    PERFORM tidings.make_durable();
 END
 $$;
 

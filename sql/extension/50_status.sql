@@ -16,7 +16,8 @@ SELECT r.pid AS relay_pid,
        current_setting('tidings.retention')::interval AS retention,
        pg_notification_queue_usage() AS notify_queue_usage,
        greatest(to_timestamp(newest.tick / 1000000.0) - clock_timestamp(), interval '0') AS clock_ahead,
-       ring.ticks AS ring_ticks, ring.overflows AS ring_overflows
+       ring.ticks AS ring_ticks, ring.overflows AS ring_overflows,
+       tidings.flushed_first()::jsonb AS flushed_first
 FROM tidings.relay() r
 CROSS JOIN tidings.ring() ring
 -- The last tick is read from the table, so that it is right even if no relay runs or it has just started.
@@ -38,6 +39,8 @@ COMMENT ON COLUMN tidings.status.retention IS 'The setting tidings.retention';
 COMMENT ON COLUMN tidings.status.clock_ahead IS 'How far the numbers of ticks are ahead of the server''s clock: more than zero if the clock was set back';
 COMMENT ON COLUMN tidings.status.ring_ticks IS 'Ticks since the server started whose segments the relay found in shared memory, and not in the log';
 COMMENT ON COLUMN tidings.status.ring_overflows IS 'How often since the server started the relay was too late for segments in shared memory, and searched the log instead: see tidings.ring_size';
+COMMENT ON COLUMN tidings.status.flushed_first IS
+    'Ticks since the server started that were flushed before they were announced, by the reason. All others are announced before, so that clients get them sooner';
 COMMENT ON COLUMN tidings.status.notify_queue_usage IS 'How full the queue of notifications is, from 0 to 1';
 
 CREATE OR REPLACE FUNCTION tidings.report(proxy text, topics text[], subscribers integer[], lease interval DEFAULT '30 seconds') RETURNS void

@@ -116,7 +116,7 @@ BEGIN
     PERFORM tidings.grant_watch(role);
     PERFORM tidings.grant_rules(role);
     PERFORM tidings.grant_functions(role, ARRAY[
-        'tidings.disallow(text)', 'tidings.relay()', 'tidings.ring()', 'tidings.check(text[])', 'tidings.snapshot(text, text, text)',
+        'tidings.disallow(text)', 'tidings.relay()', 'tidings.ring()', 'tidings.flushed_first()', 'tidings.check(text[])', 'tidings.snapshot(text, text, text)',
         'tidings.keep_snapshot(text, text, text, name[])', 'tidings.check_snapshot(text, text)', 'tidings.unsnapshot(text)',
         'tidings.export()', 'tidings.exported_triggers()'
     ]::regprocedure[]);
@@ -189,7 +189,7 @@ BEGIN
         SELECT a.grantee FROM pg_class c CROSS JOIN LATERAL aclexplode(c.relacl) a
         WHERE c.oid = 'tidings.status'::regclass AND a.privilege_type = 'SELECT' AND a.grantee NOT IN (0, c.relowner)
     LOOP
-        PERFORM tidings.grant_functions(role, '{tidings.ring()}');
+        PERFORM tidings.grant_functions(role, '{tidings.ring(),tidings.flushed_first()}');
     END LOOP;
 
     -- Rights of other roles are not part of the extension, so a dump must include them. PostgreSQL 17 and later also record the

@@ -7,7 +7,7 @@ use tidings_tests::{Cluster, Database, Follower, Frame, Proxy, Session, until};
 use crate::{all_until_now, boards, create_boards, titles};
 
 /// A proxy that uses whichever of two servers accepts writes.
-fn proxy_of(primary: &Cluster, standby: &Cluster, db: &Database<'_>) -> Proxy {
+pub fn proxy_of(primary: &Cluster, standby: &Cluster, db: &Database<'_>) -> Proxy {
     let (here, there) = (primary.port(), standby.port());
     let (role, name) = (db.proxy_role(), db.name());
     let url = format!("postgres://{role}@127.0.0.1:{here},127.0.0.1:{there}/{name}?target_session_attrs=read-write");
@@ -23,7 +23,7 @@ fn cut_off(standby: &Cluster) {
 }
 
 /// Kills the primary and promotes the standby; returns a session there.
-fn fail_over(primary: &Cluster, standby: &Cluster, db: &Database<'_>) -> Session {
+pub fn fail_over(primary: &Cluster, standby: &Cluster, db: &Database<'_>) -> Session {
     primary.kill();
     let mut session = standby.session(db.name(), "postgres");
     session.run("SELECT pg_promote()");
@@ -32,7 +32,7 @@ fn fail_over(primary: &Cluster, standby: &Cluster, db: &Database<'_>) -> Session
 }
 
 #[track_caller]
-fn is_reset(frame: &Frame) {
+pub fn is_reset(frame: &Frame) {
     assert_eq!((frame.event.as_str(), frame.data.as_str()), ("reset", "{\"reason\":\"lost\"}"));
 }
 

@@ -17,6 +17,7 @@ mod delivery;
 mod documentation;
 mod drain;
 mod dropping;
+mod early;
 mod export;
 mod failover;
 mod faults;

@@ -12,7 +12,8 @@ use crate::capture::command::Rank;
 use crate::capture::encoder::{Captured, Encoder, Run};
 use crate::capture::runs::{Joining, Runs};
 use crate::foreign::infallible::GetCurrentSubTransactionId;
-use crate::log::write::{NewSegment, write_segment};
+use crate::log::endings;
+use crate::log::write::{self, NewSegment, write_segment};
 
 /// The size of the memory context in which segments are written, in bytes. An ordinary write needs no more.
 const WRITE_CONTEXT: usize = 8 * 1024;
@@ -77,11 +78,26 @@ pub fn abort_subtransaction(subxid: pg_sys::SubTransactionId) {
     BUFFER.with_borrow_mut(|buffer| buffer.abort_subtransaction(subxid));
 }
 
-/// Writes all remaining events, at the end of the transaction: `is_final` if it commits now, and is not prepared.
+/// Writes all remaining events, at the end of the transaction, after a note that it is about to end. `is_final` if it
+/// commits now, and is not prepared.
+///
+/// A transaction whose last segment is old writes another one, without events: the stamp of its last segment says when it
+/// ended. The relay recognizes a prepared transaction by [`write::PREPARED`].
 pub fn write_all(is_final: bool) {
-    if BUFFER.with_borrow(|buffer| !buffer.is_empty()) {
-        with_snapshot(|| write(is_final, |buffer| (buffer.joining_at_end(), buffer.take_all())));
+    let (is_empty, has_written) = BUFFER.with_borrow(|buffer| (buffer.is_empty(), buffer.has_written()));
+    if is_empty && !has_written {
+        return;
     }
+    endings::begin();
+    with_snapshot(|| {
+        if !is_empty {
+            write(is_final, |buffer| (buffer.joining_at_end(), buffer.take_all()));
+        }
+        if is_empty || !is_final {
+            let ordinal = if is_final { write::ENDED } else { write::PREPARED };
+            write_segment(NewSegment { ordinal, events: 0, is_final, entries: &mut Vec::new() });
+        }
+    });
 }
 
 /// Writes the events of a subtransaction that is about to be released, if the buffer is full. Once the next

@@ -6,6 +6,8 @@
 //! What is in a segment is decided by [`crate::capture`]; when segments become ticks, and when they are removed, by
 //! [`crate::relay`].
 
+pub mod durability;
+pub mod endings;
 pub mod layout;
 pub mod lock;
 pub mod ring;

@@ -8,8 +8,7 @@ pub fn active() -> Snapshot {
     // SAFETY: there is an active snapshot whenever a query or one of the functions here runs.
     let snapshot = unsafe { &*pg_sys::GetActiveSnapshot() };
     let next = next_xid();
-    // The snapshot has 32-bit ids. All of them are below the next id, by less than 2^32.
-    let full = |xid: pg_sys::TransactionId| next - u64::from((next as u32).wrapping_sub(xid.into_inner()));
+    let full = |xid| full(xid, next);
     // In recovery Postgres cannot distinguish subtransactions from other transactions, and lists all running ones where
     // it normally lists subtransactions. If that list overflows, it lacks only subtransactions.
     let (running, count) = match snapshot.takenDuringRecovery {
@@ -20,6 +19,11 @@ pub fn active() -> Snapshot {
     let mut running: Vec<_> = (0..count as usize).map(|i| full(unsafe { *running.add(i) })).collect();
     running.sort_unstable();
     Snapshot { xmin: full(snapshot.xmin), xmax: full(snapshot.xmax), running }
+}
+
+/// The 64-bit id of a transaction that has one of the last 2^32 ids before `next`, the id of the next transaction.
+pub fn full(xid: pg_sys::TransactionId, next: u64) -> u64 {
+    next.wrapping_sub(u64::from((next as u32).wrapping_sub(xid.into_inner())))
 }
 
 /// A snapshot that sees all transactions below `xmax` except those in a list.

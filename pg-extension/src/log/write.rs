@@ -27,6 +27,12 @@ pub struct NewSegment<'a> {
     pub entries: &'a mut Vec<u8>,
 }
 
+/// The ordinal of the last segment of a prepared transaction, which has no events.
+pub const PREPARED: i64 = i64::MAX;
+
+/// The ordinal of a segment without events that only says when its transaction ended.
+pub const ENDED: i64 = i64::MAX - 1;
+
 /// Segments of at least this size are compressed before they become a row. Postgres would compress them too, but only
 /// after it has copied the whole row.
 const COMPRESS: usize = 8 * 1024;

@@ -6,6 +6,7 @@ use pgrx::prelude::*;
 use tidings_wire::{Announcement, segment};
 
 use crate::log::layout::log;
+use crate::log::write::PREPARED;
 use crate::subtransaction::attempt_all;
 
 /// The most segments that are read for one tick. A larger tick is announced by a hint.
@@ -50,6 +51,21 @@ impl Batch {
     /// Whether the tick is too large for notifications.
     pub fn is_large(&self) -> bool {
         self.is_large
+    }
+
+    /// Whether one of the transactions was prepared. Not known if the tick is large.
+    pub fn has_prepared(&self) -> bool {
+        self.segments.iter().any(|segment| segment.head.ordinal == PREPARED as u64)
+    }
+
+    /// Removes the transactions that ended after a stamp, and returns them.
+    pub fn hold_back(&mut self, horizon: u64) -> Vec<u64> {
+        let late = self.segments.iter().filter(|segment| segment.head.stamp > horizon);
+        let mut late: Vec<_> = late.map(|segment| segment.head.xid).collect();
+        late.sort_unstable();
+        late.dedup();
+        self.segments.retain(|segment| late.binary_search(&segment.head.xid).is_err());
+        late
     }
 
     /// Adds a row of the log. Once there are more than `max_bytes` of data in all, the data is not read any more.

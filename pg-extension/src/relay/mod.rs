@@ -9,6 +9,7 @@
 pub mod backlog;
 pub mod batch;
 pub mod channel;
+pub mod early;
 pub mod elapsed;
 pub mod fresh;
 pub mod launcher;

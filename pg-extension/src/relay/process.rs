@@ -57,6 +57,7 @@ fn run(db: &'static Database, extension: pg_sys::Oid, mut ticker: Ticker) {
     let mut housekeeping = Instant::now();
     loop {
         worker::reload_settings();
+        worker_settings::keep_durable();
         if db.paused.load(SeqCst) {
             BackgroundWorker::transaction(channel::ask_to_leave);
             return;
@@ -71,17 +72,19 @@ fn run(db: &'static Database, extension: pg_sys::Oid, mut ticker: Ticker) {
             ticker.check_channel();
         }
         if due {
+            ticker.check_version();
             ticker.check_queue();
             retention.tend(&mut ticker);
             // SAFETY: called outside of a transaction, as the function requires.
             unsafe { pg_sys::pgstat_report_stat(false) };
             housekeeping = Instant::now() + HOUSEKEEPING;
         }
-        if due || woken || ticker.has_backlog() {
+        let wait = housekeeping.saturating_duration_since(Instant::now()).min(ticker.wait());
+        if due || woken || wait.is_zero() {
             let segments = if due { ticker.cut_from_log() } else { ticker.cut() };
             rest(pace.end(segments));
         } else {
-            worker::wait(housekeeping.saturating_duration_since(Instant::now()));
+            worker::wait(wait);
         }
     }
 }

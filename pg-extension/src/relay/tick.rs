@@ -3,6 +3,7 @@
 use std::ffi::CString;
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
 
 use pgrx::direct_function_call;
 use pgrx::prelude::*;
@@ -10,11 +11,13 @@ use tidings_wire::{Announcement, MOVED, Snapshot};
 
 use crate::catalog;
 use crate::foreign::Async_Notify;
+use crate::log::durability;
 use crate::log::layout::{TICK_PARTITIONS, log};
 use crate::log::scan::{Log, Rows, new_segments, open_log, open_partition};
 use crate::log::snapshot::{self, Packed, with_latest};
 use crate::log::table::Table;
 use crate::relay::batch::Batch;
+use crate::relay::early::{self, Early, Look, Reason, Way};
 use crate::relay::fresh::FreshSegments;
 use crate::relay::{backlog, channel, elapsed, pace};
 use crate::settings;
@@ -53,6 +56,10 @@ pub struct Ticker {
     fresh: FreshSegments,
     /// The segments of the tick that is being cut. Its memory is reused.
     batch: Batch,
+    /// How ticks are announced.
+    early: Early,
+    /// The tick is announced before it is flushed.
+    is_early: bool,
 }
 
 impl Ticker {
@@ -93,25 +100,25 @@ impl Ticker {
             has_backlog: false,
             fresh: FreshSegments::new(db),
             batch: Batch::default(),
+            early: Early::new(db),
+            is_early: false,
         })
     }
 
     /// Cuts a tick if there is anything for it. Returns the number of its segments, or for a large tick how many were
     /// read.
     pub fn cut(&mut self) -> usize {
-        // The number comes before the snapshot, so a tick with a number above some time sees everything committed by
-        // then.
-        let tick = shared::next_stamp();
-        transaction(|| {
+        let look = Look::take();
+        self.in_transaction(|ticker| {
             let to_verify = settings::verify_ring().then(open_log);
-            let count = with_latest(|| self.cut_fresh(to_verify.as_ref(), tick));
-            count.unwrap_or_else(|| self.cut_logged(tick, || u64::MAX))
+            let count = with_latest(|| ticker.cut_fresh(to_verify.as_ref(), look));
+            count.unwrap_or_else(|| ticker.cut_logged(None, look, || u64::MAX))
         })
     }
 
     /// The same without a look at the fresh segments. So also segments are found that no writer has handed over.
     pub fn cut_from_log(&mut self) -> usize {
-        self.cut_below(|| u64::MAX)
+        self.cut_below(None, || u64::MAX)
     }
 
     /// Cuts everything that was committed before the server started, then a tick without events that is marked.
@@ -124,21 +131,23 @@ impl Ticker {
         // log.
         let in_ticks = self.seen.xmax;
         let limit = || shared::first_xid().map_or(u64::MAX, |first| first.max(in_ticks));
-        self.cut_below(limit);
+        self.cut_below(Some(Reason::Backlog), limit);
         while self.has_backlog {
-            self.cut_below(limit);
+            self.cut_below(Some(Reason::Backlog), limit);
         }
         self.cut_without_events(EPOCH_MARK);
     }
 
-    /// Cuts a tick of the transactions below a limit. `limit` is called once the tick's snapshot has been taken.
-    fn cut_below(&mut self, limit: impl FnOnce() -> u64) -> usize {
-        let tick = shared::next_stamp();
-        transaction(|| self.cut_logged(tick, limit))
+    /// Cuts a tick of the transactions below a limit, and flushes it first if there is a reason. `limit` is called once the
+    /// tick's snapshot has been taken.
+    fn cut_below(&mut self, reason: Option<Reason>, limit: impl FnOnce() -> u64) -> usize {
+        // The look comes before the snapshot, so a tick with a number above some time sees everything committed by then.
+        let look = Look::take();
+        self.in_transaction(|ticker| ticker.cut_logged(reason, look, limit))
     }
 
     /// Cuts a tick of the fresh segments that the active snapshot sees. None if some of them must be read from the log.
-    fn cut_fresh(&mut self, to_verify: Option<&Log>, tick: u64) -> Option<usize> {
+    fn cut_fresh(&mut self, to_verify: Option<&Log>, look: Look) -> Option<usize> {
         let Self { fresh, batch, seen, .. } = self;
         let until = snapshot::active();
         // After the snapshot was taken, so that everything that it sees has been handed over.
@@ -149,28 +158,29 @@ impl Ticker {
         }
         if let Some(log) = to_verify {
             self.partition()?;
-            self.verify(log, tick);
+            self.verify(log, look);
         }
         self.has_backlog = false;
-        let count = self.close(tick, until)?;
+        let count = self.close(None, look, until)?;
         self.db.ring_ticks.fetch_add(u64::from(count > 0), SeqCst);
         Some(count)
     }
 
     /// Raises an error unless the log has exactly the segments that were handed over.
-    fn verify(&mut self, log: &Log, tick: u64) {
+    fn verify(&mut self, log: &Log, look: Look) {
         let mut fresh = std::mem::take(&mut self.batch);
         self.read(log, u64::MAX);
         fresh.put_in_order();
         self.batch.put_in_order();
         if !fresh.is_same(&self.batch) {
-            error!("tidings: the ring and the log differ in tick {tick}");
+            error!("tidings: the ring and the log differ in tick {}", look.number);
         }
         self.batch = fresh;
     }
 
-    /// Cuts a tick of the segments in the log whose transactions are below a limit.
-    fn cut_logged(&mut self, tick: u64, limit: impl FnOnce() -> u64) -> usize {
+    /// Cuts a tick of the segments in the log whose transactions are below a limit, and flushes it first if there is a
+    /// reason.
+    fn cut_logged(&mut self, reason: Option<Reason>, look: Look, limit: impl FnOnce() -> u64) -> usize {
         // The locks come before the snapshot. An ALTER TABLE that rewrites a partition makes all rows look new, and
         // a snapshot from before its commit would see none of them.
         let log = open_log();
@@ -180,15 +190,25 @@ impl Ticker {
             self.read(&log, limit);
             let part = if self.batch.is_large() { backlog::part(&log, &self.seen, &until) } else { None };
             self.has_backlog = part.is_some();
-            self.close(tick, part.unwrap_or(until)).unwrap_or_else(no_tables)
+            self.close(reason, look, part.unwrap_or(until)).unwrap_or_else(no_tables)
         })
     }
 
     /// Makes the batch a tick, unless it is empty. Returns the number of its segments, or None if this relay's ticks have
     /// no table.
-    fn close(&mut self, tick: u64, until: Snapshot) -> Option<usize> {
+    fn close(&mut self, reason: Option<Reason>, look: Look, mut until: Snapshot) -> Option<usize> {
+        let obstacle = if self.has_backlog {
+            Some(Reason::Backlog)
+        } else {
+            reason.or((self.queue >= QUEUE_CROWDED).then_some(Reason::Queue))
+        };
+        let way = self.early.choose(obstacle, look, self.last, &mut self.batch, &mut until);
         let count = self.batch.count();
         if count > 0 {
+            let tick = match way {
+                Way::Early(number) => number,
+                Way::Flushed(_) => look.number,
+            };
             // The row of the tick is in the current partition, even if all of its segments are in others.
             for used in self.batch.slots().chain([self.db.current_slot()]) {
                 self.last_used[used] = tick;
@@ -199,7 +219,7 @@ impl Ticker {
                     used_at.store(elapsed::now(), SeqCst);
                 }
             }
-            self.announce(tick);
+            self.announce(tick, way);
             self.finish(tick);
         }
         self.fresh.forget(&until);
@@ -207,9 +227,25 @@ impl Ticker {
         Some(count)
     }
 
-    /// Whether a backlog remains after the last tick, because it is cut into several ticks.
-    pub fn has_backlog(&self) -> bool {
-        self.has_backlog
+    /// Runs `body` in a transaction, and then flushes the tick if `body` has announced one early.
+    fn in_transaction<R>(&mut self, body: impl FnOnce(&mut Self) -> R) -> R {
+        let level = durability::level();
+        self.db.level.store(level, SeqCst);
+        let result = transaction(|| body(self));
+        if std::mem::take(&mut self.is_early) {
+            early::finish(self.db, level);
+        }
+        result
+    }
+
+    /// How long to wait for a commit before the next tick is cut: not at all if a backlog remains after the last tick.
+    pub fn wait(&self) -> Duration {
+        if self.has_backlog { Duration::ZERO } else { self.early.wait().unwrap_or(Duration::MAX) }
+    }
+
+    /// Checks which version the extension has in this database: see [`Early::check_version`].
+    pub fn check_version(&mut self) {
+        transaction(|| self.early.check_version());
     }
 
     /// Cuts a tick without events, so that the current partition has a tick, or that the last tick is in no partition
@@ -223,7 +259,7 @@ impl Ticker {
         transaction(|| {
             self.batch.clear();
             with_latest(|| self.insert(tick, &self.seen, mark)).unwrap_or_else(no_tables);
-            self.announce(tick);
+            self.notify(Announcement::new(tick, self.last));
             self.finish(tick);
         });
     }
@@ -313,16 +349,32 @@ impl Ticker {
         Some(())
     }
 
-    fn announce(&mut self, tick: u64) {
+    fn announce(&mut self, tick: u64, way: Way) {
         let mut announcement = Announcement::new(tick, self.last);
+        let mut reason = match way {
+            Way::Early(_) => None,
+            Way::Flushed(reason) => Some(reason),
+        };
         if self.batch.is_large() || self.queue >= QUEUE_CROWDED {
             announcement.make_hint();
         } else {
             self.batch.put_in_order();
             let events = self.batch.put_into(&mut announcement, settings::notify_inline_limit());
             // An event that is too large for a notification makes the announcement a hint.
-            if !announcement.is_hint() {
+            if announcement.is_hint() {
+                reason = reason.or(Some(Reason::Hint));
+            } else {
                 self.db.events.fetch_add(events, SeqCst);
+            }
+        }
+        match reason {
+            Some(reason) => {
+                self.db.flushed_first[reason as usize].fetch_add(1, SeqCst);
+            }
+            None => {
+                announcement.make_early();
+                early::commit_early();
+                self.is_early = true;
             }
         }
         self.notify(announcement);

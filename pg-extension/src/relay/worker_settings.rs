@@ -6,6 +6,8 @@ use std::ffi::CStr;
 use pgrx::bgworkers::BackgroundWorker;
 use pgrx::prelude::*;
 
+use crate::log::durability;
+
 const SETTINGS: &[(&CStr, &CStr)] = &[
     // An expected error, which is caught, must not end the process.
     (c"exit_on_error", c"off"),
@@ -45,12 +47,16 @@ pub fn apply() {
     for (name, value) in SETTINGS {
         set(name, value);
     }
-    // SAFETY: reads a variable of this process.
-    if unsafe { pg_sys::synchronous_commit } == pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_OFF as i32 {
-        // Clients must never see a change that a crash later undoes.
+    keep_durable();
+    set(c"role", c"none");
+}
+
+/// Makes commits wait for the disk at least, whatever the configuration says: clients must never see a change that a
+/// crash later undoes. Called again after each reading of the configuration.
+pub fn keep_durable() {
+    if durability::level() == pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_OFF {
         set(c"synchronous_commit", c"local");
     }
-    set(c"role", c"none");
 }
 
 /// Makes a worker the bootstrap superuser again, as it was when it connected, before the database's settings took

@@ -1,0 +1,84 @@
+//! What survives a crash: places in the write-ahead log up to which it is flushed and, if commits wait for a synchronous
+//! standby, received there.
+
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
+
+use pgrx::prelude::*;
+
+use crate::log::{endings, snapshot};
+use crate::shared;
+
+/// How often a waiting reader looks whether the standby has received what it reads. The queue in which commits wait for
+/// that is not used here: its end cannot be told from a cancellation.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
+/// The kinds of waiting for a standby (replication/syncrep.h): it has written, flushed or applied.
+const KINDS: [pg_sys::SyncCommitLevel::Type; 3] = [
+    pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_REMOTE_WRITE,
+    pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_REMOTE_FLUSH,
+    pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_REMOTE_APPLY,
+];
+
+/// This process's setting `synchronous_commit`.
+pub fn level() -> u32 {
+    // SAFETY: reads a variable of this process.
+    unsafe { pg_sys::synchronous_commit }.unsigned_abs()
+}
+
+/// Whether everything before a place is as safe as a commit with this setting of `synchronous_commit`.
+pub fn is_durable(end: u64, level: u32) -> bool {
+    // SAFETY: reads shared memory, under its own lock. The time line is not asked for.
+    let flushed = unsafe { pg_sys::GetFlushRecPtr(std::ptr::null_mut()) };
+    end <= flushed && is_replicated(end, level)
+}
+
+/// Whether a synchronous standby has everything before a place, if commits at this level wait for one.
+fn is_replicated(end: u64, level: u32) -> bool {
+    let Some(kind) = KINDS.iter().position(|kind| *kind == level) else { return true };
+    // SAFETY: reads settings of this process, and a place in shared memory that grows. Postgres writes it at once.
+    unsafe {
+        let names = pg_sys::SyncRepStandbyNames;
+        let has_standbys = pg_sys::max_wal_senders > 0 && !names.is_null() && *names != 0;
+        !has_standbys || end <= (&raw const (*pg_sys::WalSndCtl).lsn[kind]).read_volatile()
+    }
+}
+
+/// Flushes everything before a place, if it is not flushed yet.
+pub fn flush(end: u64) {
+    // SAFETY: the place is the end of a record that a transaction of this server has written.
+    unsafe { pg_sys::XLogFlush(end) }
+}
+
+/// Makes durable what the active snapshot sees of ticks and of transactions with events: a crash, or a failover to a
+/// synchronous standby, must not take back what a reader is about to return. On a standby there is nothing to do: it is
+/// durable where it comes from, or is lost there together with the standby's position.
+pub fn secure_visible() {
+    // SAFETY: reads shared memory.
+    if unsafe { pg_sys::RecoveryInProgress() } {
+        return;
+    }
+    let Some(db) = shared::my_database() else { return };
+    let seen = snapshot::active();
+    // It takes a transaction some microseconds from its visibility to the end of its note.
+    while endings::has_unpublished(|xid| seen.sees(xid)) {
+        wait();
+    }
+    let end = db.commit_end.load(SeqCst).max(db.tick_end.load(SeqCst));
+    flush(end);
+    while !is_replicated(end, db.level.load(SeqCst)) {
+        wait();
+    }
+}
+
+/// Waits for a moment, unless the statement is cancelled.
+fn wait() {
+    let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
+    pg_sys::check_for_interrupts!();
+    // SAFETY: the latch belongs to this process.
+    unsafe {
+        let time = LOOK_AGAIN.as_millis() as i64;
+        pg_sys::WaitLatch(pg_sys::MyLatch, events as i32, time, pg_sys::PG_WAIT_EXTENSION);
+        pg_sys::ResetLatch(pg_sys::MyLatch);
+    }
+}
