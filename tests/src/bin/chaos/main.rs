@@ -150,9 +150,16 @@ fn run(plan: &Plan, ports: [u16; 2], filter: Option<&Filter>, report: &Report) -
     };
     let args = ["--history-bytes", world.history, "--client-queue-bytes", world.queue, "--heartbeat", world.heartbeat];
     let args = [&args[..], &["--retry", "100ms", "--drain", "1s"]].concat();
-    let proxies: Vec<Mutex<Proxy>> = (0..world.proxies)
-        .map(|i| Mutex::new(Proxy::start(&url(if i + 1 == world.proxies { wired } else { ports }), &args)))
-        .collect();
+    // The first proxy prefers the standby. After a failover it stays where it is, at the new primary, until its connection
+    // breaks: then it prefers the server at the same port, a standby again or not.
+    let [a, b] = ports;
+    let at_standby = format!("postgres://{PROXY_ROLE}@127.0.0.1:{b},127.0.0.1:{a}/{DATABASE}");
+    let source = |i: usize| match i {
+        0 if world.standby.is_some() => at_standby.clone(),
+        i if i + 1 == world.proxies => url(wired),
+        _ => url(ports),
+    };
+    let proxies: Vec<Mutex<Proxy>> = (0..world.proxies).map(|i| Mutex::new(Proxy::start(&source(i), &args))).collect();
     let addresses: Vec<SocketAddr> = proxies.iter().map(|proxy| locked(proxy).address()).collect();
     let sizes = Sizes::take(&server, &proxies);
     // The plan has two proxies.
