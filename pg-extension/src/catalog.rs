@@ -58,6 +58,28 @@ pub fn is_template(database: pg_sys::Oid) -> bool {
     }
 }
 
+/// Whether a role may create databases. Called inside a transaction.
+///
+/// Postgres 15 has a function for this only since a late minor version, and a library that calls it is not loaded by
+/// earlier ones: the tests of the packages have such a server.
+pub fn may_create_databases(role: pg_sys::Oid) -> bool {
+    let cache = pg_sys::SysCacheIdentifier::AUTHOID as i32;
+    // SAFETY: look-ups in the system caches inside a transaction. A row of pg_authid begins with this struct, and it is
+    // read before it is released.
+    unsafe {
+        if pg_sys::superuser_arg(role) {
+            return true;
+        }
+        let row = pg_sys::SearchSysCache1(cache, role.into());
+        if row.is_null() {
+            return false;
+        }
+        let may_create = (*pg_sys::GETSTRUCT(row).cast::<pg_sys::FormData_pg_authid>()).rolcreatedb;
+        pg_sys::ReleaseSysCache(row);
+        may_create
+    }
+}
+
 /// The current user, whose rights count.
 pub fn current_user() -> pg_sys::Oid {
     // SAFETY: reads a variable of this backend.

@@ -28,8 +28,9 @@ pub unsafe fn pause(node: *mut pg_sys::Node) {
         if let Some(name) = database_needed_alone(node) {
             let oid = pg_sys::get_database_oid(name, true);
             let is_copied = (*node).type_ == pg_sys::NodeTag::T_CreatedbStmt;
-            let is_permitted = catalog::is_owner(catalog::current_user(), pg_sys::DatabaseRelationId, oid);
-            if is_permitted || is_copied && pg_sys::have_createdb_privilege() && catalog::is_template(oid) {
+            let user = catalog::current_user();
+            let is_permitted = catalog::is_owner(user, pg_sys::DatabaseRelationId, oid);
+            if is_permitted || is_copied && catalog::may_create_databases(user) && catalog::is_template(oid) {
                 pause_relay(oid);
             }
         }
