@@ -35,14 +35,15 @@ PG_CONFIG ?= /usr/lib/postgresql/15/bin/pg_config
 export PG_CONFIG
 export PGRX_PG_CONFIG_PATH = $(PG_CONFIG)
 
-# The major version names the feature and a target directory of its own, so two Postgres versions don't undo each other's build.
+# The major version names the feature and a target directory of its own, so two Postgres versions don't undo each
+# other's build.
 MAJOR = $(shell $(PG_CONFIG) --version 2>/dev/null | sed -E 's/^PostgreSQL ([0-9]+).*/\1/')
 EXT_TARGET = target/pg$(MAJOR)
 
 PACKAGES := postgresql-15 postgresql-server-dev-15
 BUILD_PACKAGES := clang libclang-dev pkg-config build-essential
-# Load balancers and a cache in front of the proxies, what third-party clients need, what docs/security.md uses (a test runs it as it
-# is), and PostGIS, whose types have casts of their own.
+# Load balancers and a cache in front of the proxies, what third-party clients need, what docs/security.md uses (a test
+# runs it as it is), and PostGIS, whose types have casts of their own.
 TEST_PACKAGES := curl openssl nginx haproxy varnish pgbouncer python3-venv libfaketime \
   $(if $(filter /usr/lib/postgresql/15/%,$(PG_CONFIG)),postgresql-15-postgis-3)
 BROWSER_PACKAGES := chromium firefox-esr webkit2gtk-driver xvfb nginx haproxy
@@ -136,8 +137,8 @@ test: install released lint browser clients frameworks
 	printf '==> the pages about frameworks\n'
 	cargo test --locked -p tidings-tests --test frameworks -- --test-threads="$${TEST_THREADS:-3}" $(ONLY)
 
-# What an application relies on. Tests of the proxy's own details and of third-party programs are left out, because they don't depend on
-# the version of Postgres.
+# What an application relies on. Tests of the proxy's own details and of third-party programs are left out, because they
+# don't depend on the version of Postgres.
 CORE := access application await_tick backlog delivery dropping early export failover faults foreign_objects frames guard_capture guards installation json leaving login_role lost managers many_databases open_topics order order_in_transaction \
   outlines own_folder own_tables pages partitions pending position read_node read_node_moves relay_channel relay_life resume retention rights ring scan semantics snapshot standby state surface transactions upgrade user_code values \
   watch_options watch_refusals writers_never_fail

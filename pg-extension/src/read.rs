@@ -99,8 +99,8 @@ fn stamp() -> i64 {
     shared::next_stamp() as i64
 }
 
-/// `tidings.seen()`: the parts of a position that depend on the active snapshot, once everything that it sees is durable.
-/// The stamp is a time after the snapshot. It is NULL in recovery, where the clock is not that of the ticks.
+/// `tidings.seen()`: the parts of a position that depend on the active snapshot, once everything that it sees is
+/// durable. The stamp is a time after the snapshot. It is NULL in recovery, where the clock is not that of the ticks.
 #[pg_extern]
 #[allow(clippy::type_complexity)] // The columns of the SQL function.
 fn seen() -> TableIterator<'static, (name!(stamp, Option<i64>), name!(snapshot, String), name!(next, i64))> {

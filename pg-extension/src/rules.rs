@@ -90,9 +90,9 @@ fn isolated<R>(body: impl FnOnce() -> R) -> Result<R, Box<CaughtError>> {
     result
 }
 
-/// What `read` makes of the first row of a query whose `$1` is a text[]. The row is really computed: inside EXISTS, Postgres
-/// would not evaluate the expressions that the query selects, and a function that denies access by raising an error
-/// would never be called.
+/// What `read` makes of the first row of a query whose `$1` is a text[]. The row is really computed: inside EXISTS,
+/// Postgres would not evaluate the expressions that the query selects, and a function that denies access by raising an
+/// error would never be called.
 ///
 /// # Safety
 /// Inside a subtransaction that is rolled back, which closes the cursor. `holes` is a text[].

@@ -1,8 +1,8 @@
 //! Hot standbys: waiting for the replay of the next tick, and how far the replay is behind.
 //!
-//! Nothing can be notified on a standby, and Postgres offers no way to wait for its replay. But the process that replays
-//! has loaded this library too. So it wraps the function that replays the end of a transaction, and wakes the sessions
-//! that wait. Each then looks for the newest tick, and sleeps again if that is not the one it waits for.
+//! Nothing can be notified on a standby, and Postgres offers no way to wait for its replay. But the process that
+//! replays has loaded this library too. So it wraps the function that replays the end of a transaction, and wakes the
+//! sessions that wait. Each then looks for the newest tick, and sleeps again if that is not the one it waits for.
 
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};

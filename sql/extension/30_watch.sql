@@ -1,4 +1,5 @@
--- Watches: functions that create, drop and list their triggers. There is no table of watches: the triggers are the configuration.
+-- Watches: functions that create, drop and list their triggers. There is no table of watches: the triggers are the
+-- configuration.
 
 CREATE OR REPLACE FUNCTION tidings.check_watch(relation regclass, name text) RETURNS void
 LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'check_watch_wrapper';
@@ -98,8 +99,8 @@ $$;
 COMMENT ON FUNCTION tidings.watch_statements(regclass, text, text, jsonb, text[], text[], text[], text, text, text) IS
     'The CREATE TRIGGER statements of a watch';
 
--- This function sets no search_path, because names in the condition are looked up with that of the caller. So every name below has
--- its schema.
+-- This function sets no search_path, because names in the condition are looked up with that of the caller. So every
+-- name below has its schema.
 CREATE OR REPLACE FUNCTION tidings.watch(
     relation   regclass,
     topic      text,
@@ -210,8 +211,9 @@ SELECT w.tgrelid::regclass AS relation,
        bool_and(w.tgenabled <> 'D') AS enabled,
        'guard=true' = ANY (w.list) AS is_guard
 FROM (
-    -- The arguments are stored one after the other, each ending with a zero byte. A regular expression would take time quadratic in
-    -- their length. In escape format a zero byte is \000. Backslashes are replaced first, so that nothing else looks like that.
+    -- The arguments are stored one after the other, each ending with a zero byte. A regular expression would take time
+    -- quadratic in their length. In escape format a zero byte is \000. Backslashes are replaced first, so that nothing
+    -- else looks like that.
     SELECT t.oid, t.tgrelid, t.tgtype, t.tgenabled,
            coalesce(substring(t.tgname FROM CASE WHEN t.tgtype & 32 <> 0 THEN '^tidings_(.*)_truncate$' ELSE '^tidings_(.*)$' END), t.tgname) AS name,
            (SELECT array_agg(convert_from(decode(a.escaped, 'escape'), 'UTF8') ORDER BY a.n)

@@ -1,11 +1,12 @@
 -- Reading: positions, and the log in order.
 --
--- Every function that reads the log sees each tick as a whole or not at all, whatever is written meanwhile. It fails with SQLSTATE
--- TI001 if the position is older than what is retained, so that there is never a silent gap.
+-- Every function that reads the log sees each tick as a whole or not at all, whatever is written meanwhile. It fails
+-- with SQLSTATE TI001 if the position is older than what is retained, so that there is never a silent gap.
 --
--- The tables are never analyzed, and a plan that was made while they were empty must be good for full ones. So sequential scans are
--- off. The just-in-time compiler is off too, because the high cost of plan nodes that are off would start it for each query. In a
--- condition on ticks, the lower bound is outside of any OR: otherwise the index would be read from its beginning.
+-- The tables are never analyzed, and a plan that was made while they were empty must be good for full ones. So
+-- sequential scans are off. The just-in-time compiler is off too, because the high cost of plan nodes that are off
+-- would start it for each query. In a condition on ticks, the lower bound is outside of any OR: otherwise the index
+-- would be read from its beginning.
 
 -- Constants
 
@@ -150,7 +151,8 @@ SET jit = off
 AS $$
     SELECT newest.tick || ':' || coalesce(
                s.stamp,
-               -- A standby's clock is unrelated to ticks. The newest stamp that it sees is from after the primary's last start.
+               -- A standby's clock is unrelated to ticks. The newest stamp that it sees is from after the primary's
+               -- last start.
                greatest(newest.tick, (SELECT l.stamp FROM tidings.log l ORDER BY l.xid DESC LIMIT 1)))
            || ':' || s.snapshot
     FROM tidings.seen() s, (SELECT t.tick FROM tidings.tick t ORDER BY t.tick DESC LIMIT 1) newest
@@ -159,15 +161,16 @@ $$;
 COMMENT ON FUNCTION tidings.position() IS
     'The position of the current snapshot: all changes that a query with the same snapshot does not see come after it';
 
--- The planner expands a call of this function in place, like a view. So it has no SET: the settings of its caller apply, and every name
--- has its schema. It has no BEGIN ATOMIC either, because then pg_dump would lock the log.
+-- The planner expands a call of this function in place, like a view. So it has no SET: the settings of its caller
+-- apply, and every name has its schema. It has no BEGIN ATOMIC either, because then pg_dump would lock the log.
 CREATE OR REPLACE FUNCTION tidings.segments_between(
     since pg_snapshot, until pg_snapshot, OUT xid xid8, OUT stamp bigint, OUT ordinal bigint, OUT events integer, OUT data bytea
 ) RETURNS SETOF record
 LANGUAGE sql STABLE
 AS $$
-    -- The transactions that had not started at the first snapshot, and those that were running then and have ended since. Only these
-    -- are read, not all that were running: a large transaction must not be read again for each tick that it outlasts.
+    -- The transactions that had not started at the first snapshot, and those that were running then and have ended
+    -- since. Only these are read, not all that were running: a large transaction must not be read again for each tick
+    -- that it outlasts.
     SELECT l.xid, l.stamp, l.ordinal, l.events, l.data FROM tidings.log l
     WHERE l.xid OPERATOR(pg_catalog.>=) pg_catalog.pg_snapshot_xmax(since) AND l.xid OPERATOR(pg_catalog.<) pg_catalog.pg_snapshot_xmax(until)
       AND pg_catalog.pg_visible_in_snapshot(l.xid, until)
@@ -192,8 +195,8 @@ AS $$
     WITH dated AS (
         SELECT s.*, max(s.stamp) OVER (PARTITION BY s.xid) AS last_stamp FROM tidings.segments_between(since, until) s
     )
-    -- The order of a tick: transactions by their last stamp, the segments of each by their ordinal. The relay must use the same order
-    -- (relay/batch.rs).
+    -- The order of a tick: transactions by their last stamp, the segments of each by their ordinal. The relay must use
+    -- the same order (relay/batch.rs).
     SELECT (sum(d.events) OVER before - d.events)::integer, d.events, d.xid, d.stamp, d.data
     FROM dated d
     WINDOW before AS (ORDER BY d.last_stamp, d.ordinal ROWS UNBOUNDED PRECEDING)
@@ -265,8 +268,8 @@ BEGIN
     known := tidings.known_tick(place.tick);
     SELECT t.tick, t.until INTO newest FROM tidings.tick t ORDER BY t.tick DESC LIMIT 1;
     IF known <> place.tick THEN
-        -- A standby may not have replayed the tick yet. A standby may also show a tick before the primary does, where its commit
-        -- still waits: then it is the last one that the relay has cut.
+        -- A standby may not have replayed the tick yet. A standby may also show a tick before the primary does, where
+        -- its commit still waits: then it is the last one that the relay has cut.
         RETURN CASE WHEN place.tick <= newest.tick OR NOT (
                         pg_is_in_recovery() OR EXISTS (SELECT FROM tidings.relay() r WHERE r.tick >= place.tick)) THEN known END;
     END IF;
@@ -381,8 +384,8 @@ SET enable_seqscan = off
 SET enable_bitmapscan = off
 SET jit = off
 AS $$
-    -- A transaction that has ended and has no more events to read does not matter any more. Neither does one that has not begun,
-    -- except on a standby, which may lag behind the server where the snapshot was taken.
+    -- A transaction that has ended and has no more events to read does not matter any more. Neither does one that has
+    -- not begun, except on a standby, which may lag behind the server where the snapshot was taken.
     SELECT pg_snapshot_xmin(snapshot) || ':' || pg_snapshot_xmax(snapshot) || ':' || coalesce(string_agg(running.xid::text, ',' ORDER BY running.xid), '')
     FROM pg_snapshot_xip(snapshot) AS running (xid)
     CROSS JOIN (SELECT s.snapshot::pg_snapshot AS sees, s.next FROM tidings.seen() s) here
@@ -416,7 +419,8 @@ DECLARE
     reach   integer;
     got     integer;
     found_n integer := 0;
-    -- The cost of reading a tick or a segment in addition to its bytes, as a number of bytes. "room" is what this call may still read.
+    -- The cost of reading a tick or a segment in addition to its bytes, as a number of bytes. "room" is what this call
+    -- may still read.
     tick_cost    CONSTANT integer := 16384;
     segment_cost CONSTANT integer := 512;
     -- Only a proxy, which reads in short pages, wants the events of guards.
@@ -457,8 +461,8 @@ BEGIN
     LOOP
         more := room <= 0;
         EXIT WHEN more;
-        -- A reader with a snapshot knows some of the events of each tick, until the first tick that begins with everything that the
-        -- snapshot saw.
+        -- A reader with a snapshot knows some of the events of each tick, until the first tick that begins with
+        -- everything that the snapshot saw.
         IF seen IS NOT NULL AND tidings.covers(t.since, seen) THEN
             seen := NULL;
             suffix := '';
@@ -468,7 +472,8 @@ BEGIN
             SELECT coalesce(sum(octet_length(s.data) + segment_cost), 0) INTO bytes
             FROM tidings.segments_between(t.since, t.until) s;
             IF bytes > room THEN
-                -- Reads as many segments as there is room for, but at least one. NULL, which means no limit, if that is the whole tick.
+                -- Reads as many segments as there is room for, but at least one. NULL, which means no limit, if that is
+                -- the whole tick.
                 SELECT min(s.first) FILTER (WHERE s.bytes_before >= greatest(room, 1)) INTO reach
                 FROM (
                     SELECT w.first, sum(octet_length(w.data) + segment_cost) OVER (ROWS UNBOUNDED PRECEDING)
@@ -479,7 +484,8 @@ BEGIN
             END IF;
             room := room - tick_cost - bytes;
         END IF;
-        -- Segments are in order and are decoded one by one, until there are enough rows. A sort of the events would decode them all.
+        -- Segments are in order and are decoded one by one, until there are enough rows. A sort of the events would
+        -- decode them all.
         RETURN QUERY
             SELECT t.tick || '-' || (s.first + d.n) || suffix, d.topic, d.event, d.payload, to_timestamp(s.stamp / 1000000.0), NULL::boolean
             FROM tidings.tick_segments(t.since, t.until) s
@@ -502,7 +508,8 @@ BEGIN
             more := true;
             EXIT ticks;
         END IF;
-        -- After a restart of the server (seal_previous_epoch in relay/tick.rs), transactions may have the ids of lost ones.
+        -- After a restart of the server (seal_previous_epoch in relay/tick.rs), transactions may have the ids of lost
+        -- ones.
         IF t.used & tidings.epoch_mark() <> 0 AND t.tick > place.stamp THEN
             seen := NULL;
             suffix := '';
@@ -563,8 +570,8 @@ LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'unwritten_wrapper';
 
 COMMENT ON FUNCTION tidings.unwritten() IS 'The segments that the running transaction has in memory, each with its order in the transaction';
 
--- A transaction with many events has written some of them to the log already. The body is a text, because pg_dump would lock the log to
--- print a parsed one.
+-- A transaction with many events has written some of them to the log already. The body is a text, because pg_dump would
+-- lock the log to print a parsed one.
 CREATE OR REPLACE FUNCTION tidings.pending(OUT topic text, OUT event text, OUT payload text) RETURNS SETOF record
 LANGUAGE sql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp

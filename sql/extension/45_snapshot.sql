@@ -1,7 +1,8 @@
 -- The current rows of a topic: a stream with since=snapshot starts with them, and tidings.state() returns them.
 --
--- They are the rows of the watches whose topic matches, unless the DBA has given a query for such topics. Either way they are read as
--- the subscriber. The library does the reading, because code of policies and views could leave the role of a reading in SQL.
+-- They are the rows of the watches whose topic matches, unless the DBA has given a query for such topics. Either way
+-- they are read as the subscriber. The library does the reading, because code of policies and views could leave the
+-- role of a reading in SQL.
 
 CREATE OR REPLACE VIEW tidings.snapshots AS SELECT topic, query, event FROM tidings.snapshot_query;
 
@@ -68,7 +69,8 @@ AS $$
          CROSS JOIN tidings.snapshot_query s
          CROSS JOIN LATERAL tidings.match_topic(s.topic, t.topic) AS m (holes)
          WHERE m.holes IS NOT NULL),
-        -- The bits of tgtype: FOR EACH ROW (1) and INSERT (4). Not copied from a partitioned table, and enabled for ordinary sessions.
+        -- The bits of tgtype: FOR EACH ROW (1) and INSERT (4). Not copied from a partitioned table, and enabled for
+        -- ordinary sessions.
         (SELECT coalesce(json_agg(json_build_array(g.oid::bigint, g.tgrelid::bigint, encode(g.tgargs, 'hex'))
                     ORDER BY g.tgrelid, g.tgname), '[]')
          FROM pg_trigger g
@@ -88,7 +90,8 @@ LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'open_rows_as_wrapper';
 COMMENT ON FUNCTION tidings.open_rows_as(oid, text, text[], text) IS
     'Opens a reading of the rows of topics for tidings.fetch_rows(), as a role that it does not check';
 
--- A proxy's session looks up names only in pg_catalog. Code of policies and views needs the path that a session of the role has.
+-- A proxy's session looks up names only in pg_catalog. Code of policies and views needs the path that a session of the
+-- role has.
 CREATE OR REPLACE FUNCTION tidings.search_path_of(role oid) RETURNS text
 LANGUAGE sql STABLE STRICT
 SET search_path = pg_catalog, pg_temp

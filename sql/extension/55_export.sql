@@ -1,8 +1,9 @@
--- Export: the statements that recreate everything that a database has of Tidings. A schema file of a framework, such as Rails'
--- schema.rb, has no triggers and no rules, so they have to be loaded after it.
+-- Export: the statements that recreate everything that a database has of Tidings. A schema file of a framework, such as
+-- Rails' schema.rb, has no triggers and no rules, so they have to be loaded after it.
 --
--- Loading runs nothing that these statements contain: no query of a rule, no condition of a watch. So a superuser may load what another
--- role has written. That is why rules are inserted: tidings.allow() would plan their queries, and a planner may call functions.
+-- Loading runs nothing that these statements contain: no query of a rule, no condition of a watch. So a superuser may
+-- load what another role has written. That is why rules are inserted: tidings.allow() would plan their queries, and a
+-- planner may call functions.
 
 CREATE OR REPLACE FUNCTION tidings.exported_triggers(OUT step integer, OUT relation text, OUT name text, OUT statement text) RETURNS SETOF record
 LANGUAGE sql STABLE
@@ -27,7 +28,8 @@ AS $$
     SELECT 2, o.relation, o.name, regexp_replace(o.definition, '^CREATE TRIGGER ', 'CREATE OR REPLACE TRIGGER ') || ';'
     FROM ours o WHERE o.depth IS NULL
     UNION ALL
-    -- A new trigger is enabled for ordinary sessions (O). One of a partition is like that of its partitioned table, which comes first.
+    -- A new trigger is enabled for ordinary sessions (O). One of a partition is like that of its partitioned table,
+    -- which comes first.
     SELECT coalesce(3 + o.depth::integer, 3), o.relation, o.name, format(
         'ALTER TABLE %s %s TRIGGER %I;', o.relation,
         CASE o.tgenabled WHEN 'O' THEN 'ENABLE' WHEN 'A' THEN 'ENABLE ALWAYS' WHEN 'R' THEN 'ENABLE REPLICA' ELSE 'DISABLE' END, o.name)

@@ -1,8 +1,9 @@
--- Access: who may subscribe to which topics. The database decides, with the row-level security that already guards its tables.
+-- Access: who may subscribe to which topics. The database decides, with the row-level security that already guards its
+-- tables.
 --
--- A rule is a topic template and a query; the template's holes are text parameters of the query. A subscription is allowed if the
--- topic matches the template of some rule whose query finds a row. The query runs as the subscriber: with the role in the claims, with
--- request.jwt.claims set as PostgREST sets it, and read-only.
+-- A rule is a topic template and a query; the template's holes are text parameters of the query. A subscription is
+-- allowed if the topic matches the template of some rule whose query finds a row. The query runs as the subscriber:
+-- with the role in the claims, with request.jwt.claims set as PostgREST sets it, and read-only.
 
 CREATE OR REPLACE VIEW tidings.rules AS SELECT topic, using_query FROM tidings.rule;
 
@@ -33,7 +34,8 @@ AS $$
     FROM unnest(topics) AS t (topic)
     CROSS JOIN tidings.rule r
     CROSS JOIN LATERAL tidings.match_topic(r.topic, t.topic) AS m (holes)
-    -- allow() refuses other rules, but INSERT does not. Such a rule allows nothing, and must not fail the others that match.
+    -- allow() refuses other rules, but INSERT does not. Such a rule allows nothing, and must not fail the others that
+    -- match.
     WHERE m.holes IS NOT NULL AND tidings.can_bind(r.topic, r.using_query)
 $$;
 
@@ -80,12 +82,13 @@ DECLARE
     path     text := 'pg_catalog, pg_temp';
     writable text[];
 BEGIN
-    -- An invalid query fails now, not at the first subscription. If a query needs only pg_catalog, its path has no other schema, so
-    -- that no role can shadow its names.
+    -- An invalid query fails now, not at the first subscription. If a query needs only pg_catalog, its path has no
+    -- other schema, so that no role can shadow its names.
     BEGIN
         PERFORM tidings.plan_rule(bound, path);
     EXCEPTION WHEN OTHERS THEN
-        -- The schemas that the session's path resolves to now. Temporary objects come last, where they can't shadow others.
+        -- The schemas that the session's path resolves to now. Temporary objects come last, where they can't shadow
+        -- others.
         SELECT coalesce(string_agg(quote_ident(s.name), ', ' ORDER BY s.n) || ', pg_temp', 'pg_temp') INTO path
             FROM unnest(schemas) WITH ORDINALITY AS s (name, n) WHERE NOT starts_with(s.name::text, 'pg_temp_');
         PERFORM tidings.plan_rule(bound, path);
@@ -167,8 +170,8 @@ $$;
 
 COMMENT ON FUNCTION tidings.no_subscriber(text) IS 'Why the login role may not check access for a role, or NULL if it may';
 
--- This function reads the rules, so it runs as the extension's owner, but it reveals only whether access is allowed. The queries of
--- the rules run as the subscriber.
+-- This function reads the rules, so it runs as the extension's owner, but it reveals only whether access is allowed.
+-- The queries of the rules run as the subscriber.
 CREATE OR REPLACE FUNCTION tidings.check_subscription(claims jsonb, topics text[], OUT topic text, OUT allowed boolean, OUT reason text) RETURNS SETOF record
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp

@@ -1,4 +1,5 @@
--- The check: what must be right so that events arrive, each with the statement that mends it. `tidings-proxy check` asks for it too.
+-- The check: what must be right so that events arrive, each with the statement that mends it. `tidings-proxy check`
+-- asks for it too.
 --
 -- ok is true if a thing is right and false if it must be mended. NULL is a hint: it may be meant to be so.
 
@@ -183,8 +184,8 @@ $$;
 
 COMMENT ON FUNCTION tidings.subscriber_roles() IS 'The roles that tokens may name: those that a proxy may take';
 
--- The values are unknown here, so a rule is planned with one that most types accept, for a few of the subscribers' roles. A table that
--- is small now is read from end to end without harm, so only large ones count.
+-- The values are unknown here, so a rule is planned with one that most types accept, for a few of the subscribers'
+-- roles. A table that is small now is read from end to end without harm, so only large ones count.
 CREATE OR REPLACE FUNCTION tidings.check_rules(OUT item text, OUT ok boolean, OUT detail text, OUT fix text) RETURNS SETOF record
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -330,8 +331,8 @@ $$;
 
 COMMENT ON FUNCTION tidings.check_roles() IS 'The part of check() about the roles of proxies';
 
--- This function reads rules, watches and settings, so it runs as the extension's owner. A proxy's role, which can read every event,
--- learns from it the templates of topics, but not the queries of rules.
+-- This function reads rules, watches and settings, so it runs as the extension's owner. A proxy's role, which can read
+-- every event, learns from it the templates of topics, but not the queries of rules.
 CREATE OR REPLACE FUNCTION tidings.check(topics text[] DEFAULT '{}', OUT item text, OUT ok boolean, OUT detail text, OUT fix text) RETURNS SETOF record
 LANGUAGE plpgsql VOLATILE STRICT SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp

@@ -133,9 +133,9 @@ LANGUAGE c AS 'MODULE_PATHNAME', 'installed_wrapper';
 
 COMMENT ON FUNCTION tidings.installed() IS 'Called once by the install script: the relay starts when the transaction commits';
 
--- New objects have the rights that ALTER DEFAULT PRIVILEGES grants: these are revoked. On older objects this revokes the rights of
--- PUBLIC, the rights that those defaults would grant, and all rights on the tables with events and with the channel's name. Other
--- rights, which were granted explicitly, are kept.
+-- New objects have the rights that ALTER DEFAULT PRIVILEGES grants: these are revoked. On older objects this revokes
+-- the rights of PUBLIC, the rights that those defaults would grant, and all rights on the tables with events and with
+-- the channel's name. Other rights, which were granted explicitly, are kept.
 DO $$
 DECLARE
     unasked record;
@@ -192,8 +192,8 @@ BEGIN
         PERFORM tidings.grant_functions(role, '{tidings.ring(),tidings.flushed_first()}');
     END LOOP;
 
-    -- Rights of other roles are not part of the extension, so a dump must include them. PostgreSQL 17 and later also record the
-    -- grantees.
+    -- Rights of other roles are not part of the extension, so a dump must include them. PostgreSQL 17 and later also
+    -- record the grantees.
     UPDATE pg_init_privs i SET initprivs = ARRAY(
         SELECT item FROM unnest(i.initprivs) item
         WHERE EXISTS (SELECT FROM aclexplode(ARRAY[item]) a WHERE a.grantee = a.grantor))

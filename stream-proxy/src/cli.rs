@@ -94,7 +94,8 @@ pub struct Cli {
     #[arg(long, env = "TIDINGS_AUTH_GRACE", default_value = "5m", value_parser = humantime::parse_duration, value_name = "TIME")]
     pub auth_grace: Duration,
 
-    /// PEM file of the certificate authorities to trust for https:// in --auth-url and --jwks-url, instead of the system's
+    /// PEM file of the certificate authorities to trust for https:// in --auth-url and --jwks-url, instead of the
+    /// system's
     #[arg(long, env = "TIDINGS_AUTH_CA", value_name = "FILE")]
     pub auth_ca: Option<PathBuf>,
 
@@ -106,7 +107,8 @@ pub struct Cli {
     #[arg(long, env = "TIDINGS_JWT_ISSUER", value_name = "TEXT")]
     pub jwt_issuer: Vec<String>,
 
-    /// Database role of requests without a token, or with a token that names no role; without this flag they are refused
+    /// Database role of requests without a token, or with a token that names no role; without this flag they are
+    /// refused
     #[arg(long, env = "TIDINGS_ANON_ROLE", value_name = "ROLE")]
     pub anon_role: Option<String>,
 

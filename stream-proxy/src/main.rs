@@ -79,7 +79,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// `tidings-proxy check`. What its parts would log is in its findings, so nothing is logged unless RUST_LOG asks for it.
+/// `tidings-proxy check`. What its parts would log is in its findings, so nothing is logged unless RUST_LOG asks for
+/// it.
 fn check(wanted: Arguments) -> ExitCode {
     log_to_stderr(wanted.cli.log_format, "off");
     let mut is_right = false;

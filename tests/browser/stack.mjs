@@ -1,5 +1,5 @@
-// What the tests run on: the proxy and the backend as real processes, the cluster that our starter made, a cable that can be cut,
-// and people with browsers.
+// What the tests run on: the proxy and the backend as real processes, the cluster that our starter made, a cable that
+// can be cut, and people with browsers.
 
 import { execFileSync, spawn } from "node:child_process";
 import { createHmac } from "node:crypto";

@@ -25,8 +25,8 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Starts a pool in this mode, `transaction` or `session`, whose sessions have the proxy's role; `None` if PgBouncer
-    /// is not installed.
+    /// Starts a pool in this mode, `transaction` or `session`, whose sessions have the proxy's role; `None` if
+    /// PgBouncer is not installed.
     #[track_caller]
     pub fn start(db: &Database<'_>, mode: &str) -> Option<Self> {
         if !Path::new(BINARY).exists() {

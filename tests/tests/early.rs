@@ -1,7 +1,8 @@
 //! Ticks that are announced before they are flushed: what a crash within that moment may change, and when a tick is
 //! flushed first instead.
 //!
-//! `tidings.hold_flush` keeps the moment open: the relay does not flush what it has announced, until something else does.
+//! `tidings.hold_flush` keeps the moment open: the relay does not flush what it has announced, until something else
+//! does.
 
 use std::thread;
 
@@ -51,8 +52,8 @@ fn stop_wal_writer(cluster: &Cluster) {
     send(pid.unsigned_abs(), Signal::SIGSTOP);
 }
 
-/// Inserts a row, crashes as soon as `live` has its event, and starts again. Returns the event, and the number of the next
-/// row.
+/// Inserts a row, crashes as soon as `live` has its event, and starts again. Returns the event, and the number of the
+/// next row.
 fn lose_a_tick(db: &Database<'_>, live: &mut Sse, mut id: i32) -> (Frame, i32) {
     for _ in 0..ATTEMPTS {
         warm_up(db);

@@ -171,8 +171,8 @@ fn none_of_our_statements_looks_up_a_name_in_the_sessions_path() {
         }
     }
     assert!(count > 10, "{count} statements");
-    // Nor does a function of the extension: its path is fixed, except for those that ask what a name means to the caller,
-    // and for one that the planner expands in place.
+    // Nor does a function of the extension: its path is fixed, except for those that ask what a name means to the
+    // caller, and for one that the planner expands in place.
     let db = shared().database();
     let mut session = db.session();
     let open = session.all(

@@ -1,5 +1,5 @@
-//! A right that is taken away ends at its place in the order: guards, `tidings.recheck()`, and what the proxy does where
-//! their events stand. What of them gets into the log is tested in `guard_capture`.
+//! A right that is taken away ends at its place in the order: guards, `tidings.recheck()`, and what the proxy does
+//! where their events stand. What of them gets into the log is tested in `guard_capture`.
 
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};

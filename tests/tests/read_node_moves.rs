@@ -92,8 +92,8 @@ fn the_replay_that_cancels_readers_and_truncates_what_they_read_loses_nothing() 
     };
     session.run("CREATE TABLE churn AS SELECT 0 AS n");
     let before: i64 = session.one(files);
-    // What autovacuum would do sometime: its replay cancels whoever has an older snapshot. A reader that is cancelled all
-    // the time can't read, so the writers, whose events it must read, set the pace.
+    // What autovacuum would do sometime: its replay cancels whoever has an older snapshot. A reader that is cancelled
+    // all the time can't read, so the writers, whose events it must read, set the pace.
     until("a partition is truncated, and the replay has cancelled a reader", || {
         session.run("UPDATE churn SET n = n + 1");
         session.run("VACUUM churn");

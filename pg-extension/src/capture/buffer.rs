@@ -81,8 +81,8 @@ pub fn abort_subtransaction(subxid: pg_sys::SubTransactionId) {
 /// Writes all remaining events, at the end of the transaction, after a note that it is about to end. `is_final` if it
 /// commits now, and is not prepared.
 ///
-/// A transaction whose last segment is old writes another one, without events: the stamp of its last segment says when it
-/// ended. The relay recognizes a prepared transaction by [`write::PREPARED`].
+/// A transaction whose last segment is old writes another one, without events: the stamp of its last segment says when
+/// it ended. The relay recognizes a prepared transaction by [`write::PREPARED`].
 pub fn write_all(is_final: bool) {
     let (is_empty, has_written) = BUFFER.with_borrow(|buffer| (buffer.is_empty(), buffer.has_written()));
     if is_empty && !has_written {

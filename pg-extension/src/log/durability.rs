@@ -1,5 +1,5 @@
-//! What survives a crash: places in the write-ahead log up to which it is flushed and, if commits wait for a synchronous
-//! standby, received there.
+//! What survives a crash: places in the write-ahead log up to which it is flushed and, if commits wait for a
+//! synchronous standby, received there.
 
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;

@@ -2,10 +2,10 @@
 //! stamp, or has taken it and is not known to be visible yet.
 //!
 //! The relay needs the notes because stamps become visible in another order than they were taken: the *horizon* is the
-//! stamp up to which nothing is missing any more. A transaction takes its last stamp after its note, and removes the note
-//! once it is visible and has said up to where the write-ahead log must be flushed to keep it. So if the relay takes a
-//! reading of the clock, then looks at the notes, and then takes a snapshot, the snapshot sees every transaction that
-//! ever ends with a stamp up to that reading and below all notes; except prepared ones.
+//! stamp up to which nothing is missing any more. A transaction takes its last stamp after its note, and removes the
+//! note once it is visible and has said up to where the write-ahead log must be flushed to keep it. So if the relay
+//! takes a reading of the clock, then looks at the notes, and then takes a snapshot, the snapshot sees every
+//! transaction that ever ends with a stamp up to that reading and below all notes; except prepared ones.
 
 use std::cell::Cell;
 use std::ffi::CStr;

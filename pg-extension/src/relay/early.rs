@@ -1,10 +1,10 @@
 //! Announcing a tick early, before its row is flushed: a client then waits for the flush of the writer's commit only.
 //!
-//! What is announced must survive a crash, and after a crash that loses the row the relay must cut the same events again,
-//! in the same order and before all others. So an early tick has exactly those transactions that ended up to a stamp, its
-//! number, and after the tick before it; and each of them is as durable as a commit of the relay. Transactions that are
-//! visible too early for that wait for the next tick, but not for long. In all other cases the tick is flushed first.
-//! See docs/internals.md and docs/model.md.
+//! What is announced must survive a crash, and after a crash that loses the row the relay must cut the same events
+//! again, in the same order and before all others. So an early tick has exactly those transactions that ended up to a
+//! stamp, its number, and after the tick before it; and each of them is as durable as a commit of the relay.
+//! Transactions that are visible too early for that wait for the next tick, but not for long. In all other cases the
+//! tick is flushed first. See docs/internals.md and docs/model.md.
 
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
@@ -18,8 +18,8 @@ use crate::relay::batch::Batch;
 use crate::settings;
 use crate::shared::{self, Database, REASONS};
 
-/// How long a transaction waits for one that ends with a lower stamp but is not visible yet. The wait of that one is for
-/// a disk or a standby, and usually shorter. Flushing the tick takes as long as such a wait.
+/// How long a transaction waits for one that ends with a lower stamp but is not visible yet. The wait of that one is
+/// for a disk or a standby, and usually shorter. Flushing the tick takes as long as such a wait.
 const PATIENCE: Duration = Duration::from_millis(20);
 
 /// Why a tick is flushed before it is announced.
@@ -176,12 +176,12 @@ pub fn finish(db: &Database, level: u32) {
     }
 }
 
-/// Whether a snapshot lists a prepared transaction of this database as running. Called after the look: a transaction that
-/// has no note any more because it is prepared is found here.
+/// Whether a snapshot lists a prepared transaction of this database as running. Called after the look: a transaction
+/// that has no note any more because it is prepared is found here.
 fn has_prepared(now: &Snapshot) -> bool {
     let next = snapshot::next_xid();
-    // SAFETY: Postgres has as many of these entries as the setting says. They live in shared memory. Entries that are not
-    // in use may have old numbers, which no snapshot lists as running.
+    // SAFETY: Postgres has as many of these entries as the setting says. They live in shared memory. Entries that are
+    // not in use may have old numbers, which no snapshot lists as running.
     unsafe {
         (0..max_prepared_xacts.unsigned_abs() as usize).any(|i| {
             let entry = pg_sys::PreparedXactProcs.add(i);

@@ -1,5 +1,5 @@
-//! The fresh segments: those that writers have left in the ring ([`crate::log::ring`]) and that are in no tick yet. With
-//! them a tick is cut without a look at the log, unless something is missing here.
+//! The fresh segments: those that writers have left in the ring ([`crate::log::ring`]) and that are in no tick yet.
+//! With them a tick is cut without a look at the log, unless something is missing here.
 
 use std::sync::atomic::Ordering::SeqCst;
 

@@ -138,10 +138,11 @@ impl Ticker {
         self.cut_without_events(EPOCH_MARK);
     }
 
-    /// Cuts a tick of the transactions below a limit, and flushes it first if there is a reason. `limit` is called once the
-    /// tick's snapshot has been taken.
+    /// Cuts a tick of the transactions below a limit, and flushes it first if there is a reason. `limit` is called once
+    /// the tick's snapshot has been taken.
     fn cut_below(&mut self, reason: Option<Reason>, limit: impl FnOnce() -> u64) -> usize {
-        // The look comes before the snapshot, so a tick with a number above some time sees everything committed by then.
+        // The look comes before the snapshot, so a tick with a number above some time sees everything committed by
+        // then.
         let look = Look::take();
         self.in_transaction(|ticker| ticker.cut_logged(reason, look, limit))
     }
@@ -194,8 +195,8 @@ impl Ticker {
         })
     }
 
-    /// Makes the batch a tick, unless it is empty. Returns the number of its segments, or None if this relay's ticks have
-    /// no table.
+    /// Makes the batch a tick, unless it is empty. Returns the number of its segments, or None if this relay's ticks
+    /// have no table.
     fn close(&mut self, reason: Option<Reason>, look: Look, mut until: Snapshot) -> Option<usize> {
         let obstacle = if self.has_backlog {
             Some(Reason::Backlog)

@@ -53,7 +53,8 @@ unsafe fn database_needed_alone(node: *mut pg_sys::Node) -> Option<*mut c_char> 
                 (*node.cast::<pg_sys::RenameStmt>()).subname
             }
             pg_sys::NodeTag::T_CreatedbStmt => {
-                // template1, the default, has no relay, like every database that is marked as a template when it is found.
+                // template1, the default, has no relay, like every database that is marked as a template when it is
+                // found.
                 pg_sys::defGetString(option((*node.cast::<pg_sys::CreatedbStmt>()).options, c"template")?)
             }
             pg_sys::NodeTag::T_AlterDatabaseStmt => {

@@ -1,10 +1,10 @@
 //! One tick as the text of a few notifications.
 //!
-//! A notification is one part of a tick: a header line `<version> <tick> <previous> <part> <parts>`, then for each event
-//! a line `<n> <topic length> <event length> <payload length>` and the three texts. Lengths are in bytes. A header with
-//! zero parts is a hint: the tick exists, and its events must be read from the log. `previous` is the number of the
-//! previous tick, so a reader that has not seen that tick knows that it has missed something. An event without a name is a
-//! [`Recheck`](crate::Recheck).
+//! A notification is one part of a tick: a header line `<version> <tick> <previous> <part> <parts>`, then for each
+//! event a line `<n> <topic length> <event length> <payload length>` and the three texts. Lengths are in bytes. A
+//! header with zero parts is a hint: the tick exists, and its events must be read from the log. `previous` is the
+//! number of the previous tick, so a reader that has not seen that tick knows that it has missed something. An event
+//! without a name is a [`Recheck`](crate::Recheck).
 //!
 //! Version 1 is a tick that was durable when it was announced. Version 2 is one that may be lost in a crash, although
 //! its events are durable. A reader that knows only version 1 reads such a tick from the log.

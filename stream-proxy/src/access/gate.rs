@@ -1,6 +1,6 @@
 //! The gate: asks the database who may subscribe to what. New requests, checks of open streams, and those that streams
-//! wait for have separate queues and workers, so nobody can keep a stream by keeping the proxy busy. The queues are in `line`, the workers in
-//! `worker`.
+//! wait for have separate queues and workers, so nobody can keep a stream by keeping the proxy busy. The queues are in
+//! `line`, the workers in `worker`.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;

@@ -1,6 +1,6 @@
-//! What a developer looks at first, only with `--open`: a page with the open and recent topics and their events, and the
-//! data behind it. With `--open` everyone may read everything anyway; otherwise topics may be confidential, and neither
-//! exists.
+//! What a developer looks at first, only with `--open`: a page with the open and recent topics and their events, and
+//! the data behind it. With `--open` everyone may read everything anyway; otherwise topics may be confidential, and
+//! neither exists.
 
 use std::sync::LazyLock;
 use std::time::{SystemTime, UNIX_EPOCH};

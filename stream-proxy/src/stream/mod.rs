@@ -1,7 +1,8 @@
 //! From an event to the sockets of its subscribers. [`frame`] encodes an event once. [`hub`] queues it to each
 //! [`subscriber`] of its topic's [`audience`], and a [`tally`] counts what became of it; each client's [`writer`]
 //! writes it. A [`place`] says where a subscriber is. [`channels`] does the same for plain channels, without history.
-//! A [`hold`] keeps back what a subscriber may get only after its right has been checked again. [`heartbeat`] keeps idle streams alive and ends those that stall or are too old.
+//! A [`hold`] keeps back what a subscriber may get only after its right has been checked again. [`heartbeat`] keeps
+//! idle streams alive and ends those that stall or are too old.
 //!
 //! Not here: HTTP, and where events come from.
 

@@ -1,5 +1,6 @@
-//! Whether notifications reach the proxy. A pool that lends its sessions by transaction, such as PgBouncer in transaction
-//! mode, accepts LISTEN and then drops every notification: the proxy is connected, and its clients get nothing.
+//! Whether notifications reach the proxy. A pool that lends its sessions by transaction, such as PgBouncer in
+//! transaction mode, accepts LISTEN and then drops every notification: the proxy is connected, and its clients get
+//! nothing.
 //!
 //! The test opens two more connections and sends a notification from one to the other. It runs when the proxy has
 //! connected, and again whenever events turn out to have been missed.
@@ -15,8 +16,8 @@ use crate::metrics::Metrics;
 use crate::upstream::database::{Database, DatabaseError, in_time};
 use crate::upstream::inbox::{Heard, Inbox};
 
-/// How long the notification of a test may take. It needs a few milliseconds, but a server that has just started, or that
-/// many proxies connect to at once, must not be taken for a pool.
+/// How long the notification of a test may take. It needs a few milliseconds, but a server that has just started, or
+/// that many proxies connect to at once, must not be taken for a pool.
 const NOTIFICATION_TIME: Duration = Duration::from_secs(10);
 
 /// While notifications are hidden, the proxy reads the log this often: its clients get events late, but they get them.

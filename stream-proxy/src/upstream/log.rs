@@ -56,8 +56,8 @@ pub trait Log {
     /// The position from which to continue after `at`, as `tidings.locate` returns it.
     fn locate(&self, at: &Position) -> impl Future<Output = Result<Option<Position>, DatabaseError>> + Send;
 
-    /// The events after the end of tick `known` that are not newer than tick `horizon`, which is lost. `None` while some
-    /// of them are in no tick again.
+    /// The events after the end of tick `known` that are not newer than tick `horizon`, which is lost. `None` while
+    /// some of them are in no tick again.
     fn survivors(
         &self,
         known: u64,

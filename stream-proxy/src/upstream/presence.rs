@@ -1,6 +1,6 @@
-//! Leaving a database that a statement needs without other sessions: DROP DATABASE, a rename, or CREATE DATABASE with it
-//! as the template. The relay asks for it; then all connections of this proxy close, and for a moment no new ones are
-//! made. By then the statement holds a lock that makes new connections wait until it has ended.
+//! Leaving a database that a statement needs without other sessions: DROP DATABASE, a rename, or CREATE DATABASE with
+//! it as the template. The relay asks for it; then all connections of this proxy close, and for a moment no new ones
+//! are made. By then the statement holds a lock that makes new connections wait until it has ended.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -121,7 +121,8 @@ impl Protocol {
         self.cut_to(s, &look, until, false);
     }
 
-    /// The relay cuts a tick of everything that is visible, because something must be flushed or has waited long enough.
+    /// The relay cuts a tick of everything that is visible, because something must be flushed or has waited long
+    /// enough.
     fn cut_all(&self, s: &mut State) {
         s.database.look = None;
         let until = s.snapshot(s.database.next_xid);

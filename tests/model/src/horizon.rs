@@ -1,6 +1,6 @@
-//! The variant of the protocol that the code follows: no snapshot is sent, because the number of a tick that is announced
-//! first, its horizon, stands for it. All transactions that end with a stamp up to the horizon are in this tick or an
-//! earlier one.
+//! The variant of the protocol that the code follows: no snapshot is sent, because the number of a tick that is
+//! announced first, its horizon, stands for it. All transactions that end with a stamp up to the horizon are in this
+//! tick or an earlier one.
 
 use crate::protocol::Protocol;
 use crate::rules::Rule;

@@ -244,8 +244,8 @@ impl Hub {
         self.metrics.ticks.add(1);
     }
 
-    /// After a crash that lost all ticks after `known`: how many events were published after it. `None` if some of these
-    /// ticks were not heard to their end, or can't have been lost in a crash that keeps what was flushed.
+    /// After a crash that lost all ticks after `known`: how many events were published after it. `None` if some of
+    /// these ticks were not heard to their end, or can't have been lost in a crash that keeps what was flushed.
     pub fn published_after(&self, known: u64) -> Option<u64> {
         let inner = self.inner.lock();
         inner.place.filter(|place| *place == Place::after_tick(place.tick))?;
@@ -352,8 +352,8 @@ impl Hub {
     }
 
     /// Queues the events after `after` and makes the subscriber live, in one step, if memory reaches back that far and
-    /// the subscriber has room for them. The subscriber then also gets the current position: its own may be old although
-    /// it missed nothing, and would expire; and it shows the client that it has caught up.
+    /// the subscriber has room for them. The subscriber then also gets the current position: its own may be old
+    /// although it missed nothing, and would expire; and it shows the client that it has caught up.
     pub fn resume(&self, subscriber: &Arc<Subscriber>, topics: &[Arc<str>], after: Place) -> Joined {
         let mut inner = self.inner.lock();
         if inner.place.is_none_or(|place| after > place) {

@@ -124,8 +124,8 @@ impl<L: Log> Chain<L> {
         self.catch_up().await
     }
 
-    /// Continues from the present, because a standby has not replayed the hub's place in the time that it may be behind:
-    /// every subscriber gets `event: reset`.
+    /// Continues from the present, because a standby has not replayed the hub's place in the time that it may be
+    /// behind: every subscriber gets `event: reset`.
     pub async fn give_up_place(&mut self) -> Result<(), DatabaseError> {
         let last = self.ask().await?;
         tracing::warn!(tick = last, "the standby lacks ticks: subscribers get event: reset");
@@ -133,8 +133,8 @@ impl<L: Log> Chain<L> {
         Ok(())
     }
 
-    /// Checks whether the log still has the hub's place. If its tick was lost, the hub continues after the events that it
-    /// has published, if all of them survived. If not, or if the tick has expired, subscribers get `event: reset`.
+    /// Checks whether the log still has the hub's place. If its tick was lost, the hub continues after the events that
+    /// it has published, if all of them survived. If not, or if the tick has expired, subscribers get `event: reset`.
     async fn check_place(&mut self, here: Position) -> Result<(), DatabaseError> {
         match self.log.locate(&here).await {
             Ok(Some(located)) if located == here => Ok(()),
@@ -158,8 +158,8 @@ impl<L: Log> Chain<L> {
         }
     }
 
-    /// The place in the log after everything that was published, if all ticks after `known` are lost, of which `last` is
-    /// the last one, but none of their events. The relay cuts them again, in the same order and before any others:
+    /// The place in the log after everything that was published, if all ticks after `known` are lost, of which `last`
+    /// is the last one, but none of their events. The relay cuts them again, in the same order and before any others:
     /// see docs/internals.md.
     async fn survivors(&self, known: u64, last: u64) -> Result<Option<Place>, DatabaseError> {
         let Some(published) = self.hub.published_after(known) else { return Ok(None) };

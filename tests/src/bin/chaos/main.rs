@@ -150,8 +150,8 @@ fn run(plan: &Plan, ports: [u16; 2], filter: Option<&Filter>, report: &Report) -
     };
     let args = ["--history-bytes", world.history, "--client-queue-bytes", world.queue, "--heartbeat", world.heartbeat];
     let args = [&args[..], &["--retry", "100ms", "--drain", "1s"]].concat();
-    // The first proxy prefers the standby. After a failover it stays where it is, at the new primary, until its connection
-    // breaks: then it prefers the server at the same port, a standby again or not.
+    // The first proxy prefers the standby. After a failover it stays where it is, at the new primary, until its
+    // connection breaks: then it prefers the server at the same port, a standby again or not.
     let [a, b] = ports;
     let at_standby = format!("postgres://{PROXY_ROLE}@127.0.0.1:{b},127.0.0.1:{a}/{DATABASE}");
     let source = |i: usize| match i {

@@ -1,5 +1,5 @@
-//! A proxy at a hot standby on the same machine, beside one at the primary: how much later an event arrives, and what the
-//! primary's writers gain when its clients are elsewhere.
+//! A proxy at a hot standby on the same machine, beside one at the primary: how much later an event arrives, and what
+//! the primary's writers gain when its clients are elsewhere.
 
 use tidings_tests::cluster::Site;
 use tidings_tests::{Cluster, Database, Proxy};
