@@ -56,5 +56,5 @@ fn the_example_in_the_security_page_works() {
     }
     assert!(seen.len() > 12 && proxy.is_some(), "{seen:?}");
     let mut stream = stream.expect("a stream");
-    until("the stream of who is no member any more has ended", || stream.exited().is_some());
+    until("the stream of someone who is no longer a member has ended", || stream.exited().is_some());
 }

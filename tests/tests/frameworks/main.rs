@@ -1,5 +1,5 @@
 //! The pages of `docs/` about frameworks, as a reader would follow them, and what they promise: the application's own
-//! rule decides, and who is no member any more gets nothing that is committed after that.
+//! rule decides, and someone who is no longer a member gets nothing that is committed after that.
 
 mod guide;
 
