@@ -45,11 +45,12 @@ fn has_tick(db: &Database<'_>, frame: &Frame) -> bool {
     db.session().one(&format!("SELECT EXISTS (SELECT FROM tidings.tick WHERE tick = {})", frame.place().0))
 }
 
-/// Stops the process that flushes asynchronous commits.
-fn stop_wal_writer(cluster: &Cluster) {
+/// Stops the process that flushes asynchronous commits. Returns its id.
+fn stop_wal_writer(cluster: &Cluster) -> u32 {
     let mut session = cluster.session("postgres", "postgres");
     let pid: i32 = session.one("SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'");
     send(pid.unsigned_abs(), Signal::SIGSTOP);
+    pid.unsigned_abs()
 }
 
 /// Inserts a row, crashes as soon as `live` has its event, and starts again. Returns the event, and the number of the
@@ -379,4 +380,26 @@ fn a_transaction_that_was_written_early_gets_the_stamp_of_its_end() {
     let proxy = db.proxy(&[]);
     let mut sse = proxy.open(&Request::since(&["boards_5"], "earliest"));
     assert_eq!(all_until_now(&db, "boards_5", &mut sse).len(), 1);
+}
+
+#[test]
+fn an_announced_tick_is_flushed_soon_although_nobody_commits() {
+    let cluster = Cluster::start(&[("autovacuum", "off")]);
+    let db = cluster.database();
+    create_boards(&db);
+    let mut session = db.session();
+    warm_up(&db);
+    let wal_writer = stop_wal_writer(&cluster);
+    // Without a proxy, whose reports are commits too. Now and then something else writes after the tick, and is not flushed.
+    let mut id = 0;
+    until("a tick is flushed", || {
+        let ticks: i64 = session.one("SELECT ticks FROM tidings.relay()");
+        insert(&mut session, id);
+        id += 1;
+        until("it is announced", || session.one::<i64>("SELECT ticks FROM tidings.relay()") > ticks);
+        let end: String = session.one("SELECT pg_current_wal_insert_lsn()::text");
+        let is_flushed = format!("SELECT pg_current_wal_flush_lsn() >= '{end}'");
+        (0..200).any(|_| session.one(&is_flushed))
+    });
+    send(wal_writer, Signal::SIGCONT);
 }

@@ -28,9 +28,13 @@ pub fn level() -> u32 {
 
 /// Whether everything before a place is as safe as a commit with this setting of `synchronous_commit`.
 pub fn is_durable(end: u64, level: u32) -> bool {
+    is_flushed(end) && is_replicated(end, level)
+}
+
+/// Whether everything before a place is flushed.
+pub fn is_flushed(end: u64) -> bool {
     // SAFETY: reads shared memory, under its own lock. The time line is not asked for.
-    let flushed = unsafe { pg_sys::GetFlushRecPtr(std::ptr::null_mut()) };
-    end <= flushed && is_replicated(end, level)
+    end <= unsafe { pg_sys::GetFlushRecPtr(std::ptr::null_mut()) }
 }
 
 /// Whether a synchronous standby has everything before a place, if commits at this level wait for one.
@@ -41,6 +45,17 @@ fn is_replicated(end: u64, level: u32) -> bool {
         let names = pg_sys::SyncRepStandbyNames;
         let has_standbys = pg_sys::max_wal_senders > 0 && !names.is_null() && *names != 0;
         !has_standbys || end <= (&raw const (*pg_sys::WalSndCtl).lsn[kind]).read_volatile()
+    }
+}
+
+/// Whether a standby or another receiver of the write-ahead log is connected. It gets only what is flushed.
+pub fn has_receiver() -> bool {
+    // SAFETY: Postgres has as many of these entries as the setting says. They live in shared memory, and Postgres writes
+    // the process id of an entry, which is 0 if it is free, at once.
+    unsafe {
+        let entries = (&raw const (*pg_sys::WalSndCtl).walsnds).cast::<pg_sys::WalSnd>();
+        (0..pg_sys::max_wal_senders.unsigned_abs() as usize)
+            .any(|i| (&raw const (*entries.add(i)).pid).read_volatile() != 0)
     }
 }
 

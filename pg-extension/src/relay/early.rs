@@ -57,6 +57,10 @@ impl Reason {
     }
 }
 
+/// How long an early tick may wait for the flush of a writer's commit before the relay flushes it. Until then a crash may
+/// lose the tick, but no event: see [`Unflushed`].
+const FLUSH_WITHIN: Duration = Duration::from_millis(5);
+
 /// What the relay notes before it takes the snapshot of a tick.
 #[derive(Clone, Copy)]
 pub struct Look {
@@ -160,19 +164,66 @@ impl Early {
     }
 }
 
-/// Lets the running transaction commit without waiting for the disk. Call [`finish`] after it.
+/// Lets the running transaction commit without waiting for the disk. Call [`end_commit`] after it.
 pub fn commit_early() {
     endings::begin_tick();
-    // SAFETY: a variable of this process. `finish` restores it.
+    // SAFETY: a variable of this process. `end_commit` restores it.
     unsafe { pg_sys::synchronous_commit = pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_OFF as i32 };
 }
 
-/// Flushes an early tick, after its commit. `level` is the setting before [`commit_early`].
-pub fn finish(db: &Database, level: u32) {
+/// Lets the next transactions commit as before. `level` is the setting before [`commit_early`].
+pub fn end_commit(level: u32) {
     // SAFETY: a variable of this process, which gets the value that it had.
     unsafe { pg_sys::synchronous_commit = level as i32 };
-    if !settings::hold_flush() {
-        durability::flush(db.tick_end.load(SeqCst));
+}
+
+/// The early ticks that may not be flushed yet. Beside other writers, the next commit flushes them, at no cost for the
+/// relay. Otherwise the relay does, after [`FLUSH_WITHIN`]; at once if there is a standby, where a tick arrives only after
+/// its flush.
+#[derive(Default)]
+pub struct Unflushed {
+    oldest: Option<Mark>,
+    newest: Option<Mark>,
+}
+
+/// The end of an early tick in the write-ahead log, and when it was announced.
+#[derive(Clone, Copy)]
+struct Mark {
+    end: u64,
+    at: Instant,
+}
+
+impl Unflushed {
+    /// Notes that a tick was announced early. It ends at this place of the write-ahead log.
+    pub fn note(&mut self, end: u64) {
+        self.newest = Some(Mark { end, at: Instant::now() });
+        self.oldest = self.oldest.or(self.newest);
+        if durability::has_receiver() {
+            self.flush();
+        }
+    }
+
+    /// How long until a tick must be flushed.
+    pub fn wait(&self) -> Duration {
+        self.oldest.map_or(Duration::MAX, |oldest| FLUSH_WITHIN.saturating_sub(oldest.at.elapsed()))
+    }
+
+    /// Flushes the ticks if that is due and nobody has done so.
+    pub fn flush_if_due(&mut self) {
+        while let Some(oldest) = self.oldest.filter(|oldest| oldest.at.elapsed() >= FLUSH_WITHIN) {
+            if !durability::is_flushed(oldest.end) {
+                return self.flush();
+            }
+            self.oldest = self.newest.filter(|newest| newest.end > oldest.end);
+        }
+    }
+
+    /// Flushes the ticks.
+    pub fn flush(&mut self) {
+        self.oldest = None;
+        if let Some(newest) = self.newest.take().filter(|_| !settings::hold_flush()) {
+            durability::flush(newest.end);
+        }
     }
 }
 

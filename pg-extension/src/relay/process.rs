@@ -47,17 +47,19 @@ pub extern "C-unwind" fn tidings_relay_main(database: pg_sys::Datum) {
         db.epoch_sealed.store(true, SeqCst);
     }
     log!("tidings: relay started after tick {}", ticker.last);
-    run(db, extension, ticker);
+    run(db, extension, &mut ticker);
+    ticker.unflushed.flush();
     log!("tidings: relay ended");
 }
 
-fn run(db: &'static Database, extension: pg_sys::Oid, mut ticker: Ticker) {
+fn run(db: &'static Database, extension: pg_sys::Oid, ticker: &mut Ticker) {
     let mut retention = Retention::new(db);
     let mut pace = Pace::new();
     let mut housekeeping = Instant::now();
     loop {
         worker::reload_settings();
         worker_settings::keep_durable();
+        ticker.unflushed.flush_if_due();
         if db.paused.load(SeqCst) {
             BackgroundWorker::transaction(channel::ask_to_leave);
             return;
@@ -74,7 +76,7 @@ fn run(db: &'static Database, extension: pg_sys::Oid, mut ticker: Ticker) {
         if due {
             ticker.check_version();
             ticker.check_queue();
-            retention.tend(&mut ticker);
+            retention.tend(ticker);
             // SAFETY: called outside of a transaction, as the function requires.
             unsafe { pg_sys::pgstat_report_stat(false) };
             housekeeping = Instant::now() + HOUSEKEEPING;
@@ -84,7 +86,7 @@ fn run(db: &'static Database, extension: pg_sys::Oid, mut ticker: Ticker) {
             let segments = if due { ticker.cut_from_log() } else { ticker.cut() };
             rest(pace.end(segments));
         } else {
-            worker::wait(wait);
+            worker::wait(wait.min(ticker.unflushed.wait()));
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::log::scan::{Log, Rows, new_segments, open_log, open_partition};
 use crate::log::snapshot::{self, Packed, with_latest};
 use crate::log::table::Table;
 use crate::relay::batch::Batch;
-use crate::relay::early::{self, Early, Look, Reason, Way};
+use crate::relay::early::{self, Early, Look, Reason, Unflushed, Way};
 use crate::relay::fresh::FreshSegments;
 use crate::relay::{backlog, channel, elapsed, pace};
 use crate::settings;
@@ -60,6 +60,8 @@ pub struct Ticker {
     early: Early,
     /// The tick is announced before it is flushed.
     is_early: bool,
+    /// The early ticks that may not be flushed yet.
+    pub unflushed: Unflushed,
 }
 
 impl Ticker {
@@ -102,6 +104,7 @@ impl Ticker {
             batch: Batch::default(),
             early: Early::new(db),
             is_early: false,
+            unflushed: Unflushed::default(),
         })
     }
 
@@ -228,13 +231,14 @@ impl Ticker {
         Some(count)
     }
 
-    /// Runs `body` in a transaction, and then flushes the tick if `body` has announced one early.
+    /// Runs `body` in a transaction, which does not wait for the disk if `body` announces a tick early.
     fn in_transaction<R>(&mut self, body: impl FnOnce(&mut Self) -> R) -> R {
         let level = durability::level();
         self.db.level.store(level, SeqCst);
         let result = transaction(|| body(self));
         if std::mem::take(&mut self.is_early) {
-            early::finish(self.db, level);
+            early::end_commit(level);
+            self.unflushed.note(self.db.tick_end.load(SeqCst));
         }
         result
     }
