@@ -177,9 +177,9 @@ pub fn end_commit(level: u32) {
     unsafe { pg_sys::synchronous_commit = level as i32 };
 }
 
-/// The early ticks that may not be flushed yet. Beside other writers, the next commit flushes them, at no cost for the
-/// relay. Otherwise the relay does, after [`FLUSH_WITHIN`]; at once if there is a standby, where a tick arrives only after
-/// its flush.
+/// The early ticks that may not be flushed yet. Beside other writers, the next commit flushes them, at no cost for
+/// the relay. Otherwise the relay does, after [`FLUSH_WITHIN`]; at once if there is a standby, where a tick arrives only
+/// after its flush.
 #[derive(Default)]
 pub struct Unflushed {
     oldest: Option<Mark>,
