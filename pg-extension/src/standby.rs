@@ -27,7 +27,7 @@ const SLEEP: Duration = Duration::from_millis(250);
 /// its commits are ticks.
 const PAUSE: Duration = Duration::from_millis(4);
 
-/// One part in so many of the time may be spent on looking.
+/// At most one part in this many of the time is spent on looking.
 const SHARE: u32 = 100;
 
 /// How much time for looking may be saved up: enough for some twenty looks, so that nobody pauses after a few commits.

@@ -25,4 +25,4 @@ CREATE OR REPLACE FUNCTION tidings.recheck(topic text) RETURNS void
 LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'recheck_wrapper';
 
 COMMENT ON FUNCTION tidings.recheck(text) IS
-    'Before subscribers of the topic get anything that comes after this in the order of all events, they are asked for their right again. Does nothing if the topic is NULL';
+    'The rights of the topic''s subscribers are checked again before they get anything that comes after this in the order of all events. Does nothing if the topic is NULL';

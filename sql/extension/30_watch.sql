@@ -166,7 +166,7 @@ END
 $$;
 
 COMMENT ON FUNCTION tidings.guard(regclass, text, text[], text, text) IS
-    'Guards a right: where a change of this table stands in the order of all events, the subscribers of its topic are asked for their right again before they get anything after it';
+    'Guards a right: after a change of this table, the rights of the topic''s subscribers are checked again before they get anything that comes later in the order of all events';
 
 CREATE OR REPLACE FUNCTION tidings.unwatch(relation regclass, name text DEFAULT 'default') RETURNS boolean
 LANGUAGE plpgsql STRICT

@@ -46,7 +46,7 @@ fn manual(text: &mut Vec<u8>) -> io::Result<()> {
     let is_own = |arg: &&Arg| proxy.get_arguments().all(|other| other.get_id() != arg.get_id());
     let check = Arguments::command();
     let mut own = Command::new("tidings-proxy check").args(check.get_arguments().filter(is_own).cloned());
-    // Only as a whole does a command know how its arguments are written.
+    // Before it is built, a command does not know how its arguments are written.
     own.build();
     let mut section = Vec::new();
     clap_mangen::Man::new(own).render_options_section(&mut section)?;

@@ -141,7 +141,7 @@ metrics! {
     Gauge "tidings_upstream_connected" "1 while the upstream connection is up and caught up" { upstream_connected "" }
     Gauge "tidings_upstream_deaf" "1 while something between the proxy and Postgres hides notifications, such as a pool in transaction mode" { deaf "" }
     Gauge "tidings_standby" "1 while the server is a standby" { standby "" }
-    Time "tidings_standby_lag_seconds" "How far the standby's replay is behind what it has received, or since when it has had no connection" { standby_lag "" }
+    Time "tidings_standby_lag_seconds" "How far the standby's replay is behind what it has received, or for how long it has had no connection" { standby_lag "" }
     Gauge "tidings_standby_lag_bytes" "What the standby has received and not replayed" { standby_lag_bytes "" }
     Counter "tidings_standby_conflicts_total" "Reads of the upstream that the standby's replay cancelled, which were tried again" { standby_conflicts "" }
     Gauge "tidings_replays" "Clients that are being served from the log or wait for it" { replaying "" }

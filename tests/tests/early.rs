@@ -390,7 +390,8 @@ fn an_announced_tick_is_flushed_soon_although_nobody_commits() {
     let mut session = db.session();
     warm_up(&db);
     let wal_writer = stop_wal_writer(&cluster);
-    // Without a proxy, whose reports are commits too. Now and then something else writes after the tick and is not flushed.
+    // Without a proxy, whose reports are commits too. Now and then something else writes after the tick and is not
+    // flushed.
     let mut id = 0;
     until("a tick is flushed", || {
         let ticks: i64 = session.one("SELECT ticks FROM tidings.relay()");

@@ -10,7 +10,7 @@ use crate::log::{endings, snapshot};
 use crate::shared;
 
 /// How often a waiting reader looks whether the standby has received what it reads. The queue in which commits wait for
-/// that is not used here: its end cannot be told from a cancellation.
+/// that is not used here, because the end of such a wait looks the same as its cancellation.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// The kinds of waiting for a standby (replication/syncrep.h): it has written, flushed or applied.
@@ -33,14 +33,15 @@ pub fn is_durable(end: u64, level: u32) -> bool {
 
 /// Whether everything before a place is flushed.
 pub fn is_flushed(end: u64) -> bool {
-    // SAFETY: reads shared memory, under its own lock. The time line is not asked for.
+    // SAFETY: reads shared memory, under its own lock. The timeline is not requested.
     end <= unsafe { pg_sys::GetFlushRecPtr(std::ptr::null_mut()) }
 }
 
 /// Whether a synchronous standby has everything before a place, if commits at this level wait for one.
 fn is_replicated(end: u64, level: u32) -> bool {
     let Some(kind) = KINDS.iter().position(|kind| *kind == level) else { return true };
-    // SAFETY: reads settings of this process, and a place in shared memory that grows. Postgres writes it at once.
+    // SAFETY: reads settings of this process, and a place in shared memory that only grows. Postgres writes it as a
+    // whole, so no half-written value is read.
     unsafe {
         let names = pg_sys::SyncRepStandbyNames;
         let has_standbys = pg_sys::max_wal_senders > 0 && !names.is_null() && *names != 0;
@@ -50,8 +51,8 @@ fn is_replicated(end: u64, level: u32) -> bool {
 
 /// Whether a standby or another receiver of the write-ahead log is connected. It gets only what is flushed.
 pub fn has_receiver() -> bool {
-    // SAFETY: Postgres has as many of these entries as the setting says. They live in shared memory, and Postgres writes
-    // the process id of an entry, which is 0 if it is free, at once.
+    // SAFETY: Postgres has as many of these entries as the setting says. They live in shared memory. The process id of
+    // an entry is 0 if the entry is free. Postgres writes it as a whole, so no half-written value is read.
     unsafe {
         let entries = (&raw const (*pg_sys::WalSndCtl).walsnds).cast::<pg_sys::WalSnd>();
         (0..pg_sys::max_wal_senders.unsigned_abs() as usize)
@@ -66,8 +67,8 @@ pub fn flush(end: u64) {
 }
 
 /// Makes durable what the active snapshot sees of ticks and of transactions with events: a crash, or a failover to a
-/// synchronous standby, must not take back what a reader is about to return. On a standby there is nothing to do: it is
-/// durable where it comes from, or is lost there together with the standby's position.
+/// synchronous standby, must not take back what a reader is about to return. On a standby there is nothing to do: what
+/// it has replayed was flushed by its source before it was sent.
 pub fn secure_visible() {
     // SAFETY: reads shared memory.
     if unsafe { pg_sys::RecoveryInProgress() } {
@@ -75,7 +76,7 @@ pub fn secure_visible() {
     }
     let Some(db) = shared::my_database() else { return };
     let seen = snapshot::active();
-    // It takes a transaction some microseconds from its visibility to the end of its note.
+    // A transaction removes its note some microseconds after it becomes visible.
     while endings::has_unpublished(|xid| seen.sees(xid)) {
         wait();
     }

@@ -1,8 +1,9 @@
 //! The ring: shared memory in which writers leave the segments that they have just inserted into the log, so that the
 //! relay need not search the log for them.
 //!
-//! A writer adds an entry before its transaction becomes visible. Later entries overwrite the oldest ones, whoever has
-//! read them. A reader that was too slow notices that, and reads the log instead. All databases share the ring.
+//! A writer adds an entry before its transaction becomes visible. Later entries overwrite the oldest ones, whether they
+//! have been read or not. A reader that was too slow notices that, and reads the log instead. All databases share the
+//! ring.
 //!
 //! Writers take turns by a lock, which each holds while it copies one entry. Readers take none. They copy first, and
 //! then check whether a writer may have overwritten what they copied (a sequence lock).
@@ -18,8 +19,8 @@ use pgrx::prelude::*;
 use crate::foreign::infallible::{LWLockAcquire, LWLockRelease};
 use crate::settings;
 
-/// The longest segment that an entry contains, in bytes. Larger ones would fill the ring soon, and the way through the
-/// log matters less for them.
+/// The longest segment that an entry contains, in bytes. Larger ones would fill the ring soon, and for them it matters
+/// less that the relay must read the log.
 const MAX_DATA: usize = 8 * 1024;
 
 /// The name of the shared memory and of the lock.

@@ -57,8 +57,8 @@ impl Reason {
     }
 }
 
-/// How long an early tick may wait for the flush of a writer's commit before the relay flushes it. Until then a crash may
-/// lose the tick, but no event: see [`Unflushed`].
+/// How long an early tick may wait for the flush of a writer's commit before the relay flushes it. Until then a crash
+/// may lose the tick, but no event: see [`Unflushed`].
 const FLUSH_WITHIN: Duration = Duration::from_millis(5);
 
 /// What the relay notes before it takes the snapshot of a tick.
@@ -72,7 +72,7 @@ pub struct Look {
 }
 
 impl Look {
-    /// Looks which transactions are about to end. The order of the two steps matters: see [`endings`].
+    /// Finds out which transactions are about to end. The order of the two steps matters: see [`endings`].
     pub fn take() -> Self {
         let number = shared::next_stamp();
         Self { number, horizon: number.min(endings::lowest()) }
@@ -90,7 +90,7 @@ pub enum Way {
 /// Decides how ticks are announced.
 pub struct Early {
     db: &'static Database,
-    /// The SQL functions that read the log make durable what they return: those of versions before 0.2.0 do not.
+    /// Whether the SQL functions that read the log make durable what they return. Those before 0.2.0 do not.
     has_durable_reads: bool,
     /// No tick was cut since the relay started. Until then, some transactions may have ended without a note in this
     /// database's shared memory.
@@ -114,9 +114,9 @@ impl Early {
         }
     }
 
-    /// Decides how the tick is announced that has the segments of a batch and ends with `until`, after the tick `last`.
+    /// Decides how to announce the tick that has the segments of a batch and ends with `until`, after the tick `last`.
     /// If some transactions must wait for the next tick, removes them from both.
-    /// `obstacle` is a reason to flush it first that is known already.
+    /// `obstacle` is a reason to flush it first that the caller knows already.
     pub fn choose(
         &mut self,
         obstacle: Option<Reason>,
@@ -178,8 +178,8 @@ pub fn end_commit(level: u32) {
 }
 
 /// The early ticks that may not be flushed yet. Beside other writers, the next commit flushes them, at no cost for
-/// the relay. Otherwise the relay does, after [`FLUSH_WITHIN`]; at once if there is a standby, where a tick arrives only
-/// after its flush.
+/// the relay. Otherwise the relay does, after [`FLUSH_WITHIN`]; at once if there is a standby, where a tick arrives
+/// only after its flush.
 #[derive(Default)]
 pub struct Unflushed {
     oldest: Option<Mark>,

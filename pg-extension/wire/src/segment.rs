@@ -65,8 +65,8 @@ pub struct Event<'a> {
 /// The payload of a recheck of all topics that match a template. The payload of other rechecks is empty.
 const MATCHING: &str = "*";
 
-/// A place in the order from which on the subscribers of some topics must be asked for their right again. It is encoded
-/// as an event without a name, which no other event can be.
+/// A place in the order of all events: the right of some topics' subscribers must be checked again before they get what
+/// comes after it. It is encoded as an event without a name, which no other event can be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recheck<'a> {
     /// The subscribers of one topic.

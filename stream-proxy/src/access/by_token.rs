@@ -215,9 +215,9 @@ impl ByToken {
 /// Streams with the same claims and topics that hold something back.
 struct HeldByRules {
     rules: Rules,
-    /// One of them.
+    /// One of these streams. They all have the same claims and topics.
     stream: Arc<OpenStream<Holder>>,
-    /// Of several attempts to get an answer, the first one holds it.
+    /// For the first attempt to get an answer. Later attempts run without it.
     permit: Mutex<Option<OwnedSemaphorePermit>>,
 }
 

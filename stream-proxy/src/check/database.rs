@@ -204,7 +204,7 @@ pub async fn clock(connections: &Connections, report: &mut Report) -> Option<()>
     let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as i64);
     let before = now();
     let there: i64 = ask(&connections.speaker, sql).await.ok()?.parse().ok()?;
-    // What it took to ask counts for neither.
+    // The server's time is from between the two readings here, so the time of the query counts as no difference.
     let apart = if there < before { there - before } else { (there - now()).max(0) };
     if apart.abs() > CLOCKS_APART {
         let detail = format!(

@@ -164,8 +164,8 @@ fn describe(error: &tokio_postgres::Error) -> String {
     }
 }
 
-/// Whether an error comes of a pool that lends its sessions by transaction: a prepared statement is one of the
-/// session's own, and is missing in the next one or there already.
+/// Whether an error comes from a pool that lends its sessions by transaction: a prepared statement belongs to one
+/// session, so it is missing in the next one, or exists there already.
 fn pooled(code: &SqlState) -> bool {
     [SqlState::INVALID_SQL_STATEMENT_NAME, SqlState::DUPLICATE_PSTATEMENT].contains(code)
 }

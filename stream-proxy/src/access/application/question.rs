@@ -23,8 +23,8 @@ pub struct Question {
     pub target: Uri,
     /// The client's headers.
     pub headers: Forwarded,
-    /// The newest recheck that is known. The answer must be given after it, so a question that was asked before does
-    /// not serve.
+    /// The newest recheck that is known. The answer must be given after it, so an earlier question
+    /// can't be shared.
     pub since: u64,
 }
 

@@ -1,5 +1,5 @@
-//! How long an event is held back behind a change of rights, if each of many subscribers of its topic must be asked for
-//! its right again: by a rule in the database, and by an application.
+//! How long an event is held back behind a change of rights, if the right of each of many subscribers of its topic must
+//! be checked again: by a rule in the database, and by an application.
 
 use std::fs;
 use std::io::Read;
