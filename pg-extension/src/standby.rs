@@ -125,11 +125,11 @@ fn needs_no_transaction() -> ! {
     errors::raise(
         PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION,
         "tidings.await_tick() cannot run inside a transaction block or a function",
-        "The transaction's snapshot would be in the way of the replay that the procedure waits for. Call it by itself.",
+        "The transaction's snapshot would block the replay that the procedure waits for. Call it by itself.",
     )
 }
 
-/// Drops the snapshot of the CALL statement. A session that waits with a snapshot is in the way of the replay.
+/// Drops the snapshot of the CALL statement. A session that waits with a snapshot can block the replay.
 fn give_up_snapshots() {
     // SAFETY: in a CALL outside of a transaction block, so the only snapshot is the one of the statement, which needs
     // none after the evaluation of its arguments. Postgres does the same when a procedure commits.

@@ -147,7 +147,8 @@ LANGUAGE plpgsql
 AS $$
 DECLARE
     -- The statements are those of a watch with other arguments, which are at their end.
-    watch_end  pg_catalog.text := pg_catalog.format('%L, %L, %L)', pg_catalog.concat('topic=', topic), 'event=changed', 'old_record=changed');
+    watch_end  pg_catalog.text := pg_catalog.format(
+        '%L, %L, %L)', pg_catalog.concat('topic=', topic), 'event=changed', 'old_record=changed');
     guard_end  pg_catalog.text := pg_catalog.format('%L, %L)', pg_catalog.concat('topic=', topic), 'guard=true');
     statements pg_catalog.text[];
     statement  pg_catalog.text;
@@ -156,10 +157,12 @@ BEGIN
     IF 'DELETE' OPERATOR(pg_catalog.=) ANY (pg_catalog.upper(operations::pg_catalog.text)::pg_catalog.text[]) THEN
         operations := pg_catalog.array_append(operations, 'TRUNCATE');
     END IF;
-    statements := tidings.watch_statements(relation, topic, 'changed', NULL, NULL, NULL, operations, condition, 'changed', name);
+    statements := tidings.watch_statements(
+        relation, topic, 'changed', NULL, NULL, NULL, operations, condition, 'changed', name);
     PERFORM tidings.unwatch(relation, name);
     FOREACH statement IN ARRAY statements LOOP
-        EXECUTE pg_catalog.concat(pg_catalog.left(statement, OPERATOR(pg_catalog.-) pg_catalog.length(watch_end)), guard_end);
+        EXECUTE pg_catalog.concat(
+            pg_catalog.left(statement, OPERATOR(pg_catalog.-) pg_catalog.length(watch_end)), guard_end);
     END LOOP;
     PERFORM tidings.check_watch(relation, name);
 END
@@ -189,7 +192,8 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION tidings.unwatch(regclass, text) IS 'Removes a watch or a guard. Returns false if the table has none with this name';
+COMMENT ON FUNCTION tidings.unwatch(regclass, text) IS
+    'Removes a watch or a guard. Returns false if the table has none with this name';
 
 CREATE OR REPLACE VIEW tidings.watches AS
 SELECT w.tgrelid::regclass AS relation,
@@ -233,8 +237,10 @@ COMMENT ON COLUMN tidings.watches.event IS 'The name of its events, NULL for a g
 COMMENT ON COLUMN tidings.watches.payload IS 'The payload with its placeholders, NULL for the default one';
 COMMENT ON COLUMN tidings.watches.columns IS 'The columns that are captured, NULL for all';
 COMMENT ON COLUMN tidings.watches.exclude IS 'The columns that are left out, NULL for none';
-COMMENT ON COLUMN tidings.watches.operations IS 'The operations that are captured, of INSERT, UPDATE, DELETE and TRUNCATE';
+COMMENT ON COLUMN tidings.watches.operations IS
+    'The operations that are captured, of INSERT, UPDATE, DELETE and TRUNCATE';
 COMMENT ON COLUMN tidings.watches.condition IS 'The condition on OLD and NEW, NULL for none';
-COMMENT ON COLUMN tidings.watches.old_record IS 'The part of the old row that an UPDATE includes: changed, full or none; NULL for a guard';
+COMMENT ON COLUMN tidings.watches.old_record IS
+    'The part of the old row that an UPDATE includes: changed, full or none; NULL for a guard';
 COMMENT ON COLUMN tidings.watches.enabled IS 'Whether its triggers are enabled';
 COMMENT ON COLUMN tidings.watches.is_guard IS 'Whether it is a guard, whose events reach no client';

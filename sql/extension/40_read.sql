@@ -16,7 +16,8 @@ BEGIN ATOMIC
     SELECT 4294967295;
 END;
 
-COMMENT ON FUNCTION tidings.end_of_tick() IS 'The number that a position has in place of an event''s number if it is after all events of its tick';
+COMMENT ON FUNCTION tidings.end_of_tick() IS
+    'The number that a position has in place of an event''s number if it is after all events of its tick';
 
 CREATE OR REPLACE FUNCTION tidings.epoch_mark() RETURNS integer
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -37,7 +38,8 @@ COMMENT ON FUNCTION tidings.stamp() IS 'The next reading of the clock that order
 CREATE OR REPLACE FUNCTION tidings.floor() RETURNS bigint
 LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'floor_wrapper';
 
-COMMENT ON FUNCTION tidings.floor() IS 'Positions below this one have lost events since the server started, even if an old snapshot still sees them';
+COMMENT ON FUNCTION tidings.floor() IS
+    'Positions below this one have lost events since the server started, even if an old snapshot still sees them';
 
 CREATE OR REPLACE FUNCTION tidings.parse_position(text, OUT tick bigint, OUT n bigint, OUT stamp bigint, OUT snapshot text) RETURNS SETOF record
 LANGUAGE c STRICT IMMUTABLE ROWS 1 AS 'MODULE_PATHNAME', 'parse_position_wrapper';
@@ -47,7 +49,8 @@ COMMENT ON FUNCTION tidings.parse_position(text) IS 'The parts of a position';
 CREATE OR REPLACE FUNCTION tidings.decode(data bytea, topics text[], OUT n integer, OUT topic text, OUT event text, OUT payload text) RETURNS SETOF record
 LANGUAGE c IMMUTABLE AS 'MODULE_PATHNAME', 'decode_wrapper';
 
-COMMENT ON FUNCTION tidings.decode(bytea, text[]) IS 'The events of a segment that have one of these topics; all events if topics is NULL';
+COMMENT ON FUNCTION tidings.decode(bytea, text[]) IS
+    'The events of a segment that have one of these topics; all events if topics is NULL';
 
 CREATE OR REPLACE FUNCTION tidings.decode_all(data bytea, topics text[], OUT n integer, OUT topic text, OUT event text, OUT payload text) RETURNS SETOF record
 LANGUAGE c IMMUTABLE AS 'MODULE_PATHNAME', 'decode_all_wrapper';
@@ -67,7 +70,8 @@ EXCEPTION WHEN OTHERS THEN
 END
 $$;
 
-COMMENT ON FUNCTION tidings.is_readable(bytea) IS 'Whether a segment can be read. It helps to find the row that an error is about';
+COMMENT ON FUNCTION tidings.is_readable(bytea) IS
+    'Whether a segment can be read. It helps to find the row that an error is about';
 
 CREATE OR REPLACE FUNCTION tidings.relay(OUT pid integer, OUT state text, OUT tick bigint, OUT ticks bigint, OUT events bigint, OUT hints bigint, OUT skipped bigint) RETURNS SETOF record
 LANGUAGE c VOLATILE ROWS 1 AS 'MODULE_PATHNAME', 'relay_wrapper';
@@ -77,7 +81,8 @@ COMMENT ON FUNCTION tidings.relay() IS 'The relay''s process and its counters si
 CREATE OR REPLACE FUNCTION tidings.ring(OUT ticks bigint, OUT overflows bigint) RETURNS SETOF record
 LANGUAGE c VOLATILE ROWS 1 AS 'MODULE_PATHNAME', 'ring_wrapper';
 
-COMMENT ON FUNCTION tidings.ring() IS 'Since the server started: the ticks that the relay cut without a look at the log, and how often the ring was too small';
+COMMENT ON FUNCTION tidings.ring() IS
+    'Since the server started: the ticks that the relay cut without a look at the log, and how often the ring was too small';
 
 CREATE OR REPLACE FUNCTION tidings.relay_pid() RETURNS integer
 LANGUAGE sql VOLATILE
@@ -85,7 +90,8 @@ BEGIN ATOMIC
     SELECT pid FROM tidings.relay();
 END;
 
-COMMENT ON FUNCTION tidings.relay_pid() IS 'The relay''s process id, NULL while no relay runs. Notifications from other processes must be ignored';
+COMMENT ON FUNCTION tidings.relay_pid() IS
+    'The relay''s process id, NULL while no relay runs. Notifications from other processes must be ignored';
 
 CREATE OR REPLACE FUNCTION tidings.refuse_subscriber() RETURNS void
 LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'refuse_subscriber_wrapper';
@@ -109,7 +115,8 @@ COMMENT ON FUNCTION tidings.seen() IS
 CREATE OR REPLACE FUNCTION tidings.flushed_first() RETURNS text
 LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'flushed_first_wrapper';
 
-COMMENT ON FUNCTION tidings.flushed_first() IS 'As JSON: how many ticks were flushed before they were announced since the server started, by the reason';
+COMMENT ON FUNCTION tidings.flushed_first() IS
+    'As JSON: how many ticks were flushed before they were announced since the server started, by the reason';
 
 CREATE OR REPLACE FUNCTION tidings.make_durable() RETURNS void
 LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'make_durable_wrapper';
@@ -128,7 +135,8 @@ AS $$
            >= pg_snapshot_xmax(earlier)::text::bigint
 $$;
 
-COMMENT ON FUNCTION tidings.covers(pg_snapshot, pg_snapshot) IS 'Whether the first snapshot sees everything that the second one sees';
+COMMENT ON FUNCTION tidings.covers(pg_snapshot, pg_snapshot) IS
+    'Whether the first snapshot sees everything that the second one sees';
 
 CREATE OR REPLACE FUNCTION tidings.listen() RETURNS text
 LANGUAGE c AS 'MODULE_PATHNAME', 'listen_wrapper';
@@ -180,7 +188,8 @@ AS $$
         SELECT x FROM pg_catalog.pg_snapshot_xip(since) AS x WHERE pg_catalog.pg_visible_in_snapshot(x, until)))
 $$;
 
-COMMENT ON FUNCTION tidings.segments_between(pg_snapshot, pg_snapshot) IS 'The segments that the second snapshot sees and the first one does not, in no order';
+COMMENT ON FUNCTION tidings.segments_between(pg_snapshot, pg_snapshot) IS
+    'The segments that the second snapshot sees and the first one does not, in no order';
 
 CREATE OR REPLACE FUNCTION tidings.tick_segments(
     since pg_snapshot, until pg_snapshot,
@@ -203,7 +212,8 @@ AS $$
     ORDER BY d.last_stamp, d.ordinal
 $$;
 
-COMMENT ON FUNCTION tidings.tick_segments(pg_snapshot, pg_snapshot) IS 'The segments of a tick, in order, each with the number of events before it';
+COMMENT ON FUNCTION tidings.tick_segments(pg_snapshot, pg_snapshot) IS
+    'The segments of a tick, in order, each with the number of events before it';
 
 CREATE OR REPLACE FUNCTION tidings.check_retained(after bigint, n bigint) RETURNS void
 LANGUAGE plpgsql VOLATILE
@@ -225,7 +235,8 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION tidings.check_retained(bigint, bigint) IS 'Raises TI001 unless all events after a position are retained';
+COMMENT ON FUNCTION tidings.check_retained(bigint, bigint) IS
+    'Raises TI001 unless all events after a position are retained';
 
 CREATE OR REPLACE FUNCTION tidings.known_tick(tick bigint) RETURNS bigint
 LANGUAGE sql STABLE
@@ -271,7 +282,8 @@ BEGIN
         -- A standby may not have replayed the tick yet. A standby may also show a tick before the primary does, where
         -- its commit still waits: then it is the last one that the relay has cut.
         RETURN CASE WHEN place.tick <= newest.tick OR NOT (
-                        pg_is_in_recovery() OR EXISTS (SELECT FROM tidings.relay() r WHERE r.tick >= place.tick)) THEN known END;
+                        pg_is_in_recovery()
+                        OR EXISTS (SELECT FROM tidings.relay() r WHERE r.tick >= place.tick)) THEN known END;
     END IF;
     IF place.snapshot IS NOT NULL THEN
         seen := place.snapshot::pg_snapshot;
@@ -337,9 +349,11 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION tidings.segments(text, integer) IS 'For the proxy: the log after a position, in order, in whole segments';
+COMMENT ON FUNCTION tidings.segments(text, integer) IS
+    'For the proxy: the log after a position, in order, in whole segments';
 
-CREATE OR REPLACE FUNCTION tidings.survivors(known bigint, horizon bigint, OUT events bigint, OUT reached text) RETURNS record
+CREATE OR REPLACE FUNCTION tidings.survivors(known bigint, horizon bigint, OUT events bigint, OUT reached text)
+RETURNS record
 LANGUAGE plpgsql VOLATILE STRICT SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
@@ -355,15 +369,18 @@ BEGIN
     IF EXISTS (
         SELECT FROM (SELECT l.xid, l.stamp FROM tidings.log l WHERE l.xid >= pg_snapshot_xmax(newest)
                      UNION ALL
-                     SELECT l.xid, l.stamp FROM tidings.log l WHERE l.xid = ANY (ARRAY(SELECT pg_snapshot_xip(newest)))) l
+                     SELECT l.xid, l.stamp FROM tidings.log l
+                     WHERE l.xid = ANY (ARRAY(SELECT pg_snapshot_xip(newest)))) l
         GROUP BY l.xid HAVING max(l.stamp) <= horizon) THEN
         RETURN;
     END IF;
     events := 0;
     reached := known::text;
     FOR t IN SELECT k.tick, k.since, k.until FROM tidings.tick k WHERE k.tick > known ORDER BY k.tick LOOP
-        SELECT coalesce(sum(s.events), 0) AS events, coalesce(sum(s.events) FILTER (WHERE s.last_stamp <= horizon), 0) AS old INTO here
-        FROM (SELECT l.events, max(l.stamp) OVER (PARTITION BY l.xid) AS last_stamp FROM tidings.segments_between(t.since, t.until) l) s;
+        SELECT coalesce(sum(s.events), 0) AS events,
+               coalesce(sum(s.events) FILTER (WHERE s.last_stamp <= horizon), 0) AS old INTO here
+        FROM (SELECT l.events, max(l.stamp) OVER (PARTITION BY l.xid) AS last_stamp
+              FROM tidings.segments_between(t.since, t.until) l) s;
         CONTINUE WHEN here.events = 0;
         -- The old ones come first: transactions are in the order of their last stamps.
         EXIT WHEN here.old = 0;
@@ -556,19 +573,22 @@ FROM tidings.tick t
 CROSS JOIN LATERAL tidings.tick_segments(t.since, t.until) s
 CROSS JOIN LATERAL tidings.decode(s.data, NULL::text[]) d;
 
-COMMENT ON VIEW tidings.events IS 'All retained events, in no order, for debugging; tidings.changes() returns them in order';
+COMMENT ON VIEW tidings.events IS
+    'All retained events, in no order, for debugging; tidings.changes() returns them in order';
 COMMENT ON COLUMN tidings.events.position IS 'The event''s place in the order of all events';
 COMMENT ON COLUMN tidings.events.topic IS 'The event''s topic';
 COMMENT ON COLUMN tidings.events.event IS 'The event''s name';
 COMMENT ON COLUMN tidings.events.payload IS 'The event''s payload: JSON, unless it was published as text';
-COMMENT ON COLUMN tidings.events.created_at IS 'When its segment was written: right before its transaction committed, or earlier in a large transaction';
+COMMENT ON COLUMN tidings.events.created_at IS
+    'When its segment was written: right before its transaction committed, or earlier in a large transaction';
 
 -- For tests of applications that never commit
 
 CREATE OR REPLACE FUNCTION tidings.unwritten(OUT ordinal bigint, OUT data bytea) RETURNS SETOF record
 LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'unwritten_wrapper';
 
-COMMENT ON FUNCTION tidings.unwritten() IS 'The segments that the running transaction has in memory, each with its order in the transaction';
+COMMENT ON FUNCTION tidings.unwritten() IS
+    'The segments that the running transaction has in memory, each with its order in the transaction';
 
 -- A transaction with many events has written some of them to the log already. The body is a text, because pg_dump would
 -- lock the log to print a parsed one.
@@ -585,4 +605,5 @@ AS $$
     ORDER BY s.ordinal, d.n;
 $$;
 
-COMMENT ON FUNCTION tidings.pending() IS 'The events that the running transaction has captured so far, in order: for tests that roll back';
+COMMENT ON FUNCTION tidings.pending() IS
+    'The events that the running transaction has captured so far, in order: for tests that roll back';

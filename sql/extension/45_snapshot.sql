@@ -6,7 +6,8 @@
 
 CREATE OR REPLACE VIEW tidings.snapshots AS SELECT topic, query, event FROM tidings.snapshot_query;
 
-COMMENT ON VIEW tidings.snapshots IS 'The queries whose rows streams start with. Streams of other topics start with the rows of their watches';
+COMMENT ON VIEW tidings.snapshots IS
+    'The queries whose rows streams start with. Streams of other topics start with the rows of their watches';
 COMMENT ON COLUMN tidings.snapshots.topic IS 'The topic template';
 COMMENT ON COLUMN tidings.snapshots.query IS 'The query, in which {name} stands for the value of that hole, as text';
 COMMENT ON COLUMN tidings.snapshots.event IS 'The name of the events that its rows become';
@@ -14,7 +15,8 @@ COMMENT ON COLUMN tidings.snapshots.event IS 'The name of the events that its ro
 CREATE OR REPLACE FUNCTION tidings.check_snapshot(topic text, event text) RETURNS void
 LANGUAGE c STRICT IMMUTABLE AS 'MODULE_PATHNAME', 'check_snapshot_wrapper';
 
-COMMENT ON FUNCTION tidings.check_snapshot(text, text) IS 'Raises an error if the topic of a query or the name of its events is not valid';
+COMMENT ON FUNCTION tidings.check_snapshot(text, text) IS
+    'Raises an error if the topic of a query or the name of its events is not valid';
 
 CREATE OR REPLACE FUNCTION tidings.keep_snapshot(topic text, query text, event text, schemas name[]) RETURNS void
 LANGUAGE plpgsql STRICT
@@ -55,7 +57,8 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION tidings.unsnapshot(text) IS 'Removes a query for the start of streams. Returns false if there is none for this template';
+COMMENT ON FUNCTION tidings.unsnapshot(text) IS
+    'Removes a query for the start of streams. Returns false if there is none for this template';
 
 -- The library calls this with the rights of the extension's owner, because a subscriber may not read the queries.
 CREATE OR REPLACE FUNCTION tidings.row_sources(topics text[]) RETURNS text
@@ -104,7 +107,8 @@ AS $$
         (SELECT s.reset_val FROM pg_settings s WHERE s.name = 'search_path'))
 $$;
 
-COMMENT ON FUNCTION tidings.search_path_of(oid) IS 'The search_path with which a session of the role in this database begins';
+COMMENT ON FUNCTION tidings.search_path_of(oid) IS
+    'The search_path with which a session of the role in this database begins';
 
 CREATE OR REPLACE FUNCTION tidings.open_rows(claims jsonb, topics text[]) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
@@ -132,12 +136,15 @@ $$;
 COMMENT ON FUNCTION tidings.open_rows(jsonb, text[]) IS
     'Opens a reading of the rows of topics, as the role of the claims, or as the session''s own role if claims is NULL. The caller rolls its transaction back';
 
-CREATE OR REPLACE FUNCTION tidings.fetch_rows(max_bytes integer, OUT topic text, OUT event text, OUT payloads text[]) RETURNS SETOF record
+CREATE OR REPLACE FUNCTION tidings.fetch_rows(max_bytes integer, OUT topic text, OUT event text, OUT payloads text[])
+RETURNS SETOF record
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'fetch_rows_wrapper';
 
-COMMENT ON FUNCTION tidings.fetch_rows(integer) IS 'The next rows of the open reading: at least one, and about max_bytes in total. No rows at its end';
+COMMENT ON FUNCTION tidings.fetch_rows(integer) IS
+    'The next rows of the open reading: at least one, and about max_bytes in total. No rows at its end';
 
-CREATE OR REPLACE FUNCTION tidings.state(topics text[], OUT topic text, OUT event text, OUT payload text) RETURNS SETOF record
+CREATE OR REPLACE FUNCTION tidings.state(topics text[], OUT topic text, OUT event text, OUT payload text)
+RETURNS SETOF record
 LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'state_wrapper';
 
 COMMENT ON FUNCTION tidings.state(text[]) IS
@@ -167,4 +174,5 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION tidings.note_missing_index(regclass, text, text[]) IS 'Gives a notice if no index begins with a column of the topic';
+COMMENT ON FUNCTION tidings.note_missing_index(regclass, text, text[]) IS
+    'Gives a notice if no index begins with a column of the topic';

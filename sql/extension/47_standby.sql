@@ -4,13 +4,13 @@ CREATE OR REPLACE PROCEDURE tidings.await_tick(after text, wait interval)
 LANGUAGE c AS 'MODULE_PATHNAME', 'await_tick_wrapper';
 
 COMMENT ON PROCEDURE tidings.await_tick(text, interval) IS
-    'Waits on a standby until tidings.segments() has something after a position, for that long at most. It holds no snapshot and no lock, so it is never in the way of the replay';
+    'Waits on a standby until tidings.segments() has something after a position, for that long at most. It holds no snapshot and no lock, so it never blocks the replay';
 
 CREATE OR REPLACE FUNCTION tidings.tick_is_there(after text, wait interval) RETURNS boolean
 LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'await_tick_wrapper';
 
 COMMENT ON FUNCTION tidings.tick_is_there(text, interval) IS
-    'The same inside a query, whose snapshot may be in the way of the replay: so it also returns when the replay stands still';
+    'The same inside a query, whose snapshot may block the replay: so it also returns when the replay stands still';
 
 CREATE OR REPLACE FUNCTION tidings.follow(
     after text, wait interval, max_bytes integer DEFAULT 1048576,

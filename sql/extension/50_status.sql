@@ -25,20 +25,29 @@ LEFT JOIN (SELECT k.tick, k.until FROM tidings.tick k ORDER BY k.tick DESC LIMIT
 
 COMMENT ON VIEW tidings.status IS 'The relay, its lag and counters, and the size of the log';
 COMMENT ON COLUMN tidings.status.relay_pid IS 'The relay''s process id, NULL while no relay runs';
-COMMENT ON COLUMN tidings.status.relay_state IS 'wanted, starting or running; paused while a statement such as CREATE DATABASE ... TEMPLATE needs the database alone; standby on a standby; unknown until the launcher has checked the database; no place if too many databases of the server have the extension';
+COMMENT ON COLUMN tidings.status.relay_state IS
+    'wanted, starting or running; paused while a statement such as CREATE DATABASE ... TEMPLATE needs the database alone; standby on a standby; unknown until the launcher has checked the database; no place if too many databases of the server have the extension';
 COMMENT ON COLUMN tidings.status.last_tick IS 'The number of the last tick, in microseconds since the Unix epoch';
 COMMENT ON COLUMN tidings.status.last_tick_at IS 'The same as a time';
-COMMENT ON COLUMN tidings.status.waiting_since IS 'When the oldest committed event that is in no tick yet was written; NULL if there is none';
+COMMENT ON COLUMN tidings.status.waiting_since IS
+    'When the oldest committed event that is in no tick yet was written; NULL if there is none';
 COMMENT ON COLUMN tidings.status.ticks IS 'Ticks since the server started';
-COMMENT ON COLUMN tidings.status.inline_events IS 'Events that were sent inside of notifications since the server started';
-COMMENT ON COLUMN tidings.status.hints IS 'Ticks since the server started that were only announced, so that proxies read them from the log';
-COMMENT ON COLUMN tidings.status.skipped IS 'Changes since the server started that were not sent, because they had no valid topic';
+COMMENT ON COLUMN tidings.status.inline_events IS
+    'Events that were sent inside of notifications since the server started';
+COMMENT ON COLUMN tidings.status.hints IS
+    'Ticks since the server started that were only announced, so that proxies read them from the log';
+COMMENT ON COLUMN tidings.status.skipped IS
+    'Changes since the server started that were not sent, because they had no valid topic';
 COMMENT ON COLUMN tidings.status.log_bytes IS 'The size of log and ticks on disk, including indexes';
-COMMENT ON COLUMN tidings.status.oldest_position IS 'The start of the retained events: positions before it fail with TI001';
+COMMENT ON COLUMN tidings.status.oldest_position IS
+    'The start of the retained events: positions before it fail with TI001';
 COMMENT ON COLUMN tidings.status.retention IS 'The setting tidings.retention';
-COMMENT ON COLUMN tidings.status.clock_ahead IS 'How far the numbers of ticks are ahead of the server''s clock: more than zero if the clock was set back';
-COMMENT ON COLUMN tidings.status.ring_ticks IS 'Ticks since the server started whose segments the relay found in shared memory, and not in the log';
-COMMENT ON COLUMN tidings.status.ring_overflows IS 'How often since the server started the relay was too late for segments in shared memory, and searched the log instead: see tidings.ring_size';
+COMMENT ON COLUMN tidings.status.clock_ahead IS
+    'How far the numbers of ticks are ahead of the server''s clock: more than zero if the clock was set back';
+COMMENT ON COLUMN tidings.status.ring_ticks IS
+    'Ticks since the server started whose segments the relay found in shared memory, and not in the log';
+COMMENT ON COLUMN tidings.status.ring_overflows IS
+    'How often since the server started the relay was too late for segments in shared memory, and searched the log instead: see tidings.ring_size';
 COMMENT ON COLUMN tidings.status.flushed_first IS
     'Ticks since the server started that were flushed before they were announced, by the reason. All others are announced before, so that clients get them sooner';
 COMMENT ON COLUMN tidings.status.notify_queue_usage IS 'How full the queue of notifications is, from 0 to 1';

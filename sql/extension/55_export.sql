@@ -13,11 +13,14 @@ SET standard_conforming_strings = on
 SET quote_all_identifiers = off
 AS $$
     WITH ours AS (
-        SELECT t.oid, t.tgname::text AS name, t.tgenabled, t.tgconstraint <> 0 AS is_constraint, whole.tgenabled AS enabled_in_whole,
+        SELECT t.oid, t.tgname::text AS name, t.tgenabled, t.tgconstraint <> 0 AS is_constraint,
+               whole.tgenabled AS enabled_in_whole,
                format('%I.%I', n.nspname, c.relname) AS relation, pg_get_triggerdef(t.oid) AS definition,
                CASE WHEN t.tgparentid <> 0 THEN (SELECT count(*) FROM pg_partition_ancestors(t.tgrelid)) END AS depth
         FROM pg_trigger t
-        JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+        JOIN pg_proc p ON p.oid = t.tgfoid
+        JOIN pg_class c ON c.oid = t.tgrelid
+        JOIN pg_namespace n ON n.oid = c.relnamespace
         LEFT JOIN pg_trigger whole ON whole.oid = t.tgparentid
         WHERE p.pronamespace = 'tidings'::regnamespace AND c.relpersistence <> 't'
     )
@@ -32,7 +35,8 @@ AS $$
     -- which comes first.
     SELECT coalesce(3 + o.depth::integer, 3), o.relation, o.name, format(
         'ALTER TABLE %s %s TRIGGER %I;', o.relation,
-        CASE o.tgenabled WHEN 'O' THEN 'ENABLE' WHEN 'A' THEN 'ENABLE ALWAYS' WHEN 'R' THEN 'ENABLE REPLICA' ELSE 'DISABLE' END, o.name)
+        CASE o.tgenabled WHEN 'O' THEN 'ENABLE' WHEN 'A' THEN 'ENABLE ALWAYS' WHEN 'R' THEN 'ENABLE REPLICA'
+                         ELSE 'DISABLE' END, o.name)
     FROM ours o WHERE o.tgenabled <> CASE WHEN o.depth IS NULL THEN 'O' ELSE o.enabled_in_whole END
 $$;
 
@@ -51,13 +55,15 @@ AS $$
         UNION ALL
         SELECT 2, 0, r.topic, '', format(
             'INSERT INTO tidings.rule (topic, using_query, search_path) VALUES (%L, %L, %L)'
-            ' ON CONFLICT (topic) DO UPDATE SET using_query = excluded.using_query, search_path = excluded.search_path;',
+            ' ON CONFLICT (topic) DO UPDATE'
+            ' SET using_query = excluded.using_query, search_path = excluded.search_path;',
             r.topic, r.using_query, r.search_path)
         FROM tidings.rule r
         UNION ALL
         SELECT 3, 0, s.topic, '', format(
             'INSERT INTO tidings.snapshot_query (topic, query, event, search_path) VALUES (%L, %L, %L, %L)'
-            ' ON CONFLICT (topic) DO UPDATE SET query = excluded.query, event = excluded.event, search_path = excluded.search_path;',
+            ' ON CONFLICT (topic) DO UPDATE'
+            ' SET query = excluded.query, event = excluded.event, search_path = excluded.search_path;',
             s.topic, s.query, s.event, s.search_path)
         FROM tidings.snapshot_query s
     ) exported

@@ -14,17 +14,20 @@ COMMENT ON COLUMN tidings.rules.using_query IS 'The query, which must find a row
 CREATE OR REPLACE FUNCTION tidings.match_topic(template text, topic text) RETURNS text[]
 LANGUAGE c STRICT IMMUTABLE AS 'MODULE_PATHNAME', 'match_topic_wrapper';
 
-COMMENT ON FUNCTION tidings.match_topic(text, text) IS 'The values of a template''s holes in a topic, in order; NULL if the topic does not match';
+COMMENT ON FUNCTION tidings.match_topic(text, text) IS
+    'The values of a template''s holes in a topic, in order; NULL if the topic does not match';
 
 CREATE OR REPLACE FUNCTION tidings.bind_holes(template text, using_query text) RETURNS text
 LANGUAGE c STRICT IMMUTABLE AS 'MODULE_PATHNAME', 'bind_holes_wrapper';
 
-COMMENT ON FUNCTION tidings.bind_holes(text, text) IS 'The query of a rule, with each {hole} replaced by the parameter that it stands for';
+COMMENT ON FUNCTION tidings.bind_holes(text, text) IS
+    'The query of a rule, with each {hole} replaced by the parameter that it stands for';
 
 CREATE OR REPLACE FUNCTION tidings.can_bind(template text, using_query text) RETURNS boolean
 LANGUAGE c STRICT IMMUTABLE AS 'MODULE_PATHNAME', 'can_bind_wrapper';
 
-COMMENT ON FUNCTION tidings.can_bind(text, text) IS 'Whether a rule''s query uses only the holes of its template, and both can be parsed';
+COMMENT ON FUNCTION tidings.can_bind(text, text) IS
+    'Whether a rule''s query uses only the holes of its template, and both can be parsed';
 
 CREATE OR REPLACE FUNCTION tidings.rules_for(topics text[], OUT topic text, OUT query text, OUT holes text[], OUT search_path text) RETURNS SETOF record
 LANGUAGE sql STABLE STRICT
@@ -146,7 +149,8 @@ $$;
 
 COMMENT ON FUNCTION tidings.disallow(text) IS 'Removes a rule. Returns false if there is none for this template';
 
-CREATE OR REPLACE FUNCTION tidings.ask_rule(role oid, claims text, query text, holes text[], search_path text) RETURNS text
+CREATE OR REPLACE FUNCTION tidings.ask_rule(role oid, claims text, query text, holes text[], search_path text)
+RETURNS text
 -- Not STRICT, because NULL means that access is allowed, which a NULL argument must not cause.
 LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'ask_rule_wrapper';
 
@@ -168,7 +172,8 @@ AS $$
     END
 $$;
 
-COMMENT ON FUNCTION tidings.no_subscriber(text) IS 'Why the login role may not check access for a role, or NULL if it may';
+COMMENT ON FUNCTION tidings.no_subscriber(text) IS
+    'Why the login role may not check access for a role, or NULL if it may';
 
 -- This function reads the rules, so it runs as the extension's owner, but it reveals only whether access is allowed.
 -- The queries of the rules run as the subscriber.
@@ -213,4 +218,5 @@ AS $$
     SELECT coalesce(array_agg(c.topic), '{}') FROM tidings.check_subscription(claims, topics) c WHERE NOT c.allowed
 $$;
 
-COMMENT ON FUNCTION tidings.authorize(jsonb, text[]) IS 'The topics that a subscriber with these claims may not subscribe to';
+COMMENT ON FUNCTION tidings.authorize(jsonb, text[]) IS
+    'The topics that a subscriber with these claims may not subscribe to';

@@ -8,7 +8,8 @@ LANGUAGE c STABLE AS 'MODULE_PATHNAME', 'library_version_wrapper';
 
 COMMENT ON FUNCTION tidings.library_version() IS 'The version of the library that this session uses';
 
-CREATE OR REPLACE FUNCTION tidings.check_library(OUT item text, OUT ok boolean, OUT detail text, OUT fix text) RETURNS SETOF record
+CREATE OR REPLACE FUNCTION tidings.check_library(OUT item text, OUT ok boolean, OUT detail text, OUT fix text)
+RETURNS SETOF record
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -48,7 +49,8 @@ $$;
 
 COMMENT ON FUNCTION tidings.check_library() IS 'The part of check() about the library';
 
-CREATE OR REPLACE FUNCTION tidings.check_relay(OUT item text, OUT ok boolean, OUT detail text, OUT fix text) RETURNS SETOF record
+CREATE OR REPLACE FUNCTION tidings.check_relay(OUT item text, OUT ok boolean, OUT detail text, OUT fix text)
+RETURNS SETOF record
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -122,7 +124,8 @@ $$;
 
 COMMENT ON FUNCTION tidings.meet(text, text) IS 'Whether one template fits topics of the other';
 
-CREATE OR REPLACE FUNCTION tidings.check_watches(OUT item text, OUT ok boolean, OUT detail text, OUT fix text) RETURNS SETOF record
+CREATE OR REPLACE FUNCTION tidings.check_watches(OUT item text, OUT ok boolean, OUT detail text, OUT fix text)
+RETURNS SETOF record
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -146,7 +149,8 @@ AS $$
     WHERE NOT w.is_guard
       AND EXISTS (SELECT FROM tidings.rule) AND NOT EXISTS (SELECT FROM tidings.rule r WHERE tidings.meet(r.topic, w.topic))
     UNION ALL
-    SELECT 'guard', NULL, format('no rule fits the topic "%s" of the guard of %s, so with tokens it asks nobody', w.topic, w.relation),
+    SELECT 'guard', NULL, format('no rule fits the topic "%s" of the guard of %s, so it has no effect on streams with tokens',
+                                 w.topic, w.relation),
            format('SELECT tidings.unwatch(%L, %L);  -- or guard it again with the topic of a rule', w.relation, w.name)
     FROM tidings.watches w
     WHERE w.is_guard
@@ -186,7 +190,8 @@ COMMENT ON FUNCTION tidings.subscriber_roles() IS 'The roles that tokens may nam
 
 -- The values are unknown here, so a rule is planned with one that most types accept, for a few of the subscribers'
 -- roles. A table that is small now is read from end to end without harm, so only large ones count.
-CREATE OR REPLACE FUNCTION tidings.check_rules(OUT item text, OUT ok boolean, OUT detail text, OUT fix text) RETURNS SETOF record
+CREATE OR REPLACE FUNCTION tidings.check_rules(OUT item text, OUT ok boolean, OUT detail text, OUT fix text)
+RETURNS SETOF record
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -243,7 +248,8 @@ $$;
 
 COMMENT ON FUNCTION tidings.check_rules() IS 'The part of check() about the plans of rules';
 
-CREATE OR REPLACE FUNCTION tidings.check_log(OUT item text, OUT ok boolean, OUT detail text, OUT fix text) RETURNS SETOF record
+CREATE OR REPLACE FUNCTION tidings.check_log(OUT item text, OUT ok boolean, OUT detail text, OUT fix text)
+RETURNS SETOF record
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -301,7 +307,8 @@ $$;
 
 COMMENT ON FUNCTION tidings.check_topics(text[]) IS 'The part of check() about the given topics';
 
-CREATE OR REPLACE FUNCTION tidings.check_roles(OUT item text, OUT ok boolean, OUT detail text, OUT fix text) RETURNS SETOF record
+CREATE OR REPLACE FUNCTION tidings.check_roles(OUT item text, OUT ok boolean, OUT detail text, OUT fix text)
+RETURNS SETOF record
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -367,4 +374,5 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION tidings.probe(uuid) IS 'Called by tidings-proxy check: sends an event on a topic of its own, which is returned';
+COMMENT ON FUNCTION tidings.probe(uuid) IS
+    'Called by tidings-proxy check: sends an event on a topic of its own, which is returned';

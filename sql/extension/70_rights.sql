@@ -14,7 +14,8 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION tidings.grant_functions(regrole, regprocedure[]) IS 'Grants functions, and USAGE on their schema, to a role';
+COMMENT ON FUNCTION tidings.grant_functions(regrole, regprocedure[]) IS
+    'Grants functions, and USAGE on their schema, to a role';
 
 CREATE OR REPLACE FUNCTION tidings.proxy_functions() RETURNS regprocedure[]
 LANGUAGE sql STABLE
@@ -72,7 +73,8 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION tidings.grant_app(regrole) IS 'Grants the role of an application what it needs: to publish to any topic, to have its subscribers asked again, and to read positions and the rows of topics';
+COMMENT ON FUNCTION tidings.grant_app(regrole) IS
+    'Grants the role of an application what it needs: to publish to any topic, to have its subscribers asked again, and to read positions and the rows of topics';
 
 -- tidings.watch() runs with the caller's rights, so the caller needs the functions that it calls.
 CREATE OR REPLACE FUNCTION tidings.grant_watch(role regrole) RETURNS void
@@ -131,7 +133,8 @@ COMMENT ON FUNCTION tidings.grant_manager(regrole) IS
 CREATE OR REPLACE FUNCTION tidings.installed() RETURNS void
 LANGUAGE c AS 'MODULE_PATHNAME', 'installed_wrapper';
 
-COMMENT ON FUNCTION tidings.installed() IS 'Called once by the install script: the relay starts when the transaction commits';
+COMMENT ON FUNCTION tidings.installed() IS
+    'Called once by the install script: the relay starts when the transaction commits';
 
 -- New objects have the rights that ALTER DEFAULT PRIVILEGES grants: these are revoked. On older objects this revokes
 -- the rights of PUBLIC, the rights that those defaults would grant, and all rights on the tables with events and with

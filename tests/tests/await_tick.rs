@@ -191,7 +191,7 @@ fn follow_returns_what_segments_returns_as_soon_as_it_is_replayed() {
     until("the rows are there", || waiting.is_finished());
     let (rows, segments) = waiting.join().expect("the reader");
     assert_eq!((rows.len(), &rows), (1, &segments));
-    // Its snapshot is in the way of the replay, so it does not wait for what comes behind that.
+    // Its snapshot blocks the replay, so it does not wait for what comes after that.
     let mut there = standby.session(&name, "postgres");
     there.run("SELECT pg_wal_replay_pause()");
     until("replay has paused", || there.one("SELECT pg_get_wal_replay_pause_state() = 'paused'"));

@@ -13,6 +13,8 @@ const PUBLIC: &[&str] = &[
     "watch",
     "unwatch",
     "watches",
+    "guard",
+    "recheck",
     "capture",
     "publish",
     "publish_text",
@@ -33,7 +35,10 @@ const PUBLIC: &[&str] = &[
     "status",
     "check",
     "export",
+    "standby",
     "grant_proxy",
+    "grant_app",
+    "grant_manager",
 ];
 
 fn reference() -> String {
