@@ -20,7 +20,7 @@ static NOTIFY_INLINE_LIMIT: GucSetting<i32> = GucSetting::<i32>::new(64);
 static RING_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1024);
 /// Off: it costs what the ring saves. The tests turn it on.
 static VERIFY_RING: GucSetting<bool> = GucSetting::<bool>::new(false);
-/// Off: a tick that is announced is flushed right afterwards. The tests turn it on, so that a crash loses the tick.
+/// Off: a tick that is announced is flushed soon afterwards. The tests turn it on, so that a crash loses the tick.
 static HOLD_FLUSH: GucSetting<bool> = GucSetting::<bool>::new(false);
 
 /// Defines the settings. Called from `_PG_init`.

@@ -1,10 +1,10 @@
 //! Announcing a tick early, before its row is flushed: a client then waits for the flush of the writer's commit only.
 //!
 //! What is announced must survive a crash, and after a crash that loses the row the relay must cut the same events
-//! again, in the same order and before all others. So an early tick has exactly those transactions that ended up to a
-//! stamp, its number, and after the tick before it; and each of them is as durable as a commit of the relay.
-//! Transactions that are visible too early for that wait for the next tick, but not for long. In all other cases the
-//! tick is flushed first. See docs/internals.md and docs/model.md.
+//! again, in the same order and before all others. So the number of an early tick is a stamp, and the tick has exactly
+//! the transactions that ended after the previous tick and up to this stamp, each as durable as a commit of the relay.
+//! Later transactions that are visible already wait for the next tick, but not for long. In all other cases the tick is
+//! flushed first. See docs/internals.md and docs/model.md.
 
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_millis(20);
 /// Why a tick is flushed before it is announced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// One of its transactions did not wait for its commit as long as the relay would.
+    /// One of its transactions is not as durable as a commit of the relay, because it did not wait for that.
     Asynchronous,
     /// One of its transactions was prepared, or another one is prepared and may end before the tick is cut again.
     Prepared,
@@ -115,8 +115,8 @@ impl Early {
     }
 
     /// Decides how to announce the tick that has the segments of a batch and ends with `until`, after the tick `last`.
-    /// If some transactions must wait for the next tick, removes them from both.
-    /// `obstacle` is a reason to flush it first that the caller knows already.
+    /// If some transactions must wait for the next tick, removes them from both. `obstacle` is a reason to flush it
+    /// first that the caller knows already.
     pub fn choose(
         &mut self,
         obstacle: Option<Reason>,

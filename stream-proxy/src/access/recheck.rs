@@ -1,5 +1,5 @@
-//! Checks the right to open streams again where a guard's event stands in the order, before they get anything behind
-//! it. Streams with the same question share it.
+//! Checks the right to open streams again at the event of a guard, before they get anything that comes after it.
+//! Streams with the same question share it.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -47,13 +47,13 @@ pub fn groups<R, Q: Eq + Hash>(held: Vec<Held<R>>, question: impl Fn(&OpenStream
 }
 
 impl Rechecks {
-    /// A client whose stream ends because of a missing answer comes back after about `retry`.
+    /// A client whose stream ends because of a missing answer reconnects after about `retry`.
     pub fn new(retry: Duration, metrics: Arc<Metrics>) -> Self {
         Self { retry, metrics }
     }
 
     /// Asks until there is an answer, which says what ends the streams, if anything does. The others continue. Without
-    /// an answer in time they end, and their clients come back.
+    /// an answer in time they end, and their clients reconnect.
     pub async fn settle<R>(&self, group: &[Held<R>], whom: &impl Ask) {
         let begun = Instant::now();
         let deadline = begun + WAIT;

@@ -1,4 +1,4 @@
-//! What a stream must not send yet: everything behind a recheck, until its right has been checked again.
+//! What a stream must not send yet: everything after a recheck, until its right has been checked again.
 
 use std::collections::VecDeque;
 use std::fmt::Debug;
@@ -24,7 +24,7 @@ pub struct Hold {
     newest: u64,
     /// The tick of the recheck that is before the frames; `None` while nothing is held back.
     first: Option<u64>,
-    /// What is behind it: frames, and the rechecks between them.
+    /// What comes after it: frames, and the rechecks between them.
     frames: VecDeque<Frame>,
     /// The bytes of the frames.
     bytes: usize,
@@ -109,7 +109,7 @@ impl Hold {
         released
     }
 
-    /// Drops what is held back, because the stream ends. Returns how many bytes that were.
+    /// Drops what is held back, because the stream ends. Returns the number of its bytes.
     pub fn discard(&mut self) -> usize {
         (self.first, self.frames) = (None, VecDeque::new());
         std::mem::take(&mut self.bytes)

@@ -42,7 +42,7 @@ pub struct StandbyLog {
     metrics: Arc<Metrics>,
 }
 
-/// How far a standby's replay is, as the standby itself knows.
+/// How far a standby has replayed, by its own account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Replay {
     /// Whether it is connected to its primary, or to another standby.
@@ -61,8 +61,8 @@ impl StandbyLog {
         Self { client, metrics }
     }
 
-    /// The next rows after `after`, as soon as there are any, and how far the replay is then; no `Replay` if the server
-    /// is not a standby any more. One round trip.
+    /// The next rows after `after`, as soon as there are any, and how far the standby has replayed by then; no `Replay`
+    /// if the server is no longer a standby. One round trip.
     async fn next(&self, after: Place) -> Result<(Vec<LogRow>, Option<Replay>), DatabaseError> {
         let mut conflicts = 0;
         loop {
@@ -96,7 +96,7 @@ impl StandbyLog {
     }
 }
 
-/// How far the replay of a standby is; `None` at a primary.
+/// How far a standby has replayed; `None` at a primary.
 pub async fn replay(client: &Client) -> Result<Option<Replay>, DatabaseError> {
     let sql = "SELECT streams, replayed, behind_bytes, behind_ms FROM tidings.standby()";
     let rows = in_time(client.query_typed(sql, &[])).await?;
@@ -112,7 +112,7 @@ pub async fn replay(client: &Client) -> Result<Option<Replay>, DatabaseError> {
     rows.first().map(read).transpose()
 }
 
-/// Whether the replay has cancelled a query that was in its way.
+/// Whether the replay has cancelled a query that blocked it.
 pub fn is_conflict(error: &DatabaseError) -> bool {
     error
         .code()
@@ -142,7 +142,7 @@ impl Log for StandbyLog {
 /// How far a standby is behind, by the clock of the proxy.
 #[derive(Debug)]
 struct Lag {
-    /// When the replay last was connected to its source, or went on without.
+    /// When the standby was last connected to its source, or replayed something without a connection.
     alive: Instant,
     replayed: i64,
 }
@@ -152,8 +152,8 @@ impl Lag {
         Self { alive: Instant::now(), replayed: 0 }
     }
 
-    /// How long what a client sees may be out of date. A standby without a connection does not know what it lacks, so
-    /// the time since it lost the connection counts.
+    /// By how long the events that clients get may be out of date. A standby without a connection does not know what it
+    /// lacks, so the time since it lost the connection counts.
     fn note(&mut self, replay: &Replay) -> Duration {
         if replay.streams || replay.replayed != self.replayed {
             (self.alive, self.replayed) = (Instant::now(), replay.replayed);
@@ -179,7 +179,7 @@ impl Follower {
     }
 
     /// Brings the hub to the present. A standby may not have replayed yet what the proxy has heard from another server:
-    /// that is waited for, but not longer than it may be behind. `waiting` is told the reason while it is.
+    /// this waits for it, but not longer than the standby may be behind. Meanwhile `waiting` gets the reason.
     pub async fn start(&mut self, mut waiting: impl FnMut(String)) -> Result<(), DatabaseError> {
         let deadline = Instant::now() + self.standing.max_lag();
         while let Ok(place) = self.chain.place()
@@ -206,8 +206,8 @@ impl Follower {
         }
     }
 
-    /// Publishes each tick as soon as it is replayed, until the standby is promoted. `report` is told after each call
-    /// why the standby can't be relied on, if so.
+    /// Publishes each tick as soon as it is replayed, until the standby is promoted. After each call, `report` gets the
+    /// reason why the standby can't be relied on, if there is one.
     pub async fn run(&mut self, mut report: impl FnMut(Option<String>)) -> Result<(), DatabaseError> {
         loop {
             match self.step().await {
@@ -220,7 +220,7 @@ impl Follower {
         }
     }
 
-    /// Publishes what is replayed next; no `Replay` if the server is not a standby any more.
+    /// Publishes what is replayed next; no `Replay` if the server is no longer a standby.
     async fn step(&mut self) -> Result<Option<Replay>, DatabaseError> {
         let place = self.chain.place()?;
         let (rows, replay) = self.log.next(place).await?;
@@ -267,7 +267,7 @@ mod tests {
         assert_eq!(lag.note(&replay(true, 1, 7)), Duration::from_secs(7));
         sleep(Duration::from_secs(5)).await;
         assert_eq!(lag.note(&replay(false, 1, 0)), Duration::from_secs(5));
-        // An archive also brings it forward.
+        // It may also get its log from an archive.
         assert_eq!(lag.note(&replay(false, 2, 0)), Duration::ZERO);
         sleep(Duration::from_secs(3)).await;
         assert_eq!(lag.note(&replay(false, 2, 0)), Duration::from_secs(3));

@@ -59,7 +59,7 @@ mod tests {
         assert!(presence.is_away());
         tokio::time::advance(AWAY).await;
         assert!(!presence.is_away());
-        // A connection from after the leaving stays.
+        // A connection that was made afterwards stays.
         let mut after = presence.seat();
         assert!(tokio::time::timeout(AWAY, after.left()).await.is_err());
     }

@@ -3,8 +3,8 @@
 
 use std::collections::VecDeque;
 
-/// How many ticks are remembered. The relay flushes each tick right after it has announced it, so a crash loses one or
-/// two; a failover to a standby that was behind may lose more.
+/// How many ticks are remembered. A tick is flushed within milliseconds after it is announced, so a crash loses only a
+/// few; a failover to a standby that was behind may lose more.
 const MAX_HEARD: usize = 1024;
 
 /// The last ticks, in rising order.

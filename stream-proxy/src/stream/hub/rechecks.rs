@@ -35,7 +35,7 @@ impl Rechecks {
         Seen { tick: place.map_or(0, |place| place.tick), recheck: self.newest }
     }
 
-    /// Begins at the end of `tick`. There may have been any rechecks before.
+    /// Begins at the end of `tick`. What rechecks there were before is unknown.
     pub fn restart(&mut self, tick: u64) {
         (self.newest, self.of_many) = (tick, tick);
     }
@@ -58,7 +58,7 @@ impl Rechecks {
     }
 
     /// Makes a subscriber hold back everything until its right has been checked again, if there was a recheck of its
-    /// topics `names` after the last check and up to `until`, or if that can't be told. The hub is at `place`.
+    /// topics `names` after the last check and up to `until`, or if that is unknown. The hub is at `place`.
     pub fn hold_back(&self, subscriber: &Subscriber, names: &[Arc<str>], topics: &Topics, place: Place, until: Place) {
         let Some(covered) = subscriber.covered() else { return };
         if covered > place.tick {

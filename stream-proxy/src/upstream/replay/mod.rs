@@ -273,8 +273,9 @@ impl<L: ClientLog> TopicLog<L> {
         Ok(true)
     }
 
-    /// Waits while a standby has not replayed what the client has from another server: for the next tick. After
-    /// `patience` it was lost, or, if the standby is known to be behind, the client may try another proxy: then false.
+    /// Waits for the next tick, because a standby has not replayed what the client has from another server. After
+    /// `patience` that counts as lost; or, if the standby is known to be behind, the result is false, and the client
+    /// may try another proxy.
     async fn wait_for_replay(
         &self,
         cursor: &mut Cursor,

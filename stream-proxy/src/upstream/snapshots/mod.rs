@@ -161,7 +161,7 @@ impl Arrival {
 }
 
 impl Arrival {
-    /// Queues a frame of a reading. Before the first one, the hub knows every recheck that the rows may come after; if
+    /// Queues a frame of a reading. By the first one, the hub must know every recheck that comes before the rows. If
     /// there was one since the right was checked, the rows wait until it has been checked again.
     fn feed(&self, frame: Frame, is_first: &mut bool) {
         if std::mem::take(is_first)
@@ -290,7 +290,7 @@ impl Snapshots {
             Err(_) => return Err(self.too_slow(wish)),
         };
         if self.is_guarded {
-            // Not before it is known which rechecks the rows come after.
+            // The hub must know first which rechecks come before the rows.
             let known = timeout_at(deadline, log.until_known(reading.position.clone())).await;
             if known != Ok(true) {
                 reading.close().await;
