@@ -178,7 +178,7 @@ fn only_those_who_may_see_a_board_get_its_stream() {
     let problem: Value = serde_json::from_str(&body).expect("JSON");
     assert_eq!(problem["detail"], "not allowed: boards_5");
     silent_about(&proxy, &[&ada, &ben]);
-    // Who has which stream is there, for those who ask for all levels.
+    // At the debug level, the log says who has which stream.
     let who = format!("role \\\"{}\\\", sub \\\"1\\\"", team.member);
     assert!(proxy.log().contains(&who) && proxy.log().contains("topics=[\"boards_5\"]"), "{who}: {}", proxy.log());
 }

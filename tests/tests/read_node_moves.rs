@@ -80,7 +80,7 @@ fn the_replay_that_cancels_readers_and_truncates_what_they_read_loses_nothing() 
     let flags = ["--history-bytes", "64KiB", "--retry", "20ms"];
     let proxies = [proxy_at(&standby, &db, &flags), proxy_at(&standby, &db, &flags)];
     let start: String = db.session().one("SELECT tidings.position()");
-    // Who moves after each event falls behind the retention.
+    // A client that moves after each event falls behind the retention.
     let clients = start_clients(&proxies.each_ref(), &start, [300, 500, 1000, 5000]);
     let writers = ledger.start(1, seed(), "");
     let mut session = db.session();
@@ -92,8 +92,8 @@ fn the_replay_that_cancels_readers_and_truncates_what_they_read_loses_nothing() 
     };
     session.run("CREATE TABLE churn AS SELECT 0 AS n");
     let before: i64 = session.one(files);
-    // What autovacuum would do sometime: its replay cancels whoever has an older snapshot. A reader that is cancelled
-    // all the time can't read, so the writers, whose events it must read, set the pace.
+    // As autovacuum does now and then: its replay cancels every query with an older snapshot. A reader that is
+    // cancelled all the time can't read, so the writers, whose events it must read, set the pace.
     until("a partition is truncated, and the replay has cancelled a reader", || {
         session.run("UPDATE churn SET n = n + 1");
         session.run("VACUUM churn");

@@ -28,7 +28,7 @@ pub struct Subscriber {
 
 /// An open reading.
 pub struct Reading {
-    /// Who reads; the current user, with the session's settings, if there is none.
+    /// Who reads. If there is none, the current user reads, with the session's settings.
     subscriber: Option<Subscriber>,
     /// The sources that may have more rows.
     sources: VecDeque<Open>,

@@ -212,7 +212,7 @@ fn members_are_cut_off_where_they_are_removed(guide: &Guide, tables: &Tables) {
     }
     let rows: i64 = session.one(&format!("SELECT count(*) FROM {items} WHERE title IN ('before', 'after')"));
     assert!(rows > 2 * ROUNDS as i64);
-    // Who tries again is refused.
+    // A new attempt is refused.
     let refused = http::open(proxy.address(), "/events?topic=boards_1", &[("Cookie", &ben)]).expect("an answer");
     assert_eq!(refused.head.status, 403);
 }
