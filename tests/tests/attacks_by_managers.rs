@@ -139,7 +139,7 @@ fn no_function_of_the_proxy_tells_code_of_a_manager_what_only_the_proxy_may_know
 }
 
 #[test]
-fn code_of_a_manager_writes_nothing_with_the_rights_of_who_reads_rows() {
+fn code_of_a_manager_writes_nothing_with_the_rights_of_the_reader() {
     let db = shared().database();
     let (manager, app) = (manager(&db), db.role("app"));
     db.session().run(&format!(

@@ -64,7 +64,7 @@ fn insert(session: &mut Session, id: i32) {
 }
 
 #[test]
-fn the_replay_of_a_tick_wakes_who_waits_for_it() {
+fn the_replay_of_a_tick_wakes_every_session_that_waits_for_it() {
     let (primary, standby, name) = pair(&[]);
     let mut writer = primary.session(&name, "postgres");
     let mut there = [standby.session(&name, "postgres"), standby.session(&name, "postgres")];
@@ -151,7 +151,7 @@ fn other_standby(server: &Cluster) -> Cluster {
 }
 
 #[test]
-fn a_wait_in_a_transaction_is_refused_because_its_snapshot_would_be_in_the_way() {
+fn a_wait_in_a_transaction_is_refused_because_its_snapshot_would_block_the_replay() {
     let db = boards();
     let mut session = db.session();
     let after: String = session.one("SELECT tidings.position()");

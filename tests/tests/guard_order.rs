@@ -271,7 +271,7 @@ fn nothing_between_a_revocation_and_the_next_grant_reaches_an_open_stream() {
 }
 
 #[test]
-fn nor_does_it_while_proxies_their_sessions_and_the_relay_are_killed() {
+fn nothing_reaches_it_while_proxies_their_sessions_and_the_relay_are_killed() {
     survive(|db, proxies, round| {
         match round % 4 {
             0 => {

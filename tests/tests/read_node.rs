@@ -255,7 +255,7 @@ fn a_promotion_changes_nothing_for_clients() {
 }
 
 #[test]
-fn a_proxy_whose_standby_is_lost_goes_on_at_another_server_and_nobody_notices() {
+fn a_proxy_whose_standby_is_lost_continues_at_another_server_and_no_client_notices() {
     let primary = Cluster::start(&[]);
     let db = primary.database();
     create_boards(&db);
@@ -287,7 +287,7 @@ fn a_proxy_whose_standby_is_lost_goes_on_at_another_server_and_nobody_notices() 
 }
 
 #[test]
-fn a_proxy_that_comes_from_a_lost_timeline_resets_who_has_seen_what_is_lost() {
+fn a_proxy_from_a_lost_timeline_resets_the_clients_that_have_seen_what_is_lost() {
     let primary = Cluster::start(&[]);
     let db = primary.database();
     create_boards(&db);
