@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::access::auth::Identity;
 use crate::proxy::{NotNow, Proxy, StartAt, StreamRequest, Subscription};
 use crate::stream::frame::{Frame, Reset};
-use crate::stream::hub::Collected;
+use crate::stream::hub::{Collected, Hub};
 use crate::stream::place::Place;
 use crate::stream::subscriber::Subscriber;
 use crate::upstream::replay::{Outlet, TopicLog};
@@ -47,6 +47,10 @@ impl Outlet for Collector {
         std::future::ready(self.found.lock().0 < self.limit)
     }
 
+    fn hold_back(&self, hub: &Hub, topics: &[Arc<str>], until: Place) {
+        hub.hold_back(&self.subscriber, topics, until);
+    }
+
     fn feed(&self, _: Frame) -> bool {
         true
     }
@@ -77,24 +81,29 @@ impl Proxy {
             StartAt::Earliest => None,
             StartAt::After(position) => Some(position),
         };
-        let mut draining = self.draining.subscribe();
-        let found = tokio::select! {
-            found = self.find(&subscription, &log, after, deadline) => Some(found),
-            // The client can ask another proxy.
-            _ = draining.wait_for(|draining| *draining) => None,
+        let (subscriber, mut draining) = (subscription.subscriber(), self.draining.subscribe());
+        subscriber.only_notice();
+        let finding = async {
+            let found = self.find(&subscriber, &log, after, deadline).await;
+            // If there was a recheck, the answer waits until the right has been checked again.
+            subscriber.settled().await;
+            found
         };
-        // If there was a recheck, the answer waits until the right has been checked again.
-        subscription.subscriber().settled().await;
-        if subscription.subscriber().is_revoked() {
+        let found = tokio::select! {
+            found = finding => found,
+            // The client can ask another proxy.
+            _ = draining.wait_for(|draining| *draining) => return Err(NotNow::Draining),
+        };
+        if subscriber.ended().is_some() {
+            // For whatever reason: then nothing is held back any more, although the right has not been confirmed.
             return Err(NotNow::Revoked);
         }
         Ok(match found {
-            None => return Err(NotNow::Draining),
-            Some(Found::Events(events, position)) => {
+            Found::Events(events, position) => {
                 self.metrics.events_out.add(events.len() as u64);
                 Polled::Answer(answer(&log.topics, events, position, None))
             }
-            Some(Found::Reset(why)) => {
+            Found::Reset(why) => {
                 self.hub.count_resets(why, 1);
                 if wanted.wants_rows {
                     return Ok(Polled::Rows(self.send_rows(subscription, log, reader)));
@@ -107,23 +116,18 @@ impl Proxy {
     /// The events after a position, as soon as there are any, and at the deadline at the latest.
     async fn find(
         &self,
-        subscription: &Subscription,
+        subscriber: &Arc<Subscriber>,
         log: &TopicLog,
         mut after: Option<Position>,
         deadline: Instant,
     ) -> Found {
-        let subscriber = subscription.subscriber();
         let limit = subscriber.comfortable();
         let mut has_waited = false;
         loop {
             // Subscribed before the check, so that no tick is missed between the check and the wait.
             let mut ticks = self.hub.ticks();
             let place = after.as_ref().filter(|position| position.seen.is_none()).map(Place::from);
-            if let Some(place) = place {
-                self.hub.hold_back(&subscriber, &log.topics, place);
-            }
-            let or_join = (!has_waited).then_some(&subscriber);
-            match place.map(|place| self.hub.collect(&log.topics, place, limit, or_join)) {
+            match place.map(|place| self.hub.collect(&log.topics, place, limit, subscriber, !has_waited)) {
                 Some(Collected::Events(mut events, reached)) if has_waited || !events.is_empty() => {
                     let rechecks = events.extract_if(.., |(_, frame)| frame.as_recheck().is_some());
                     rechecks.for_each(|(_, frame)| _ = subscriber.feed(frame));

@@ -11,7 +11,7 @@ use tidings_tests::sse::Request;
 use tidings_tests::{Cluster, Database, Frame, Item, Proxy, Session, Sse, http, until};
 
 use crate::access::Team;
-use crate::read_node::proxy_at;
+use crate::read_node::{pause_replay, proxy_at};
 use crate::{all_until_now, boards, titles};
 
 /// Long enough that no stream is checked again for another reason.
@@ -246,20 +246,22 @@ fn a_replay_from_the_log_stops_at_the_event() {
     assert_eq!(hers.take(1001)[1000].json()["record"]["title"], "a secret");
 }
 
+/// Asks for the next events as JSON.
+fn poll(proxy: &Proxy, since: &str, person: &str) -> thread::JoinHandle<(http::Head, String)> {
+    let path = format!("/events?topic=boards_5&since={}", http::escape(since));
+    let (address, cookie) = (proxy.address(), format!("session={person}"));
+    thread::spawn(move || {
+        let headers = [("Cookie", cookie.as_str()), ("Accept", "application/json"), ("Connection", "close")];
+        http::open(address, &path, &headers).and_then(http::Response::whole).expect("an answer")
+    })
+}
+
 #[test]
 fn a_json_answer_waits_until_the_right_has_been_checked() {
     let (db, application) = guarded();
     let proxy = proxy(&db, &application, &[]);
-    let poll = |person: &str| {
-        let position: String = db.session().one("SELECT tidings.position()");
-        let (address, cookie) = (proxy.address(), format!("session={person}"));
-        thread::spawn(move || {
-            let path = format!("/events?topic=boards_5&since={}", http::escape(&position));
-            let headers = [("Cookie", cookie.as_str()), ("Accept", "application/json"), ("Connection", "close")];
-            http::open(address, &path, &headers).and_then(http::Response::whole).expect("an answer")
-        })
-    };
-    let (hers, his) = (poll("ada"), poll("ben"));
+    let now = || db.session().one::<String>("SELECT tidings.position()");
+    let (hers, his) = (poll(&proxy, &now(), "ada"), poll(&proxy, &now(), "ben"));
     proxy.wait_clients(2);
     db.session().run(
         "BEGIN; DELETE FROM members WHERE person = 'ben'; INSERT INTO board_items VALUES (1, 5, 'a secret'); COMMIT",
@@ -268,8 +270,38 @@ fn a_json_answer_waits_until_the_right_has_been_checked() {
     assert!(head.status == 503 && !body.contains("a secret"), "{body}");
     let (head, body) = hers.join().expect("a client");
     assert!(head.status == 200 && body.contains("a secret"), "{body}");
-    let (head, body) = poll("ben").join().expect("a client");
+    let (head, body) = poll(&proxy, &now(), "ben").join().expect("a client");
     assert_eq!(head.status, 403, "{body}");
+}
+
+#[test]
+fn a_json_answer_waits_for_the_check_however_much_comes_meanwhile() {
+    let (db, application) = guarded();
+    let proxy = proxy(&db, &application, &["--client-queue-bytes", "64KiB", "--auth-timeout", "60s"]);
+    let mut witness = open(&proxy, &["news"], "nobody");
+    let mut session = db.session();
+    session.run("SELECT tidings.publish('news', '0')");
+    let id = witness.frame().id().to_owned();
+    let polls = [poll(&proxy, &id, "ada"), poll(&proxy, &id, "ben")];
+    proxy.wait_clients(3);
+    until("they wait for an event", || proxy.metric("tidings_topics") == 2.0);
+    let (go, count) = (Arc::new(AtomicBool::new(false)), application.count());
+    let wait = go.clone();
+    application.answer(move |asked| {
+        until("the test goes on", || wait.load(SeqCst));
+        Reply::status(if asked.header("cookie").contains("ben") { 403 } else { 204 })
+    });
+    session.run("BEGIN; SELECT tidings.recheck('boards_5'); INSERT INTO board_items VALUES (1, 5, 'a secret'); COMMIT");
+    until("both are asked about", || application.count() == count + 2);
+    for n in 0..20 {
+        session.run(&format!("INSERT INTO board_items VALUES ({n} + 10, 5, repeat('x', 20000))"));
+    }
+    session.run("SELECT tidings.publish('news', '1')");
+    assert_eq!(witness.frame().data, "1", "the proxy has published it");
+    go.store(true, SeqCst);
+    let [hers, his] = polls.map(|poll| poll.join().expect("a client"));
+    assert!(his.0.status == 503 && !his.1.contains("a secret"), "{}", his.1);
+    assert!(hers.0.status == 200 && hers.1.contains("a secret"), "{}", hers.1);
 }
 
 #[test]
@@ -360,6 +392,37 @@ fn a_proxy_at_a_standby_asks_the_standby_when_it_shows_the_change() {
     );
     assert_eq!(titles(&hers.take(2)), ["hers", "hers, too"]);
     assert_eq!(his.rest(), [revoked()]);
+}
+
+#[test]
+fn a_position_that_the_standby_has_yet_to_reach_is_no_way_around_the_event() {
+    let primary = Cluster::start(&[]);
+    let team = Team::within(&primary);
+    let mut session = team.db.session();
+    session.run("SELECT tidings.guard('members', topic => 'boards_{board_id}')");
+    let standby = primary.standby();
+    let secret = team.secret.to_str().expect("a path of text");
+    let proxy = proxy_at(&standby, &team.db, &[&["--jwt-secret-file", secret], &RARELY[..]].concat());
+    proxy.open(&Request::live(&["boards_7"]).by(&team.token(1))).wait_id();
+    let mut there = standby.session(team.db.name(), "postgres");
+    pause_replay(&mut there);
+    session.run("DELETE FROM members WHERE board_id = 7 AND person = 1");
+    let ahead: String = session.one("SELECT tidings.position()");
+    session.run("INSERT INTO board_items VALUES (1, 7, 'a secret')");
+    // The standby does not know yet that he has lost the right.
+    let mut his = proxy.open(&Request::since(&["boards_7"], &ahead).by(&team.token(1)));
+    let (address, token) = (proxy.address(), team.token(1));
+    let answer = thread::spawn(move || {
+        let path = format!("/events?topic=boards_7&since={}", http::escape(&ahead));
+        let bearer = format!("Bearer {token}");
+        let headers = [("Authorization", bearer.as_str()), ("Accept", "application/json"), ("Connection", "close")];
+        http::open(address, &path, &headers).and_then(http::Response::whole).expect("an answer")
+    });
+    proxy.wait_clients(2);
+    there.run("SELECT pg_wal_replay_resume()");
+    assert_eq!(his.rest(), [revoked()]);
+    let (head, body) = answer.join().expect("a client");
+    assert!(head.status == 503 && !body.contains("a secret"), "{body}");
 }
 
 #[test]

@@ -51,6 +51,8 @@ struct State {
     live: bool,
     /// Whether it gets one JSON text instead of a stream.
     is_json: bool,
+    /// Whether it only has to know that something has come, because its events are taken from elsewhere.
+    only_notices: bool,
     /// Whether it gets the rows again, instead of a bare reset, when it has to read its data again.
     wants_rows: bool,
     /// Its seats in the hub or at a channel; empty until it has some.
@@ -139,7 +141,7 @@ impl State {
 pub enum Pushed {
     /// It waits. This many bytes wait now, with it.
     Waiting(usize),
-    /// It is a recheck, which is not sent.
+    /// It is not sent: a recheck, or a frame of which only the coming counts.
     Noted,
     /// It exceeded the limit: the stream ends now.
     Overflow,
@@ -168,6 +170,12 @@ impl Subscriber {
     /// Makes the subscriber get one JSON text instead of a stream.
     pub fn send_json(&self) {
         self.state.lock().is_json = true;
+    }
+
+    /// From now on, an event is only a notice for [`Self::noticed`], also while something is held back. So nothing
+    /// gathers here while an answer waits.
+    pub fn only_notice(&self) {
+        self.state.lock().only_notices = true;
     }
 
     /// Ends the stream properly, and asks the client to come back after this time. An incomplete JSON text is cut off.
@@ -221,6 +229,12 @@ impl Subscriber {
             return Pushed::Ended;
         }
         if state.recheck(&frame) {
+            return Pushed::Noted;
+        }
+        if state.only_notices {
+            if state.frames.is_empty() {
+                state.send(frame);
+            }
             return Pushed::Noted;
         }
         if state.bytes > 0 && state.bytes + frame.len() > self.limit {
@@ -303,11 +317,6 @@ impl Subscriber {
     /// dropped.
     pub fn close(&self, end: End) -> bool {
         self.state.lock().close(end)
-    }
-
-    /// Whether access to the stream was revoked, or its token has expired.
-    pub fn is_revoked(&self) -> bool {
-        matches!(self.ended(), Some(End::Revoked | End::Finished))
     }
 
     /// Ends the stream with a last frame, instead of those that wait; false if it had ended before. What the writer has

@@ -293,13 +293,12 @@ impl Hub {
         tally.count(&self.metrics);
         inner.restart(tick);
         self.metrics.topics.set(inner.topics.len() as u64);
-        // There may have been rechecks among the events.
-        inner.topics.subscribers().for_each(|subscriber| subscriber.distrust(tick));
         for subscriber in inner.topics.subscribers().filter(|subscriber| subscriber.wants_rows()) {
             // It reconnects, and starts with the rows.
-            subscriber.feed(Frame::forget());
-            subscriber.close(End::Finished);
+            subscriber.conclude(Frame::forget(), End::Gone);
         }
+        // There may have been rechecks among the events.
+        inner.topics.subscribers().for_each(|subscriber| subscriber.distrust(tick));
         let sent = self.push_to_all(inner, &Frame::reset(Position::after_tick(tick), why));
         self.count_resets(why, sent);
         drop(guard);
@@ -386,24 +385,25 @@ impl Hub {
         self.inner.lock().hold_back(subscriber, topics, until);
     }
 
-    /// The events after `after`, up to about `limit` bytes, if memory reaches back that far. If there are none and a
-    /// subscriber is given, it joins in the same step, and so notices the next one.
+    /// The events after `after`, up to about `limit` bytes, if memory reaches back that far. In the same step, the
+    /// subscriber begins to hold back if it must, and, if there are no events, joins if it `may_join`. So it misses
+    /// neither a recheck nor the next event.
     pub fn collect(
         &self,
         topics: &[Arc<str>],
         after: Place,
         limit: usize,
-        or_join: Option<&Arc<Subscriber>>,
+        subscriber: &Arc<Subscriber>,
+        may_join: bool,
     ) -> Collected {
         let mut inner = self.inner.lock();
         let Some(place) = inner.place.filter(|place| after <= *place) else { return Collected::Ahead };
         if !inner.topics.covers(after) {
             return Collected::TooOld;
         }
+        inner.hold_back(subscriber, topics, after);
         let (events, reached) = inner.topics.missed(topics, after, limit);
-        if events.is_empty()
-            && let Some(subscriber) = or_join
-        {
+        if events.is_empty() && may_join {
             inner.seat(subscriber, topics);
             self.metrics.topics.set(inner.topics.len() as u64);
         }

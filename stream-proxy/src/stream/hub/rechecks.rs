@@ -195,6 +195,32 @@ mod tests {
     }
 
     #[test]
+    fn a_subscriber_that_started_with_the_rows_forgets_them_after_a_reset_whatever_it_holds_back() {
+        let (hub, questions) = hub();
+        let (idle, asked) = (subscriber(&questions, 10), subscriber(&questions, 10));
+        for (subscriber, topic) in [(&idle, "a"), (&asked, "b")] {
+            subscriber.want_rows();
+            hub.join(subscriber, &topics(&[topic]), |_| Frame::raw("hello"));
+        }
+        publish(&hub, 20, &[("b", ""), ("b", "2")]);
+        hub.reset(15, crate::stream::frame::Reset::Lost);
+        let forget = String::from_utf8_lossy(Frame::forget().bytes(false)).into_owned();
+        for subscriber in [idle, asked] {
+            assert_eq!(subscriber.take(), ["hello", &forget, ""]);
+        }
+    }
+
+    #[test]
+    fn an_answer_waits_if_there_was_a_recheck_of_many_topics() {
+        let (hub, questions) = hub();
+        let poll = subscriber(&questions, 10);
+        publish(&hub, 11, &[("boards_{id}", ""), ("boards_1", "1")]);
+        let found = hub.collect(&topics(&["boards_1"]), Place::after_tick(10), 100, &poll, true);
+        assert!(matches!(found, crate::stream::hub::Collected::Events(events, _) if events.len() == 1));
+        assert_eq!(poll.held(), Some(11));
+    }
+
+    #[test]
     fn rechecks_of_a_topic_take_one_place_in_history() {
         let (hub, questions) = hub();
         for tick in 11..1000 {

@@ -38,6 +38,10 @@ pub trait Outlet: Sync {
     /// Waits until there is room for more; false if nothing is wanted any more.
     fn room(&self) -> impl Future<Output = bool> + Send;
 
+    /// Called before the first event: what comes from now on must wait for a check, if there was a recheck after the last
+    /// one and up to `until`.
+    fn hold_back(&self, _hub: &Hub, _topics: &[Arc<str>], _until: Place) {}
+
     /// Passes a frame on; false if nothing is wanted any more.
     fn feed(&self, frame: Frame) -> bool;
 
@@ -50,6 +54,10 @@ pub trait Outlet: Sync {
 impl Outlet for Subscriber {
     async fn room(&self) -> bool {
         Self::room(self).await
+    }
+
+    fn hold_back(&self, hub: &Hub, topics: &[Arc<str>], until: Place) {
+        hub.hold_back(self, topics, until);
     }
 
     fn feed(&self, frame: Frame) -> bool {
@@ -294,6 +302,13 @@ impl<L: ClientLog> TopicLog<L> {
     /// end of this one.
     async fn page(&self, cursor: &mut Cursor, out: &impl Outlet) -> Result<bool, DatabaseError> {
         let Some(after) = cursor.after.clone() else { return Ok(false) };
+        if !cursor.from_log {
+            // The log returns no rechecks up to the position, nor those that the position's snapshot saw. The hub knows
+            // all of them by now. They may be newer than the right: the client may have the position from a server that
+            // was ahead of this one.
+            let until = if after.seen.is_some() { self.hub.place() } else { Some(Place::from(&after)) };
+            until.into_iter().for_each(|until| out.hold_back(&self.hub, &self.topics, until));
+        }
         // Subscribed before the page is read, so that no tick is missed between the reading and the wait.
         let ticks = self.hub.ticks();
         let page = self.reads.page(&after, &self.topics, cursor.rows).await?;
