@@ -276,8 +276,10 @@ BEGIN
     END IF;
     SELECT * INTO place FROM tidings.parse_position(after);
     PERFORM tidings.check_retained(place.tick, place.n);
-    known := tidings.known_tick(place.tick);
+    -- In this order: each statement sees what has been committed by then, and a tick that is replayed between the two must not look as
+    -- if it were missing below the newest one.
     SELECT t.tick, t.until INTO newest FROM tidings.tick t ORDER BY t.tick DESC LIMIT 1;
+    known := tidings.known_tick(place.tick);
     IF known <> place.tick THEN
         -- A standby may not have replayed the tick yet. A standby may also show a tick before the primary does, where
         -- its commit still waits: then it is the last one that the relay has cut.
