@@ -1,6 +1,7 @@
 //! The actions: what can happen in a state, each as a function with a sentence that says what it is.
 //!
-//! `enabled` says when an action can happen. Functions that several actions need are in `protocol.rs`.
+//! `enabled.rs` says when an action can happen. Functions that several actions need are in `protocol.rs`, and those of a
+//! standby in `standby.rs`.
 
 use crate::protocol::{Protocol, look, start_at};
 use crate::rules::Rule;
@@ -33,10 +34,20 @@ pub enum Action {
     Come(u8, u8),
     /// See `Protocol::read`: the client, the proxy.
     Read(u8, u8),
-    /// See `Protocol::start`.
-    Start(u8),
+    /// See `Protocol::start`: the client; whether it reads at the standby.
+    Start(u8, bool),
     /// See `Protocol::crash`.
     Crash(u8),
+    /// See `Protocol::show`.
+    Show,
+    /// See `Protocol::flush`.
+    Flush,
+    /// See `Protocol::replay`.
+    Replay,
+    /// See `Protocol::promote`.
+    Promote(u8),
+    /// See `Protocol::change_server`.
+    ChangeServer(u8),
     /// See `Protocol::die`.
     Die(u8),
     /// See `Protocol::cut_off`.
@@ -48,7 +59,16 @@ pub enum Action {
 impl Action {
     /// Whether the protocol does this by itself; the others may happen or not.
     pub fn is_progress(self) -> bool {
-        !matches!(self, Self::Start(_) | Self::Crash(_) | Self::Die(_) | Self::CutOff(_) | Self::Remove)
+        !matches!(
+            self,
+            Self::Start(..)
+                | Self::Crash(_)
+                | Self::Promote(_)
+                | Self::ChangeServer(_)
+                | Self::Die(_)
+                | Self::CutOff(_)
+                | Self::Remove
+        )
     }
 }
 
@@ -135,6 +155,7 @@ impl Protocol {
         if self.scenario.by_horizon {
             if !self.transactions(s, s.database.last().until, until).is_empty() {
                 self.cut_flushed(s, until, false);
+                self.show(&mut s.database);
             }
             self.cut_flushed(s, s.database.last().until, true);
             s.database.relay = true;
@@ -155,16 +176,17 @@ impl Protocol {
     /// published, or, with a `reset` for all its clients, at the last tick that the log and it have in common.
     fn connect(&self, s: &mut State, p: u8) {
         s.proxies[p as usize].connected = true;
+        let shown = self.shown_at(s, p).into_owned();
         let Some(place) = s.proxies[p as usize].place() else {
-            let last = s.database.last().number;
+            let last = shown.database.last().number;
             s.proxies[p as usize].memory.push(start_at(last));
             return;
         };
         if self.is_expired(&s.database, place) {
-            self.reset_proxy(s, p, s.database.last().number, true);
-        } else if self.is_lost(&s.database, place.0) {
-            let known = s.database.at_or_below(place.0);
-            match self.vouch(s, p, known) {
+            self.reset_proxy(s, p, shown.database.last().number, true);
+        } else if self.is_lost(&shown.database, place.0) {
+            let known = shown.database.at_or_below(place.0);
+            match self.vouch(&shown, p, known) {
                 Some(skip) => s.proxies[p as usize].skip = Some(skip),
                 None => {
                     let is_just = self.has_lost(s, p, known);
@@ -182,18 +204,19 @@ impl Protocol {
         if self.is_expired(&s.database, (number, n)) {
             return self.reset_proxy(s, p, s.database.last().number, true);
         }
-        let Some(tick) = self.next_tick(s, p) else { return };
+        let shown = self.shown_at(s, p).into_owned();
+        let Some(tick) = self.next_tick(&shown, p) else { return };
         if n == END {
             let heard = self.announced(&tick);
             s.proxies[p as usize].memory.push(heard);
         }
         let mut is_first = true;
-        let events = self.events(s, &tick);
+        let events = self.events(&shown, &tick);
         loop {
             let proxy = &s.proxies[p as usize];
             let heard = &proxy.memory[proxy.memory.len() - 1];
             let Some(event) = events.get(heard.n as usize) else { break };
-            let passes = self.passes(s, proxy, event.0);
+            let passes = self.passes(&shown, proxy, event.0);
             if !passes && !is_first && self.scenario.piecemeal {
                 return;
             }
@@ -225,30 +248,32 @@ impl Protocol {
     /// A client whose tick the log has, but not the proxy's memory, is sent the next event from the log. At the end of
     /// the log, what it has read before makes no more difference.
     fn read(&self, s: &mut State, c: u8, p: u8) {
-        match self.next_in_log(s, &s.clients[c as usize]) {
+        let shown = self.shown_at(s, p).into_owned();
+        match self.next_in_log(&shown, &s.clients[c as usize]) {
             Some((place, event)) => {
-                let seen = s.clients[c as usize].seen.filter(|seen| !self.covers(s, place.0, *seen));
+                let seen = s.clients[c as usize].seen.filter(|seen| !self.covers(&shown, place.0, *seen));
                 let client = &mut s.clients[c as usize];
                 client.id = place;
                 client.seen = seen;
                 client.got.push(event);
             }
             None => {
-                s.clients[c as usize].id = self.end_of_log(s, p);
+                s.clients[c as usize].id = self.end_of_log(&shown, p);
                 s.clients[c as usize].seen = None;
             }
         }
     }
 
     /// A client leaves its proxy, and reads the tables and `tidings.position()` with one snapshot.
-    fn start(&self, s: &mut State, c: u8) {
-        if self.scenario.rules.has(Rule::PositionIsFlushed) {
+    fn start(&self, s: &mut State, c: u8, at_standby: bool) {
+        if self.scenario.rules.has(Rule::PositionIsFlushed) && !at_standby {
             self.secure(&mut s.database);
         }
-        let last = s.database.last();
-        let skip = Skip { snapshot: s.snapshot(s.database.next_xid), stamp: s.database.clock };
-        let count = self.count(s, last, skip) as u8;
-        let base = self.all_events(s);
+        let shown = self.shown(s, at_standby);
+        let last = shown.database.last();
+        let skip = Skip { snapshot: shown.snapshot(shown.database.next_xid), stamp: shown.database.clock };
+        let count = self.count(&shown, last, skip) as u8;
+        let base = self.all_events(&shown);
         let client = &mut s.clients[c as usize];
         client.at = None;
         client.id = (last.number, END);
@@ -259,10 +284,13 @@ impl Protocol {
 
     /// The server crashes and starts again, or another takes its place. Of the records that were at risk, the first
     /// `kept` are there. All connections break.
-    fn crash(&self, s: &mut State, kept: u8) {
+    pub fn crash(&self, s: &mut State, kept: u8) {
         for record in s.database.wal.split_off(kept as usize).into_iter().rev() {
             match record.kind {
-                Kind::Tick(number) => s.database.ticks.retain(|tick| tick.number != number),
+                Kind::Tick(number) => {
+                    s.database.ticks.retain(|tick| tick.number != number);
+                    s.database.hidden = s.database.hidden.filter(|tick| tick.number != number);
+                }
                 Kind::Commit(w) if self.script(w).is_prepared => s.writers[w as usize].phase = Phase::Prepared,
                 Kind::Commit(w) | Kind::Segment(w) | Kind::Prepare(w) => s.writers[w as usize].phase = Phase::Gone,
             }
@@ -275,6 +303,8 @@ impl Protocol {
             }
         }
         let database = &mut s.database;
+        database.ticks.extend(database.hidden.take());
+        database.replayed = database.replayed.min(kept);
         database.next_xid = database.wal.iter().map(|record| record.xid + 1).fold(database.safe_xid, Xid::max);
         database.first_xid = database.next_xid;
         database.relay = false;
@@ -284,14 +314,15 @@ impl Protocol {
             database.clock = living.fold(database.last().number, Stamp::max);
         }
         self.secure(database);
-        for proxy in &mut s.proxies {
+        for proxy in s.proxies.iter_mut().filter(|proxy| !proxy.at_standby) {
             proxy.connected = false;
         }
     }
 
     /// A proxy dies and starts again, without its memory and its clients.
     fn die(&self, s: &mut State, p: u8) {
-        s.proxies[p as usize] = Proxy { connected: false, memory: Vec::new(), skip: None };
+        let proxy = &mut s.proxies[p as usize];
+        *proxy = Proxy { connected: false, at_standby: proxy.at_standby, memory: Vec::new(), skip: None };
         for client in s.clients.iter_mut().filter(|client| client.at == Some(p)) {
             client.at = None;
         }
@@ -306,28 +337,6 @@ impl Protocol {
     fn remove(&self, s: &mut State) {
         self.secure(&mut s.database);
         s.database.removed += 1;
-    }
-
-    /// Which actions can happen.
-    pub fn enabled(&self, s: &State, actions: &mut Vec<Action>) {
-        self.writers_actions(s, actions);
-        if !s.database.relay {
-            actions.push(Action::StartRelay);
-        } else if self.scenario.by_horizon {
-            self.relays_actions(s, actions);
-        } else if s.database.look.is_some() || (self.has_news(s) && !self.scenario.slow_cut) {
-            actions.push(Action::Cut);
-        } else if self.has_news(s) {
-            actions.push(Action::Look);
-        }
-        self.proxies_actions(s, actions);
-        self.clients_actions(s, actions);
-        if s.left.crashes > 0 {
-            actions.extend((0..=s.database.wal.len() as u8).map(Action::Crash));
-        }
-        if s.left.removals > 0 && s.database.rows().len() > 1 && !self.scenario.standby_lags {
-            actions.push(Action::Remove);
-        }
     }
 
     /// The state after an action.
@@ -346,9 +355,20 @@ impl Protocol {
             Action::Hear(p) => self.hear(&mut s, p),
             Action::Come(c, p) => self.come(&mut s, c, p),
             Action::Read(c, p) => self.read(&mut s, c, p),
-            Action::Start(c) => {
+            Action::Start(c, at_standby) => {
                 s.left.starts -= 1;
-                self.start(&mut s, c);
+                self.start(&mut s, c, at_standby);
+            }
+            Action::Show => self.show(&mut s.database),
+            Action::Flush => self.flush(&mut s.database),
+            Action::Replay => self.replay(&mut s.database),
+            Action::Promote(kept) => {
+                s.left.promotions -= 1;
+                self.promote(&mut s, kept);
+            }
+            Action::ChangeServer(p) => {
+                s.left.moves -= 1;
+                self.change_server(&mut s, p);
             }
             Action::Crash(kept) => {
                 s.left.crashes -= 1;
@@ -368,71 +388,6 @@ impl Protocol {
             }
         }
         s
-    }
-
-    fn relays_actions(&self, s: &State, actions: &mut Vec<Action>) {
-        let now = look(s, s.database.clock + 1);
-        if s.database.look.is_some() {
-            actions.push(Action::Cut);
-        } else if self.early_tick(s, &now).is_some() {
-            actions.push(if self.scenario.slow_cut { Action::Look } else { Action::Cut });
-        }
-        if self.has_news(s) {
-            actions.push(Action::CutAll);
-        }
-    }
-
-    fn writers_actions(&self, s: &State, actions: &mut Vec<Action>) {
-        for (w, writer) in (0u8..).zip(&s.writers) {
-            // Writers of the same kind begin in order: which of them is which makes no difference.
-            let earlier = s.writers.iter().zip(&self.scenario.writers).take(w as usize);
-            let waits = earlier.filter(|(_, script)| **script == self.script(w)).any(|(w, _)| w.phase == Phase::Idle);
-            let locked = self.scenario.same_row && s.writers.iter().any(Writer::is_ending);
-            match writer.phase {
-                Phase::Idle if !waits => actions.push(Action::Begin(w)),
-                Phase::Running if !locked => actions.push(Action::Log(w)),
-                Phase::Logged | Phase::Prepared => actions.push(Action::Commit(w)),
-                Phase::Committing => actions.push(Action::End(w)),
-                _ => {}
-            }
-        }
-    }
-
-    fn proxies_actions(&self, s: &State, actions: &mut Vec<Action>) {
-        for (p, proxy) in (0u8..).zip(&s.proxies) {
-            if !proxy.connected && self.can_connect(s) {
-                actions.push(Action::Connect(p));
-            }
-            let expired = proxy.place().is_some_and(|place| self.is_expired(&s.database, place));
-            if proxy.connected && (expired || self.next_tick(s, p).is_some()) {
-                actions.push(Action::Hear(p));
-            }
-            if s.left.deaths > 0 && !proxy.memory.is_empty() {
-                actions.push(Action::Die(p));
-            }
-        }
-    }
-
-    fn clients_actions(&self, s: &State, actions: &mut Vec<Action>) {
-        for (c, client) in (0u8..).zip(&s.clients) {
-            if s.left.starts > 0 {
-                actions.push(Action::Start(c));
-            }
-            if client.at.is_some() {
-                if s.left.cuts > 0 {
-                    actions.push(Action::CutOff(c));
-                }
-                continue;
-            }
-            for (p, proxy) in (0u8..).zip(&s.proxies) {
-                let gone = self.is_gone(s, client);
-                if self.remembers(proxy, client) || (proxy.connected && gone) {
-                    actions.push(Action::Come(c, p));
-                } else if proxy.connected && self.can_read(s, client, p) {
-                    actions.push(Action::Read(c, p));
-                }
-            }
-        }
     }
 }
 

@@ -52,7 +52,7 @@ impl Protocol {
         if let Some(tick) = self.early_tick(s, look) {
             let xid = s.database.take_xid();
             s.database.write(xid, Kind::Tick(tick.number));
-            s.database.ticks.push(tick);
+            self.show_later(&mut s.database, tick);
         }
     }
 
@@ -61,7 +61,9 @@ impl Protocol {
         let (number, since) = (s.database.tell_time(), s.database.last().until);
         let xid = s.database.take_xid();
         s.database.write(xid, Kind::Tick(number));
-        s.database.ticks.push(Tick { number, since, until, mark, flushed_first: true });
-        self.secure(&mut s.database);
+        self.show_later(&mut s.database, Tick { number, since, until, mark, flushed_first: true });
+        if s.database.hidden.is_none() {
+            self.secure(&mut s.database);
+        }
     }
 }

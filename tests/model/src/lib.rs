@@ -5,7 +5,8 @@
 //! - `scenario.rs`: what takes part in a run, and what may go wrong in it;
 //! - `protocol.rs`: what a tick has, what a proxy passes over, and when it knows that what it published survived;
 //! - `horizon.rs`: the same for the variant that the code follows;
-//! - `actions.rs`: what can happen;
+//! - `standby.rs`: a hot standby: what it shows, and its promotion;
+//! - `actions.rs`: what can happen, and `enabled.rs`: when;
 //! - `properties.rs`: what must hold in every state;
 //! - `model.rs`: all that, as the checker sees it;
 //! - `run.rs`: runs the checker, and prints a counterexample.
@@ -15,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 pub mod actions;
+pub mod enabled;
 pub mod horizon;
 pub mod model;
 pub mod properties;
@@ -22,6 +24,7 @@ pub mod protocol;
 pub mod rules;
 pub mod run;
 pub mod scenario;
+pub mod standby;
 pub mod state;
 
 #[cfg(test)]

@@ -24,6 +24,10 @@ impl Model for Protocol {
             removed: 0,
             relay: true,
             look: None,
+            hidden: None,
+            standby: self.scenario.has_standby,
+            flushed: 0,
+            replayed: 0,
         };
         let idle = Writer { phase: Phase::Idle, xid: 0, stamps: Vec::new() };
         let client = |c| Client {
@@ -34,12 +38,17 @@ impl Model for Protocol {
             base: Vec::new(),
             wronged: false,
         };
-        let proxy = Proxy { connected: true, memory: vec![start_at(1)], skip: None };
+        let proxy = |p| Proxy {
+            connected: true,
+            at_standby: self.scenario.has_standby && p % 2 == 1,
+            memory: vec![start_at(1)],
+            skip: None,
+        };
         vec![State {
             writers: vec![idle; self.scenario.writers.len()],
             row: Vec::new(),
             database,
-            proxies: vec![proxy; self.scenario.proxies.into()],
+            proxies: (0..self.scenario.proxies).map(proxy).collect(),
             clients: (0..self.scenario.clients).map(client).collect(),
             left: self.scenario.left,
         }]

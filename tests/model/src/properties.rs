@@ -30,7 +30,7 @@ pub const ONE_ORDER: &str = "one order for all";
 pub const ROW_ORDER: &str = "the order of a row's changes";
 /// A transaction's events come without others between them.
 pub const TOGETHER: &str = "transactions stay together";
-/// When only faults can still happen, every client is at a proxy and has every event.
+/// When only faults can still happen, every proxy is connected, and every client is at one and has every event.
 pub const NEVER_STUCK: &str = "never stuck";
 
 /// All of them.
@@ -58,7 +58,7 @@ fn has(client: &Client, event: &Event) -> bool {
 }
 
 fn is_complete(protocol: &Protocol, s: &State) -> bool {
-    settled(s).all(|(p, client)| protocol.behind(s, p).iter().all(|event| has(client, event)))
+    settled(s).all(|(p, client)| protocol.behind(&protocol.shown_at(s, p), p).iter().all(|event| has(client, event)))
 }
 
 fn is_once(_: &Protocol, s: &State) -> bool {
@@ -69,12 +69,12 @@ fn is_once(_: &Protocol, s: &State) -> bool {
 }
 
 fn is_kept(_: &Protocol, s: &State) -> bool {
-    let is_there = |(w, _): &Event| s.writer(*w).phase == Phase::Committed;
+    let is_there = |(w, _): &Event| s.is_shown(*w);
     settled(s).all(|(_, client)| client.got.iter().chain(&client.base).all(is_there))
 }
 
 fn is_durable(protocol: &Protocol, s: &State) -> bool {
-    let is_there = |(w, _): &Event| s.writer(*w).phase == Phase::Committed;
+    let is_there = |(w, _): &Event| s.is_shown(*w);
     protocol.scenario.standby_lags || s.clients.iter().all(|client| client.got.iter().chain(&client.base).all(is_there))
 }
 
@@ -88,7 +88,8 @@ fn is_one_order(protocol: &Protocol, s: &State) -> bool {
     if settled(s).all(|(_, client)| client.got.len() < 2) {
         return true;
     }
-    let log: Vec<Event> = s.database.rows().iter().skip(1).flat_map(|tick| protocol.events(s, tick)).collect();
+    let log: Vec<Event> =
+        s.database.rows().iter().skip(1).chain(&s.database.hidden).flat_map(|tick| protocol.events(s, tick)).collect();
     settled(s)
         .enumerate()
         .all(|(i, (_, one))| agree(&one.got, &log) && settled(s).take(i).all(|(_, other)| agree(&one.got, &other.got)))
@@ -108,13 +109,14 @@ fn is_together(got: &[Event]) -> bool {
 
 fn is_never_stuck(protocol: &Protocol, s: &State) -> bool {
     let is_busy = s.writers.iter().any(|writer| writer.is_ending() || writer.phase == Phase::Idle);
-    if is_busy || !s.database.relay || s.proxies.iter().any(|proxy| !proxy.connected) {
+    if is_busy || !s.database.relay {
         return true;
     }
     let mut actions = Vec::new();
     protocol.enabled(s, &mut actions);
     let is_quiet = !actions.into_iter().any(Action::is_progress);
-    !is_quiet || s.clients.iter().all(|client| client.at.is_some() && has_everything(s, client))
+    let are_connected = s.proxies.iter().all(|proxy| proxy.connected);
+    !is_quiet || are_connected && s.clients.iter().all(|client| client.at.is_some() && has_everything(s, client))
 }
 
 fn has_everything(s: &State, client: &Client) -> bool {

@@ -65,7 +65,8 @@ pub fn look(s: &State, number: Stamp) -> Look {
 }
 
 impl Protocol {
-    fn has(&self, rule: Rule) -> bool {
+    /// Whether a rule is followed.
+    pub fn has(&self, rule: Rule) -> bool {
         self.scenario.rules.has(rule)
     }
 
@@ -88,7 +89,10 @@ impl Protocol {
     }
 
     fn secure_first(&self, database: &mut Database, count: usize) {
-        if !self.scenario.standby_lags {
+        if database.standby {
+            database.flushed = database.flushed.max(count as u8);
+            database.forget_replayed();
+        } else if !self.scenario.standby_lags {
             for record in database.wal.drain(..count) {
                 database.safe_xid = database.safe_xid.max(record.xid + 1);
             }
@@ -205,7 +209,7 @@ impl Protocol {
 
     /// Whether a snapshot hides a transaction: it sees one of this number, and it is not another one that was given the
     /// number of a lost one.
-    fn hides(&self, s: &State, skip: Skip, writer: &Writer) -> bool {
+    pub fn hides(&self, s: &State, skip: Skip, writer: &Writer) -> bool {
         let mark = s.database.ticks.iter().find(|tick| tick.mark && tick.number > skip.stamp);
         let is_the_same = if self.has(Rule::SnapshotHasStamp) {
             writer.last_stamp() <= skip.stamp
@@ -254,7 +258,9 @@ impl Protocol {
     /// Whether a proxy has a reason to reset its clients: something that it has published after `known` is lost, or it
     /// heard one of the lost ticks only in part, or without a snapshot because that tick was flushed first.
     pub fn has_lost(&self, s: &State, p: u8, known: Tick) -> bool {
-        s.proxies[p as usize].memory.iter().filter(|heard| heard.tick > known.number).any(|heard| {
+        let heard = s.proxies[p as usize].memory.iter().filter(|heard| heard.tick > known.number);
+        let mut lost = heard.filter(|heard| !s.database.has(heard.tick));
+        lost.any(|heard| {
             let is_gone = |(_, (w, _)): &(u8, Event)| s.writer(*w).phase != Phase::Committed;
             heard.start || heard.n != END || heard.flushed_first || heard.events.iter().any(is_gone)
         })
@@ -285,7 +291,7 @@ impl Protocol {
     /// A client gets `reset` with its proxy's place, and reads the tables again.
     pub fn reset_client(&self, s: &mut State, c: u8, is_just: bool) {
         let Some(p) = s.clients[c as usize].at else { return };
-        let base = self.behind(s, p);
+        let base = self.behind(&self.shown_at(s, p), p);
         let client = &mut s.clients[c as usize];
         client.got.clear();
         client.base = base;
@@ -348,7 +354,8 @@ impl Protocol {
     /// Whether a client that the log cannot serve has a reason to be reset. One that has just read the tables has none
     /// after a crash. Later, while its ids have the long form, it has: proxies know these ids by the log alone.
     pub fn may_reset(&self, s: &State, client: &Client) -> bool {
-        let is_underway = client.seen.is_none_or(|seen| client.id.0 > seen.after);
+        let is_there = s.database.has(client.id.0);
+        let is_underway = client.seen.map_or(!is_there, |seen| client.id.0 > seen.after);
         is_underway || self.scenario.standby_lags || self.is_expired(&s.database, client.id)
     }
 

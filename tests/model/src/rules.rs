@@ -49,6 +49,17 @@ pub enum Rule {
     PositionHasCount,
     /// A client whose position is older than what is retained is reset.
     CheckRetention,
+    /// A standby gets only what its primary has flushed.
+    OnlyFlushedIsSent,
+    /// A standby waits for an id, or for the place of a proxy, that is beyond the last tick that it has replayed.
+    UnreplayedIsAwaited,
+    /// A standby that has replayed a later tick does not wait for an earlier one: that one is lost.
+    EarlierTickIsLost,
+    /// A primary waits for the last tick that its relay has cut, while its sessions do not see it yet: a standby may
+    /// show it by then.
+    CutTickIsAwaited,
+    /// A server waits for the transactions that a position has seen, while it does not show them itself.
+    SeenIsAwaited,
     /// After a restart the clock continues above all its earlier values.
     ClockNeverGoesBack,
     /// A tick also has those transactions that were still running when the last tick was cut.

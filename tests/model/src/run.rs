@@ -75,6 +75,9 @@ fn describe(protocol: &Protocol, before: &State, after: &State) -> String {
     for tick in before.database.ticks.iter().filter(|tick| !after.database.ticks.contains(tick)) {
         changes.push(format!("tick {} is gone", tick.number));
     }
+    if before.database.standby {
+        describe_standby(protocol, before, after, &mut changes);
+    }
     if before.database.removed != after.database.removed {
         changes.push(format!("the log starts behind tick {}", after.database.floor()));
     }
@@ -82,6 +85,7 @@ fn describe(protocol: &Protocol, before: &State, after: &State) -> String {
         let skip = is.skip.map(|skip| format!(", passes over what {} sees", show(skip.snapshot))).unwrap_or_default();
         let place = is.place().map(place).unwrap_or_else(|| "nowhere".to_string());
         let how = if is.connected { "" } else { ", not connected" };
+        let how = if is.at_standby { format!("{how}, by the standby") } else { how.to_string() };
         changes.push(format!("proxy {p} at {place}{how}{skip}"));
     }
     for (c, (_, is)) in before.clients.iter().zip(&after.clients).enumerate().filter(|(_, (was, is))| was != is) {
@@ -92,6 +96,30 @@ fn describe(protocol: &Protocol, before: &State, after: &State) -> String {
         changes.push(format!("client {c} {at}, id {}{seen}, has {}{base}", place(is.id), list(&is.got)));
     }
     changes.join("; ")
+}
+
+fn describe_standby(protocol: &Protocol, before: &State, after: &State, changes: &mut Vec<String>) {
+    if !after.database.standby {
+        changes.push("the standby is the primary".to_string());
+        return;
+    }
+    if let Some(tick) = after.database.hidden.filter(|_| before.database.hidden.is_none()) {
+        let events = protocol.events(after, &tick);
+        changes.push(format!("tick {} is cut: {}, but no session sees it yet", tick.number, list(&events)));
+    }
+    let (was, is) = (protocol.shown(before, true), protocol.shown(after, true));
+    for tick in is.database.ticks.iter().filter(|tick| !was.database.ticks.contains(tick)) {
+        changes.push(format!("the standby shows tick {}", tick.number));
+    }
+    for (w, _) in is
+        .writers
+        .iter()
+        .zip(&was.writers)
+        .enumerate()
+        .filter(|(_, (is, was))| is.phase == Phase::Committed && was.phase != Phase::Committed)
+    {
+        changes.push(format!("the standby shows what writer {w} has committed"));
+    }
 }
 
 fn show(snapshot: Snapshot) -> String {

@@ -53,6 +53,8 @@ pub struct Scenario {
     /// As the code does it: a tick that is announced first has the transactions that ended up to its number, and this
     /// number stands for its snapshot. See `horizon.rs`.
     pub by_horizon: bool,
+    /// There is a hot standby, and every second proxy begins there. Only with `by_horizon`. See `standby.rs`.
+    pub has_standby: bool,
     /// Clients learn at once when a tick is complete; if not, they only know the ids of their events.
     pub heartbeats: bool,
     /// The rules that are followed.
@@ -74,15 +76,22 @@ impl Scenario {
             slow_cut: false,
             holds_back: false,
             by_horizon: false,
+            has_standby: false,
             heartbeats: true,
             rules: Rules::default(),
         }
     }
 }
 
+/// A proxy at the primary, and one at a hot standby.
+pub fn with_standby(name: &'static str, writers: &[Script]) -> Scenario {
+    Scenario { by_horizon: true, has_standby: true, proxies: 2, ..Scenario::new(name, writers) }
+}
+
 /// Some seconds in all: part of the tests.
 pub fn small() -> Vec<Scenario> {
     let crash = Left { crashes: 1, ..Left::default() };
+    let promotion = Left { promotions: 1, moves: 1, ..Left::default() };
     vec![
         Scenario { left: crash, ..Scenario::new("one crash", &[PLAIN, ASYNCHRONOUS]) },
         Scenario {
@@ -115,12 +124,21 @@ pub fn small() -> Vec<Scenario> {
             left: Left { cuts: 1, ..crash },
             ..Scenario::new("by horizon, failover", &[PLAIN, PLAIN])
         },
+        Scenario { left: Left { cuts: 1, ..crash }, ..with_standby("standby", &[PLAIN]) },
+        Scenario { left: Left { cuts: 1, ..promotion }, ..with_standby("standby, promoted", &[ASYNCHRONOUS]) },
+        Scenario {
+            standby_lags: true,
+            left: promotion,
+            ..with_standby("standby that lags, promoted", &[PLAIN, PLAIN])
+        },
+        Scenario { left: Left { starts: 1, ..crash }, ..with_standby("standby, rows first", &[PLAIN]) },
     ]
 }
 
 /// Some minutes in all: `make model`.
 pub fn large() -> Vec<Scenario> {
     let crash = Left { crashes: 1, ..Left::default() };
+    let promotion = Left { promotions: 1, moves: 1, ..Left::default() };
     let cut = Left { cuts: 1, ..crash };
     let all = Left { deaths: 1, ..cut };
     vec![
@@ -204,6 +222,30 @@ pub fn large() -> Vec<Scenario> {
             standby_lags: true,
             left: Left { crashes: 2, ..crash },
             ..Scenario::new("by horizon, two failovers", &[PLAIN, PREPARED])
+        },
+        Scenario { left: cut, ..with_standby("standby, two writers", &[PLAIN, PLAIN]) },
+        Scenario {
+            left: Left { promotions: 1, moves: 1, ..cut },
+            ..with_standby("standby, crashed and promoted", &[PLAIN])
+        },
+        Scenario {
+            left: Left { cuts: 1, ..promotion },
+            ..with_standby("standby, promoted, two kinds", &[PLAIN, ASYNCHRONOUS])
+        },
+        Scenario {
+            standby_lags: true,
+            left: Left { cuts: 1, ..promotion },
+            ..with_standby("standby that lags, cut off", &[PLAIN, PREPARED])
+        },
+        Scenario {
+            left: Left { starts: 1, ..crash },
+            ..with_standby("standby, rows first, two writers", &[PLAIN, PLAIN])
+        },
+        Scenario {
+            piecemeal: true,
+            heartbeats: false,
+            left: cut,
+            ..with_standby("standby, event by event", &[LARGE, PLAIN])
         },
     ]
 }

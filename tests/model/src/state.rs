@@ -146,6 +146,15 @@ pub struct Database {
     pub relay: bool,
     /// The relay is about to cut a tick.
     pub look: Option<Look>,
+    /// The last tick whose commit record is written, while the sessions of this server do not see it yet. Only where
+    /// there is a standby, which may show it by then.
+    pub hidden: Option<Tick>,
+    /// There is a hot standby. The records of the write-ahead log that it has yet to replay stay in `wal`.
+    pub standby: bool,
+    /// How many of the first records of `wal` are flushed; only where there is a standby.
+    pub flushed: u8,
+    /// How many of them the standby has replayed although they are not flushed.
+    pub replayed: u8,
 }
 
 impl Database {
@@ -167,6 +176,11 @@ impl Database {
     /// Whether the table has a tick.
     pub fn knows(&self, number: Stamp) -> bool {
         self.rows().iter().any(|tick| tick.number == number)
+    }
+
+    /// Whether a tick is in the log, even if no session of this server sees it yet.
+    pub fn has(&self, number: Stamp) -> bool {
+        self.ticks.iter().chain(&self.hidden).any(|tick| tick.number == number)
     }
 
     /// The last tick up to a number that the table has, or the start.
@@ -211,6 +225,8 @@ pub struct Skip {
 pub struct Proxy {
     /// Whether it is connected to the server as it runs now, and has found out where to go on.
     pub connected: bool,
+    /// Its server is the standby.
+    pub at_standby: bool,
     /// The ticks that it remembers. The last one is its place; empty before it has connected once.
     pub memory: Vec<Heard>,
     /// What it passes over.
@@ -280,6 +296,10 @@ pub struct State {
 pub struct Left {
     /// Crashes or failovers.
     pub crashes: u8,
+    /// Promotions of the standby.
+    pub promotions: u8,
+    /// Proxies that go from one server to the other.
+    pub moves: u8,
     /// Proxies that die and start again.
     pub deaths: u8,
     /// Clients that are cut off.

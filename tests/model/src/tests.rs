@@ -212,3 +212,51 @@ fn numbers_of_transactions_are_not_the_order_of_a_row() {
 fn a_large_transaction_has_the_place_of_its_last_stamp() {
     needs(&[Rule::OrderByLastStamp], Scenario::new("large", &[LARGE, PLAIN]), &[TOGETHER]);
 }
+
+#[test]
+fn a_standby_must_not_get_what_its_primary_may_still_lose() {
+    let left = Left { crashes: 1, ..Left::default() };
+    needs(
+        &[Rule::OnlyFlushedIsSent],
+        Scenario { clients: 2, left, ..with_standby("sent early", &[ASYNCHRONOUS]) },
+        &[DURABLE],
+    );
+}
+
+#[test]
+fn an_id_that_a_standby_has_not_replayed_is_waited_for() {
+    let left = Left { cuts: 1, ..Left::default() };
+    needs(&[Rule::UnreplayedIsAwaited], Scenario { left, ..with_standby("an id", &[PLAIN]) }, &[NO_NEEDLESS_RESET]);
+    let left = Left { moves: 1, ..Left::default() };
+    needs(&[Rule::UnreplayedIsAwaited], Scenario { left, ..with_standby("a place", &[PLAIN]) }, &[NO_NEEDLESS_RESET]);
+}
+
+#[test]
+fn a_tick_that_only_the_standby_shows_yet_is_waited_for() {
+    let left = Left { cuts: 1, ..Left::default() };
+    let scenario = Scenario { clients: 2, left, ..with_standby("an id", &[ASYNCHRONOUS]) };
+    needs(&[Rule::CutTickIsAwaited], scenario, &[NO_NEEDLESS_RESET]);
+    let left = Left { moves: 1, ..Left::default() };
+    let scenario = Scenario { clients: 2, left, ..with_standby("a place", &[ASYNCHRONOUS]) };
+    needs(&[Rule::CutTickIsAwaited], scenario, &[NO_NEEDLESS_RESET]);
+}
+
+#[test]
+fn what_a_position_has_seen_on_another_server_is_waited_for() {
+    let left = Left { starts: 1, ..Left::default() };
+    needs(&[Rule::SeenIsAwaited], Scenario { left, ..with_standby("a position", &[PLAIN]) }, &[NO_NEEDLESS_RESET]);
+}
+
+#[test]
+fn a_promoted_standby_may_lack_what_was_published() {
+    let left = Left { promotions: 1, ..Left::default() };
+    let scenario = Scenario { standby_lags: true, left, ..with_standby("lags", &[PLAIN]) };
+    needs(&[Rule::AskWhatIsLeft], scenario, &[KEPT]);
+}
+
+#[test]
+fn a_standby_must_not_wait_for_a_tick_that_a_crash_has_lost() {
+    let left = Left { crashes: 1, moves: 1, ..Left::default() };
+    let scenario = Scenario { left, ..with_standby("a lost place", &[PLAIN]) };
+    needs(&[Rule::EarlierTickIsLost], scenario, &[NEVER_STUCK]);
+}
