@@ -7,8 +7,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use jsonwebtoken::{EncodingKey, Header};
+use postgres::{Client, NoTls};
 
-use crate::database::{Database, Session};
+use crate::database::Database;
 use crate::http;
 use crate::process::{Process, Signal, fresh_path};
 
@@ -90,29 +91,41 @@ impl Backend {
 /// The person that [`work`] plays, and the board that the person works on, as in the schema.
 pub const TEAMMATE: (&str, i64, i64) = ("Robin", 5, 5);
 
-/// Moves notes, as a person would by drag and drop, until the database is gone.
-pub fn work(mut session: Session) {
-    let (_, person, board) = TEAMMATE;
-    session.run(&format!("SET ROLE {ROLE}"));
-    session.run(&format!("SELECT set_config('request.jwt.claims', '{{\"sub\": \"{person}\"}}', false)"));
-    let mut drag = move || -> Result<(), postgres::Error> {
-        let client = session.client();
-        let pick = "SELECT id::text, x, y FROM board_items WHERE board_id = $1 ORDER BY random() LIMIT 1";
-        if let Some(note) = client.query_opt(pick, &[&board])? {
-            let (id, x, y): (String, i32, i32) = (note.get(0), note.get(1), note.get(2));
-            let near = |at: i32, most: i32| (at + fastrand::i32(-REACH..=REACH)).clamp(10, most);
-            let to = (near(x, 640), near(y, 400));
-            for step in 1..=STEPS {
-                let at = |from: i32, to: i32| from + (to - from) * step / STEPS;
-                let sql = "UPDATE board_items SET x = $2, y = $3 WHERE id = $1::text::uuid";
-                client.execute(sql, &[&id, &at(x, to.0), &at(y, to.1)])?;
-                std::thread::sleep(STEP_TIME);
+/// Moves notes, as a person would by drag and drop, for as long as this process runs: if the database is away, from
+/// when it is back, maybe at another host of the URL.
+pub fn work(url: &str) {
+    loop {
+        if let Ok(mut client) = Client::connect(url, NoTls)
+            && sign_in(&mut client).is_ok()
+        {
+            while drag(&mut client).is_ok() {
+                std::thread::sleep(THINKING.mul_f64(0.5 + fastrand::f64()));
             }
         }
-        std::thread::sleep(THINKING.mul_f64(0.5 + fastrand::f64()));
-        Ok(())
-    };
-    while drag().is_ok() {}
+        std::thread::sleep(THINKING);
+    }
+}
+
+/// Acts as the teammate from now on.
+fn sign_in(client: &mut Client) -> Result<(), postgres::Error> {
+    let claims = format!("{{\"sub\": \"{}\"}}", TEAMMATE.1);
+    client.batch_execute(&format!("SET ROLE {ROLE}; SELECT set_config('request.jwt.claims', '{claims}', false)"))
+}
+
+/// Moves a note.
+fn drag(client: &mut Client) -> Result<(), postgres::Error> {
+    let pick = "SELECT id::text, x, y FROM board_items WHERE board_id = $1 ORDER BY random() LIMIT 1";
+    let Some(note) = client.query_opt(pick, &[&TEAMMATE.2])? else { return Ok(()) };
+    let (id, x, y): (String, i32, i32) = (note.get(0), note.get(1), note.get(2));
+    let near = |at: i32, most: i32| (at + fastrand::i32(-REACH..=REACH)).clamp(10, most);
+    let to = (near(x, 640), near(y, 400));
+    for step in 1..=STEPS {
+        let at = |from: i32, to: i32| from + (to - from) * step / STEPS;
+        let sql = "UPDATE board_items SET x = $2, y = $3 WHERE id = $1::text::uuid";
+        client.execute(sql, &[&id, &at(x, to.0), &at(y, to.1)])?;
+        std::thread::sleep(STEP_TIME);
+    }
+    Ok(())
 }
 
 /// How far one movement goes at most in each direction, in pixels.

@@ -4,7 +4,7 @@
 use std::net::TcpListener;
 
 use nix::sys::signal::{SigSet, Signal};
-use tidings_tests::cluster::{Cluster, Installation, free_port};
+use tidings_tests::cluster::{Cluster, Installation, SUPERUSER, free_port};
 use tidings_tests::process::fresh_path;
 use tidings_tests::proxy::Proxy;
 use tidings_tests::sse::Request;
@@ -22,6 +22,9 @@ const ALONE: &str = "--alone";
 
 /// Serves the streams from a hot standby.
 const STANDBY: &str = "--standby";
+
+/// The end of a URL for those who write: of several hosts, only the primary serves them.
+const WRITES: &str = "?target_session_attrs=read-write";
 
 fn main() {
     let flags: Vec<String> = std::env::args().skip(1).collect();
@@ -47,24 +50,30 @@ fn main() {
     println!("==> starting a proxy and Teamboard");
     let (port, page) = (port(PROXY_PORT), port(PAGE_PORT));
     let (events, origin) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{page}"));
-    let url = |role| cluster.url(database.name(), role);
+    // With a standby, both hosts: each client finds the server that it needs, also after a promotion. The proxy goes to
+    // the primary if the standby is killed.
+    let url = |role: &str, asks: &str| match &standby {
+        Some(standby) => {
+            format!(
+                "postgres://{role}@127.0.0.1:{},127.0.0.1:{}/{}{asks}",
+                standby.port(),
+                cluster.port(),
+                database.name()
+            )
+        }
+        None => cluster.url(database.name(), role),
+    };
     let secret = teamboard::secret();
     let key = secret.to_str().expect("a path of text");
     let keys = ["--jwt-secret-file", key, "--token-cookie", teamboard::COOKIE, "--reauthorize", REAUTHORIZE];
     let site = ["--route", teamboard::ROUTE, "--cors-origin", &origin];
-    // With a standby, both hosts: the proxy goes back to the primary if the standby is killed.
-    let both = standby.as_ref().map(|standby| {
-        let (role, name) = (teamboard::PROXY_ROLE, database.name());
-        format!("postgres://{role}@127.0.0.1:{},127.0.0.1:{}/{name}", standby.port(), cluster.port())
-    });
-    let source = both.unwrap_or_else(|| url(teamboard::PROXY_ROLE));
-    let proxy = Proxy::start_at(port, &source, &[&keys[..], &site].concat());
+    let proxy = Proxy::start_at(port, &url(teamboard::PROXY_ROLE, ""), &[&keys[..], &site].concat());
     proxy.wait_ready();
-    let backend = Backend::start(page, &url(teamboard::BACKEND_ROLE), &secret, &events);
+    let backend = Backend::start(page, &url(teamboard::BACKEND_ROLE, WRITES), &secret, &events);
     let (name, person, board) = TEAMMATE;
     let _present = (!alone).then(|| {
-        let session = database.session();
-        std::thread::spawn(|| teamboard::work(session));
+        let url = url(SUPERUSER, WRITES);
+        std::thread::spawn(move || teamboard::work(&url));
         proxy.open(&Request::live(&[&format!("here_{board}_{person}")]).by(&teamboard::token(&secret, person)))
     });
 
@@ -79,15 +88,17 @@ The board's stream, as the page reads it: sign in as Ada (1), and read; somebody
 
 Write a row by hand, and see it on the page:
 
-  {psql} -h {socket} -p {pg_port} -U postgres {database} -c \"INSERT INTO board_items (board_id, body, x, y) VALUES ({board}, 'hello', 300, 300)\"
+  {psql} '{writes}' -c \"INSERT INTO board_items (board_id, body, x, y) VALUES ({board}, 'hello', 300, 300)\"
 
 {more}Ctrl-C ends it and removes everything.",
         site = backend.url(),
-        teammate = if alone { String::new() } else { format!("\n{name} is there already and moves notes about; `make run ARGS={ALONE}` leaves you alone.") },
+        teammate = if alone {
+            String::new()
+        } else {
+            format!("\n{name} is there already and moves notes about; `make run ARGS={ALONE}` leaves you alone.")
+        },
         psql = Installation::get().bin.join("psql").display(),
-        socket = cluster.socket_dir().display(),
-        pg_port = cluster.port(),
-        database = database.name(),
+        writes = url(SUPERUSER, WRITES),
         cookies = fresh_path("cookies").display(),
         more = standby.as_ref().map(|standby| advice(standby, cluster.pid())).unwrap_or_default(),
     );
@@ -99,8 +110,8 @@ Write a row by hand, and see it on the page:
 /// What to try with a standby.
 fn advice(standby: &Cluster, primary: u32) -> String {
     format!(
-        "The streams come from a hot standby, process {}. Kill the primary and promote the standby, and see that the streams continue
-(the page's own writes fail, because its backend knows only the primary):
+        "The streams come from a hot standby, process {}. Kill the primary and promote the standby: the streams continue, and
+so do the page, the teammate and the command above:
 
   kill -9 {primary}; {} -h {} -p {} -U postgres -c 'SELECT pg_promote()'
 
