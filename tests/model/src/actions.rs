@@ -1,7 +1,7 @@
 //! The actions: what can happen in a state, each as a function with a sentence that says what it is.
 //!
-//! `enabled.rs` says when an action can happen. Functions that several actions need are in `protocol.rs`, and those of a
-//! standby in `standby.rs`.
+//! `enabled.rs` says when an action can happen. Functions that several actions need are in `protocol.rs`, and those of
+//! a standby in `standby.rs`.
 
 use crate::protocol::{Protocol, look, start_at};
 use crate::rules::Rule;

@@ -132,8 +132,8 @@ impl Protocol {
         proxy.at_standby = !proxy.at_standby;
     }
 
-    /// Whether a server that does not show a tick has to wait for it before it can say anything about it. The order of
-    /// ticks is that of their commit records, so a tick that is missing among those that a standby has replayed is lost.
+    /// Whether a server that does not show a tick has to wait for it before it can say anything about it. Ticks have the
+    /// order of their commit records, so a tick that is missing among those that a standby has replayed is lost.
     pub fn is_awaited(&self, s: &State, shown: &State, p: u8, number: Stamp) -> bool {
         let is_beyond = number > shown.database.last().number;
         if s.proxies[p as usize].at_standby {
