@@ -13,9 +13,9 @@
 //!   functions for subscription rules. [`state`]: the current rows of a topic, as events, for `since=snapshot`.
 //!   [`subscriber`]: how code runs as a subscriber.
 //! - [`standby`]: waiting on a hot standby for the replay of the next tick.
-//! - [`shared`]: shared memory. [`catalog`]: look-ups in the system catalogs. [`settings`]: the settings. [`errors`]:
-//!   how errors are raised. [`preload`]: what happens if the library was not preloaded. [`foreign`]: functions of
-//!   Postgres that pgrx does not declare.
+//! - [`shared`], [`shared_memory`]: shared memory. [`catalog`]: look-ups in the system catalogs. [`settings`]: the
+//!   settings. [`errors`]: how errors are raised. [`preload`]: what happens if the library was not preloaded.
+//!   [`foreign`]: functions of Postgres that pgrx does not declare.
 
 // The library exports symbols to Postgres but no items to other crates, so its documentation may link to private items.
 #![allow(rustdoc::private_intra_doc_links)]
@@ -39,6 +39,7 @@ mod rule_templates;
 mod rules;
 mod settings;
 mod shared;
+mod shared_memory;
 mod standby;
 mod state;
 mod statements;
@@ -70,8 +71,8 @@ pub extern "C-unwind" fn _PG_init() {
     standby::init();
     transaction::init();
     log::table::init();
-    log::ring::init();
-    log::endings::init();
+    static PIECES: [&shared_memory::Piece; 2] = [&log::ring::RING, &log::endings::NOTES];
+    shared_memory::init(&PIECES);
     capture::watches::init();
     capture::executor::init();
     statements::hooks::init();

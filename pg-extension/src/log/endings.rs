@@ -8,19 +8,15 @@
 //! transaction that ever ends with a stamp up to that reading and below all notes; except prepared ones.
 
 use std::cell::Cell;
-use std::ffi::CStr;
-use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use pgrx::prelude::*;
 
 use crate::shared;
+use crate::shared_memory::Piece;
 
-/// The name of the shared memory.
-const NAME: &CStr = c"tidings_endings";
-
-/// The lock under which libraries initialize their shared memory: its place among Postgres's own locks
-/// (`AddinShmemInitLock` in storage/lwlocknames.h).
-const ADDIN_SHMEM_INIT_LOCK: usize = 21;
+/// The notes, by the backend's number in Postgres's array of processes.
+pub static NOTES: Piece = Piece::new(c"tidings_endings", || backends() * size_of::<Note>());
 
 /// In place of a note's stamp: the backend's transaction is not about to end.
 const NONE: u64 = 0;
@@ -38,30 +34,9 @@ struct Note {
     stamp: AtomicU64,
 }
 
-/// The notes, by the backend's number in Postgres's array of processes. Null until shared memory exists. The postmaster
-/// sets it before any other process starts, and again after a crash.
-static NOTES: AtomicPtr<Note> = AtomicPtr::new(std::ptr::null_mut());
-static COUNT: AtomicUsize = AtomicUsize::new(0);
-
 thread_local! {
     /// This backend's transaction has a note.
     static IS_NOTED: Cell<bool> = const { Cell::new(false) };
-}
-
-type Hook = Option<unsafe extern "C-unwind" fn()>;
-
-static mut FORMER_REQUEST: Hook = None;
-static mut FORMER_STARTUP: Hook = None;
-
-/// Registers the hooks that request the memory from Postgres. Called from `_PG_init`.
-pub fn init() {
-    // SAFETY: called in the postmaster, which has one thread. The new hooks call the former ones.
-    unsafe {
-        FORMER_REQUEST = pg_sys::shmem_request_hook;
-        pg_sys::shmem_request_hook = Some(request);
-        FORMER_STARTUP = pg_sys::shmem_startup_hook;
-        pg_sys::shmem_startup_hook = Some(start);
-    }
 }
 
 /// How many backends there can be. Every process that can run a transaction has a lower number than this.
@@ -70,46 +45,9 @@ fn backends() -> usize {
     unsafe { pg_sys::MaxBackends }.unsigned_abs() as usize
 }
 
-#[pg_guard]
-unsafe extern "C-unwind" fn request() {
-    // SAFETY: Postgres calls this hook in the postmaster, once, when memory may be requested.
-    unsafe {
-        if let Some(former) = FORMER_REQUEST {
-            pg_sys::ffi::pg_guard_ffi_boundary(|| former());
-        }
-        pg_sys::RequestAddinShmemSpace(backends() * size_of::<Note>());
-    }
-}
-
-#[pg_guard]
-unsafe extern "C-unwind" fn start() {
-    // SAFETY: Postgres calls this hook when shared memory exists, also after a crash. The memory has the size that was
-    // requested, is aligned for any type, and is initialized under the lock that Postgres has for this.
-    unsafe {
-        if let Some(former) = FORMER_STARTUP {
-            pg_sys::ffi::pg_guard_ffi_boundary(|| former());
-        }
-        let lock = &raw mut (*pg_sys::MainLWLockArray.add(ADDIN_SHMEM_INIT_LOCK)).lock;
-        pg_sys::LWLockAcquire(lock, pg_sys::LWLockMode::LW_EXCLUSIVE);
-        let mut found = false;
-        let size = backends() * size_of::<Note>();
-        let notes = pg_sys::ShmemInitStruct(NAME.as_ptr(), size, &mut found).cast::<Note>();
-        if !found {
-            notes.write_bytes(0, backends());
-        }
-        COUNT.store(backends(), SeqCst);
-        NOTES.store(notes, SeqCst);
-        pg_sys::LWLockRelease(lock);
-    }
-}
-
 fn notes() -> &'static [Note] {
-    let notes = NOTES.load(SeqCst);
-    if notes.is_null() {
-        return &[];
-    }
-    // SAFETY: `start` has initialized this many notes, which outlive the process. They consist of atomics.
-    unsafe { std::slice::from_raw_parts(notes, COUNT.load(SeqCst)) }
+    // SAFETY: a note consists of atomics, and nobody else uses this memory.
+    unsafe { NOTES.values() }
 }
 
 /// The note of this backend.

@@ -9,7 +9,7 @@
 //! then check whether a writer may have overwritten what they copied (a sequence lock).
 
 use std::sync::atomic::{
-    AtomicPtr, AtomicU64, AtomicUsize,
+    AtomicU64,
     Ordering::{Acquire, Relaxed, Release},
     fence,
 };
@@ -18,13 +18,11 @@ use pgrx::prelude::*;
 
 use crate::foreign::infallible::{LWLockAcquire, LWLockRelease};
 use crate::settings;
+use crate::shared_memory::Piece;
 
 /// The longest segment that an entry contains, in bytes. Larger ones would fill the ring soon, and for them it matters
 /// less that the relay must read the log.
 const MAX_DATA: usize = 8 * 1024;
-
-/// The name of the shared memory and of the lock.
-const NAME: &std::ffi::CStr = c"tidings_ring";
 
 /// The bytes of a word, in which the ring is read and written.
 const WORD: usize = size_of::<u64>();
@@ -36,27 +34,14 @@ const HEAD: usize = 5;
 /// In place of the length of the data: there is none.
 const NO_DATA: u32 = u32::MAX;
 
-/// The lock under which libraries initialize their shared memory: its place among Postgres's own locks
-/// (`AddinShmemInitLock` in storage/lwlocknames.h).
-const ADDIN_SHMEM_INIT_LOCK: usize = 21;
-
-/// The words of the ring that are not for entries: those of [`Ends`].
+/// The words of the ring that are not for entries: how far it is written.
 const ENDS: usize = 2;
 
-/// How far the ring is written. Positions count words from the start of the server, and never repeat.
-#[repr(C)]
-struct Ends {
-    /// The end of the newest entry, which may not be complete yet.
-    reserved: AtomicU64,
-    /// The end of the newest complete entry.
-    complete: AtomicU64,
-}
-
-/// Where the ring is: [`Ends`], then the words. Null without one. The postmaster sets it before any other process
-/// starts, and after a crash again.
-static RING: AtomicPtr<AtomicU64> = AtomicPtr::new(std::ptr::null_mut());
-static WORDS: AtomicUsize = AtomicUsize::new(0);
-static LOCK: AtomicPtr<pg_sys::LWLock> = AtomicPtr::new(std::ptr::null_mut());
+/// The memory of the ring: how far it is written, and then the words of entries. None if the settings want no ring.
+pub static RING: Piece = Piece::new(c"tidings_ring", || match settings::ring_size() {
+    0 => 0,
+    size => ENDS * WORD + size,
+});
 
 /// A segment that was just written.
 #[derive(Debug)]
@@ -75,87 +60,22 @@ pub struct Entry<'a> {
     pub data: Option<&'a [u8]>,
 }
 
-/// The ring as this process sees it.
+/// The ring as this process sees it. Positions count words from the start of the server, and never repeat.
 #[derive(Clone, Copy)]
 struct Ring {
-    ends: &'static Ends,
+    /// The end of the newest entry, which may not be complete yet.
+    reserved: &'static AtomicU64,
+    /// The end of the newest complete entry.
+    complete: &'static AtomicU64,
     words: &'static [AtomicU64],
-}
-
-/// Registers the hooks that request the memory from Postgres. Called from `_PG_init`, after the settings are defined.
-pub fn init() {
-    // SAFETY: called in the postmaster, which has one thread. The former hooks are called by the new ones.
-    unsafe {
-        FORMER_REQUEST = pg_sys::shmem_request_hook;
-        pg_sys::shmem_request_hook = Some(request);
-        FORMER_STARTUP = pg_sys::shmem_startup_hook;
-        pg_sys::shmem_startup_hook = Some(start);
-    }
-}
-
-type Hook = Option<unsafe extern "C-unwind" fn()>;
-
-static mut FORMER_REQUEST: Hook = None;
-static mut FORMER_STARTUP: Hook = None;
-
-/// The size of the shared memory in bytes; 0 if the settings want none.
-fn size() -> usize {
-    match settings::ring_size() {
-        0 => 0,
-        size => ENDS * WORD + size,
-    }
-}
-
-#[pg_guard]
-unsafe extern "C-unwind" fn request() {
-    // SAFETY: Postgres calls this hook in the postmaster, once, when memory may be requested.
-    unsafe {
-        if let Some(former) = FORMER_REQUEST {
-            pg_sys::ffi::pg_guard_ffi_boundary(|| former());
-        }
-        if size() > 0 {
-            pg_sys::RequestAddinShmemSpace(size());
-            pg_sys::RequestNamedLWLockTranche(NAME.as_ptr(), 1);
-        }
-    }
-}
-
-#[pg_guard]
-unsafe extern "C-unwind" fn start() {
-    // SAFETY: Postgres calls this hook when shared memory exists, also after a crash. The memory has the size that was
-    // requested, is aligned for any type, and is initialized under the lock that Postgres has for this.
-    unsafe {
-        if let Some(former) = FORMER_STARTUP {
-            pg_sys::ffi::pg_guard_ffi_boundary(|| former());
-        }
-        if size() == 0 {
-            return;
-        }
-        let lock = &raw mut (*pg_sys::MainLWLockArray.add(ADDIN_SHMEM_INIT_LOCK)).lock;
-        pg_sys::LWLockAcquire(lock, pg_sys::LWLockMode::LW_EXCLUSIVE);
-        let mut found = false;
-        let memory = pg_sys::ShmemInitStruct(NAME.as_ptr(), size(), &mut found).cast::<AtomicU64>();
-        if !found {
-            memory.write_bytes(0, size() / WORD);
-        }
-        RING.store(memory, Relaxed);
-        WORDS.store(size() / WORD - ENDS, Relaxed);
-        LOCK.store(&raw mut (*pg_sys::GetNamedLWLockTranche(NAME.as_ptr())).lock, Relaxed);
-        pg_sys::LWLockRelease(lock);
-    }
 }
 
 /// The ring, if there is one.
 fn ring() -> Option<Ring> {
-    let memory = RING.load(Relaxed);
-    if memory.is_null() {
-        return None;
-    }
-    // SAFETY: `start` has initialized the memory, which has room for `Ends` and then this many words, and outlives the
-    // process. Everything in it is atomic.
-    unsafe {
-        let words = std::slice::from_raw_parts(memory.add(ENDS), WORDS.load(Relaxed));
-        Some(Ring { ends: &*memory.cast::<Ends>(), words })
+    // SAFETY: the values are atomics, and nobody else uses this memory.
+    match unsafe { RING.values() } {
+        [reserved, complete, words @ ..] => Some(Ring { reserved, complete, words }),
+        _ => None,
     }
 }
 
@@ -172,7 +92,7 @@ pub fn put(entry: &Entry<'_>) {
         entry.ordinal,
         (entry.slot as u64) << 32 | u64::from(length),
     ];
-    let lock = LOCK.load(Relaxed);
+    let lock = RING.lock();
     // SAFETY: the lock was initialized together with the ring. It is released below: nothing in between can fail.
     unsafe { LWLockAcquire(lock, pg_sys::LWLockMode::LW_EXCLUSIVE) };
     ring.append(&head, data.unwrap_or_default());
@@ -183,10 +103,10 @@ pub fn put(entry: &Entry<'_>) {
 impl Ring {
     /// Writes an entry behind the newest one. Called by one process at a time.
     fn append(&self, head: &[u64; HEAD], data: &[u8]) {
-        let Self { ends, words } = self;
-        let start = ends.complete.load(Relaxed);
+        let Self { reserved, complete, words } = self;
+        let start = complete.load(Relaxed);
         let end = start + (HEAD + data.len().div_ceil(WORD)) as u64;
-        ends.reserved.store(end, Relaxed);
+        reserved.store(end, Relaxed);
         // A reader that sees one of the words below also sees that they were reserved.
         fence(Release);
         let (chunks, rest) = data.as_chunks::<WORD>();
@@ -201,7 +121,7 @@ impl Ring {
                 place = 0;
             }
         }
-        ends.complete.store(end, Release);
+        complete.store(end, Release);
     }
 }
 
@@ -215,7 +135,7 @@ pub struct Reader {
 impl Reader {
     /// Starts at the newest entry.
     pub fn at_end() -> Self {
-        Self { position: ring().map_or(0, |ring| ring.ends.complete.load(Acquire)), copy: Vec::new() }
+        Self { position: ring().map_or(0, |ring| ring.complete.load(Acquire)), copy: Vec::new() }
     }
 
     /// Copies the new entries. None if some were overwritten before, or if there is no ring.
@@ -225,8 +145,8 @@ impl Reader {
     }
 
     fn copy_new(&mut self) -> bool {
-        let Some(Ring { ends, words }) = ring() else { return false };
-        let start = std::mem::replace(&mut self.position, ends.complete.load(Acquire));
+        let Some(Ring { reserved, complete, words }) = ring() else { return false };
+        let start = std::mem::replace(&mut self.position, complete.load(Acquire));
         let (length, all) = ((self.position - start) as usize, words.len());
         if length > all {
             return false;
@@ -237,7 +157,7 @@ impl Reader {
         self.copy.extend(words.map(|word| word.load(Relaxed)));
         // If a word was overwritten before it was copied, this sees at least where that entry ends.
         fence(Acquire);
-        ends.reserved.load(Relaxed) - start <= all as u64
+        reserved.load(Relaxed) - start <= all as u64
     }
 }
 
