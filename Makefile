@@ -293,4 +293,4 @@ package: build
 clean:
 	@printf '==> removing what was built\n'
 	rm -rf target fuzz/target dist tests/artifacts tests/browser/node_modules tests/clients/node_modules tests/rivals/node/node_modules tests/frameworks/node_modules tests/clients/venv "$(WHEELS)"
-	[ ! -w /var/cache/tidings-test ] || rm -rf /var/cache/tidings-test
+	[ ! -w /var/cache/tidings-test ] || flock /var/cache/tidings-test/lock rm -rf /var/cache/tidings-test/*/

@@ -3,15 +3,15 @@
 //!
 //! The root and all Debian packages that it needs are downloaded once, into [`HOME`].
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use nix::unistd::Uid;
-
+use crate::namespaces::{Namespaces, Network, WAIT};
 use crate::packages::run;
-use crate::process::{Process, Signal, children, fresh_path, tail};
+use crate::process::{fresh_path, tail};
 
 /// Where the root is kept that machines are copies of: not below `target`, because only root can remove it.
 pub const HOME: &str = "/var/cache/tidings-test";
@@ -26,16 +26,14 @@ const ENVIRONMENT: [&str; 3] = [
     "DEBIAN_FRONTEND=noninteractive",
 ];
 
-/// Becomes the first process of a machine: mounts what programs expect, gives it a loopback, and then only waits for
-/// the ends of processes, its own and those that it inherits.
+/// Mounts what programs expect, gives the machine a loopback, and waits.
 const INIT: &str = r#"
 set -e
 mount --bind "$1" "$1"
 mount -t proc proc "$1/proc"
 mount --rbind /dev "$1/dev"
 ip link set lo up
-exec chroot "$1" bash -c 'while :; do sleep 1000 & wait $!; done'
-"#;
+exec chroot "$1" "#;
 
 /// Starts what a unit's ExecStart says, with its EnvironmentFile and an account that owns nothing.
 const SYSTEMCTL: &str = r#"#!/bin/bash
@@ -57,46 +55,24 @@ esac
 #[derive(Debug)]
 pub struct Machine {
     root: PathBuf,
-    init: Process,
-    /// The first process, seen from outside.
-    pid: u32,
+    namespaces: Namespaces,
 }
 
 impl Machine {
-    /// Why there can be no machine here, if so.
-    pub fn obstacle() -> Option<&'static str> {
-        if !Uid::effective().is_root() {
-            return Some("only root can have a Debian root, and there is no sudo");
-        }
-        let isolates = Command::new("unshare").args(["--mount", "--net", "--pid", "--fork", "true"]).status();
-        if !isolates.is_ok_and(|status| status.success()) {
-            return Some("this kernel or container allows no namespaces");
-        }
-        let debian = fs::read_to_string("/etc/os-release").unwrap_or_default();
-        (!debian.contains("\nID=debian\n")).then_some("binaries of this machine need not run in Debian")
-    }
-
     /// Starts a machine on which `packages` can be installed without a network, and copies them into its `/root`.
     #[track_caller]
     pub fn start(packages: &[&Path], others: &[&str]) -> Self {
         let root = fresh_path("machine");
-        run(Command::new("cp").args(["-a", "--reflink=auto"]).arg(base(packages, others)).arg(&root));
+        let copy = |base: &Path| run(Command::new("cp").args(["-a", "--reflink=auto"]).arg(base).arg(&root));
+        with_base(packages, others, copy);
         for package in packages {
             fs::copy(package, root.join("root").join(package.file_name().expect("a file"))).expect("copy a package");
         }
         let systemctl = root.join("usr/local/bin/systemctl");
         fs::write(&systemctl, SYSTEMCTL).expect("write systemctl");
         fs::set_permissions(&systemctl, fs::Permissions::from_mode(0o755)).expect("let systemctl run");
-        let log = fresh_path("machine.log");
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "--net", "--pid", "--ipc", "--uts", "--fork", "--kill-child"]);
-        let init = Process::start(command.args(["sh", "-c", INIT, "init"]).arg(&root), Signal::SIGKILL, &log);
-        let pid = init.wait_until_up("the machine runs", &log, || {
-            let pid = *children(init.pid()).first()?;
-            let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-            (name.trim() == "bash").then_some(pid)
-        });
-        Self { root, init, pid }
+        let namespaces = Namespaces::start(Network::Own, &format!("{INIT}{WAIT}"), &root);
+        Self { root, namespaces }
     }
 
     /// Runs commands of bash in it, in `/root`, each of which must succeed; returns all that they print.
@@ -110,25 +86,9 @@ impl Machine {
     /// The same for commands that may fail: whether they succeeded, and what they printed.
     #[track_caller]
     pub fn try_run(&self, script: &str) -> (bool, String) {
-        let log = fresh_path("output");
-        let file = File::create(&log).expect("create a log");
-        let mut command = Command::new("nsenter");
-        command.args([
-            "--target",
-            &self.pid.to_string(),
-            "--mount",
-            "--net",
-            "--pid",
-            "--ipc",
-            "--uts",
-            "--root",
-            "--wd",
-        ]);
-        command.args(["env", "-i"]).args(ENVIRONMENT).args(["bash", "-euo", "pipefail", "-c"]);
-        command.arg(format!("cd /root\n{script}"));
-        command.stdin(Stdio::null()).stdout(file.try_clone().expect("share the log")).stderr(file);
-        let status = command.status().expect("run nsenter");
-        (status.success(), fs::read_to_string(&log).expect("read the log"))
+        let script = format!("cd /root\n{script}");
+        let bash = ["bash", "-euo", "pipefail", "-c", &script];
+        self.namespaces.run(&["--root", "--wd", "env", "-i"], &[&ENVIRONMENT, &bash[..]].concat())
     }
 
     /// A file of it, from outside.
@@ -146,13 +106,21 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        self.init.end(Signal::SIGKILL);
+        self.namespaces.end();
         let _ = fs::remove_dir_all(&self.root);
     }
 }
 
-/// The root that machines are copies of, with the Debian packages that `packages` depend on and `others` in its cache.
-/// It is made again if its lists have become so old that the mirror has other packages.
+/// Calls `use_it` with the root that machines are copies of, which has the Debian packages that `packages` depend on and
+/// `others` in its cache. Others who test on this machine wait, because apt refuses to run twice, and what is copied
+/// must not change under way.
+pub fn with_base<T>(packages: &[&Path], others: &[&str], use_it: impl FnOnce(&Path) -> T) -> T {
+    fs::create_dir_all(HOME).expect("create the folder of roots");
+    let lock = File::create(Path::new(HOME).join("lock")).expect("create the lock");
+    lock.lock().expect("wait for the lock");
+    use_it(&base(packages, others))
+}
+
 fn base(packages: &[&Path], others: &[&str]) -> PathBuf {
     let release = fs::read_to_string("/etc/os-release").expect("what Debian this is");
     let suite = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).expect("a release of Debian");
@@ -160,10 +128,11 @@ fn base(packages: &[&Path], others: &[&str]) -> PathBuf {
     if !root.exists() {
         create(suite, &root);
     }
-    if !download(&root, packages, others) {
-        run(Command::new("rm").arg("-rf").arg(&root));
-        create(suite, &root);
-        assert!(download(&root, packages, others), "the Debian packages can't be downloaded");
+    if let Err(first) = download(&root, packages, others) {
+        // The lists may name packages that the mirror has replaced since.
+        let update = in_root(&root, &["apt-get", "update", "-q"]);
+        let second = update.and_then(|()| download(&root, packages, others));
+        assert!(second.is_ok(), "the Debian packages can't be downloaded: {first}\nafter an update: {second:?}");
     }
     root
 }
@@ -173,7 +142,9 @@ fn create(suite: &str, root: &Path) {
     run(Command::new("rm").arg("-rf").arg(&unfinished));
     fs::create_dir_all(&unfinished).expect("create a folder");
     let mirror = std::env::var("DEBIAN_MIRROR").unwrap_or_else(|_| MIRROR.to_owned());
-    run(Command::new("debootstrap").args(["--variant=minbase", suite]).arg(&unfinished).arg(&mirror));
+    // What it mounts below the folder is gone when it ends in any way; otherwise nobody could remove the folder.
+    let debootstrap = ["--mount", "debootstrap", "--variant=minbase", suite];
+    run(Command::new("unshare").args(debootstrap).arg(&unfinished).arg(&mirror));
     // Nobody is there to answer apt's question, and what it downloads is needed again.
     let settings = "APT::Get::Assume-Yes \"true\";\nBinary::apt::APT::Keep-Downloaded-Packages \"true\";\n";
     fs::write(unfinished.join("etc/apt/apt.conf.d/test"), settings).expect("write apt's settings");
@@ -182,18 +153,33 @@ fn create(suite: &str, root: &Path) {
     fs::rename(&unfinished, root).expect("finish the root");
 }
 
-/// Downloads what is not in the cache yet. False if that fails.
-fn download(root: &Path, packages: &[&Path], others: &[&str]) -> bool {
+/// Downloads what is not in the cache yet.
+fn download(root: &Path, packages: &[&Path], others: &[&str]) -> Result<(), String> {
+    let mut words: Vec<String> = ["apt-get", "install", "-q", "--download-only"].map(String::from).into();
+    let mut copies = Vec::new();
+    for package in packages {
+        let name = Path::new("tmp").join(package.file_name().expect("a file"));
+        fs::copy(package, root.join(&name)).expect("copy a package");
+        words.push(Path::new("/").join(&name).display().to_string());
+        copies.push(root.join(name));
+    }
+    words.extend(others.iter().map(|&name| name.to_owned()));
+    let result = in_root(root, &words);
+    for copy in copies {
+        let _ = fs::remove_file(copy);
+    }
+    result
+}
+
+/// Runs a command in the root that machines are copies of. An error has all that it printed.
+fn in_root(root: &Path, words: &[impl AsRef<OsStr>]) -> Result<(), String> {
     let mut command = Command::new("chroot");
-    command.arg(root).arg("env").args(ENVIRONMENT).args(["apt-get", "install", "-q", "--download-only"]);
-    for package in packages {
-        let name = package.file_name().expect("a file");
-        fs::copy(package, root.join("tmp").join(name)).expect("copy a package");
-        command.arg(Path::new("/tmp").join(name));
-    }
-    let output = command.args(others).output().expect("run apt-get");
-    for package in packages {
-        let _ = fs::remove_file(root.join("tmp").join(package.file_name().expect("a file")));
-    }
-    output.status.success()
+    // A mirror that fails once is asked again.
+    let retries = ["-o", "Acquire::Retries=5"];
+    let (program, rest) = words.split_first().expect("a program");
+    command.arg(root).arg("env").args(ENVIRONMENT).arg(program).args(retries).args(rest);
+    let output = command.output().expect("run chroot");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let failed = || format!("{command:?}: {}{}", text(&output.stdout), text(&output.stderr));
+    output.status.success().then_some(()).ok_or_else(failed)
 }

@@ -8,6 +8,7 @@
 //! - [`proxy`]: the real proxy binary.
 //! - [`release`]: the proxy and the library of an earlier release.
 //! - [`packages`]: the packages of `make package`.
+//! - [`namespaces`]: processes, mounts and a network of their own for commands that run as root.
 //! - [`debian`]: a Debian machine with nothing in it.
 //! - [`balancer`]: Debian's load balancers, with the configurations of `docs/`.
 //! - [`cable`]: the network between a client and a server, which can be cut.
@@ -29,6 +30,7 @@ pub mod debian;
 pub mod follower;
 pub mod http;
 pub mod ledger;
+pub mod namespaces;
 pub mod packages;
 pub mod page;
 pub mod pool;

@@ -1,9 +1,10 @@
-//! The packages of `make package`.
+//! The packages of `make package`, and what docs/install.md does with them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::page::page;
 use crate::process::fresh_path;
 
 /// Runs a program that must succeed, and returns its output.
@@ -33,4 +34,12 @@ pub fn named(folder: &Path, word: &str) -> PathBuf {
         name.starts_with(word) && name.ends_with(".deb")
     };
     files.into_iter().find(is_wanted).unwrap_or_else(|| panic!("no package {word}"))
+}
+
+/// The commands after this mark in docs/install.md.
+#[track_caller]
+pub fn commands(mark: &str) -> String {
+    let text = page("install.md");
+    let block = text.split(&format!("<!-- {mark} -->\n```sh\n")).nth(1).and_then(|rest| rest.split("\n```").next());
+    block.unwrap_or_else(|| panic!("docs/install.md has no commands {mark}")).to_owned()
 }

@@ -1,13 +1,16 @@
 //! The Debian packages on a machine with nothing but Debian: docs/install.md to the letter. By `make test-packages`.
 
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
 
-use tidings_tests::debian::Machine;
-use tidings_tests::packages::{self, named, run};
+use tidings_tests::debian::{Machine, with_base};
+use tidings_tests::namespaces::{Namespaces, say_skipped};
+use tidings_tests::packages::{self, commands, named, run};
 use tidings_tests::process::fresh_path;
 use tidings_tests::release::Release;
 use tidings_tests::until;
@@ -18,26 +21,13 @@ const MAJOR: u32 = 15;
 /// A package that docs/install.md installs besides ours.
 const OTHERS: [&str; 1] = ["curl"];
 
-/// The commands after this mark in docs/install.md.
-#[track_caller]
-fn commands(mark: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/install.md");
-    let text = fs::read_to_string(path).expect("read docs/install.md");
-    let block = text.split(&format!("<!-- {mark} -->\n```sh\n")).nth(1).and_then(|rest| rest.split("\n```").next());
-    block.unwrap_or_else(|| panic!("docs/install.md has no commands {mark}")).to_owned()
-}
-
 /// Whether this test can run here; says so if not.
 fn can_run(also: Option<&str>) -> bool {
     let pg_config = std::env::var("PG_CONFIG").unwrap_or_default();
     let is_other = !pg_config.is_empty() && !pg_config.contains(&format!("/{MAJOR}/"));
     let other = is_other.then_some("the packages of this Postgres need another Debian");
-    let obstacle = Machine::obstacle().or(other).or(also);
-    if let Some(obstacle) = obstacle {
-        // Directly to standard error, because libtest hides what a test prints.
-        let _ = writeln!(std::io::stderr(), "SKIPPED: packages on a clean Debian: {obstacle}");
-    }
-    obstacle.is_none()
+    let obstacle = Namespaces::obstacle().or(other).or(also);
+    obstacle.inspect(|obstacle| say_skipped("packages on a clean Debian", obstacle)).is_none()
 }
 
 /// Our two packages. They are made once.
@@ -166,6 +156,25 @@ fn five_lines_of_the_documentation_lead_to_a_stream_which_an_upgrade_keeps_and_a
     assert!(left.is_empty(), "left after the purge: {left:#?}");
     let rows = machine.run("su postgres -c 'psql -qXAt app' <<< 'SELECT count(*) FROM board_items'");
     assert_eq!(rows.lines().last(), Some("3"), "the tables are not ours");
+}
+
+#[test]
+fn tests_that_run_at_the_same_time_use_the_root_of_all_machines_in_turn() {
+    if !can_run(None) {
+        return;
+    }
+    let users = AtomicUsize::new(0);
+    let use_it = |_: &Path| {
+        assert_eq!(users.fetch_add(1, Ordering::SeqCst), 0, "somebody else uses it");
+        // Long enough for the other to come.
+        thread::sleep(Duration::from_millis(200));
+        users.fetch_sub(1, Ordering::SeqCst);
+    };
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| with_base(&[], &OTHERS, use_it));
+        }
+    });
 }
 
 #[test]
