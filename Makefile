@@ -12,7 +12,7 @@
 #   make postgres-18   fetches that version of Postgres for tests, and prints the path of its pg_config; also postgres-16, postgres-17
 #   make test-frameworks   follows docs/rails.md, docs/django.md and docs/node.md; installs Rails and Django from Debian's packages
 #   make test-browser  runs only the browser tests; needs Node.js 20, installs Chromium and Firefox
-#   make test-packages runs only the tests of the Debian packages in a clean Debian; needs root or sudo, and downloads that Debian once
+#   make test-packages runs only the tests of the Debian packages, in a clean Debian and in containers; needs root or sudo, and downloads that Debian once
 #   make released  builds the last release from this repository's history, because tests upgrade from it
 #   make bench     measures Tidings and its alternatives, into docs/benchmarks.md; ARGS=--long, ARGS="idle fanout" for parts, ARGS=--small for a trial
 #   make fuzz      feeds hostile bytes to every parser, guided by coverage; SECONDS_EACH=600 for longer
@@ -51,8 +51,8 @@ FRAMEWORK_PACKAGES := curl ruby-rails ruby-bundler ruby-pg puma python3-django p
 # The alternatives that are measured. One that can't be installed is left out, and the page says so.
 BENCH_PACKAGES := nginx libnginx-mod-nchan postgresql-15-wal2json \
   ruby-rails puma redis-server ruby-redis ruby-pg pushpin
-# A clean Debian for the packages, in a network of its own.
-DEBIAN_PACKAGES := debootstrap iproute2
+# A clean Debian for the packages, in a network of its own, and containers of it.
+DEBIAN_PACKAGES := debootstrap iproute2 curl openssl buildah podman runc
 CHAOS_PACKAGES := haproxy nftables iproute2 libfaketime
 
 help:
@@ -218,10 +218,10 @@ released: setup
 
 test-packages: MORE_PACKAGES = $(DEBIAN_PACKAGES)
 test-packages: install released
-	@printf '==> tests of the packages in a clean Debian\n'
+	@printf '==> tests of the packages in a clean Debian, and in containers\n'
 	as_root=()
 	[ "$$(id -u)" = 0 ] || ! command -v sudo >/dev/null || as_root=(--config "target.'cfg(unix)'.runner = ['sudo', '-E']")
-	cargo test --locked "$${as_root[@]}" -p tidings-tests --test debian -- --test-threads=1 $(ONLY)
+	cargo test --locked "$${as_root[@]}" -p tidings-tests --test debian --test containers -- --test-threads=1 $(ONLY)
 
 test-browser: install browser
 	@cargo test --locked -p tidings-tests --test browser
