@@ -395,6 +395,37 @@ fn a_proxy_at_a_standby_asks_the_standby_when_it_shows_the_change() {
 }
 
 #[test]
+fn of_two_servers_the_one_that_the_proxy_follows_is_asked() {
+    let primary = Cluster::start(&[]);
+    let team = Team::within(&primary);
+    let mut session = team.db.session();
+    session.run("SELECT tidings.guard('members', topic => 'boards_{board_id}')");
+    let (standby, role) = (primary.standby(), team.db.proxy_role());
+    team.db.wait_standby(&standby);
+    standby.stop();
+    // While the first one is away, the proxy follows the second one.
+    let ports = format!("{},{}", standby.port(), primary.port());
+    let url = format!("host=127.0.0.1,127.0.0.1 port={ports} user={role} dbname={}", team.db.name());
+    let secret = team.secret.to_str().expect("a path of text");
+    let proxy = Proxy::start(&url, &[&["--jwt-secret-file", secret], &RARELY[..]].concat());
+    let mut his = proxy.open(&Request::live(&["boards_7"]).by(&team.token(1)));
+    his.wait_id();
+    standby.boot();
+    let mut there = standby.session(team.db.name(), "postgres");
+    pause_replay(&mut there);
+    session.run(
+        "BEGIN; DELETE FROM members WHERE board_id = 7 AND person = 1;
+         INSERT INTO board_items VALUES (1, 7, 'a secret'); COMMIT",
+    );
+    assert_eq!(his.rest(), [revoked()]);
+    // Whoever may still read goes on, and the standby is not needed for it.
+    let mut hers = proxy.open(&Request::live(&["boards_7"]).by(&team.token(2)));
+    hers.wait_id();
+    session.run("SELECT tidings.recheck('boards_7'); INSERT INTO board_items VALUES (2, 7, 'next')");
+    assert_eq!(titles(&[hers.frame()]), ["next"]);
+}
+
+#[test]
 fn a_position_that_the_standby_has_yet_to_reach_is_no_way_around_the_event() {
     let primary = Cluster::start(&[]);
     let team = Team::within(&primary);

@@ -18,6 +18,7 @@ use crate::access::line::{Connected, Line, Pace};
 use crate::access::statement::{Answers, failed, sql};
 use crate::metrics::Metrics;
 use crate::upstream::database::{Database, DatabaseError, in_time};
+use crate::upstream::one_server::Server;
 
 /// The most questions in one statement.
 const BATCH: usize = 100;
@@ -68,6 +69,7 @@ pub struct Worker {
 #[derive(Debug)]
 struct Connection {
     client: Client,
+    server: Server,
     backend: i32,
     /// The server's current statement limit.
     limit: Duration,
@@ -300,7 +302,9 @@ impl Worker {
     }
 
     fn is_connected(&self) -> bool {
-        self.connection.as_ref().is_some_and(|connection| !connection.client.is_closed())
+        self.connection
+            .as_ref()
+            .is_some_and(|connection| !connection.client.is_closed() && self.database.is_followed(connection.server))
     }
 
     async fn connect(&mut self) -> Result<(), DatabaseError> {
@@ -308,7 +312,7 @@ impl Worker {
             return Ok(());
         }
         self.connection = None;
-        let (client, _) = self.database.connect(self.metrics.clone()).await?;
+        let (client, server) = self.database.connect_to_followed(self.metrics.clone()).await?;
         let limit = self.limit(1);
         let settings = format!(
             "{}; SET lock_timeout = {}; SET default_transaction_read_only = on",
@@ -327,7 +331,8 @@ impl Worker {
             let end = "SELECT pg_catalog.pg_terminate_backend($1)";
             in_time(client.query_typed(end, &[(&stuck, Type::INT4)])).await?;
         }
-        self.connection = Some(Connection { client, backend, limit, _connected: self.line.connected(self.pace) });
+        self.connection =
+            Some(Connection { client, server, backend, limit, _connected: self.line.connected(self.pace) });
         Ok(())
     }
 }

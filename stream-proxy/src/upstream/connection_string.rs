@@ -17,6 +17,8 @@ use crate::upstream::parameters::{BadUrl, Parameters};
 pub struct Target {
     /// The configuration for the library, without a password from another source.
     pub config: Config,
+    /// The same for each host alone, in the order of the string.
+    pub alone: Vec<Config>,
     /// How the connection is secured; `None` for plain text.
     pub security: Option<Security>,
     /// The password file, if the string names one.
@@ -60,7 +62,8 @@ impl Target {
         }
         keep_alive(&mut config, &given, &values)?;
         let passfile = values.remove("passfile").map(PathBuf::from);
-        Ok(Self { config, security, passfile })
+        let alone = (0..config.get_hosts().len().max(config.get_hostaddrs().len())).map(|i| one_host(&config, i));
+        Ok(Self { alone: alone.collect(), config, security, passfile })
     }
 
     /// The hosts with their ports, as an error names them. It has no secret.
@@ -95,6 +98,32 @@ impl Target {
             _ => None,
         })
     }
+}
+
+/// The configuration with only one of its hosts. The library can't remove the others.
+fn one_host(all: &Config, i: usize) -> Config {
+    let mut one = Config::new();
+    match all.get_hosts().get(i) {
+        Some(Host::Tcp(name)) => _ = one.host(name),
+        Some(Host::Unix(folder)) => _ = one.host_path(folder),
+        None => {}
+    }
+    all.get_hostaddrs().get(i).map(|address| one.hostaddr(*address));
+    all.get_ports().get(i).or(all.get_ports().first()).map(|port| one.port(*port));
+    all.get_user().map(|user| one.user(user));
+    all.get_password().map(|password| one.password(password));
+    all.get_dbname().map(|name| one.dbname(name));
+    all.get_options().map(|options| one.options(options));
+    all.get_application_name().map(|name| one.application_name(name));
+    all.get_connect_timeout().map(|limit| one.connect_timeout(*limit));
+    all.get_tcp_user_timeout().map(|limit| one.tcp_user_timeout(*limit));
+    all.get_keepalives_interval().map(|interval| one.keepalives_interval(interval));
+    all.get_keepalives_retries().map(|count| one.keepalives_retries(count));
+    one.ssl_mode(all.get_ssl_mode()).ssl_negotiation(all.get_ssl_negotiation());
+    one.keepalives(all.get_keepalives()).keepalives_idle(all.get_keepalives_idle());
+    one.target_session_attrs(all.get_target_session_attrs()).channel_binding(all.get_channel_binding());
+    one.load_balance_hosts(all.get_load_balance_hosts());
+    one
 }
 
 /// Replaces the library's error, whose text quotes the input: names the parameter, and the values that it may have.
@@ -215,6 +244,19 @@ mod tests {
             assert_eq!(url.config, words.config);
             assert_eq!((url.security, url.passfile), (words.security, words.passfile));
         }
+    }
+
+    #[test]
+    fn each_host_alone_keeps_all_other_settings() {
+        let rest = "user=u password=p dbname=db options=-cgeqo=off application_name=n connect_timeout=3 keepalives=0 \
+            keepalives_idle=7 keepalives_interval=8 keepalives_count=9 tcp_user_timeout=10000 sslmode=require \
+            sslnegotiation=direct target_session_attrs=read-write channel_binding=require load_balance_hosts=random";
+        let both = parse(&format!("host=a,b port=1,2 {rest}")).alone;
+        assert_eq!(both, ["host=a port=1", "host=b port=2"].map(|one| parse(&format!("{one} {rest}")).config));
+        let sockets = parse(&format!("host=/a,/b {rest} sslnegotiation=postgres")).alone;
+        assert_eq!(sockets[1], parse(&format!("host=/b {rest} sslnegotiation=postgres")).config);
+        let addresses = parse(&format!("host=a,b hostaddr=127.0.0.1,127.0.0.2 port=3 {rest}")).alone;
+        assert_eq!(addresses[1], parse(&format!("host=b hostaddr=127.0.0.2 port=3 {rest}")).config);
     }
 
     #[test]

@@ -19,6 +19,7 @@ use crate::certificates::TlsError;
 use crate::metrics::Metrics;
 use crate::upstream::connection_string::{Roots, Security, Target};
 use crate::upstream::inbox::{self, Inbox, inbox};
+use crate::upstream::one_server::{Followed, Server};
 use crate::upstream::parameters::BadUrl;
 
 use crate::upstream::password::{PasswordError, Passwords};
@@ -52,6 +53,9 @@ pub enum DatabaseError {
         /// Why not.
         why: Box<DatabaseError>,
     },
+    /// Only other servers than the one that the proxy follows can be reached.
+    #[error("the server that the proxy follows can't be reached, only another one")]
+    OtherServer,
     /// No answer came in time.
     #[error("no answer from the database")]
     Timeout,
@@ -179,6 +183,7 @@ pub struct Database {
     authorities: Option<PathBuf>,
     tls: Arc<RwLock<Option<ClientConfig>>>,
     presence: Presence,
+    followed: Followed,
 }
 
 impl Database {
@@ -188,8 +193,9 @@ impl Database {
         let target = Target::parse(text)?;
         let passwords = Passwords::new(target.passfile.clone(), |name| std::env::var(name).ok());
         let authorities = authorities.map(Path::to_owned);
-        let (target, tls, presence) = (Arc::new(target), Arc::default(), Presence::default());
-        let database = Self { target, passwords, authorities, tls, presence };
+        let (target, tls) = (Arc::new(target), Arc::default());
+        let (presence, followed) = (Presence::default(), Followed::default());
+        let database = Self { target, passwords, authorities, tls, presence, followed };
         database.read_certificates()?;
         Ok(database)
     }
@@ -235,13 +241,57 @@ impl Database {
     /// Connects, and first sets what later statements depend on. Notifications go to the inbox, which closes with the
     /// connection.
     pub async fn connect(&self, metrics: Arc<Metrics>) -> Result<(Client, Inbox), DatabaseError> {
-        let connected = self.try_to_connect(metrics).await;
-        connected.map_err(|why| DatabaseError::Connect { to: self.place(), why: Box::new(why) })
+        let connected = self.try_to_connect(&self.target.config, metrics).await;
+        connected.map_err(|why| self.names_place(why))
     }
 
-    /// The same database with another login: its connections leave it together with the others.
+    /// Connects for the upstream, which follows the server from now on.
+    pub async fn connect_and_follow(&self, metrics: Arc<Metrics>) -> Result<(Client, Inbox), DatabaseError> {
+        let (client, inbox) = self.connect(metrics).await?;
+        self.followed.set(server_of(&client).await?);
+        Ok((client, inbox))
+    }
+
+    /// Connects to the server that the upstream follows. Before the upstream has one, to any. Tries one host after the
+    /// other, and once more when the upstream follows one of the servers that were reached.
+    pub async fn connect_to_followed(&self, metrics: Arc<Metrics>) -> Result<(Client, Server), DatabaseError> {
+        let (mut others, mut failed) = (Vec::new(), DatabaseError::Closed);
+        for is_last in [false, true] {
+            for host in &self.target.alone {
+                match self.connect_to(host, metrics.clone()).await {
+                    Ok((client, server)) if self.followed.is(server) => return Ok((client, server)),
+                    Ok((_, server)) => others.push(server),
+                    Err(error) => failed = error,
+                }
+            }
+            if others.is_empty() || is_last {
+                break;
+            }
+            self.followed.becomes_one_of(&others).await;
+        }
+        Err(self.names_place(if others.is_empty() { failed } else { DatabaseError::OtherServer }))
+    }
+
+    async fn connect_to(&self, host: &Config, metrics: Arc<Metrics>) -> Result<(Client, Server), DatabaseError> {
+        let (client, _) = self.try_to_connect(host, metrics).await?;
+        let server = server_of(&client).await?;
+        Ok((client, server))
+    }
+
+    /// Whether access may be checked at this server.
+    pub fn is_followed(&self, server: Server) -> bool {
+        self.followed.is(server)
+    }
+
+    fn names_place(&self, why: DatabaseError) -> DatabaseError {
+        DatabaseError::Connect { to: self.place(), why: Box::new(why) }
+    }
+
+    /// The same database with another login: its connections leave it together with the others, and lead to the same
+    /// server.
     pub fn beside(mut self, other: &Self) -> Self {
         self.presence = other.presence.clone();
+        self.followed = other.followed.clone();
         self
     }
 
@@ -250,12 +300,13 @@ impl Database {
         self.presence.leave();
     }
 
-    async fn try_to_connect(&self, metrics: Arc<Metrics>) -> Result<(Client, Inbox), DatabaseError> {
+    async fn try_to_connect(&self, config: &Config, metrics: Arc<Metrics>) -> Result<(Client, Inbox), DatabaseError> {
         if self.presence.is_away() {
             return Err(DatabaseError::Leave);
         }
         let seat = self.presence.seat();
-        let config = timeout(CONNECT_TIMEOUT, self.filled()).await.unwrap_or(Err(DatabaseError::Timeout))?;
+        let config =
+            timeout(CONNECT_TIMEOUT, self.filled(config.clone())).await.unwrap_or(Err(DatabaseError::Timeout))?;
         let tls = self.tls.read().clone();
         let connecting = async {
             match tls {
@@ -276,9 +327,9 @@ impl Database {
     }
 
     /// The configuration with the current password. The file is not read in a thread that serves streams.
-    async fn filled(&self) -> Result<Config, DatabaseError> {
-        let (target, passwords) = (self.target.clone(), self.passwords.clone());
-        let filled = spawn_blocking(move || passwords.fill(&target.config)).await;
+    async fn filled(&self, config: Config) -> Result<Config, DatabaseError> {
+        let passwords = self.passwords.clone();
+        let filled = spawn_blocking(move || passwords.fill(&config)).await;
         Ok(filled.map_err(|_| DatabaseError::Closed)??)
     }
 
@@ -301,6 +352,13 @@ impl Database {
         }
         Ok(())
     }
+}
+
+/// The server at the other end of a connection.
+async fn server_of(client: &Client) -> Result<Server, DatabaseError> {
+    let rows = in_time(client.query_typed(Server::STARTED, &[])).await?;
+    let row = rows.first().ok_or(DatabaseError::Contract("no row about the server"))?;
+    Ok(Server::started_at(row.try_get(0)?))
 }
 
 fn settings_for<S: AsyncRead + AsyncWrite + Unpin>(connection: &Connection<Socket, S>) -> String {

@@ -5,7 +5,8 @@
 //!
 //! [`database`] makes all connections: [`connection_string`] and [`parameters`] say where the database is,
 //! [`password`], [`tls`] and [`settings`] how to connect, and [`inbox`] holds the notifications that have arrived.
-//! [`presence`] closes all of them when a statement needs the database alone.
+//! [`presence`] closes all of them when a statement needs the database alone. [`one_server`] keeps those that check
+//! access at the server that the session follows.
 //!
 //! [`follow`] takes the place of notifications at a hot standby. [`standing`] is what the other parts of the proxy need
 //! to know of the server.
@@ -19,6 +20,7 @@ pub mod follow;
 pub mod hearing;
 pub mod inbox;
 pub mod log;
+pub mod one_server;
 pub mod parameters;
 pub mod password;
 pub mod presence;

@@ -118,7 +118,7 @@ impl Upstream {
     }
 
     async fn session(&mut self) -> Result<Infallible, DatabaseError> {
-        let (client, mut notifications) = self.database.connect(self.metrics.clone()).await?;
+        let (client, mut notifications) = self.database.connect_and_follow(self.metrics.clone()).await?;
         let client = Arc::new(client);
         if is_standby(&client).await? {
             self.follow(&client).await?;
