@@ -87,6 +87,7 @@ fn argument(type_name: &str, claims: &str) -> String {
         "text[]" => "'{boards_5}'".into(),
         "integer" => "1000000".into(),
         "integer[]" => "'{1}'".into(),
+        "bigint" => "1".into(),
         "boolean" => "true".into(),
         "interval" => "'0 s'".into(),
         "jsonb" => format!("'{claims}'"),
