@@ -29,7 +29,10 @@ fn survive(db: &Database<'_>, setup: &str, fault: impl Fn()) {
     let connections: Vec<usize> = followers.iter().map(Follower::connections).collect();
     let got: Vec<Vec<Frame>> = followers.into_iter().map(Follower::finish).collect();
     ledger.check(&got[0]);
-    assert!(got[0] == got[1], "the same for all");
+    // A tick that a crash takes back has an id only where it was heard. Elsewhere its events come in the next tick.
+    let events = |frames: &[Frame]| frames.iter().map(|frame| (frame.event.clone(), frame.data.clone())).collect();
+    let [one, other]: [Vec<_>; 2] = [events(&got[0]), events(&got[1])];
+    assert!(one == other, "the same for all");
     assert_eq!(connections, [1, 1], "clients stay connected while the database is away");
 }
 
