@@ -216,6 +216,7 @@ fn an_application_and_a_manager_have_exactly_the_rights_they_need() {
         "disallow(text)",
         "export()",
         "exported_triggers()",
+        "flushed_first()",
         "guard(regclass,text,text[],text,text)",
         "holes(text)",
         "keep_rule(text,text,name[])",
