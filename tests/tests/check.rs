@@ -281,7 +281,7 @@ fn a_rule_that_reads_a_large_table_from_end_to_end_is_named() {
     dba.run("CREATE INDEX ON owners (id)");
     let found = plans(&mut dba);
     assert!(found.len() == 1 && found[0].0 == Some(true) && found[0].1.starts_with("2 of 2 rules"), "{found:?}");
-    // Planning runs code of whoever wrote the rule, so it never has the rights of the extension's owner.
+    // Planning runs code of the author of the rule, so it never has the rights of the extension's owner.
     let (notices, heard) = std::sync::mpsc::channel();
     let mut config = team.db.cluster().config(team.db.name(), "postgres");
     config.notice_callback(move |notice| _ = notices.send(notice.message().to_owned()));

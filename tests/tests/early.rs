@@ -286,7 +286,7 @@ fn a_large_tick_is_flushed_first_because_proxies_read_it_from_the_log() {
 
 #[test]
 fn a_transaction_that_waits_for_an_earlier_one_is_flushed_first_and_keeps_its_place() {
-    // Whoever waits for a standby here waits forever. The relay does not.
+    // A session that waits for a standby here waits forever. The relay does not.
     let cluster =
         Cluster::start(&[HELD, &[("synchronous_standby_names", "nobody"), ("synchronous_commit", "local")]].concat());
     let mut db = cluster.database();

@@ -132,7 +132,7 @@ fn what_is_exported_recreates_everything() {
     );
     session.run(&statements.join("\n"));
     assert_eq!(state(&mut session), before);
-    // Whoever asks, the text is the same, so that it changes in a repository only if something has changed.
+    // The text is the same for every caller, so that it changes in a repository only if something has changed.
     other.run("SET standard_conforming_strings = off");
     assert_eq!(export(&mut other), statements);
 }

@@ -17,7 +17,7 @@ use crate::{all_until_now, boards, titles};
 /// Long enough that no stream is checked again for another reason.
 const RARELY: [&str; 2] = ["--reauthorize", "1h"];
 
-/// Boards with members, guarded by an application of its own: whoever is a member may subscribe.
+/// Boards with members, guarded by an application of its own: members may subscribe.
 pub fn guarded() -> (Database<'static>, Application) {
     let db = boards();
     db.session().run(
@@ -89,7 +89,7 @@ fn a_member_who_is_removed_gets_nothing_that_is_committed_afterwards() {
         let (allowed, refused) = (rechecks(proxy, "allowed"), rechecks(proxy, "refused"));
         assert_eq!((allowed, refused), (1.0, 1.0));
     }
-    // Whoever is let in again gets what was missed, by the right at that time.
+    // A client that is let in again gets what was missed, by the right at that time.
     let mut again = proxies[0].open(&by("ben", Request::since(&["boards_5"], "earliest")));
     assert_eq!(again.take(8).len(), 8);
 }
@@ -427,7 +427,7 @@ fn of_two_servers_the_one_that_the_proxy_follows_is_asked() {
          INSERT INTO board_items VALUES (1, 7, 'a secret'); COMMIT",
     );
     assert_eq!(his.rest(), [revoked()]);
-    // Whoever may still read goes on, and the standby is not needed for it.
+    // Subscribers who may still read go on, and the standby is not needed for it.
     let mut hers = proxy.open(&Request::live(&["boards_7"]).by(&team.token(2)));
     hers.wait_id();
     session.run("SELECT tidings.recheck('boards_7'); INSERT INTO board_items VALUES (2, 7, 'next')");

@@ -377,7 +377,7 @@ impl Watch {
                 TopicPiece::Text(text) => out.extend_from_slice(text.as_bytes()),
                 TopicPiece::Separator(text) => {
                     out.extend_from_slice(text.as_bytes());
-                    // A guard's topic need not be read again: whoever is subscribed to this text is asked.
+                    // A guard's topic need not be read again: all who are subscribed to this text are asked.
                     if !self.is_guard {
                         check_separated(&out[value_at..], text)?;
                     }
