@@ -16,9 +16,6 @@ use crate::process::{fresh_path, tail};
 /// Where the root is kept that machines are copies of: not below `target`, because only root can remove it.
 pub const HOME: &str = "/var/cache/tidings-test";
 
-/// Where the packages come from, unless `DEBIAN_MIRROR` says otherwise.
-const MIRROR: &str = "http://deb.debian.org/debian";
-
 /// The environment of every command.
 const ENVIRONMENT: [&str; 3] = [
     "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -141,10 +138,11 @@ fn create(suite: &str, root: &Path) {
     let unfinished = root.with_extension("unfinished");
     run(Command::new("rm").arg("-rf").arg(&unfinished));
     fs::create_dir_all(&unfinished).expect("create a folder");
-    let mirror = std::env::var("DEBIAN_MIRROR").unwrap_or_else(|_| MIRROR.to_owned());
+    // Without this, debootstrap takes the packages from where Debian has them.
+    let mirror = std::env::var_os("DEBIAN_MIRROR");
     // What it mounts below the folder is gone when it ends in any way; otherwise nobody could remove the folder.
     let debootstrap = ["--mount", "debootstrap", "--variant=minbase", suite];
-    run(Command::new("unshare").args(debootstrap).arg(&unfinished).arg(&mirror));
+    run(Command::new("unshare").args(debootstrap).arg(&unfinished).args(mirror));
     // Nobody is there to answer apt's question, and what it downloads is needed again.
     let settings = "APT::Get::Assume-Yes \"true\";\nBinary::apt::APT::Keep-Downloaded-Packages \"true\";\n";
     fs::write(unfinished.join("etc/apt/apt.conf.d/test"), settings).expect("write apt's settings");
