@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::time::ClockId;
 
-/// The longest rest that the budget requires. While writers are busy, it is the shortest rest.
+/// The longest rest that the budget requires, unless writers are busy.
 const MAX_REST: Duration = Duration::from_millis(10);
 
 /// Unless writers are busy, the relay uses at most one part in this many of a core in the long run.
@@ -16,10 +16,11 @@ const SHARE: i64 = 9;
 
 /// While writers are busy, the relay rests this many times as long as the processor time of a tick, so that ticks
 /// become larger under load.
-const BUSY_SHARE: u32 = 20;
+const BUSY_SHARE: u32 = 10;
 
-/// The longest rest while writers are busy. It keeps the latency below what a person can notice.
-const MAX_BUSY_REST: Duration = Duration::from_millis(20);
+/// The shortest and the longest rest while writers are busy. Beside 32 writers on two cores, 10 to 20 ms made the 99th
+/// percentile of the latency 2.5 times as long, and the writers were not measurably faster.
+const BUSY_REST: [Duration; 2] = [Duration::from_millis(3), Duration::from_millis(6)];
 
 /// The largest budget. It is enough for a handful of ticks, so that a few commits in a row are not delayed.
 const MAX_BUDGET: Duration = Duration::from_millis(1);
@@ -55,7 +56,7 @@ impl Pace {
         self.left = (self.left + earned).min(nanos(MAX_BUDGET)) - nanos(cost);
         self.left = self.left.max(-nanos(MAX_REST) / SHARE);
         if segments >= BUSY_TICK {
-            return (cost * BUSY_SHARE).clamp(MAX_REST, MAX_BUSY_REST);
+            return (cost * BUSY_SHARE).clamp(BUSY_REST[0], BUSY_REST[1]);
         }
         Duration::from_nanos(u64::try_from(-self.left * SHARE).unwrap_or(0))
     }
