@@ -6,11 +6,15 @@ use libfuzzer_sys::fuzz_target;
 use tidings_wire::outline::MAX_OUTLINE;
 use tidings_wire::segment::MAX_PREVIOUS;
 use tidings_wire::limit::WIDEST;
-use tidings_wire::{Part, Position, Template, Topic, segment};
+use tidings_wire::{Part, Position, Template, Topic, lender, segment};
 
 fuzz_target!(|data: &[u8]| {
     let Some((choice, data)) = data.split_first() else { return };
     if choice % 4 == 0 {
+        if let Ok(Some((lender, own))) = lender::split(data) {
+            assert!(own.len() < data.len() && lender.head().len() <= data.len());
+        }
+        assert!(lender::first_entry(data).map_or(0, <[u8]>::len) <= data.len());
         for event in segment::events(data).map_while(Result::ok) {
             // An outline, each byte of which may be a NULL, and values that may have been there before.
             let most = 4 * MAX_OUTLINE + WIDEST * (data.len() + MAX_PREVIOUS);

@@ -1,11 +1,13 @@
 //! The SQL functions that decode segments and positions, read the clock, and show what the relay does.
 
+use std::borrow::Cow;
 use std::sync::atomic::Ordering::SeqCst;
 
+use pgrx::PgMemoryContexts;
 use pgrx::prelude::*;
 use tidings_wire::{Event, Position, position, segment};
 
-use crate::log::{durability, scan, snapshot};
+use crate::log::{durability, lenders, scan, snapshot};
 use crate::relay::early::Reason;
 use crate::{errors, preload, shared};
 
@@ -50,22 +52,39 @@ fn columns((n, event): (i32, Event<'_>)) -> (i32, &str, Option<&str>, Option<Str
 
 /// The events of a segment that have one of these topics. It decodes one event at a time. Postgres collects them, above
 /// `work_mem` in a file.
-fn decoded(data: &[u8], topics: Option<Vec<Option<String>>>) -> impl Iterator<Item = (i32, Event<'_>)> {
+fn decoded<'a>(data: &'a [u8], topics: Option<Vec<Option<String>>>) -> impl Iterator<Item = (i32, Event<'a>)> {
     preload::require();
+    let data = match completed(data) {
+        Cow::Borrowed(data) => data,
+        // SAFETY: the memory context is that of the whole call, as for the argument: it lives until the last event.
+        Cow::Owned(data) => unsafe { &*PgMemoryContexts::CurrentMemoryContext.leak_and_drop_on_delete(data) },
+    };
     let wanted = topics.map(|topics| topics.into_iter().flatten().collect::<std::collections::HashSet<_>>());
     let is_wanted = move |topic: &str| wanted.as_ref().is_none_or(|wanted| wanted.contains(topic));
     let mut events = segment::events(data);
     std::iter::from_fn(move || events.next_wanted(&is_wanted)).zip(1..).filter_map(|(event, n)| {
         pgrx::check_for_interrupts!();
-        let event = event.unwrap_or_else(|error| {
-            errors::raise(
-                PgSqlErrorCode::ERRCODE_DATA_CORRUPTED,
-                format!("a row of tidings.log cannot be read: {error}"),
-                "Find it with SELECT tableoid::regclass, xid, stamp FROM tidings.log WHERE NOT tidings.is_readable(data).",
-            )
-        })?;
-        Some((n, event))
+        Some((n, event.unwrap_or_else(|error| unreadable(&error.to_string()))?))
     })
+}
+
+/// `tidings.complete(data)`: the whole of a segment, with what it has borrowed from another one.
+#[pg_extern]
+fn complete(data: &[u8]) -> Vec<u8> {
+    preload::require();
+    completed(data).into_owned()
+}
+
+fn completed(data: &[u8]) -> Cow<'_, [u8]> {
+    lenders::complete(data).unwrap_or_else(|error| unreadable(&error))
+}
+
+fn unreadable(error: &str) -> ! {
+    errors::raise(
+        PgSqlErrorCode::ERRCODE_DATA_CORRUPTED,
+        format!("a row of tidings.log cannot be read: {error}"),
+        "Find it with SELECT tableoid::regclass, xid, stamp FROM tidings.log WHERE NOT tidings.is_readable(data).",
+    )
 }
 
 /// `tidings.parse_position(text)`: tick and number of a position, and its stamp and snapshot if it has them.

@@ -89,6 +89,8 @@ pub struct Database {
     pub tick_end: AtomicU64,
     /// The relay's setting `synchronous_commit`.
     pub level: AtomicU32,
+    /// The extension's SQL can read segments that borrow their outline: see [`crate::log::lenders`].
+    pub can_borrow: AtomicBool,
     /// The number of ticks since the server started.
     pub ticks: AtomicU64,
     /// The number of events that were inside of notifications since the server started.
@@ -148,6 +150,7 @@ impl Default for Shared {
                 commit_end: AtomicU64::new(0),
                 tick_end: AtomicU64::new(0),
                 level: AtomicU32::new(0),
+                can_borrow: AtomicBool::new(false),
                 ticks: AtomicU64::new(0),
                 events: AtomicU64::new(0),
                 hints: AtomicU64::new(0),
@@ -318,6 +321,7 @@ impl Database {
         }
         self.slot.store(0, SeqCst);
         self.epoch_sealed.store(false, SeqCst);
+        self.can_borrow.store(false, SeqCst);
         let counters = [&self.ticks, &self.events, &self.hints, &self.skipped, &self.ring_ticks, &self.ring_overflows];
         let places = [&self.floor, &self.tick, &self.commit_end, &self.tick_end];
         for number in counters.into_iter().chain(places).chain(&self.flushed_first) {

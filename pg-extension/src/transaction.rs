@@ -11,7 +11,7 @@ use std::ffi::c_void;
 use pgrx::prelude::*;
 
 use crate::capture::{buffer, command, watch};
-use crate::log::endings;
+use crate::log::{endings, lenders};
 use crate::shared::{self, Database, State};
 use crate::warnings;
 
@@ -76,6 +76,7 @@ unsafe extern "C-unwind" fn at_transaction(event: pg_sys::XactEvent::Type, _arg:
         }
         XACT_EVENT_COMMIT => {
             endings::publish();
+            lenders::commit();
             wake(buffer::has_written(), AFTER_COMMIT.get());
             forget();
         }
@@ -96,6 +97,7 @@ unsafe extern "C-unwind" fn at_transaction(event: pg_sys::XactEvent::Type, _arg:
 fn forget() {
     buffer::reset();
     command::reset();
+    lenders::reset();
     // An aborted statement may have left some.
     watch::forget_altered();
     warnings::reset();

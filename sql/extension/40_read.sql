@@ -47,16 +47,22 @@ LANGUAGE c STRICT IMMUTABLE ROWS 1 AS 'MODULE_PATHNAME', 'parse_position_wrapper
 COMMENT ON FUNCTION tidings.parse_position(text) IS 'The parts of a position';
 
 CREATE OR REPLACE FUNCTION tidings.decode(data bytea, topics text[], OUT n integer, OUT topic text, OUT event text, OUT payload text) RETURNS SETOF record
-LANGUAGE c IMMUTABLE AS 'MODULE_PATHNAME', 'decode_wrapper';
+LANGUAGE c STABLE AS 'MODULE_PATHNAME', 'decode_wrapper';
 
 COMMENT ON FUNCTION tidings.decode(bytea, text[]) IS
     'The events of a segment that have one of these topics; all events if topics is NULL';
 
 CREATE OR REPLACE FUNCTION tidings.decode_all(data bytea, topics text[], OUT n integer, OUT topic text, OUT event text, OUT payload text) RETURNS SETOF record
-LANGUAGE c IMMUTABLE AS 'MODULE_PATHNAME', 'decode_all_wrapper';
+LANGUAGE c STABLE AS 'MODULE_PATHNAME', 'decode_all_wrapper';
 
 COMMENT ON FUNCTION tidings.decode_all(bytea, text[]) IS
     'The same with the events of guards, which have neither a name nor a payload. The topic of one that is about many topics is their template';
+
+CREATE OR REPLACE FUNCTION tidings.complete(data bytea) RETURNS bytea
+LANGUAGE c STRICT STABLE AS 'MODULE_PATHNAME', 'complete_wrapper';
+
+COMMENT ON FUNCTION tidings.complete(bytea) IS
+    'The whole of a segment. Segments of version 4 borrow their first outline from an earlier one, whose row must still be in the log';
 
 CREATE OR REPLACE FUNCTION tidings.is_readable(data bytea) RETURNS boolean
 LANGUAGE plpgsql STABLE
@@ -336,9 +342,11 @@ BEGIN
             SELECT s.*, lead(s.first) OVER (ORDER BY s.first) IS NULL AS is_last FROM tidings.tick_segments(t.since, t.until) s
         LOOP
             CONTINUE WHEN t.tick = place.tick AND segment.first + segment.events <= place.n;
-            first := segment.first; last := segment.is_last; data := segment.data;
+            first := segment.first; last := segment.is_last;
+            -- Only version 4 lacks anything. The first byte of a segment that is stored out of line is cheap to read.
+            data := CASE WHEN substring(segment.data FOR 1) = '\x04' THEN tidings.complete(segment.data) ELSE segment.data END;
             RETURN NEXT;
-            size := size + octet_length(segment.data);
+            size := size + octet_length(data);
             EXIT ticks WHEN size >= max_bytes;
         END LOOP;
         IF data IS NULL AND t.tick > place.tick THEN

@@ -33,6 +33,7 @@ mod installation;
 mod json;
 mod key_url;
 mod leaving;
+mod lenders;
 mod limits;
 mod locked_rules;
 mod log;

@@ -91,11 +91,12 @@ pub fn write_all(is_final: bool) {
     endings::begin();
     with_snapshot(|| {
         if !is_empty {
-            write(is_final, |buffer| (buffer.joining_at_end(), buffer.take_all()));
+            let write_as = WriteAs { is_final, is_first: !has_written };
+            write(write_as, |buffer| (buffer.joining_at_end(), buffer.take_all()));
         }
         if is_empty || !is_final {
             let ordinal = if is_final { write::ENDED } else { write::PREPARED };
-            write_segment(NewSegment { ordinal, events: 0, is_final, entries: &mut Vec::new() });
+            write_segment(NewSegment { ordinal, events: 0, is_final, outline: None, entries: &mut Vec::new() });
         }
     });
 }
@@ -110,18 +111,30 @@ pub fn write_released(subxid: pg_sys::SubTransactionId) {
 
 /// Writes the events of the subtransaction and its children, before the end of the transaction.
 fn write_current(subxid: pg_sys::SubTransactionId, by_trigger: bool) {
-    write(false, |buffer| (buffer.joining_early(by_trigger), buffer.take_current(subxid)));
+    let write_as = WriteAs { is_final: false, is_first: false };
+    write(write_as, |buffer| (buffer.joining_early(by_trigger), buffer.take_current(subxid)));
+}
+
+/// When events are written.
+#[derive(Clone, Copy)]
+struct WriteAs {
+    /// Right before the commit.
+    is_final: bool,
+    /// The transaction has written nothing before. Not known if the write is not final.
+    is_first: bool,
 }
 
 /// Writes what `take` takes out of the buffer as segments. Runs with nothing between them share a segment.
-fn write(is_final: bool, take: impl FnOnce(&mut Runs) -> (Joining, (Vec<u8>, Vec<Run>))) {
+fn write(write_as: WriteAs, take: impl FnOnce(&mut Runs) -> (Joining, (Vec<u8>, Vec<Run>))) {
+    let WriteAs { is_final, is_first } = write_as;
     // The buffer is not borrowed while Postgres writes: that may run code that captures.
     let (joining, (mut bytes, runs)) = BUFFER.with_borrow_mut(take);
     if let [first, ..] = runs.as_slice()
         && joining.joins_all(&runs)
     {
         let (ordinal, events) = (first.first.ordinal(first.ordinal), runs.iter().map(|run| run.events).sum());
-        write_segment(NewSegment { ordinal, events, is_final, entries: &mut bytes });
+        let outline = first.outline.filter(|_| is_final && is_first);
+        write_segment(NewSegment { ordinal, events, is_final, outline, entries: &mut bytes });
     } else {
         write_apart(is_final, &joining, &bytes, &runs);
     }
@@ -138,7 +151,7 @@ fn write_apart(is_final: bool, joining: &Joining, bytes: &[u8], runs: &[Run]) {
         let events = group.iter().map(|(run, _)| run.events).sum();
         let mut entries: Vec<u8> = group.iter().flat_map(|(_, bytes)| *bytes).copied().collect();
         let ordinal = first.first.ordinal(first.ordinal);
-        write_segment(NewSegment { ordinal, events, is_final, entries: &mut entries });
+        write_segment(NewSegment { ordinal, events, is_final, outline: None, entries: &mut entries });
     }
 }
 

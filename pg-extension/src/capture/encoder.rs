@@ -8,6 +8,7 @@ use tidings_wire::segment::{self, Event};
 
 use crate::capture::command::Rank;
 use crate::capture::payload::PayloadPlan;
+use crate::log::lenders::FirstOutline;
 
 /// Consecutive events of one subtransaction.
 pub struct Run {
@@ -23,6 +24,8 @@ pub struct Run {
     pub ordinal: i64,
     /// The number of its events.
     pub events: i32,
+    /// The outline that it begins with.
+    pub outline: Option<FirstOutline>,
     /// Upper bound of the JSON that its changes render to, in bytes.
     max_rendered: usize,
 }
@@ -99,7 +102,7 @@ impl Encoder {
 impl Run {
     /// A run without events.
     pub fn new(subxid: pg_sys::SubTransactionId, start: usize, ordinal: i64, rank: Rank) -> Self {
-        Self { subxid, first: rank, last: rank, start, ordinal, events: 0, max_rendered: 0 }
+        Self { subxid, first: rank, last: rank, start, ordinal, events: 0, outline: None, max_rendered: 0 }
     }
 
     /// Appends an event to the bytes. The caller counts it.
@@ -121,6 +124,9 @@ impl Run {
             bytes.truncate(before);
             previous.clear();
             segment::append_outline(bytes, number, event, &plan.stored_outline);
+            if before == self.start {
+                self.outline = Some(FirstOutline { number: plan.number, length: bytes.len() - before });
+            }
             segment::append_filled(bytes, number, topic, row, previous);
         }
         if row.size() <= segment::MAX_PREVIOUS {

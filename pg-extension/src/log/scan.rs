@@ -89,6 +89,11 @@ impl<'a> Rows<'a> {
         }
     }
 
+    /// The segments of a transaction in a partition of the log.
+    pub fn of(partition: &'a Table, xid: u64) -> Self {
+        Self::new(partition, log::XID, Some(equal(xid)), None)
+    }
+
     /// All rows of a table, in the order of a column.
     pub fn all(table: &'a Table, column: usize) -> Self {
         Self::new(table, column, None, None)
@@ -200,6 +205,12 @@ unsafe fn begin_scan(
 fn later(xid: u64) -> pg_sys::ScanKeyData {
     // SAFETY: the strategy and the function belong together, and the argument is an `xid8`.
     unsafe { key(0, pg_sys::BTGreaterEqualStrategyNumber, pg_sys::F_XID8GE, pg_sys::Datum::from(xid)) }
+}
+
+/// A key for one transaction.
+fn equal(xid: u64) -> pg_sys::ScanKeyData {
+    // SAFETY: the strategy and the function belong together, and the argument is an `xid8`.
+    unsafe { key(0, pg_sys::BTEqualStrategyNumber, pg_sys::F_XID8EQ, pg_sys::Datum::from(xid)) }
 }
 
 /// A key for the transactions of a list.

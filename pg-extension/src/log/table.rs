@@ -12,6 +12,10 @@ use crate::errors;
 /// A table or partition that is open, and locked until the end of the transaction.
 pub struct Table(pg_sys::Relation);
 
+/// The file of a table, which TRUNCATE replaces: the OID of the table and the number of the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct File(pg_sys::Oid, pg_sys::Oid);
+
 thread_local! {
     /// The tables that this process has opened, until Postgres reports a change of theirs.
     static KNOWN: RefCell<Vec<(&'static CStr, pg_sys::Oid)>> = const { RefCell::new(Vec::new()) };
@@ -67,6 +71,17 @@ impl Table {
     pub fn oid(&self) -> pg_sys::Oid {
         // SAFETY: the relation is open.
         unsafe { (*self.0).rd_id }
+    }
+
+    /// Its file.
+    pub fn file(&self) -> File {
+        // SAFETY: the relation is open.
+        #[cfg(feature = "pg15")]
+        let number = unsafe { (*self.0).rd_node.relNode };
+        // SAFETY: the relation is open.
+        #[cfg(not(feature = "pg15"))]
+        let number = unsafe { (*self.0).rd_locator.relNumber };
+        File(self.oid(), number)
     }
 
     /// Its owner.

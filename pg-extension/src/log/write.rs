@@ -1,12 +1,15 @@
 //! Inserts one segment into `tidings.log`, even if the writer has no rights on that table.
 
 use std::ffi::c_char;
+use std::sync::atomic::Ordering::SeqCst;
 
 use pgrx::prelude::*;
+use tidings_wire::lender::Lender;
 use tidings_wire::segment;
 
 use crate::foreign::toast_compress_datum;
 use crate::log::layout::{LOG_PARTITIONS, log};
+use crate::log::lenders::{self, FirstOutline};
 use crate::log::lock;
 use crate::log::ring::{self, Entry};
 use crate::log::snapshot::{self, oldest_process};
@@ -22,8 +25,9 @@ pub struct NewSegment<'a> {
     /// Whether it becomes visible together with the transaction in any case, and soon: it is written right before the
     /// commit, outside of any subtransaction.
     pub is_final: bool,
-    /// The encoded events, without the version byte. The version byte and the length word of Postgres are inserted in
-    /// front, in place: a copy of a large segment would need memory that is new to the process each time.
+    /// The outline that it begins with, if it is also the only segment of its transaction.
+    pub outline: Option<FirstOutline>,
+    /// The encoded events, without the version byte. What a row has before them is inserted in front, in place: a copy of a large segment would need memory that is new to the process each time.
     pub entries: &'a mut Vec<u8>,
 }
 
@@ -45,12 +49,21 @@ const UNCOMPRESSED: [c_char; 2] = [b'p' as c_char, b'e' as c_char];
 /// Raises what any write may raise (disk full, out of memory), and the transaction is aborted as by any other write.
 /// Does nothing if the extension was dropped in this transaction, because its watches were dropped too.
 pub fn write_segment(segment: NewSegment<'_>) {
-    let slot = shared::my_database().map_or(0, shared::Database::current_slot);
+    let db = shared::my_database();
+    let slot = db.map_or(0, shared::Database::current_slot);
     // The only conflicting lock is the relay's, for the moment in which it empties an old partition. A user's
     // transaction must not fail because of it.
     let _no_timeout = lock::Timeout::set(0);
     let Some(partition) = Table::open(LOG_PARTITIONS[slot], pg_sys::RowExclusiveLock) else { return };
-    let data = bytea(segment.entries);
+    let outline = segment.outline.filter(|_| segment.entries.len() <= lenders::MAX_SEGMENT);
+    let lender = outline.and_then(|outline| lenders::find(outline.number, partition.file()));
+    // The SQL functions before 0.2.0 cannot read such segments.
+    let lender = lender.filter(|_| db.is_some_and(|db| db.can_borrow.load(SeqCst)));
+    let lent = outline.map_or(0, |outline| outline.length);
+    let data = match lender {
+        Some(lender) => bytea(segment.entries, lent, &lender.head()),
+        None => bytea(segment.entries, 0, &[segment::VERSION]),
+    };
     // SAFETY: inside a transaction that may write. The values have the types of the table's columns, in their order
     // (sql/extension/10_tables.sql), and none is NULL.
     unsafe {
@@ -68,6 +81,9 @@ pub fn write_segment(segment: NewSegment<'_>) {
             pg_sys::Datum::from(segment.events),
             compressed.unwrap_or(data),
         ]);
+        if let Some(outline) = outline.filter(|_| lender.is_none()) {
+            lenders::offer(outline.number, partition.file(), Lender { slot: slot as u8, xid });
+        }
         if let Some(compressed) = compressed {
             pg_sys::pfree(compressed.cast_mut_ptr());
         }
@@ -94,10 +110,14 @@ unsafe fn compress(partition: &Table, data: pg_sys::Datum) -> Option<pg_sys::Dat
     (!compressed.is_null()).then_some(compressed)
 }
 
-/// Turns the entries of a segment into a `bytea`, in place.
-fn bytea(entries: &mut Vec<u8>) -> pg_sys::Datum {
-    let head = [0, 0, 0, 0, segment::VERSION];
-    entries.splice(0..0, head);
+/// Turns the entries of a segment into a `bytea`, in place. `head` replaces the first bytes of the entries: those that
+/// are lent.
+fn bytea(entries: &mut Vec<u8>, lent: usize, head: &[u8]) -> pg_sys::Datum {
+    let (start, own) = (pg_sys::VARHDRSZ + head.len(), entries.len() - lent);
+    entries.resize(entries.len().max(start + own), 0);
+    entries.copy_within(lent..lent + own, start);
+    entries.truncate(start + own);
+    entries[pg_sys::VARHDRSZ..start].copy_from_slice(head);
     // SAFETY: the four bytes of the length word are there. A `Vec<u8>` promises no alignment, but Rust's allocator here
     // is malloc (no other one is set), which aligns every block for any type.
     unsafe { pgrx::set_varsize_4b(entries.as_mut_ptr().cast::<pg_sys::varlena>(), entries.len() as i32) };

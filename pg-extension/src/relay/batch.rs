@@ -1,18 +1,20 @@
 //! The segments of one tick: read from the log, put in order, and put into notifications.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use pgrx::prelude::*;
 use tidings_wire::{Announcement, segment};
 
 use crate::log::layout::log;
+use crate::log::lenders;
 use crate::log::write::PREPARED;
 use crate::subtransaction::attempt_all;
 
 /// The most segments that are read for one tick. A larger tick is announced by a hint.
 const MAX_SEGMENTS: usize = 500;
 
-/// The segments of the tick that is being cut.
+/// The segments of the tick that is being cut. They are added with an active snapshot that sees them.
 #[derive(Default)]
 pub struct Batch {
     segments: Vec<TickSegment>,
@@ -90,13 +92,23 @@ impl Batch {
     fn add(&mut self, head: Head, size: usize, max_bytes: usize, read: impl FnOnce(&mut Self) -> Result<(), String>) {
         let start = self.data.len();
         self.is_large |= self.segments.len() >= MAX_SEGMENTS || start + size > max_bytes;
-        let read = if self.is_large { Ok(()) } else { read(self) };
+        let read = if self.is_large { Ok(()) } else { read(self).and_then(|()| self.complete(start, max_bytes)) };
         let segment = TickSegment { head, data: start..self.data.len() };
         if let Err(error) = read {
             segment.warn(&error);
             self.is_large = true;
         }
         self.segments.push(segment);
+    }
+
+    /// Adds what the last segment has borrowed, which counts like data of its own. `start` is where its data begins.
+    fn complete(&mut self, start: usize, max_bytes: usize) -> Result<(), String> {
+        if let Cow::Owned(whole) = lenders::complete(&self.data[start..])? {
+            self.data.truncate(start);
+            self.data.extend_from_slice(&whole);
+            self.is_large |= self.data.len() > max_bytes;
+        }
+        Ok(())
     }
 
     /// Adds the data of a segment.

@@ -102,6 +102,7 @@ pub struct Early {
 impl Early {
     /// The first tick will be flushed first.
     pub fn new(db: &'static Database) -> Self {
+        db.can_borrow.store(false, SeqCst);
         Self { db, has_durable_reads: false, is_first: true, held: Vec::new() }
     }
 
@@ -111,6 +112,8 @@ impl Early {
             let sql = "SELECT pg_catalog.to_regprocedure('tidings.make_durable()') IS NOT NULL";
             let find = || Spi::connect(|client| client.select(sql, Some(1), &[])?.first().get_one::<bool>());
             self.has_durable_reads = snapshot::with_latest(find).ok().flatten().unwrap_or(false);
+            // The function that completes segments came with the same version.
+            self.db.can_borrow.store(self.has_durable_reads, SeqCst);
         }
     }
 

@@ -14,7 +14,8 @@
 //! ([`crate::value`]) and written as the difference from those of the previous event, the last one that filled the same
 //! outline ([`crate::row`]). There is no previous event for the first one after the outline, nor after an event whose
 //! values take more than [`MAX_PREVIOUS`] bytes. Version 1 has only plain events, with two bytes for the length of a
-//! topic and no kind. Nothing is compressed here: Postgres compresses large values by itself.
+//! topic and no kind. Version 4 is a segment without its first entry, which is an outline: see [`crate::lender`]. Nothing
+//! is compressed here: Postgres compresses large values by itself.
 
 use std::borrow::Cow;
 
@@ -31,6 +32,9 @@ const FIRST_VERSION: u8 = 1;
 
 /// The bytes of a plain event without its three texts.
 const EVENT_HEADER: usize = 7;
+
+/// The bytes of an outline without its two texts.
+pub const OUTLINE_HEADER: usize = 5;
 
 const PLAIN: u8 = 0;
 const OUTLINE: u8 = 1;
@@ -107,6 +111,9 @@ pub enum SegmentError {
     /// An entry is of a kind that this build doesn't know.
     #[error("segment with an entry of unknown kind")]
     Kind,
+    /// It borrows its first entry from a segment that has none to lend, or that is gone.
+    #[error("segment that borrows its outline from one that has none")]
+    Lender,
     /// An outline is too long, or an event fills one that is not there.
     #[error("segment with a payload that fits no outline")]
     Outline,
@@ -141,6 +148,14 @@ pub fn append_outline(segment: &mut Vec<u8>, number: u8, event: &str, outline: &
     segment.extend_from_slice(&[number, OUTLINE, event.len() as u8, o0, o1]);
     segment.extend_from_slice(event.as_bytes());
     segment.extend_from_slice(outline.as_bytes());
+}
+
+/// The length of the two texts of an outline, if the entries begin with one.
+pub fn outline_length(entries: &[u8]) -> Option<usize> {
+    match entries.first_chunk() {
+        Some(&[_, OUTLINE, event, o0, o1]) => Some(usize::from(event) + usize::from(u16::from_le_bytes([o0, o1]))),
+        _ => None,
+    }
 }
 
 /// Appends an event whose payload is the outline of this number filled with the values of a row. `previous` has the
