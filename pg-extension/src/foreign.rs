@@ -87,6 +87,56 @@ pub mod infallible {
     }
 }
 
+/// Functions that open a table and write a row, without pgrx's guard: they are called together, under one guard.
+pub mod unguarded {
+    use pgrx::pg_sys;
+
+    unsafe extern "C-unwind" {
+        /// Locks a table until the end of the transaction (storage/lmgr.h).
+        pub fn LockRelationOid(table: pg_sys::Oid, mode: pg_sys::LOCKMODE);
+
+        /// Releases such a lock (storage/lmgr.h).
+        pub fn UnlockRelationOid(table: pg_sys::Oid, mode: pg_sys::LOCKMODE);
+
+        /// Opens a table (access/table.h).
+        pub fn table_open(table: pg_sys::Oid, mode: pg_sys::LOCKMODE) -> pg_sys::Relation;
+
+        /// Makes a row (access/htup_details.h).
+        pub fn heap_form_tuple(
+            descriptor: pg_sys::TupleDesc,
+            values: *mut pg_sys::Datum,
+            nulls: *mut bool,
+        ) -> pg_sys::HeapTuple;
+
+        /// Frees a row (access/htup_details.h).
+        pub fn heap_freetuple(tuple: pg_sys::HeapTuple);
+
+        /// Inserts a row, and stores its place in it (access/heapam.h).
+        pub fn simple_heap_insert(relation: pg_sys::Relation, tuple: pg_sys::HeapTuple);
+
+        /// Opens an index, and locks it until the end of the transaction (access/genam.h).
+        pub fn index_open(index: pg_sys::Oid, mode: pg_sys::LOCKMODE) -> pg_sys::Relation;
+
+        /// Closes an index (access/genam.h).
+        pub fn index_close(index: pg_sys::Relation, mode: pg_sys::LOCKMODE);
+
+        /// The predicate of an index, or null (utils/relcache.h).
+        pub fn RelationGetIndexPredicate(index: pg_sys::Relation) -> *mut pg_sys::List;
+
+        /// Inserts an entry into an index (access/genam.h).
+        pub fn index_insert(
+            index: pg_sys::Relation,
+            values: *mut pg_sys::Datum,
+            nulls: *mut bool,
+            place: pg_sys::ItemPointer,
+            table: pg_sys::Relation,
+            unique: pg_sys::IndexUniqueCheck::Type,
+            is_unchanged: bool,
+            info: *mut pg_sys::IndexInfo,
+        ) -> bool;
+    }
+}
+
 /// The function that runs a utility statement, without pgrx's guard, because its errors must pass unchanged.
 pub mod utility {
     use pgrx::pg_sys;

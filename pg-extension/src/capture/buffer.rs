@@ -14,6 +14,11 @@ use crate::capture::runs::{Joining, Runs};
 use crate::foreign::infallible::GetCurrentSubTransactionId;
 use crate::log::endings;
 use crate::log::write::{self, NewSegment, write_segment};
+use crate::shared;
+
+/// A segment of at most this many bytes is never stored out of line, so it can be written without a snapshot, which
+/// would be one more for all writers to wait for. From PostgreSQL 18 on, builds for developers require one in any case.
+const IN_LINE: usize = if cfg!(feature = "pg18") { 0 } else { 1500 };
 
 /// The size of the memory context in which segments are written, in bytes. An ordinary write needs no more.
 const WRITE_CONTEXT: usize = 8 * 1024;
@@ -84,12 +89,13 @@ pub fn abort_subtransaction(subxid: pg_sys::SubTransactionId) {
 /// A transaction whose last segment is old writes another one, without events: the stamp of its last segment says when
 /// it ended. The relay recognizes a prepared transaction by [`write::PREPARED`].
 pub fn write_all(is_final: bool) {
-    let (is_empty, has_written) = BUFFER.with_borrow(|buffer| (buffer.is_empty(), buffer.has_written()));
+    let (is_empty, has_written, bytes) =
+        BUFFER.with_borrow(|buffer| (buffer.is_empty(), buffer.has_written(), buffer.size()));
     if is_empty && !has_written {
         return;
     }
     endings::begin();
-    with_snapshot(|| {
+    let write_all = || {
         if !is_empty {
             let write_as = WriteAs { is_final, is_first: !has_written };
             write(write_as, |buffer| (buffer.joining_at_end(), buffer.take_all()));
@@ -98,7 +104,13 @@ pub fn write_all(is_final: bool) {
             let ordinal = if is_final { write::ENDED } else { write::PREPARED };
             write_segment(NewSegment { ordinal, events: 0, is_final, outline: None, entries: &mut Vec::new() });
         }
-    });
+    };
+    // The first segment since the server started needs a snapshot.
+    if bytes <= IN_LINE && shared::first_xid().is_some() {
+        in_context(write_all);
+    } else {
+        with_snapshot(write_all);
+    }
 }
 
 /// Writes the events of a subtransaction that is about to be released, if the buffer is full. Once the next
@@ -155,10 +167,19 @@ fn write_apart(is_final: bool, joining: &Joining, bytes: &[u8], runs: &[Run]) {
     }
 }
 
-/// Runs `body` with an active snapshot. There may be none any more, and Postgres requires one to write a row of a table
-/// that may store values out of line. What `body` allocates is freed at once: otherwise each subtransaction would keep
-/// it until the commit.
+/// Runs `body` with an active snapshot. There may be none any more, and Postgres requires one to store a value out of
+/// line.
 fn with_snapshot(body: impl FnOnce()) {
+    // SAFETY: inside a transaction that is still in progress.
+    in_context(|| unsafe {
+        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+        body();
+        pg_sys::PopActiveSnapshot();
+    });
+}
+
+/// Runs `body` and frees at once what it allocates: otherwise each subtransaction would keep it until the commit.
+fn in_context(body: impl FnOnce()) {
     // SAFETY: inside a transaction that is still in progress. The context lives as long as the process; what an error
     // leaves in it is freed by the next write.
     unsafe {
@@ -173,9 +194,7 @@ fn with_snapshot(body: impl FnOnce()) {
         });
         CONTEXT.set(Some(context));
         let before = pg_sys::MemoryContextSwitchTo(context);
-        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
         body();
-        pg_sys::PopActiveSnapshot();
         pg_sys::MemoryContextSwitchTo(before);
         pg_sys::MemoryContextReset(context);
     }

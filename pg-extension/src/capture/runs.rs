@@ -71,6 +71,11 @@ impl Runs {
         has_written: false,
     };
 
+    /// The size of the encoded events in bytes.
+    pub fn size(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// Whether there are no events.
     pub fn is_empty(&self) -> bool {
         self.runs.is_empty()

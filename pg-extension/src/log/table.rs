@@ -4,10 +4,12 @@
 use std::cell::RefCell;
 use std::ffi::CStr;
 
+use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 use pgrx::prelude::*;
 
 use crate::catalog;
 use crate::errors;
+use crate::foreign::unguarded;
 
 /// A table or partition that is open, and locked until the end of the transaction.
 pub struct Table(pg_sys::Relation);
@@ -50,14 +52,24 @@ impl Table {
                     table
                 }
             };
-            // SAFETY: inside a transaction, which holds the lock until its end.
-            let relation = unsafe { pg_sys::try_table_open(table, mode as pg_sys::LOCKMODE) };
+            let mode = mode as pg_sys::LOCKMODE;
+            // SAFETY: inside a transaction, which holds the lock until its end. Nothing is left to Rust that an error
+            // would have to clean up.
+            let relation = unsafe {
+                pg_guard_ffi_boundary(|| {
+                    unguarded::LockRelationOid(table, mode);
+                    // Whoever gets a lock has processed all reports of changes that were made under a stronger lock.
+                    if KNOWN.with_borrow(|known| known.contains(&(name, table))) {
+                        return unguarded::table_open(table, pg_sys::NoLock as pg_sys::LOCKMODE);
+                    }
+                    // Another session has dropped it, so the next look-up is correct.
+                    unguarded::UnlockRelationOid(table, mode);
+                    std::ptr::null_mut()
+                })
+            };
             if !relation.is_null() {
                 return Some(Self(relation));
             }
-            // Another session has dropped it. Waiting for the lock has processed the invalidation, so the next look-up
-            // is correct.
-            forget(table);
         }
     }
 
@@ -111,14 +123,14 @@ impl Table {
         unsafe {
             let descriptor = (*self.0).rd_att;
             let columns = (*descriptor).natts as usize;
-            let tuple = if columns == N {
-                pg_sys::heap_form_tuple(descriptor, values.as_ptr().cast_mut(), [false; N].as_mut_ptr())
-            } else {
-                let mut values = values.to_vec();
-                values.resize(columns, pg_sys::Datum::null());
-                let mut nulls: Vec<bool> = (0..columns).map(|column| column >= N).collect();
-                pg_sys::heap_form_tuple(descriptor, values.as_mut_ptr(), nulls.as_mut_ptr())
-            };
+            // What is called under this guard leaves nothing to Rust that an error would have to clean up.
+            if columns == N && pg_guard_ffi_boundary(|| insert_with_plain_index(self.0, values)) {
+                return;
+            }
+            let mut values = values.to_vec();
+            values.resize(columns, pg_sys::Datum::null());
+            let mut nulls: Vec<bool> = (0..columns).map(|column| column >= N).collect();
+            let tuple = pg_sys::heap_form_tuple(descriptor, values.as_mut_ptr(), nulls.as_mut_ptr());
             self.insert_tuple(tuple);
             pg_sys::heap_freetuple(tuple);
         }
@@ -158,6 +170,54 @@ impl Table {
             (*indexes).ri_NumIndices = all;
             pg_sys::CatalogCloseIndexes(indexes);
         }
+    }
+}
+
+/// Inserts a row if the table has one index, a plain one on one column, as the extension's tables have. Otherwise does
+/// nothing and returns false. The state that Postgres makes for any kind of index costs as much as the entry itself.
+///
+/// # Safety
+/// As for [`Table::insert`]. The table has `N` columns. Called under a guard.
+unsafe fn insert_with_plain_index<const N: usize>(table: pg_sys::Relation, mut values: [pg_sys::Datum; N]) -> bool {
+    // SAFETY: the table is open and locked and the values fit its columns, as the caller promises. Nothing that is
+    // called before the list of indexes has been read can change it. An index has a row in `pg_index`.
+    unsafe {
+        let indexes = (*table).rd_indexlist;
+        if !(*table).rd_indexvalid || indexes.is_null() || (*indexes).length != 1 {
+            return false;
+        }
+        let mode = pg_sys::RowExclusiveLock as pg_sys::LOCKMODE;
+        let index = unguarded::index_open((*(*indexes).elements).oid_value, mode);
+        let column = plain_column(index).filter(|column| *column < N);
+        if let Some(column) = column {
+            let tuple = unguarded::heap_form_tuple((*table).rd_att, values.as_mut_ptr(), [false; N].as_mut_ptr());
+            unguarded::simple_heap_insert(table, tuple);
+            // A B-tree looks at nothing in it for a plain entry.
+            let mut info = pg_sys::IndexInfo { type_: pg_sys::NodeTag::T_IndexInfo, ..Default::default() };
+            let unique = pg_sys::IndexUniqueCheck::UNIQUE_CHECK_NO;
+            let (value, place) = (&raw mut values[column], &raw mut (*tuple).t_self);
+            unguarded::index_insert(index, value, &mut false, place, table, unique, false, &mut info);
+            unguarded::heap_freetuple(tuple);
+        }
+        unguarded::index_close(index, pg_sys::NoLock as pg_sys::LOCKMODE);
+        column.is_some()
+    }
+}
+
+/// The column, counted from 0, that an index is on, if it is a B-tree that has each row's value of this column, and
+/// nothing else.
+///
+/// # Safety
+/// The index is open. Called under a guard.
+unsafe fn plain_column(index: pg_sys::Relation) -> Option<usize> {
+    // SAFETY: the index is open, as the caller promises, and has at least one column.
+    unsafe {
+        let form = &*(*index).rd_index;
+        let is_btree = (*(*index).rd_rel).relam == pg_sys::BTREE_AM_OID;
+        let is_plain = is_btree && form.indnatts == 1 && form.indisready && !form.indisunique;
+        // Number 0 is an expression.
+        let column = usize::try_from(*form.indkey.values.as_ptr() - 1).ok();
+        column.filter(|_| is_plain && unguarded::RelationGetIndexPredicate(index).is_null())
     }
 }
 
