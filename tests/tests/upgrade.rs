@@ -111,8 +111,16 @@ fn update_from(version: &str) {
     session.run("SELECT tidings.allow('b{id}', 'SELECT WHERE {id} = ''5''')");
     let position: String = session.one("SELECT tidings.position()");
     session.run("INSERT INTO items VALUES (2, 5, 'before')");
+    // The functions of that version cannot complete a segment that borrows its outline.
+    (20..25).for_each(|id| session.run(&format!("INSERT INTO items VALUES ({id}, 6, 'another board')")));
+    let borrowing = "SELECT EXISTS (SELECT FROM tidings.log WHERE get_byte(data, 0) > 3)";
+    assert!(!session.one::<bool>(borrowing));
     let before = inventory(&mut session);
     session.run("ALTER EXTENSION tidings UPDATE");
+    until("segments borrow their outlines", || {
+        session.run("INSERT INTO items VALUES (30, 6, 'another board'); DELETE FROM items WHERE id = 30");
+        session.one(borrowing)
+    });
     session.run("INSERT INTO items VALUES (3, 5, 'after')");
     let after = inventory(&mut session);
     // Proxies no longer need a right to read the rules.
