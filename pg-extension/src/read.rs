@@ -1,13 +1,14 @@
 //! The SQL functions that decode segments and positions, read the clock, and show what the relay does.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::sync::atomic::Ordering::SeqCst;
 
 use pgrx::PgMemoryContexts;
 use pgrx::prelude::*;
 use tidings_wire::{Event, Position, position, segment};
 
-use crate::log::{durability, lenders, scan, snapshot};
+use crate::log::{durability, lenders, pages, scan, snapshot};
 use crate::relay::early::Reason;
 use crate::{errors, preload, shared};
 
@@ -59,7 +60,7 @@ fn decoded<'a>(data: &'a [u8], topics: Option<Vec<Option<String>>>) -> impl Iter
         // SAFETY: the memory context is that of the whole call, as for the argument: it lives until the last event.
         Cow::Owned(data) => unsafe { &*PgMemoryContexts::CurrentMemoryContext.leak_and_drop_on_delete(data) },
     };
-    let wanted = topics.map(|topics| topics.into_iter().flatten().collect::<std::collections::HashSet<_>>());
+    let wanted = topics.map(|topics| topics.into_iter().flatten().collect::<HashSet<_>>());
     let is_wanted = move |topic: &str| wanted.as_ref().is_none_or(|wanted| wanted.contains(topic));
     let mut events = segment::events(data);
     std::iter::from_fn(move || events.next_wanted(&is_wanted)).zip(1..).filter_map(|(event, n)| {
@@ -85,6 +86,42 @@ fn unreadable(error: &str) -> ! {
         format!("a row of tidings.log cannot be read: {error}"),
         "Find it with SELECT tableoid::regclass, xid, stamp FROM tidings.log WHERE NOT tidings.is_readable(data).",
     )
+}
+
+/// `tidings.read_page(after, topics, max_bytes, max_cost)`: the segments after a position that have an event of one of
+/// these topics, or a recheck that may be about one, in the form of `tidings_wire::page`; the part of the position that
+/// comes after the event's number; the position up to which the log has been read; and whether it has more.
+#[pg_extern]
+#[allow(clippy::type_complexity)] // The columns of the SQL function.
+fn read_page(
+    after: &str,
+    topics: Vec<Option<String>>,
+    max_bytes: i32,
+    max_cost: i32,
+) -> TableIterator<
+    'static,
+    (name!(segments, Vec<u8>), name!(seen, Option<String>), name!(reached, String), name!(more, bool)),
+> {
+    preload::require();
+    let after = position_of(after);
+    let seen = after.seen.as_ref().map(|seen| seen.to_string());
+    let topics: HashSet<String> = topics.into_iter().flatten().collect();
+    let limits = pages::Limits { bytes: max_bytes.unsigned_abs() as usize, cost: max_cost.into() };
+    let page = pages::read(after, limits, |segment| Some(completed(segment)).filter(|whole| has_any(whole, &topics)));
+    TableIterator::once((page.segments, seen, page.reached.to_string(), page.more))
+}
+
+/// Whether a segment has an event of one of these topics, or a recheck that may be about one. What comes after it is
+/// not looked at.
+fn has_any(segment: &[u8], topics: &HashSet<String>) -> bool {
+    let mut events = segment::events(segment);
+    while let Some(event) = events.next_wanted(|topic| topics.contains(topic)) {
+        pgrx::check_for_interrupts!();
+        if event.unwrap_or_else(|error| unreadable(&error.to_string())).is_some() {
+            return true;
+        }
+    }
+    false
 }
 
 /// `tidings.parse_position(text)`: tick and number of a position, and its stamp and snapshot if it has them.

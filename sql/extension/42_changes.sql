@@ -23,6 +23,47 @@ $$;
 COMMENT ON FUNCTION tidings.remaining_snapshot(pg_snapshot, pg_snapshot) IS
     'The first snapshot without those running transactions that can have no events outside of the second snapshot, now or later';
 
+CREATE OR REPLACE FUNCTION tidings.start_of_page(
+    after text, lost_too boolean, OUT tick bigint, OUT n bigint, OUT stamp bigint, OUT seen pg_snapshot
+) RETURNS record
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET jit = off
+AS $$
+DECLARE
+    place record;
+    known bigint;
+BEGIN
+    SELECT * INTO place FROM tidings.parse_position(after) p;
+    PERFORM tidings.check_retained(place.tick, place.n);
+    tick := place.tick;
+    n := place.n;
+    stamp := place.stamp;
+    known := tidings.known_tick(tick);
+    IF known <> tick THEN
+        -- A standby may not have replayed the tick yet.
+        IF NOT (lost_too OR pg_is_in_recovery()) THEN
+            RAISE EXCEPTION 'the tick of the position is not in the log'
+                USING ERRCODE = 'TI002', HINT = 'It was lost in a failover or a restore. Read the data again and continue from tidings.position().';
+        END IF;
+        tick := known;
+        n := tidings.end_of_tick();
+    END IF;
+    IF place.snapshot IS NOT NULL THEN
+        SELECT tidings.remaining_snapshot(place.snapshot::pg_snapshot, k.since) INTO seen
+        FROM tidings.tick k
+        WHERE k.tick >= start_of_page.tick AND (k.tick > start_of_page.tick OR start_of_page.n < tidings.end_of_tick())
+        ORDER BY k.tick LIMIT 1;
+        seen := coalesce(seen, place.snapshot::pg_snapshot);
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION tidings.start_of_page(text, boolean) IS
+    'Where to read the log for a position, and what its reader has seen of that part. Fails with TI001 or TI002 if the position can''t be served';
+
 CREATE OR REPLACE FUNCTION tidings.scan(
     after text, topics text[], max_rows integer, max_bytes integer, lost_too boolean,
     OUT "position" text, OUT topic text, OUT event text, OUT payload text, OUT created_at timestamptz, OUT more boolean
@@ -35,9 +76,8 @@ SET jit = off
 AS $$
 DECLARE
     place   record;
-    known   bigint;
     -- The end of each position while the reader knows only some of the events of each tick: the stamp and the snapshot.
-    suffix  text := '';
+    suffix  text;
     seen    pg_snapshot;
     t       record;
     bytes   bigint;
@@ -55,29 +95,11 @@ BEGIN
     IF after = 'earliest' THEN
         after := tidings.locate(after);
     END IF;
-    SELECT * INTO place FROM tidings.parse_position(coalesce(after, '')) p;
-    PERFORM tidings.check_retained(place.tick, place.n);
-    known := tidings.known_tick(place.tick);
-    IF known <> place.tick THEN
-        -- A standby may not have replayed the tick yet.
-        IF NOT (lost_too OR pg_is_in_recovery()) THEN
-            RAISE EXCEPTION 'the tick of the position is not in the log'
-                USING ERRCODE = 'TI002', HINT = 'It was lost in a failover or a restore. Read the data again and continue from tidings.position().';
-        END IF;
-        place.tick := known;
-        place.n := tidings.end_of_tick();
-    END IF;
+    SELECT * INTO place FROM tidings.start_of_page(coalesce(after, ''), lost_too) p;
     more := false;
-    "position" := split_part(after, ':', 1);
-    IF place.snapshot IS NOT NULL THEN
-        SELECT tidings.remaining_snapshot(place.snapshot::pg_snapshot, k.since) INTO seen
-        FROM tidings.tick k
-        WHERE k.tick >= place.tick AND (k.tick > place.tick OR place.n < tidings.end_of_tick())
-        ORDER BY k.tick LIMIT 1;
-        seen := coalesce(seen, place.snapshot::pg_snapshot);
-        suffix := ':' || place.stamp || ':' || seen;
-        "position" := "position" || suffix;
-    END IF;
+    seen := place.seen;
+    suffix := coalesce(':' || place.stamp || ':' || seen, '');
+    "position" := split_part(after, ':', 1) || suffix;
     <<ticks>>
     FOR t IN
         SELECT k.tick, k.since, k.until, k.used FROM tidings.tick k
@@ -149,6 +171,40 @@ $$;
 
 COMMENT ON FUNCTION tidings.scan(text, text[], integer, integer, boolean) IS
     'For the proxy: the events after a position in about max_bytes of the log; those of guards have no name. The last row has no topic: it says where to continue (NULL: after the last of max_rows events) and whether there is more. Fails with TI002 if the position''s tick was lost, unless lost_too';
+
+CREATE OR REPLACE FUNCTION tidings.read_page(
+    after text, topics text[], max_bytes integer, max_cost integer, OUT segments bytea, OUT seen text, OUT reached text, OUT more boolean
+) RETURNS SETOF record
+LANGUAGE c VOLATILE STRICT ROWS 1 AS 'MODULE_PATHNAME', 'read_page_wrapper';
+
+COMMENT ON FUNCTION tidings.read_page(text, text[], integer, integer) IS
+    'The segments after a position, like tidings.page, but without its checks';
+
+CREATE OR REPLACE FUNCTION tidings.page(
+    after text, topics text[], max_bytes integer, max_cost integer, OUT segments bytea, OUT seen text, OUT reached text, OUT more boolean
+) RETURNS record
+LANGUAGE plpgsql VOLATILE STRICT SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    place record;
+    start text;
+BEGIN
+    SELECT * INTO place FROM tidings.start_of_page(after, false) p;
+    start := place.tick || CASE WHEN place.n < tidings.end_of_tick() THEN '-' || place.n ELSE '' END
+             || coalesce(':' || place.stamp || ':' || place.seen, '');
+    SELECT p.* INTO segments, seen, reached, more FROM tidings.read_page(start, topics, max_bytes, max_cost) p;
+    IF reached = start THEN
+        -- A standby that has not replayed the position's tick yet must not lead its reader back.
+        reached := split_part(after, ':', 1) || coalesce(':' || seen, '');
+    END IF;
+    PERFORM tidings.check_retained(place.tick, place.n);
+    PERFORM tidings.make_durable();
+END
+$$;
+
+COMMENT ON FUNCTION tidings.page(text, text[], integer, integer) IS
+    'For the proxy: the segments after a position that have an event of these topics or of a guard, about max_bytes in total, where to continue, and whether there is more. Fails with TI002 if the position''s tick was lost';
 
 CREATE OR REPLACE FUNCTION tidings.changes(
     after text, topics text[] DEFAULT NULL, max_rows integer DEFAULT 1000,

@@ -25,7 +25,7 @@ AS $$
         'tidings.channel()', 'tidings.listen()', 'tidings.relay()', 'tidings.relay_pid()', 'tidings.position()', 'tidings.locate(text)',
         'tidings.segments(text, integer)', 'tidings.survivors(bigint, bigint)', 'tidings.changes(text, text[], integer)',
         'tidings.follow(text, interval, integer)', 'tidings.await_tick(text, interval)', 'tidings.standby()',
-        'tidings.scan(text, text[], integer, integer, boolean)',
+        'tidings.page(text, text[], integer, integer)', 'tidings.scan(text, text[], integer, integer, boolean)',
         'tidings.report(text, text[], integer[], interval)',
         'tidings.check_subscription(jsonb, text[])', 'tidings.authorize(jsonb, text[])',
         'tidings.open_rows(jsonb, text[])', 'tidings.fetch_rows(integer)',

@@ -42,6 +42,8 @@ fn code_of_a_manager_reads_no_events_and_acts_for_nobody_with_the_rights_of_the_
         "SELECT string_agg(payload, '') FROM tidings.changes('earliest')".to_owned(),
         "SELECT string_agg(payload, '') FROM tidings.scan('earliest', NULL, 100, 100000, true)".to_owned(),
         "SELECT string_agg(encode(data, 'escape'), '') FROM tidings.segments(tidings.locate('earliest'))".to_owned(),
+        "SELECT encode(segments, 'escape') FROM tidings.page(tidings.locate('earliest'), '{boards_5}', 100000, 100000)"
+            .to_owned(),
         "SELECT tidings.channel()".to_owned(),
         "SELECT tidings.listen()".to_owned(),
         format!("SELECT tidings.authorize('{claims}', '{{boards_5}}')::text"),

@@ -95,6 +95,8 @@ const OF_OTHERS: &[&str] = &[
     "SELECT * FROM tidings.changes('earliest')",
     "SELECT * FROM tidings.segments('earliest')",
     "SELECT * FROM tidings.scan('earliest', NULL, 10, 10, true)",
+    "SELECT * FROM tidings.page('0', '{boards_5}', 10, 10)",
+    "SELECT * FROM tidings.read_page('0', '{boards_5}', 10, 10)",
     "SELECT * FROM tidings.unwritten()",
     "SELECT tidings.channel()",
     "SELECT tidings.listen()",

@@ -3,7 +3,7 @@
 use tidings_tests::process::MemoryWatch;
 use tidings_tests::sse::Request;
 use tidings_tests::{Cluster, Database, Item, Session, until};
-use tidings_wire::Position;
+use tidings_wire::{Position, page, segment};
 
 const MIB: i32 = 1024 * 1024;
 
@@ -43,6 +43,79 @@ fn walk(session: &mut Session, topic: &str, max_rows: i32, max_bytes: i32) -> (V
     }
 }
 
+/// The places and payloads of the events after a position, from all pages in sequence.
+fn walk_pages(session: &mut Session, start: &str, topics: &[&str], limits: (i32, i32)) -> Vec<((u64, u32), String)> {
+    let (mut events, mut at) = (Vec::new(), start.to_owned());
+    loop {
+        let sql = "SELECT segments, seen, reached, more FROM tidings.page($1, $2, $3, $4)";
+        let row = &session.all(sql, &[&at, &topics, &limits.0, &limits.1])[0];
+        let (segments, seen): (Vec<u8>, Option<&str>) = (row.get(0), row.get(1));
+        let after: Position = at.parse().expect("a position");
+        for part in page::parts(&segments) {
+            let part = part.expect("a part");
+            assert!(!part.with_snapshot || seen.is_some());
+            for (event, i) in segment::events(part.segment).zip(1..) {
+                let (event, place) = (event.expect("an event"), (part.tick, part.before + i));
+                if place > after.place() && topics.contains(&event.topic) && event.as_recheck().is_none() {
+                    events.push((place, event.payload.into_owned()));
+                }
+            }
+        }
+        let reached: String = row.get(2);
+        let place = reached.parse::<Position>().expect("a position").place();
+        assert!(place >= after.place() && events.last().is_none_or(|last| last.0 <= place), "{at} to {reached}");
+        if !row.get::<_, bool>(3) {
+            return events;
+        }
+        assert!(place > after.place(), "a page that leads nowhere");
+        at = reached;
+    }
+}
+
+#[test]
+fn pages_have_what_changes_returns_from_every_position() {
+    let cluster = Cluster::start(&[]);
+    let db = cluster.database();
+    let [mut session, mut long, mut prepared] = [(); 3].map(|()| db.session());
+    let mut positions = vec![session.one::<String>("SELECT tidings.locate('earliest')")];
+    long.run("BEGIN; SELECT tidings.publish('a', '0')");
+    prepared.run("BEGIN; SELECT tidings.publish('b', '0'); PREPARE TRANSACTION 'p'");
+    for i in 0..30 {
+        session.publish(["a", "b", "c"][i % 3], &i.to_string());
+        if i % 5 == 0 {
+            positions.push(session.one("SELECT tidings.position()"));
+            // Written early: a transaction of several segments, which ends later.
+            long.run(
+                "SELECT tidings.publish_text(CASE WHEN i % 7 = 0 THEN 'a' ELSE 'bulk' END, (SELECT string_agg(md5((random() * i * n)::text), '')
+                   FROM generate_series(1, 3000) n)) FROM generate_series(1, 8) i",
+            );
+        }
+        if i == 12 {
+            long.run("COMMIT; BEGIN; SELECT tidings.publish('b', '1')");
+        }
+        if i == 20 {
+            prepared.run("COMMIT PREPARED 'p'");
+        }
+    }
+    long.run("COMMIT");
+    session.publish("a", "\"the last\"");
+    until("all of it is in ticks", || session.all("SELECT FROM tidings.changes('earliest')", &[]).len() == 30 + 48 + 4);
+    let ids = session.all("SELECT position FROM tidings.changes('earliest')", &[]);
+    positions.extend(ids.iter().step_by(3).map(|row| row.get(0)));
+    for start in &positions {
+        for topics in [&["a"][..], &["c", "b"], &["a", "b", "c", "bulk"], &["none"]] {
+            let sql = "SELECT position, payload FROM tidings.changes($1, $2, 1000000)";
+            let place = |text: &str| text.parse::<Position>().expect("a position").place();
+            let rows = session.all(sql, &[start, &topics]);
+            let expected: Vec<_> = rows.iter().map(|row| (place(row.get(0)), row.get(1))).collect();
+            for limits in [(MIB, 8 * MIB), (1, 8 * MIB), (MIB, 1)] {
+                let found = walk_pages(&mut session, start, topics, limits);
+                assert_eq!(found, expected, "{topics:?} from {start}, {limits:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_position_after_many_ticks_reads_none_of_them() {
     const TICKS: i64 = 5000;
@@ -65,6 +138,8 @@ fn a_position_after_many_ticks_reads_none_of_them() {
     for sql in [
         format!("SELECT FROM tidings.scan('{after}', NULL, 100, 1000, false)"),
         format!("SELECT FROM tidings.scan('{after}:{last}:{snapshot}', NULL, 100, 1000, false)"),
+        format!("SELECT FROM tidings.page('{after}', '{{t}}', 100, 1000)"),
+        format!("SELECT FROM tidings.page('{after}:{last}:{snapshot}', '{{t}}', 100, 1000)"),
         format!("SELECT FROM tidings.changes('{after}')"),
         format!("SELECT FROM tidings.segments('{after}')"),
         format!("SELECT tidings.locate('{after}')"),
@@ -99,6 +174,7 @@ fn a_long_transaction_is_not_read_again_for_each_tick() {
     for sql in [
         "SELECT FROM tidings.changes('earliest')",
         "SELECT FROM tidings.scan('earliest', NULL, 1000, 100000000, false)",
+        "SELECT FROM tidings.page(tidings.locate('earliest'), '{bulk}', 100000000, 100000000)",
     ] {
         session.run("BEGIN");
         let read = "SELECT sum(idx_tup_fetch)::bigint FROM pg_stat_xact_all_tables
@@ -147,7 +223,7 @@ fn a_rare_topic_in_a_large_log_is_read_in_bounded_pages() {
     }
 
     let calls = |session: &mut Session| -> i64 {
-        session.one("SELECT coalesce(sum(calls), 0)::bigint FROM pg_stat_user_functions WHERE funcname = 'scan'")
+        session.one("SELECT coalesce(sum(calls), 0)::bigint FROM pg_stat_user_functions WHERE funcname = 'page'")
     };
     session.run("SELECT pg_stat_force_next_flush()");
     let before = calls(&mut session);

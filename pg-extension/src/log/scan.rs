@@ -81,12 +81,20 @@ pub struct Rows<'a> {
 impl<'a> Rows<'a> {
     /// The segments in a partition of the log that `seen` does not see, in the order of their transactions' ids.
     pub fn unseen(partition: &'a Table, seen: &Snapshot) -> Self {
-        let running: Vec<_> = seen.running.iter().map(|xid| pg_sys::Datum::from(*xid)).collect();
-        // Transactions that were running then come first, because their ids are lower.
-        match running.as_slice() {
-            [] => Self::new(partition, log::XID, Some(later(seen.xmax)), None),
-            running => Self::new(partition, log::XID, Some(one_of(running)), Some(later(seen.xmax))),
-        }
+        let (key, next) = keys_of_unseen(seen);
+        Self::new(partition, log::XID, Some(key), next)
+    }
+
+    /// Starts again with the segments that another snapshot does not see. These are the rows of [`Rows::unseen`].
+    pub fn restart_unseen(&mut self, seen: &Snapshot) {
+        let (key, next) = keys_of_unseen(seen);
+        self.restart(key);
+        self.next = next;
+    }
+
+    /// The rows with at least this number in a `bigint` column, in its order.
+    pub fn at_least(table: &'a Table, column: usize, number: i64) -> Self {
+        Self::new(table, column, Some(at_least(number)), None)
     }
 
     /// The segments of a transaction in a partition of the log.
@@ -128,8 +136,7 @@ impl<'a> Rows<'a> {
         unsafe {
             while !pg_sys::index_getnext_slot(self.scan, self.direction, self.slot) {
                 let key = self.next.take()?;
-                pg_sys::index_endscan(self.scan);
-                self.scan = begin_scan(self.table.relation(), self.index, Some(key));
+                self.restart(key);
             }
             pg_sys::check_for_interrupts!();
             let columns = (*(*self.slot).tts_tupleDescriptor).natts;
@@ -140,6 +147,14 @@ impl<'a> Rows<'a> {
             }
             Some(std::slice::from_raw_parts((*self.slot).tts_values, columns as usize))
         }
+    }
+}
+
+impl Rows<'_> {
+    /// Starts again with another key. The scan began with a key.
+    fn restart(&mut self, mut key: pg_sys::ScanKeyData) {
+        // SAFETY: the scan is open and has room for one key, which is for the index's column. The key is copied.
+        unsafe { pg_sys::index_rescan(self.scan, &mut key, 1, std::ptr::null_mut(), 0) }
     }
 }
 
@@ -201,16 +216,32 @@ unsafe fn begin_scan(
     }
 }
 
+/// The keys of the segments that a snapshot does not see, in sequence.
+fn keys_of_unseen(seen: &Snapshot) -> (pg_sys::ScanKeyData, Option<pg_sys::ScanKeyData>) {
+    let running: Vec<_> = seen.running.iter().map(|xid| pg_sys::Datum::from(*xid)).collect();
+    // Transactions that were running then come first, because their ids are lower.
+    match running.as_slice() {
+        [] => (later(seen.xmax), None),
+        running => (one_of(running), Some(later(seen.xmax))),
+    }
+}
+
+/// A key for numbers from this one on.
+fn at_least(number: i64) -> pg_sys::ScanKeyData {
+    // SAFETY: the strategy and the function belong together, and the argument is a `bigint`.
+    unsafe { key(0, pg_sys::BTGreaterEqualStrategyNumber, pg_sys::INT8OID, pg_sys::F_INT8GE, number.into()) }
+}
+
 /// A key for transactions from `xid` on.
 fn later(xid: u64) -> pg_sys::ScanKeyData {
     // SAFETY: the strategy and the function belong together, and the argument is an `xid8`.
-    unsafe { key(0, pg_sys::BTGreaterEqualStrategyNumber, pg_sys::F_XID8GE, pg_sys::Datum::from(xid)) }
+    unsafe { key(0, pg_sys::BTGreaterEqualStrategyNumber, pg_sys::XID8OID, pg_sys::F_XID8GE, xid.into()) }
 }
 
 /// A key for one transaction.
 fn equal(xid: u64) -> pg_sys::ScanKeyData {
     // SAFETY: the strategy and the function belong together, and the argument is an `xid8`.
-    unsafe { key(0, pg_sys::BTEqualStrategyNumber, pg_sys::F_XID8EQ, pg_sys::Datum::from(xid)) }
+    unsafe { key(0, pg_sys::BTEqualStrategyNumber, pg_sys::XID8OID, pg_sys::F_XID8EQ, xid.into()) }
 }
 
 /// A key for the transactions of a list.
@@ -221,13 +252,21 @@ fn one_of(xids: &[pg_sys::Datum]) -> pg_sys::ScanKeyData {
         pg_sys::construct_array(values, xids.len() as i32, pg_sys::XID8OID, 8, true, alignment)
     };
     // SAFETY: the strategy and the function belong together, and the argument is an array of `xid8`, as the flag says.
-    unsafe { key(pg_sys::SK_SEARCHARRAY, pg_sys::BTEqualStrategyNumber, pg_sys::F_XID8EQ, array.into()) }
+    unsafe {
+        key(pg_sys::SK_SEARCHARRAY, pg_sys::BTEqualStrategyNumber, pg_sys::XID8OID, pg_sys::F_XID8EQ, array.into())
+    }
 }
 
 /// # Safety
-/// The function is the one of this strategy in the operator class of `xid8`; the argument is an `xid8`, or an array of
-/// them if the flags say so.
-unsafe fn key(flags: u32, strategy: u32, function: u32, argument: pg_sys::Datum) -> pg_sys::ScanKeyData {
+/// The function is the one of this strategy in the operator class of this type; the argument is of the type, or an
+/// array of it if the flags say so.
+unsafe fn key(
+    flags: u32,
+    strategy: u32,
+    of: pg_sys::Oid,
+    function: u32,
+    argument: pg_sys::Datum,
+) -> pg_sys::ScanKeyData {
     let mut key = pg_sys::ScanKeyData::default();
     // SAFETY: strategy, function and argument belong together, as the caller promises.
     unsafe {
@@ -236,7 +275,7 @@ unsafe fn key(flags: u32, strategy: u32, function: u32, argument: pg_sys::Datum)
             flags as i32,
             1,
             strategy as pg_sys::StrategyNumber,
-            pg_sys::XID8OID,
+            of,
             pg_sys::InvalidOid,
             function.into(),
             argument,

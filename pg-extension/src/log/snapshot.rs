@@ -62,6 +62,32 @@ impl Packed {
     }
 }
 
+/// A value of type `pg_snapshot`.
+///
+/// # Safety
+/// The value is of that type and not NULL.
+pub unsafe fn unpack(value: pg_sys::Datum) -> Snapshot {
+    let stored = value.cast_mut_ptr::<pg_sys::varlena>();
+    // SAFETY: a `pg_snapshot`, as the caller promises. It has the words that `Packed` describes, where the first two
+    // fields share the first word. A copy that Postgres made to decompress or fetch it is freed.
+    unsafe {
+        let plain = pg_sys::pg_detoast_datum_packed(stored);
+        let (numbers, _) = pgrx::varlena_to_byte_slice(plain)[size_of::<u32>()..].as_chunks::<{ size_of::<u64>() }>();
+        let snapshot = match *numbers {
+            [xmin, xmax, ref running @ ..] => Snapshot {
+                xmin: u64::from_ne_bytes(xmin),
+                xmax: u64::from_ne_bytes(xmax),
+                running: running.iter().map(|xid| u64::from_ne_bytes(*xid)).collect(),
+            },
+            _ => error!("a snapshot without its ends"),
+        };
+        if plain != stored {
+            pg_sys::pfree(plain.cast());
+        }
+        snapshot
+    }
+}
+
 /// The oldest transaction that a snapshot does not see and that has a process. A prepared transaction has none, and
 /// never writes again.
 pub fn oldest_process(snapshot: &Snapshot) -> u64 {

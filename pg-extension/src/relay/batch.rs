@@ -8,6 +8,7 @@ use tidings_wire::{Announcement, segment};
 
 use crate::log::layout::log;
 use crate::log::lenders;
+use crate::log::order::{self, Head};
 use crate::log::write::PREPARED;
 use crate::subtransaction::attempt_all;
 
@@ -22,19 +23,6 @@ pub struct Batch {
     data: Vec<u8>,
     /// The tick has more segments or data than fit into notifications, so the data here is incomplete.
     is_large: bool,
-}
-
-/// What is known of a segment beside its events.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Head {
-    /// The partition that it is in.
-    pub slot: usize,
-    /// The transaction that captured its events.
-    pub xid: u64,
-    /// When it was written.
-    pub stamp: u64,
-    /// Its order in its transaction.
-    pub ordinal: u64,
 }
 
 /// A segment of the tick.
@@ -162,16 +150,9 @@ impl Batch {
         events
     }
 
-    /// Puts the segments in order: transactions by their last stamp, and those of a transaction by their ordinal. The
-    /// SQL function `tidings.tick_segments` must use the same order.
+    /// Puts the segments in order.
     pub fn put_in_order(&mut self) {
-        // Most transactions have one segment.
-        self.segments.sort_unstable_by_key(|segment| segment.head.xid);
-        for transaction in self.segments.chunk_by_mut(|a, b| a.head.xid == b.head.xid) {
-            let last = transaction.iter().map(|segment| segment.head.stamp).max().unwrap_or(0);
-            transaction.iter_mut().for_each(|segment| segment.head.stamp = last);
-        }
-        self.segments.sort_unstable_by_key(|segment| (segment.head.stamp, segment.head.ordinal));
+        order::put_in_order(&mut self.segments);
     }
 
     /// The partitions that its segments are in.
@@ -194,6 +175,18 @@ impl Batch {
         self.segments.clear();
         self.data.clear();
         self.is_large = false;
+    }
+}
+
+impl AsRef<Head> for TickSegment {
+    fn as_ref(&self) -> &Head {
+        &self.head
+    }
+}
+
+impl AsMut<Head> for TickSegment {
+    fn as_mut(&mut self) -> &mut Head {
+        &mut self.head
     }
 }
 

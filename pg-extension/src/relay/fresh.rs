@@ -6,10 +6,11 @@ use std::sync::atomic::Ordering::SeqCst;
 use pgrx::prelude::*;
 use tidings_wire::Snapshot;
 
+use crate::log::order::Head;
 use crate::log::ring::Reader;
 use crate::log::snapshot::next_xid;
 use crate::relay::backlog;
-use crate::relay::batch::{Batch, Head};
+use crate::relay::batch::Batch;
 use crate::settings;
 use crate::shared::Database;
 

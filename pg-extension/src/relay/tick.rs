@@ -12,7 +12,7 @@ use tidings_wire::{Announcement, MOVED, Snapshot};
 use crate::catalog;
 use crate::foreign::Async_Notify;
 use crate::log::durability;
-use crate::log::layout::{TICK_PARTITIONS, log};
+use crate::log::layout::{EPOCH_MARK, TICK_PARTITIONS, log};
 use crate::log::scan::{Log, Rows, new_segments, open_log, open_partition};
 use crate::log::snapshot::{self, Packed, with_latest};
 use crate::log::table::Table;
@@ -22,10 +22,6 @@ use crate::relay::fresh::FreshSegments;
 use crate::relay::{backlog, channel, elapsed, pace};
 use crate::settings;
 use crate::shared::{self, Database, NEVER, SLOTS};
-
-/// The bit of `used` that marks the tick that seals the previous epoch: after it, a snapshot from before the server's
-/// start is ignored. The SQL function `tidings.epoch_mark` returns the same number.
-const EPOCH_MARK: i16 = 1 << 14;
 
 /// Above this share of the notification queue only hints are sent, and above [`QUEUE_FULL`] nothing: some session
 /// listens but does not read, and a full queue would make other users' transactions fail.

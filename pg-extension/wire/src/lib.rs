@@ -5,7 +5,7 @@
 //!   first entry. [`outline`]: the text that the payloads of a watch have in common. [`row`]: the values of one event, each in the packed form of [`value`].
 //! - [`numeric`], [`jsonb`], [`varlena`], [`time`], [`interval`], [`string`]: values in the form that Postgres stores,
 //!   rendered as `to_jsonb` renders them. [`limit`], [`error`]: how long the JSON may get, and what can go wrong.
-//! - [`batch`]: one tick as the text of a few notifications.
+//! - [`batch`]: one tick as the text of a few notifications. [`page`]: segments of the log as one value.
 //! - [`topic`]: the name that a client subscribes to. [`template`]: how a topic is made from the columns of a row, and
 //!   how a topic is parsed into its values.
 //!
@@ -22,6 +22,7 @@ pub mod lender;
 pub mod limit;
 pub mod numeric;
 pub mod outline;
+pub mod page;
 pub mod position;
 pub mod row;
 pub mod segment;
@@ -36,6 +37,7 @@ pub mod varlena;
 pub use batch::{Announcement, BatchError, LEAVE, MOVED, Part};
 pub use error::{PackError, ReadError, TooLong};
 pub use limit::Limit;
+pub use page::{PageError, PagePart};
 pub use position::{Position, PositionError, Seen};
 pub use row::Row;
 pub use segment::{Event, Recheck, SegmentError};

@@ -81,7 +81,22 @@ impl fmt::Display for Position {
             write!(f, "-{}", self.n)?;
         }
         let Some(seen) = &self.seen else { return Ok(()) };
-        write!(f, ":{}:{}", seen.stamp, seen.snapshot)
+        write!(f, ":{seen}")
+    }
+}
+
+impl fmt::Display for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.stamp, self.snapshot)
+    }
+}
+
+impl FromStr for Seen {
+    type Err = PositionError;
+
+    fn from_str(text: &str) -> Result<Self, PositionError> {
+        let (stamp, snapshot) = text.split_once(':').ok_or(PositionError)?;
+        Ok(Self { stamp: number(stamp)?, snapshot: snapshot.parse()? })
     }
 }
 
@@ -102,10 +117,7 @@ impl FromStr for Position {
         };
         let seen = match rest {
             None => None,
-            Some(rest) => {
-                let (stamp, snapshot) = rest.split_once(':').ok_or(PositionError)?;
-                Some(Box::new(Seen { stamp: number(stamp)?, snapshot: snapshot.parse()? }))
-            }
+            Some(rest) => Some(Box::new(rest.parse()?)),
         };
         Ok(Self { tick, n, seen })
     }

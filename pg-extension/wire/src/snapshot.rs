@@ -51,6 +51,14 @@ impl Snapshot {
         xid < self.xmin || (xid < self.xmax && self.running.binary_search(&xid).is_err())
     }
 
+    /// Whether it sees everything that an earlier snapshot sees. The SQL function `tidings.covers` must give the same
+    /// answer.
+    pub fn covers(&self, earlier: &Self) -> bool {
+        // The earlier one must not see any transaction that had not started at this one.
+        let unknown = earlier.running.iter().filter(|xid| **xid >= self.xmax).count() as u64;
+        !self.running.iter().any(|xid| earlier.sees(*xid)) && self.xmax + unknown >= earlier.xmax
+    }
+
     /// Whether Postgres would accept it.
     fn is_valid(&self) -> bool {
         let ascending = self.running.windows(2).all(|pair| pair[0] < pair[1]);
@@ -66,4 +74,26 @@ pub(crate) fn number(text: &str) -> Result<u64, SnapshotError> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let value = digits.then(|| text.parse::<i64>().ok()).flatten().ok_or(SnapshotError)?;
     Ok(value.unsigned_abs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_covers_what_saw_no_more() {
+        for (later, earlier, covers) in [
+            ("10:10:", "10:10:", true),
+            ("10:10:", "5:9:5,7", true),
+            ("10:12:10", "10:12:10,11", true),
+            ("10:12:10", "11:12:11", false),
+            ("10:12:10", "10:13:10", false),
+            // What had not started at the later one was still running at the earlier one: a standby's snapshot.
+            ("10:12:10", "10:13:10,12", true),
+            ("10:12:10", "10:14:10,12", false),
+        ] {
+            let [a, b] = [later, earlier].map(|text| text.parse::<Snapshot>().unwrap());
+            assert_eq!(a.covers(&b), covers, "{later} and {earlier}");
+        }
+    }
 }
