@@ -16,7 +16,8 @@ use crate::stream::frame::{Frame, Reset};
 use crate::stream::hub::{Collected, Hub};
 use crate::stream::place::Place;
 use crate::stream::subscriber::Subscriber;
-use crate::upstream::replay::{Outlet, TopicLog};
+use crate::upstream::replay::TopicLog;
+use crate::upstream::replay::outlet::{Outlet, Pace};
 
 /// The result of a request for JSON.
 #[derive(Debug)]
@@ -43,6 +44,11 @@ struct Collector {
 }
 
 impl Outlet for Collector {
+    fn pace(&self) -> Pace {
+        // The rest of the last page is read again for the next answer.
+        Pace { page_bytes: i32::try_from(self.limit / 4).unwrap_or(i32::MAX), frame_bytes: 0, reads_ahead: false }
+    }
+
     fn room(&self) -> impl Future<Output = bool> + Send {
         std::future::ready(self.found.lock().0 < self.limit)
     }
@@ -51,15 +57,12 @@ impl Outlet for Collector {
         hub.hold_back(&self.subscriber, topics, until);
     }
 
-    fn feed(&self, _: Frame) -> bool {
-        true
+    fn feed(&self, frame: Frame) -> bool {
+        // Because of a recheck, the answer waits until the right has been checked. It has no place for other frames.
+        frame.as_recheck().is_none() || self.subscriber.feed(frame)
     }
 
-    fn feed_event(&self, topic: usize, frame: Frame) -> bool {
-        if frame.as_recheck().is_some() {
-            // The answer waits until the right has been checked.
-            return self.subscriber.feed(frame);
-        }
+    fn feed_events(&self, topic: usize, frame: Frame) -> bool {
         let (bytes, events) = &mut *self.found.lock();
         *bytes += frame.len();
         events.push((topic, frame));

@@ -9,6 +9,7 @@ mod attacks_on_rules;
 mod await_tick;
 mod backlog;
 mod balancer;
+mod catch_up;
 mod channels;
 mod check;
 mod chunks;

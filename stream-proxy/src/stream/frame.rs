@@ -65,12 +65,7 @@ pub enum Unauthorized {
 impl Frame {
     /// One event. Every line break in the payload starts a new `data` line, so no content can forge a field.
     pub fn event(id: impl Display, name: &str, payload: &str) -> Self {
-        Self::chunked(payload.len() + name.len() + 64, |text| {
-            // Writing to a String can't fail.
-            let _ = writeln!(text, "id: {id}");
-            push_name(text, name);
-            push_data(text, payload);
-        })
+        Self::chunked(payload.len() + name.len() + 64, |text| push_event(text, id, name, payload))
     }
 
     /// A message without a position: a client's last event id does not change.
@@ -217,9 +212,13 @@ impl Frame {
 
     /// A frame of what `write` writes, about `capacity` bytes.
     fn chunked(capacity: usize, write: impl FnOnce(&mut String)) -> Self {
-        let mut text = String::with_capacity(HEAD_ROOM.len() + capacity + TAIL.len());
-        text.push_str(HEAD_ROOM);
+        let mut text = begin_chunk(capacity);
         write(&mut text);
+        Self::of_chunk(text)
+    }
+
+    /// A frame of a text that [`begin_chunk`] has begun.
+    fn of_chunk(mut text: String) -> Self {
         let digits = format!("{:x}", text.len() - HEAD_ROOM.len());
         text.push_str(TAIL);
         let line_end = HEAD_ROOM.len() - TAIL.len();
@@ -251,6 +250,67 @@ impl Frame {
             head => head.into()..self.bytes.len() - TAIL.len(),
         }
     }
+}
+
+/// Events that become one frame.
+#[derive(Debug)]
+pub struct Joined {
+    text: String,
+    /// How many there are.
+    count: u64,
+    /// About how many bytes they will have.
+    capacity: usize,
+}
+
+impl Joined {
+    /// None yet.
+    pub fn new(capacity: usize) -> Self {
+        Self { text: String::new(), count: 0, capacity }
+    }
+
+    /// Adds an event.
+    pub fn add(&mut self, id: impl Display, name: &str, payload: &str) {
+        if self.count == 0 {
+            self.text = begin_chunk(self.capacity);
+        }
+        self.count += 1;
+        push_event(&mut self.text, id, name, payload);
+    }
+
+    /// How many events there are.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// The bytes so far.
+    pub fn bytes(&self) -> usize {
+        self.text.len()
+    }
+
+    /// The events as a frame; there is at least one. Then there are none.
+    pub fn take(&mut self) -> Frame {
+        self.count = 0;
+        let mut text = std::mem::take(&mut self.text);
+        if text.capacity() > 2 * text.len() {
+            // It counts with its length where it waits, so it must not take much more memory.
+            text.shrink_to(text.len() + TAIL.len());
+        }
+        Frame::of_chunk(text)
+    }
+}
+
+/// A text of about `capacity` bytes with room for the head of its chunk.
+fn begin_chunk(capacity: usize) -> String {
+    let mut text = String::with_capacity(HEAD_ROOM.len() + capacity + TAIL.len());
+    text.push_str(HEAD_ROOM);
+    text
+}
+
+fn push_event(text: &mut String, id: impl Display, name: &str, payload: &str) {
+    // Writing to a String can't fail.
+    let _ = writeln!(text, "id: {id}");
+    push_name(text, name);
+    push_data(text, payload);
 }
 
 /// An event that only updates the client's last event id.
@@ -348,7 +408,13 @@ mod tests {
             Frame::message(None, "x"),
             Frame::event("5-1", "e", &"ü".repeat(100_000)),
         ];
-        for frame in frames {
+        let mut joined = Joined::new(10);
+        joined.add("5-1", "e", "one");
+        joined.add("5-2", "e", "two\nlines");
+        assert_eq!(joined.count(), 2);
+        let both = joined.take();
+        assert_eq!(text(&both), "id: 5-1\nevent: e\ndata: one\n\nid: 5-2\nevent: e\ndata: two\ndata: lines\n\n");
+        for frame in frames.into_iter().chain([both]) {
             let (chunk, body) = (frame.bytes(true).to_vec(), frame.bytes(false).to_vec());
             assert_eq!(chunk, [format!("{:x}\r\n", body.len()).as_bytes(), &body, b"\r\n"].concat());
             assert_eq!((frame.len(), frame.into_body()), (chunk.len(), body.into()));

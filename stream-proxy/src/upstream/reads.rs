@@ -1,18 +1,19 @@
 //! Reads of the log for single clients, over separate connections. The upstream's own reads use the upstream's
 //! connection, so no client's replay delays live events.
 
+use std::fmt::{self, Display};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidings_wire::Position;
+use tidings_wire::{Event, PagePart, Position, Seen, SegmentError, segment};
 use tokio::sync::{Mutex, Semaphore};
 use tokio::time::Instant;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 
 use crate::metrics::Metrics;
-use crate::stream::frame::Frame;
+use crate::stream::place::Place;
 use crate::upstream::database::{Database, DatabaseError, in_time};
 use crate::upstream::follow::is_conflict;
 use crate::upstream::log::parse_position;
@@ -21,32 +22,99 @@ use crate::upstream::standing::Standing;
 /// How long after a failed attempt to connect the next ones fail at once.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 
-/// How many bytes of the log one page covers at most: about 20 ms of reading in the server.
-const SCAN_BYTES: i32 = 8 * 1024 * 1024;
+/// How much one page may cost the server, in bytes of the log that it reads: about 10 ms. A page of a topic with few
+/// events ends here.
+const PAGE_COST: i32 = 8 * 1024 * 1024;
 
 /// How many times a query is sent, if a standby's replay cancels it.
 const ATTEMPTS: usize = 3;
 
-/// An event read from the log.
-#[derive(Debug)]
-pub struct LogEvent {
-    /// Its position. It includes what the reader's snapshot saw, as long as that matters.
-    pub position: Position,
-    /// The number of its topic among those that were asked for.
-    pub topic: usize,
-    /// What the client gets, or a recheck.
-    pub frame: Frame,
-}
-
 /// A page of the log.
 #[derive(Debug)]
 pub struct Page {
-    /// The requested events.
-    pub events: Vec<LogEvent>,
+    /// Segments that have some of the requested events, encoded as `tidings_wire::page`.
+    pub segments: Vec<u8>,
+    /// What the reader's snapshot saw, as far as that still matters.
+    pub seen: Option<Box<Seen>>,
     /// The end of the page.
     pub reached: Position,
     /// Whether the log has more.
     pub more: bool,
+}
+
+/// A segment of a page.
+#[derive(Clone, Copy, Debug)]
+pub struct LogPart<'p> {
+    part: PagePart<'p>,
+    /// What the ids of its events include of the reader's snapshot.
+    seen: Option<&'p Seen>,
+}
+
+/// An event of a page.
+#[derive(Debug)]
+pub struct LogEvent<'p> {
+    /// Its tick and its number there.
+    pub place: Place,
+    /// What its id includes of the reader's snapshot.
+    seen: Option<&'p Seen>,
+    /// The event, which may be a recheck.
+    pub event: Event<'p>,
+}
+
+impl LogEvent<'_> {
+    /// Its position. It includes what the reader's snapshot saw, as long as that matters.
+    pub fn position(&self) -> Position {
+        Position { seen: self.seen.cloned().map(Box::new), ..Position::at(self.place.tick, self.place.n) }
+    }
+}
+
+/// The position, as text.
+impl Display for LogEvent<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.seen {
+            None => write!(f, "{}-{}", self.place.tick, self.place.n),
+            Some(_) => self.position().fmt(f),
+        }
+    }
+}
+
+impl Page {
+    /// Its segments. After an error there are no more.
+    pub fn parts(&self) -> impl Iterator<Item = Result<LogPart<'_>, DatabaseError>> {
+        tidings_wire::page::parts(&self.segments).map(|part| {
+            let part = part.map_err(|_| DatabaseError::Contract("a page of the log that is cut short"))?;
+            Ok(LogPart { part, seen: self.seen.as_deref().filter(|_| part.with_snapshot) })
+        })
+    }
+}
+
+impl<'p> LogPart<'p> {
+    /// The events after `after` that have one of these topics, and the rechecks that may be about one. After an error
+    /// there are no more.
+    pub fn events(
+        self,
+        after: Place,
+        topics: &[Arc<str>],
+    ) -> impl Iterator<Item = Result<LogEvent<'p>, DatabaseError>> {
+        let Self { part, seen } = self;
+        let mut events = segment::events(part.segment);
+        let numbers = part.before.saturating_add(1)..;
+        let found =
+            std::iter::from_fn(move || events.next_wanted(|topic| topics.iter().any(|wanted| **wanted == *topic)));
+        found.zip(numbers).filter_map(move |(event, n)| {
+            let place = Place { tick: part.tick, n };
+            match event {
+                Ok(event) => event.filter(|_| place > after).map(|event| Ok(LogEvent { place, seen, event })),
+                Err(error) => Some(Err(unreadable(place, &error))),
+            }
+        })
+    }
+}
+
+/// A client can't get what can't be read. It is told, instead of waiting for it.
+fn unreadable(place: Place, error: &SegmentError) -> DatabaseError {
+    tracing::error!(tick = place.tick, n = place.n, %error, "the log has a segment that can't be read");
+    DatabaseError::Expired
 }
 
 /// What a replay asks the log. It is a trait so that a test can play the log without a database.
@@ -65,12 +133,12 @@ pub trait ClientLog {
         false
     }
 
-    /// The events of `topics` in the next part of the log after `after`, at most `max_rows`.
+    /// The next page of the log after `after` for these topics, with about `bytes` of segments.
     fn page(
         &self,
         after: &Position,
         topics: &[Arc<str>],
-        max_rows: i32,
+        bytes: i32,
     ) -> impl Future<Output = Result<Page, DatabaseError>> + Send;
 }
 
@@ -207,40 +275,23 @@ impl ClientLog for Reads {
         self.standing.is_behind()
     }
 
-    async fn page(&self, after: &Position, topics: &[Arc<str>], max_rows: i32) -> Result<Page, DatabaseError> {
+    async fn page(&self, after: &Position, topics: &[Arc<str>], bytes: i32) -> Result<Page, DatabaseError> {
         let (after, topics) = (after.to_string(), topics.iter().map(|topic| &**topic).collect::<Vec<_>>());
         // The semaphore is never closed. Clients that need more than one page take turns.
         let permit = self.permits.acquire().await.map_err(|_| DatabaseError::Closed)?;
-        let sql = "SELECT position, topic, event, payload, more FROM tidings.scan(
-            $1::pg_catalog.text, $2::pg_catalog.text[], $3::pg_catalog.int4, $4::pg_catalog.int4, false)";
+        let sql = "SELECT segments, seen, reached, more FROM tidings.page(
+            $1::pg_catalog.text, $2::pg_catalog.text[], $3::pg_catalog.int4, $4::pg_catalog.int4)";
         let parameters: [(&(dyn ToSql + Sync), Type); 4] =
-            [(&after, Type::TEXT), (&topics, Type::TEXT_ARRAY), (&max_rows, Type::INT4), (&SCAN_BYTES, Type::INT4)];
+            [(&after, Type::TEXT), (&topics, Type::TEXT_ARRAY), (&bytes, Type::INT4), (&PAGE_COST, Type::INT4)];
         let rows = self.pages.query(sql, &parameters).await?;
         drop(permit);
-        let mut events: Vec<LogEvent> = Vec::with_capacity(rows.len());
-        for row in &rows {
-            let id: Option<&str> = row.try_get(0)?;
-            match (row.try_get::<_, Option<&str>>(1)?, id, events.last()) {
-                (Some(topic), Some(id), _) => {
-                    let position = parse_position(id)?;
-                    let topic = topics.iter().position(|wanted| *wanted == topic).unwrap_or_default();
-                    let frame = match row.try_get::<_, Option<&str>>(2)? {
-                        Some(event) => Frame::event(id, event, row.try_get(3)?),
-                        // About one of the topics, or perhaps about others: that costs one question at most.
-                        None => Frame::recheck(position.tick, false),
-                    };
-                    events.push(LogEvent { position, topic, frame });
-                }
-                (None, Some(id), _) => {
-                    return Ok(Page { events, reached: parse_position(id)?, more: row.try_get(4)? });
-                }
-                // The page has `max_rows` events, so it ends at the last of them.
-                (None, None, Some(LogEvent { position, .. })) => {
-                    return Ok(Page { reached: position.clone(), events, more: row.try_get(4)? });
-                }
-                _ => break,
-            }
-        }
-        Err(DatabaseError::Contract("a page of the log without an end"))
+        let row = rows.first().ok_or(DatabaseError::Contract("no row from page"))?;
+        let seen = row.try_get::<_, Option<&str>>(1)?.map(|seen| seen.parse().map(Box::new)).transpose();
+        Ok(Page {
+            segments: row.try_get(0)?,
+            seen: seen.map_err(|_| DatabaseError::Contract("an invalid snapshot"))?,
+            reached: parse_position(row.try_get(2)?)?,
+            more: row.try_get(3)?,
+        })
     }
 }

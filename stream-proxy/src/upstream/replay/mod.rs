@@ -1,7 +1,10 @@
 //! Brings one client from its position to the live stream when memory can't do it in one step: from the log, page by
-//! page, or from memory, part by part, always at the client's own pace.
+//! page, or from memory, part by part, always at the client's own pace. The next page is read while the client gets one.
+
+pub mod outlet;
 
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,16 +18,8 @@ use crate::stream::hub::{Hub, Joined};
 use crate::stream::place::Place;
 use crate::stream::subscriber::{End, Subscriber};
 use crate::upstream::database::DatabaseError;
-use crate::upstream::reads::{ClientLog, Reads};
-
-/// Rows of the first page: events may be large, so it starts small.
-const FIRST_PAGE: i32 = 64;
-
-/// Rows of a page at most.
-const MAX_PAGE: i32 = 1000;
-
-/// What a page should hold, in bytes.
-const PAGE_BYTES: usize = 512 * 1024;
+use crate::upstream::reads::{ClientLog, Page, Reads};
+use crate::upstream::replay::outlet::{Outlet, Pace, pass_on};
 
 /// The longest wait for the hub's next tick before checking again.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -32,38 +27,6 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// How long to wait until a server has reached a position; a relay that was down has started again by then. A position
 /// that no server ever reaches must not be asked for forever: its stream ends, and the client may try another proxy.
 const TOO_EARLY: Duration = Duration::from_secs(20);
-
-/// Where events from the log go, at their own pace.
-pub trait Outlet: Sync {
-    /// Waits until there is room for more; false if nothing is wanted any more.
-    fn room(&self) -> impl Future<Output = bool> + Send;
-
-    /// Called before the first event: what comes from now on must wait for a check, if there was a recheck after the last
-    /// one and up to `until`.
-    fn hold_back(&self, _hub: &Hub, _topics: &[Arc<str>], _until: Place) {}
-
-    /// Passes a frame on; false if nothing is wanted any more.
-    fn feed(&self, frame: Frame) -> bool;
-
-    /// Passes on an event, with the number of its topic.
-    fn feed_event(&self, _topic: usize, frame: Frame) -> bool {
-        self.feed(frame)
-    }
-}
-
-impl Outlet for Subscriber {
-    async fn room(&self) -> bool {
-        Self::room(self).await
-    }
-
-    fn hold_back(&self, hub: &Hub, topics: &[Arc<str>], until: Place) {
-        hub.hold_back(self, topics, until);
-    }
-
-    fn feed(&self, frame: Frame) -> bool {
-        Self::feed(self, frame)
-    }
-}
 
 /// The events of some topics in the log, up to what the hub has in memory.
 #[derive(Debug)]
@@ -100,10 +63,19 @@ struct Cursor {
     after: Option<Position>,
     /// Whether the log has confirmed the position.
     located: bool,
-    rows: i32,
     from_log: bool,
+    /// The page after this one, if it has been read.
+    ahead: Option<Ahead>,
     /// Since when the server has been known not to have reached the position.
     early: Option<Instant>,
+}
+
+/// A page that was read before it was needed.
+struct Ahead {
+    after: Position,
+    page: Result<Page, DatabaseError>,
+    /// From before it was read.
+    ticks: Ticks,
 }
 
 /// Whether the same question would fail again.
@@ -120,7 +92,7 @@ async fn next(mut ticks: Ticks) -> bool {
 
 impl Cursor {
     fn at(after: Option<Position>) -> Self {
-        Self { after, located: false, rows: FIRST_PAGE, from_log: false, early: None }
+        Self { after, located: false, from_log: false, ahead: None, early: None }
     }
 
     async fn wait_for_database(&mut self, error: &DatabaseError) {
@@ -298,6 +270,13 @@ impl<L: ClientLog> TopicLog<L> {
         if self.reads.is_behind() { Ok(false) } else { Err(DatabaseError::Lost) }
     }
 
+    async fn read(&self, after: Position, pace: Pace) -> Ahead {
+        // Subscribed before the page is read, so that no tick is missed between the reading and the wait.
+        let ticks = self.hub.ticks();
+        let page = self.reads.page(&after, &self.topics, pace.page_bytes).await;
+        Ahead { after, page, ticks }
+    }
+
     /// Reads one page of the log; false if it was the last. Even if the next one fails, the client has advanced to the
     /// end of this one.
     async fn page(&self, cursor: &mut Cursor, out: &impl Outlet) -> Result<bool, DatabaseError> {
@@ -309,29 +288,26 @@ impl<L: ClientLog> TopicLog<L> {
             let until = if after.seen.is_some() { self.hub.place() } else { Some(Place::from(&after)) };
             until.into_iter().for_each(|until| out.hold_back(&self.hub, &self.topics, until));
         }
-        // Subscribed before the page is read, so that no tick is missed between the reading and the wait.
-        let ticks = self.hub.ticks();
-        let page = self.reads.page(&after, &self.topics, cursor.rows).await?;
+        let pace = out.pace();
+        let Ahead { page, ticks, .. } = match cursor.ahead.take().filter(|ahead| ahead.after == after) {
+            Some(ahead) => ahead,
+            None => self.read(after.clone(), pace).await,
+        };
+        let page = page?;
         cursor.from_log = true;
-        let (rows, bytes) = (page.events.len(), page.events.iter().map(|event| event.frame.len()).sum::<usize>());
-        for event in page.events {
-            self.metrics.log_events.add(u64::from(event.frame.as_recheck().is_none()));
-            if !out.room().await || !out.feed_event(event.topic, event.frame) {
-                return Ok(false);
-            }
-            cursor.after = Some(event.position);
-        }
+        let reads_ahead = page.more && pace.reads_ahead;
+        let ahead = async { if reads_ahead { Some(self.read(page.reached.clone(), pace).await) } else { None } };
+        let (passed, ahead) =
+            alongside(pass_on(&page, &self.topics, &mut cursor.after, out, &self.metrics), ahead).await?;
+        let Some(count) = passed else { return Ok(false) };
+        cursor.ahead = ahead;
         if page.more {
-            if rows == 0 {
+            if count == 0 {
                 // A client that is cut off in a long part of the log without its events resumes here, not at the
                 // beginning.
                 out.feed(Frame::position(page.reached.clone()));
             }
             cursor.after = Some(page.reached);
-            if rows == cursor.rows as usize {
-                let fitting = rows * PAGE_BYTES / bytes.max(1);
-                cursor.rows = i32::try_from(fitting).unwrap_or(MAX_PAGE).clamp(1, MAX_PAGE);
-            }
         } else {
             // Everything that the client's snapshot saw is in ticks that the hub knew when the position was located, so
             // from here on the snapshot does not matter. The client is where the log ended, not at the hub's place: a
@@ -344,6 +320,23 @@ impl<L: ClientLog> TopicLog<L> {
             cursor.after = Some(reached);
         }
         Ok(page.more)
+    }
+}
+
+/// Passes a page on while the next one is read, which is given up if the page fails or is not wanted any more.
+async fn alongside(
+    passing: impl Future<Output = Result<Option<usize>, DatabaseError>>,
+    reading: impl Future<Output = Option<Ahead>>,
+) -> Result<(Option<usize>, Option<Ahead>), DatabaseError> {
+    let (mut passing, mut reading) = (pin!(passing), pin!(reading));
+    // The reading first, because it has to ask the server.
+    tokio::select! {
+        biased;
+        ahead = &mut reading => Ok((passing.await?, ahead)),
+        passed = &mut passing => match passed? {
+            None => Ok((None, None)),
+            passed => Ok((passed, reading.await)),
+        },
     }
 }
 

@@ -2,9 +2,9 @@
 
 use super::*;
 use crate::stream::hub::Outgoing;
-use crate::upstream::reads::{LogEvent, Page};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
+use tidings_wire::{Event, PagePart, segment};
 
 /// The result of asking for the position to continue from.
 type Located = Result<(Option<Position>, u64), DatabaseError>;
@@ -30,7 +30,9 @@ impl ClientLog for FakeLog {
     async fn page(&self, after: &Position, topics: &[Arc<str>], _: i32) -> Result<Page, DatabaseError> {
         assert_eq!(topics, ["a".into()]);
         self.asked.lock().push(format!("page {after}"));
-        let page = self.pages.lock().pop_front().expect("an answer to page");
+        let next = self.pages.lock().pop_front();
+        // After the last answer, the server is slow.
+        let Some(page) = next else { return std::future::pending().await };
         if self.pages.lock().is_empty()
             && let Some((hub, tick)) = self.published_meanwhile.lock().take()
         {
@@ -42,11 +44,14 @@ impl ClientLog for FakeLog {
 
 /// A page with these events.
 fn page(events: &[(u64, u32)], reached: Position, more: bool) -> Result<Page, DatabaseError> {
-    let event = |(tick, n): &(u64, u32)| {
-        let position = Position::at(*tick, *n);
-        LogEvent { frame: Frame::event(&position, "changed", "from the log"), topic: 0, position }
-    };
-    Ok(Page { events: events.iter().map(event).collect(), reached, more })
+    let mut segments = Vec::new();
+    for (tick, n) in events {
+        let mut segment = vec![segment::VERSION];
+        segment::append(&mut segment, &Event { topic: "a", event: "changed", payload: "from the log".into() });
+        let part = PagePart { tick: *tick, before: n - 1, with_snapshot: false, segment: &segment };
+        tidings_wire::page::append(&mut segments, part);
+    }
+    Ok(Page { segments, seen: None, reached, more })
 }
 
 fn publish(hub: &Hub, tick: u64) {
@@ -69,8 +74,10 @@ fn replay(log: FakeLog) -> (Replay<FakeLog>, Arc<Hub>, Arc<Subscriber>, Arc<Metr
 /// The ids and names of what the subscriber has been sent.
 fn received(subscriber: &Subscriber) -> Vec<String> {
     let field = |text: &str, name: &str| text.lines().find_map(|line| line.strip_prefix(name).map(str::to_owned));
-    let frames = subscriber.take();
-    frames.iter().filter_map(|text| Some(field(text, "id: ")? + " " + &field(text, "event: ")?)).collect()
+    // A frame may have several events.
+    let blocks = subscriber.take().concat();
+    let ids = blocks.split("\n\n").filter_map(|block| Some(field(block, "id: ")? + " " + &field(block, "event: ")?));
+    ids.collect()
 }
 
 fn after_tick(tick: u64) -> Position {
@@ -213,4 +220,52 @@ async fn a_replay_waits_until_the_hub_has_what_the_log_had() {
     run.await.unwrap();
     publish(&hub, 13);
     assert_eq!(received(&subscriber), ["6-1 changed", "12-1 changed", "12 position", "13-1 changed"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_page_is_read_ahead_of_a_client_and_no_more() {
+    let pages = (6..20).map(|tick| page(&[(tick, 1), (tick, 2)], Position::at(tick, 2), true));
+    let log = FakeLog {
+        located: Mutex::new([Ok((Some(after_tick(5)), 10))].into()),
+        pages: Mutex::new(pages.collect()),
+        ..FakeLog::default()
+    };
+    let (mut replay, _hub, _, metrics) = replay(log);
+    // Each event is a frame, and one of them leaves no room.
+    let subscriber = Subscriber::new(1);
+    replay.subscriber = subscriber.clone();
+    let log = replay.log.reads.clone();
+    let run = tokio::spawn(replay.run(Some(after_tick(5))));
+    let settle = || sleep(Duration::from_secs(1));
+    settle().await;
+    assert_eq!(*log.asked.lock(), ["locate 5", "page 5", "page 6-2"]);
+    assert_eq!(received(&subscriber), ["6-1 changed"]);
+    settle().await;
+    assert_eq!(received(&subscriber), ["6-2 changed"]);
+    settle().await;
+    assert_eq!(received(&subscriber), ["7-1 changed"]);
+    assert_eq!(*log.asked.lock(), ["locate 5", "page 5", "page 6-2", "page 7-2"]);
+    // It leaves in the middle of a page.
+    subscriber.close(End::Gone);
+    run.await.unwrap();
+    assert_eq!((log.asked.lock().len(), metrics.replaying.get()), (4, 0));
+}
+
+#[tokio::test]
+async fn who_leaves_does_not_wait_for_the_page_that_is_read_ahead() {
+    let log = FakeLog {
+        located: Mutex::new([Ok((Some(after_tick(5)), 10))].into()),
+        pages: Mutex::new([page(&[(6, 1), (6, 2)], Position::at(6, 2), true)].into()),
+        ..FakeLog::default()
+    };
+    let (mut replay, ..) = replay(log);
+    let subscriber = Subscriber::new(1);
+    replay.subscriber = subscriber.clone();
+    let log = replay.log.reads.clone();
+    let run = tokio::spawn(replay.run(Some(after_tick(5))));
+    while log.asked.lock().len() < 3 {
+        tokio::task::yield_now().await;
+    }
+    subscriber.close(End::Gone);
+    run.await.unwrap();
 }

@@ -12,7 +12,7 @@ use tidings_wire::Position;
 use tokio::time::timeout;
 
 use crate::stream::frame::Frame;
-use crate::upstream::replay::Outlet;
+use crate::upstream::replay::outlet::Outlet;
 
 /// The most bytes that are kept for streams that are behind, not counting the frame that is being added.
 const WINDOW: usize = 256 * 1024;
