@@ -4,6 +4,7 @@
 //! before its transaction begins, and ends when the client reads it.
 
 mod against;
+mod catchup;
 mod crowd;
 mod histogram;
 mod more;
@@ -41,6 +42,7 @@ pub const PARTS: &[&str] = &[
     "quiet",
     "neighbours",
     "standby",
+    "catchup",
 ];
 
 /// The topic with thousands of subscribers.
@@ -53,6 +55,7 @@ pub fn measure(part: &str, database: &Database<'_>, scale: Scale, report: &mut R
         "clients" => return against::clients(database, scale, report),
         "snapshot" => return snapshot::measure(database, scale, report),
         "standby" => return standby::measure(database, scale, report),
+        "catchup" => return catchup::measure(database, scale, report),
         "idle" => return against::idle(database, scale, report),
         "fanout" => return against::fanout(database, scale, report),
         "stalled" => scenes::stalled,

@@ -47,7 +47,8 @@ pub fn retained(database: &Database<'_>, scale: Scale, report: &mut Report) {
     let mut there = 0;
     for count in [1000, 100_000, 10_000_000].map(|count| scale.of(count)) {
         let start = Instant::now();
-        fill(&fresh, count - there);
+        fill(&fresh, count - there, "'log_' || n % 1000");
+        bulk::settle(&fresh);
         println!("  {} transactions more in {:.0?}", count - there, start.elapsed());
         there = count;
         let who = format!("Tidings, {count} rows retained");
@@ -78,9 +79,9 @@ fn with_retained(database: &Database<'_>, who: &str, scale: Scale, report: &mut 
     series(&server, &crowd, &one, 1, Pace::new(200.0, scale)).report(report, "write → client, 200 events/s", who);
 }
 
-/// Adds rows to the log as writers do, each in its own transaction, but without waiting for the disk; then waits for
-/// the relay.
-fn fill(database: &Database<'_>, rows: usize) {
+/// Adds rows to the log as writers do, each in its own transaction, but without waiting for the disk. Their topic is an
+/// expression of SQL.
+pub fn fill(database: &Database<'_>, rows: usize, topic: &str) {
     std::thread::scope(|scope| {
         for writer in 0..FILLERS {
             scope.spawn(move || {
@@ -89,7 +90,7 @@ fn fill(database: &Database<'_>, rows: usize) {
                 session.run(&format!(
                     "DO $$ BEGIN
                        FOR n IN 1 .. {} LOOP
-                         PERFORM tidings.publish_text('log_' || n % 1000, 'an event that stays');
+                         PERFORM tidings.publish_text({topic}, 'an event that stays', 'changed');
                          COMMIT;
                        END LOOP;
                      END $$",
@@ -98,7 +99,6 @@ fn fill(database: &Database<'_>, rows: usize) {
             });
         }
     });
-    bulk::settle(database);
 }
 
 /// Several proxies that follow one database.
