@@ -17,7 +17,7 @@ use crate::{all_until_now, create_boards, titles};
 const ATTEMPTS: i32 = 20;
 
 /// The settings of a server on which nothing but a commit flushes an announced tick.
-const HELD: &[(&str, &str)] = &[("tidings.hold_flush", "on"), ("autovacuum", "off"), ("wal_writer_delay", "10s")];
+pub const HELD: &[(&str, &str)] = &[("tidings.hold_flush", "on"), ("autovacuum", "off"), ("wal_writer_delay", "10s")];
 
 fn insert(session: &mut Session, id: i32) {
     session.run(&format!("INSERT INTO board_items VALUES ({id}, 5, 'n{id}')"));
@@ -29,7 +29,7 @@ fn flushed_first(session: &mut Session, reason: &str) -> i64 {
 }
 
 /// Waits until ticks are announced before they are flushed, which the first ones of a relay are not.
-fn warm_up(db: &Database<'_>) {
+pub fn warm_up(db: &Database<'_>) {
     let mut session = db.session();
     let total =
         "SELECT ticks - (SELECT sum(value::bigint) FROM jsonb_each_text(flushed_first))::bigint FROM tidings.status";
@@ -41,12 +41,12 @@ fn warm_up(db: &Database<'_>) {
 }
 
 /// Whether the log has the tick of an event.
-fn has_tick(db: &Database<'_>, frame: &Frame) -> bool {
+pub fn has_tick(db: &Database<'_>, frame: &Frame) -> bool {
     db.session().one(&format!("SELECT EXISTS (SELECT FROM tidings.tick WHERE tick = {})", frame.place().0))
 }
 
 /// Stops the process that flushes asynchronous commits. Returns its id.
-fn stop_wal_writer(cluster: &Cluster) -> u32 {
+pub fn stop_wal_writer(cluster: &Cluster) -> u32 {
     let mut session = cluster.session("postgres", "postgres");
     let pid: i32 = session.one("SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'");
     send(pid.unsigned_abs(), Signal::SIGSTOP);

@@ -1,10 +1,14 @@
 //! Failovers and restores that lose what clients have seen: clients that may have seen it get a reset, and no others.
 
+use tidings_tests::clock::Clock;
+use tidings_tests::cluster::Site;
 use tidings_tests::follower::Habits;
+use tidings_tests::process::{Signal, send};
 use tidings_tests::sse::Request;
 use tidings_tests::{Cluster, Database, Follower, Frame, Proxy, Session, until};
 
-use crate::{all_until_now, boards, create_boards, titles};
+use crate::early::{HELD, has_tick, stop_wal_writer, warm_up};
+use crate::{all_until_now, boards, create_boards, skipped, titles};
 
 /// A proxy that uses whichever of two servers accepts writes.
 pub fn proxy_of(primary: &Cluster, standby: &Cluster, db: &Database<'_>) -> Proxy {
@@ -201,4 +205,58 @@ fn a_tick_that_is_not_in_the_log_counts_as_lost() {
         db.session().all("SELECT position FROM tidings.changes($1, '{boards_5}', 2)", &[&format!("{}-7", first + 1)]);
     let positions: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
     assert_eq!(positions, [frames[1].id(), frames[2].id()]);
+}
+
+/// Lets a crash take back the tick of row `id`, which `live` has got; None if the tick was flushed in time. The clock is
+/// read many times between the row's stamp and the tick.
+fn take_back(db: &Database<'_>, proxy: &Proxy, live: &mut tidings_tests::Sse, id: i32) -> Option<Frame> {
+    warm_up(db);
+    stop_wal_writer(db.cluster());
+    let relay = db.wait_relay();
+    let mut session = db.session();
+    send(relay, Signal::SIGSTOP);
+    insert(&mut session, id, "seen");
+    for _ in 0..30 {
+        session.one::<i64>("SELECT tidings.stamp()");
+    }
+    send(relay, Signal::SIGCONT);
+    let seen = live.frame();
+    // It comes back when there are new ticks.
+    proxy.signal(Signal::SIGSTOP);
+    db.crash();
+    (!has_tick(db, &seen)).then_some(seen)
+}
+
+#[test]
+fn the_number_of_a_lost_tick_is_not_given_again_although_the_clock_went_back() {
+    if !Clock::can_jump() {
+        return skipped("a clock that goes back, without libfaketime");
+    }
+    let clock = Clock::at(0);
+    let cluster = Cluster::start_at(Site { env: clock.environment(), ..Site::default() }, HELD);
+    let mut db = cluster.database();
+    db.keep();
+    create_boards(&db);
+    let proxy = db.proxy(&["--retry", "100ms"]);
+    let mut live = proxy.live(&["boards_5"]);
+    // Workers of PostgreSQL 15 see the real clock, but the sessions' stamps go ahead of it.
+    clock.set(3600);
+    warm_up(&db);
+    clock.set(0);
+    for id in (0..2000).step_by(100) {
+        let lost = take_back(&db, &proxy, &mut live, id);
+        let mut session = db.session();
+        let last = id + 20;
+        (id + 1..=last).for_each(|id| insert(&mut session, id, "new"));
+        if let Some(lost) = &lost {
+            let sql = format!("SELECT max(tick) > {} FROM tidings.tick", lost.place().0);
+            until("there are ticks after it", || session.one(&sql));
+        }
+        proxy.signal(Signal::SIGCONT);
+        assert_eq!(titles(&live.take(20)), ["new"; 20], "neither a reset nor a gap");
+        if lost.is_some() {
+            return;
+        }
+    }
+    panic!("no crash has lost a tick");
 }

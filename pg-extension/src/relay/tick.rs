@@ -60,6 +60,12 @@ pub struct Ticker {
     pub unflushed: Unflushed,
 }
 
+/// How far the clock of a server that has just started is raised above everything that the log contains, in
+/// microseconds. A crash may have taken back ticks that were announced; their numbers, which clients have, must not be
+/// given again, not even if the server's clock has gone back. Announced ticks are flushed after some milliseconds, and
+/// in that time there are at most some thousand readings.
+const LOST_READINGS: u64 = 100_000;
+
 impl Ticker {
     /// Continues after the last tick. Called inside a transaction.
     pub fn resume(db: &'static Database) -> spi::Result<Self> {
@@ -72,11 +78,15 @@ impl Ticker {
         };
         let seen: Snapshot = until.parse().unwrap_or_else(|error| error!("{error}: {until}"));
         let last = last.unsigned_abs();
-        shared::raise_clock(last);
+        let mut stored = last;
         new_segments(&open_log(), &seen, |_, row| {
-            shared::raise_clock(row[log::STAMP].value() as u64);
+            stored = stored.max(row[log::STAMP].value() as u64);
             ControlFlow::Continue(())
         });
+        if !db.epoch_sealed.load(SeqCst) {
+            stored += LOST_READINGS;
+        }
+        shared::raise_clock(stored);
         db.set_current_slot(slot.unsigned_abs().into());
         db.tick.store(last, SeqCst);
         let mut last_used = [0; SLOTS];
