@@ -19,6 +19,7 @@
 //! - [`page`]: a page of `docs/` as a reader would follow it.
 //! - [`teamboard`]: the demonstration's schema and backend.
 //! - [`ledger`]: many writers whose committed writes are all recorded, and a check of what clients received.
+//! - [`membership`]: rights that are granted and revoked, and a check that nobody received what it must not.
 
 pub mod application;
 pub mod balancer;
@@ -30,6 +31,7 @@ pub mod debian;
 pub mod follower;
 pub mod http;
 pub mod ledger;
+pub mod membership;
 pub mod namespaces;
 pub mod packages;
 pub mod page;
