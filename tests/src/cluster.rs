@@ -350,10 +350,22 @@ impl Cluster {
         let signal = data.join("standby.signal");
         File::create(&signal).expect("mark the standby");
         Installation::get().give(&signal);
-        let primary = format!("host={} port={} user={SUPERUSER}", self.dir.display(), self.port);
-        standby.configure(&[settings, &[("primary_conninfo", &primary)]].concat());
+        standby.configure(&[settings, &[("primary_conninfo", &self.conninfo())]].concat());
         standby.boot();
         standby
+    }
+
+    /// Makes this standby follow another server of the same origin.
+    #[track_caller]
+    pub fn follow(&self, source: &Self) {
+        let mut session = self.session("postgres", SUPERUSER);
+        session.run(&format!("ALTER SYSTEM SET primary_conninfo = '{}'", source.conninfo()));
+        session.run("SELECT pg_reload_conf()");
+    }
+
+    /// How a standby connects to this server.
+    fn conninfo(&self) -> String {
+        format!("host={} port={} user={SUPERUSER}", self.dir.display(), self.port)
     }
 
     /// A cluster that `pg_upgrade` creates from this one, which ends.

@@ -1,24 +1,43 @@
 //! Compares what a client received with what it should have received.
 //!
 //! Events of ticks that the log has must arrive exactly: each once, in the log's order, none missing. A tick that the
-//! log doesn't have was lost in a failover, and clients may only have seen it if there was such a failover at that
-//! time. Its events may arrive again in a later tick, which the log has, or were lost with their transactions. So the
-//! client must get a reset before any other event.
+//! log doesn't have was lost, in one of two ways:
+//!
+//! - By a crash, or a failover to a synchronous standby, before it was flushed. All of its events are in later ticks of
+//!   the log. The client must not get them again. It gets a reset only if it comes with an id of that tick to a proxy
+//!   that did not hear the tick, or has been started again since.
+//! - By a failover to an asynchronous standby, which may also have lost the events. Then the client must get a reset
+//!   before any other event.
 
 use std::collections::{BTreeSet, HashSet};
+use std::ops::RangeInclusive;
 
-use crate::clients::{Got, Life, Reset, Start};
-use crate::reference::{Known, Place};
+use crate::clients::{Got, Life, Reset, Start, Visit};
+use crate::lost::Lost;
+use crate::reference::{Known, Log, Place};
+
+/// What may have happened to the order of all events.
+#[derive(Clone, Debug, Default)]
+pub struct Fate {
+    /// When a primary was lost whose last ticks its standby may not have had, in the numbers of ticks.
+    pub losses: Vec<u64>,
+    /// The ticks between which everything lies that a crash may have taken back without losing any event.
+    pub crashes: Vec<RangeInclusive<u64>>,
+    /// Events are only kept this long, in microseconds.
+    pub retention: Option<u64>,
+    /// Proxies may forget a tick that they have heard, because their history is small.
+    pub forgets: bool,
+    /// The server's clock may go back, so a lost tick may have a higher number than what follows it.
+    pub clock_jumps: bool,
+}
 
 /// The order of all events, and what may have happened to it.
 #[derive(Debug)]
 pub struct Law {
     known: Vec<Known>,
     ticks: BTreeSet<u64>,
-    /// When a primary was lost whose last ticks its standby may not have had, in the numbers of ticks.
-    losses: Vec<u64>,
-    /// In microseconds.
-    retention: Option<u64>,
+    fate: Fate,
+    lost: Lost,
 }
 
 /// The result for a client.
@@ -26,7 +45,7 @@ pub struct Law {
 pub struct Verdict {
     /// Events that arrived as they should.
     pub events: usize,
-    /// Events of ticks that a failover lost, or of writes whose first commit it lost.
+    /// Events of ticks that are not in the log, or of writes whose first commit a failover lost.
     pub lost_ticks: usize,
     /// Connections.
     pub connections: usize,
@@ -36,11 +55,23 @@ pub struct Verdict {
     pub faults: Vec<String>,
 }
 
+impl Verdict {
+    /// Adds the numbers of another one.
+    pub fn add(&mut self, other: &Self) {
+        self.events += other.events;
+        self.lost_ticks += other.lost_ticks;
+        self.connections += other.connections;
+        self.resets += other.resets;
+    }
+}
+
 impl Law {
-    /// The expectations for a run whose log was `known`.
-    pub fn new(known: Vec<Known>, losses: Vec<u64>, retention: Option<u64>) -> Self {
-        let ticks = known.iter().map(|known| known.place.0).collect();
-        Self { known, ticks, losses, retention: retention.map(|seconds| seconds * 1_000_000) }
+    /// The expectations for a run with this log, in which clients lived these lives.
+    pub fn new(log: Log, fate: Fate, lives: &[Life]) -> Self {
+        let Log { known, mut ticks } = log;
+        ticks.extend(known.iter().map(|known| known.place.0));
+        let lost = Lost::new(&known, &ticks, fate.crashes.clone(), lives);
+        Self { known, ticks, fate, lost }
     }
 
     /// The number of events.
@@ -48,99 +79,41 @@ impl Law {
         self.known.len()
     }
 
+    /// How many ticks this crash took back that clients had been shown.
+    pub fn lost_by(&self, crash: &RangeInclusive<u64>) -> usize {
+        self.lost.by(crash)
+    }
+
     /// Checks a life.
     pub fn judge(&self, life: &Life) -> Verdict {
-        let mut expected = self.expected(life, &life.seen);
-        let mut verdict = Verdict::default();
-        // The next event that should arrive; `None` while it is unknown where the stream starts.
-        let mut next = match life.start {
-            Start::Live => None,
-            Start::Earliest if self.retention.is_some() => None,
-            Start::Earliest | Start::Snapshot => Some(0),
+        let mut judge = Judge {
+            law: self,
+            life,
+            expected: self.expected(life, &life.seen),
+            next: match life.start {
+                Start::Live => None,
+                Start::Earliest if self.fate.retention.is_some() => None,
+                Start::Earliest | Start::Snapshot => Some(0),
+            },
+            last: None,
+            position: None,
+            untold: None,
+            visit: Visit { home: None, is_long: false },
+            is_fresh: true,
+            verdict: Verdict::default(),
         };
-        let mut last: Option<Place> = None;
-        let mut position: Option<Place> = None;
-        // The first event of a lost tick that the client has seen, until it gets a reset.
-        let mut untold: Option<Place> = None;
         for got in &life.got {
             match *got {
-                Got::Connected => {
-                    verdict.connections += 1;
-                    // Ids rise within a stream. A proxy that does not know of a failover yet may send lost ticks again
-                    // to a client that comes from another proxy; events that are in the log are checked against its
-                    // order below.
-                    last = None;
-                }
-                Got::Id(place) => {
-                    let next = next.get_or_insert_with(|| behind(&expected, place));
-                    if expected.get(*next).is_some_and(|known| known.place <= place) {
-                        verdict
-                            .faults
-                            .push(format!("the stream is at {place:?}: {}", missing(&expected, *next, place)));
-                        *next = behind(&expected, place);
-                    }
-                    position = Some(place);
-                }
-                Got::Reset(place, at, why) => {
-                    if position.is_some_and(|position| !self.is_due(position, at, why)) {
-                        verdict
-                            .faults
-                            .push(format!("{why:?} to {place:?}, which was not due: it stood at {position:?}"));
-                    }
-                    verdict.resets += 1;
-                    next = Some(match why {
-                        Reset::Expired => next.unwrap_or(0).max(behind(&expected, place)),
-                        Reset::Lost => {
-                            // It drops what it had, and continues after that place, which may be an earlier one.
-                            expected = self.expected(life, &HashSet::new());
-                            behind(&expected, place)
-                        }
-                    });
-                    (last, position, untold) = (None, Some(place), None);
-                }
-                Got::Event(place, print) => {
-                    if last.is_some_and(|last| last >= place) {
-                        verdict.faults.push(format!("{place:?} comes after {last:?}"));
-                    }
-                    (last, position) = (Some(place), Some(place));
-                    if !self.ticks.contains(&place.0) {
-                        if self.is_lost(place.0) {
-                            verdict.lost_ticks += 1;
-                            untold = untold.or(Some(place));
-                        } else {
-                            verdict.faults.push(format!("{place:?} was shown and is in no tick of the log"));
-                        }
-                        continue;
-                    }
-                    if let Some(lost) = untold.take() {
-                        verdict.faults.push(format!("{place:?} arrived, and no reset said that {lost:?} was lost"));
-                    }
-                    if self.was_lost_from_snapshot(life, place, print) {
-                        verdict.lost_ticks += 1;
-                        continue;
-                    }
-                    let next = next.get_or_insert_with(|| expected.partition_point(|known| known.place < place));
-                    match expected.get(*next) {
-                        Some(known) if known.place == place => {
-                            if known.print != print {
-                                verdict.faults.push(format!("{place:?} says something else than the log"));
-                            }
-                            *next += 1;
-                            verdict.events += 1;
-                        }
-                        Some(known) if known.place < place => {
-                            verdict.faults.push(format!("before {place:?}: {}", missing(&expected, *next, place)));
-                            *next = behind(&expected, place);
-                        }
-                        _ => verdict.faults.push(format!("{place:?} came, which was not its to come, or again")),
-                    }
-                }
+                Got::Connected(visit) => judge.connect(visit),
+                Got::Id(place) => judge.id(place),
+                Got::Reset(place, at, why) => judge.reset(place, at, why),
+                Got::Event(place, print) => judge.event(place, print),
             }
         }
         if let Some(fault) = &life.fault {
-            verdict.faults.push(format!("{fault}; the last event was {last:?}"));
+            judge.fault(format!("{fault}; the last event was {:?}", judge.last));
         }
-        verdict
+        judge.verdict
     }
 
     /// The events of a client's topics, except for writes that it has `seen` otherwise.
@@ -149,154 +122,175 @@ impl Law {
         self.known.iter().filter(due).collect()
     }
 
-    /// Whether a client at this place had to get a reset at that time.
-    fn is_due(&self, place: Place, at: u64, why: Reset) -> bool {
-        match why {
-            Reset::Expired => self.retention.is_some_and(|time| at >= place.0 + time),
-            Reset::Lost => self.losses.iter().any(|loss| (place.0..=at).contains(loss)),
-        }
-    }
-
     /// Whether the event is of a write that was in the client's snapshot and whose commit a failover may have undone:
     /// the standby had only its PREPARE, and a writer committed it again.
     fn was_lost_from_snapshot(&self, life: &Life, place: Place, print: u64) -> bool {
         let at = self.known.binary_search_by_key(&place, |known| known.place);
         let is_seen =
             at.is_ok_and(|at| self.known[at].print == print && life.seen.contains(&self.known[at].write.name));
-        is_seen && self.losses.iter().any(|loss| (life.snapshot..=place.0).contains(loss))
+        is_seen && self.fate.losses.iter().any(|loss| (life.snapshot..=place.0).contains(loss))
     }
 
     /// Whether a failover may have lost the tick: one happened between the neighbouring ticks of the log.
-    fn is_lost(&self, tick: u64) -> bool {
+    fn is_lost_by_failover(&self, tick: u64) -> bool {
         let before = self.ticks.range(..tick).next_back().copied().unwrap_or(0);
         let after = self.ticks.range(tick..).next().copied().unwrap_or(u64::MAX);
-        self.losses.iter().any(|loss| before <= *loss && *loss <= after)
+        self.fate.losses.iter().any(|loss| before <= *loss && *loss <= after)
     }
 }
 
-/// How many of the events lie at or before a place.
-fn behind(expected: &[&Known], place: Place) -> usize {
-    expected.partition_point(|known| known.place <= place)
+/// How far a life has been checked.
+struct Judge<'a> {
+    law: &'a Law,
+    life: &'a Life,
+    expected: Vec<&'a Known>,
+    /// The next event that should arrive; `None` while it is unknown where the stream starts.
+    next: Option<usize>,
+    /// The last event of the stream.
+    last: Option<Place>,
+    /// The last id.
+    position: Option<Place>,
+    /// The first event that a failover lost and the client has seen, until it gets a reset.
+    untold: Option<Place>,
+    visit: Visit,
+    /// Nothing has arrived since it connected.
+    is_fresh: bool,
+    verdict: Verdict,
 }
 
-fn missing(expected: &[&Known], next: usize, place: Place) -> String {
-    let all: Vec<_> = expected[next..].iter().take_while(|known| known.place < place).collect();
-    let some: Vec<_> = all.iter().take(5).map(|known| (known.place, &known.write.name)).collect();
-    format!("{} events are missing, {some:?}", all.len().max(1))
+impl Judge<'_> {
+    fn fault(&mut self, fault: String) {
+        self.verdict.faults.push(fault);
+    }
+
+    fn connect(&mut self, visit: Visit) {
+        self.verdict.connections += 1;
+        (self.visit, self.is_fresh) = (visit, true);
+        // Ids rise within a stream. A proxy that does not know of a failover yet may send lost ticks again to a client
+        // that comes from another proxy; events that are in the log are checked against its order below.
+        self.last = None;
+    }
+
+    fn id(&mut self, place: Place) {
+        self.is_fresh = false;
+        let behind = self.behind(place);
+        let next = *self.next.get_or_insert(behind);
+        if next < behind {
+            self.fault(format!("the stream is at {place:?}: {}", self.missing(next, behind)));
+            self.next = Some(behind);
+        }
+        self.position = Some(place);
+    }
+
+    fn reset(&mut self, place: Place, at: u64, why: Reset) {
+        if let Some(position) = self.position.filter(|position| !self.is_due(*position, at, why)) {
+            self.fault(format!(
+                "{why:?} to {place:?}, which was not due: it stood at {position:?}, {:?}{}",
+                self.visit,
+                if self.is_fresh { ", and had just connected" } else { "" }
+            ));
+        }
+        self.verdict.resets += 1;
+        self.next = Some(match why {
+            Reset::Expired => self.next.unwrap_or(0).max(self.behind(place)),
+            Reset::Lost => {
+                // It drops what it had, and continues after that place, which may be an earlier one.
+                self.expected = self.law.expected(self.life, &HashSet::new());
+                self.behind(place)
+            }
+        });
+        (self.last, self.position, self.untold, self.is_fresh) = (None, Some(place), None, false);
+    }
+
+    /// Whether a client at this place had to get a reset at that time.
+    fn is_due(&self, place: Place, at: u64, why: Reset) -> bool {
+        let fate = &self.law.fate;
+        if why == Reset::Expired {
+            return fate.retention.is_some_and(|time| at >= place.0 + time);
+        }
+        if fate.losses.iter().any(|loss| (place.0..=at).contains(loss)) {
+            return true;
+        }
+        if !self.law.lost.has(place.0) {
+            return false;
+        }
+        // Proxies know only ids without a snapshot.
+        let is_known =
+            !self.visit.is_long && self.visit.home.is_some_and(|home| self.law.lost.is_known_at(home, place));
+        fate.clock_jumps || (self.is_fresh && (!is_known || fate.forgets))
+    }
+
+    fn event(&mut self, place: Place, print: u64) {
+        if self.last.is_some_and(|last| last >= place) {
+            self.fault(format!("{place:?} comes after {:?}", self.last));
+        }
+        (self.last, self.position, self.is_fresh) = (Some(place), Some(place), false);
+        let Some(there) = self.place_in_log(place, print) else { return };
+        if let Some(lost) = self.untold.take() {
+            self.fault(format!("{place:?} arrived, and no reset said that {lost:?} was lost"));
+        }
+        if self.law.was_lost_from_snapshot(self.life, place, print) {
+            self.verdict.lost_ticks += 1;
+            return;
+        }
+        let start = self.expected.partition_point(|known| known.place < there);
+        let next = *self.next.get_or_insert(start);
+        match self.expected.get(next) {
+            Some(known) if known.place == there => {
+                if known.print != print {
+                    self.fault(format!("{place:?} says something else than the log"));
+                }
+                self.next = Some(next + 1);
+                self.verdict.events += 1;
+            }
+            Some(known) if known.place < there => {
+                let fault = format!("before {place:?}: {}", self.missing(next, start));
+                self.fault(fault);
+                self.next = Some(self.behind(there));
+            }
+            _ => self.fault(format!("{place:?} ({there:?} in the log) came, which was not its to come, or again")),
+        }
+    }
+
+    /// Where the log has an event; `None` if a failover lost it.
+    fn place_in_log(&mut self, place: Place, print: u64) -> Option<Place> {
+        let law = self.law;
+        if law.ticks.contains(&place.0) {
+            return Some(place);
+        }
+        self.verdict.lost_ticks += 1;
+        let there = law.lost.place_of(print);
+        if law.lost.has(place.0) {
+            if there.is_none() {
+                self.fault(format!("a crash took back {place:?}, which was shown"));
+            }
+            return there;
+        }
+        if !law.is_lost_by_failover(place.0) {
+            self.fault(format!("{place:?} was shown and is in no tick of the log"));
+            return None;
+        }
+        // The standby may have had the events, but not the tick.
+        let is_next = |next: usize| self.expected.get(next).is_some_and(|known| Some(known.place) == there);
+        if self.untold.is_none() && self.next.is_some_and(is_next) {
+            return there;
+        }
+        self.untold = self.untold.or(Some(place));
+        None
+    }
+
+    /// How many of the events lie at or before a place.
+    fn behind(&self, place: Place) -> usize {
+        let place = self.law.lost.translate(place);
+        self.expected.partition_point(|known| known.place <= place)
+    }
+
+    fn missing(&self, next: usize, end: usize) -> String {
+        let all = &self.expected[next..end.max(next)];
+        let some: Vec<_> = all.iter().take(5).map(|known| (known.place, &known.write.name)).collect();
+        format!("{} events are missing, {some:?}", all.len().max(1))
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use tidings_tests::ledger::Write;
-
-    fn law(losses: &[u64], retention: Option<u64>) -> Law {
-        let known = [(10, 1, 0), (10, 2, 1), (20, 1, 0), (40, 1, 0), (40, 2, 0)];
-        let known = known.iter().map(|(tick, n, topic)| Known {
-            place: (*tick, *n),
-            topic: *topic,
-            print: tick * 100 + u64::from(*n),
-            write: Write { name: format!("{tick}-{n}"), version: None },
-        });
-        Law::new(known.collect(), losses.to_vec(), retention)
-    }
-
-    fn life(start: Start, got: &[Got]) -> Life {
-        Life { topics: vec![0], start, got: got.to_vec(), ..Life::default() }
-    }
-
-    fn event(tick: u64, n: u32) -> Got {
-        Got::Event((tick, n), tick * 100 + u64::from(n))
-    }
-
-    #[test]
-    fn what_is_right_has_no_fault() {
-        let all = [event(10, 1), event(20, 1), Got::Id((30, u32::MAX)), Got::Connected, event(40, 1), event(40, 2)];
-        let verdict = law(&[], None).judge(&life(Start::Earliest, &all));
-        assert_eq!((verdict.faults, verdict.events), (vec![], 4));
-        let late = [Got::Id((10, u32::MAX)), event(20, 1)];
-        assert_eq!(law(&[], None).judge(&life(Start::Live, &late)).faults, Vec::<String>::new());
-        // For a life that begins with an event, nothing is known about earlier ones.
-        assert_eq!(law(&[], None).judge(&life(Start::Live, &late[1..])).faults, Vec::<String>::new());
-    }
-
-    #[test]
-    fn each_fault_is_found() {
-        let faults = |got: &[Got]| law(&[], None).judge(&life(Start::Earliest, got)).faults.len();
-        assert_eq!(faults(&[event(20, 1)]), 1, "one is missing");
-        assert_eq!(faults(&[event(10, 1), Got::Id((30, 1))]), 1, "one is missing before a place");
-        assert_eq!(faults(&[event(10, 1), event(10, 1)]), 2, "twice, and back");
-        assert_eq!(faults(&[event(10, 1), event(10, 2)]), 1, "another topic's");
-        assert_eq!(faults(&[event(10, 1), event(20, 1), event(30, 1)]), 1, "of no tick");
-        assert_eq!(faults(&[Got::Event((10, 1), 0)]), 1, "another text");
-        assert_eq!(
-            faults(&[event(10, 1), Got::Reset((20, u32::MAX), 25, Reset::Expired)]),
-            1,
-            "a reset that is not due"
-        );
-        let mut seen = life(Start::Snapshot, &[event(20, 1)]);
-        seen.seen.insert("10-1".to_owned());
-        assert_eq!(law(&[], None).judge(&seen).faults.len(), 0);
-        seen.seen.clear();
-        assert_eq!(law(&[], None).judge(&seen).faults.len(), 1, "not in the snapshot, and not shown");
-    }
-
-    /// A reset to the last tick before the loss.
-    const RESET: Got = Got::Reset((20, u32::MAX), 36, Reset::Lost);
-
-    #[test]
-    fn a_lost_tick_is_excused_by_a_failover_at_its_time_only() {
-        let got = [event(10, 1), event(20, 1), event(30, 1), RESET, event(40, 1)];
-        let faults = |losses| law(losses, None).judge(&life(Start::Earliest, &got)).faults.len();
-        assert_eq!((faults(&[]), faults(&[15]), faults(&[35])), (2, 2, 0));
-    }
-
-    #[test]
-    fn who_saw_what_was_lost_is_told_before_anything_else_comes() {
-        let faults = |got: &[Got]| law(&[35], None).judge(&life(Start::Earliest, got)).faults.len();
-        let before = [event(10, 1), event(20, 1), event(30, 1)];
-        assert_eq!(faults(&[&before[..], &[Got::Connected, event(40, 1)]].concat()), 1, "silently");
-        assert_eq!(faults(&[&before[..], &[Got::Connected, RESET, event(40, 1), event(40, 2)]].concat()), 0);
-        assert_eq!(
-            faults(&[&before[..], &[RESET, event(40, 2)]].concat()),
-            1,
-            "after the reset nothing may be missing"
-        );
-        assert_eq!(
-            faults(&[&before[..], &[RESET, event(20, 1)]].concat()),
-            1,
-            "nor may anything from before it arrive"
-        );
-        let early = Got::Reset((20, u32::MAX), 34, Reset::Lost);
-        assert_eq!(faults(&[&before[..], &[early, event(40, 1)]].concat()), 1, "before anything was lost");
-        let again = [Got::Id((40, 0)), Got::Reset((40, 0), 50, Reset::Lost), event(40, 1)];
-        assert_eq!(faults(&[&before[..], &[RESET], &again].concat()), 1, "a client after the loss");
-    }
-
-    #[test]
-    fn what_a_snapshot_had_may_come_only_if_its_commit_was_lost() {
-        let faults = |losses: &[u64], snapshot| {
-            let mut life = life(Start::Snapshot, &[event(20, 1), event(40, 1), event(40, 2)]);
-            life.seen = ["10-1", "40-1"].map(str::to_owned).into();
-            law(losses, None).judge(&Life { snapshot, ..life }).faults.len()
-        };
-        assert_eq!((faults(&[35], 10), faults(&[], 10), faults(&[5], 10), faults(&[45], 10)), (0, 1, 1, 1));
-    }
-
-    #[test]
-    fn a_lost_tick_may_be_shown_again_in_another_stream_only() {
-        let faults = |got: &[Got]| law(&[35], None).judge(&life(Start::Earliest, got)).faults.len();
-        let before = [event(10, 1), event(20, 1), event(30, 1)];
-        assert_eq!(faults(&[&before[..], &[Got::Connected, event(30, 1), RESET, event(40, 1)]].concat()), 0);
-        assert_eq!(faults(&[&before[..], &[event(30, 1), RESET, event(40, 1)]].concat()), 1);
-        assert_eq!(faults(&[&before[..], &[Got::Connected, event(20, 1)]].concat()), 2);
-    }
-
-    #[test]
-    fn a_reset_is_due_when_the_position_is_old() {
-        let got = [event(10, 1), Got::Reset((20, u32::MAX), 2_000_010, Reset::Expired), event(40, 1)];
-        let verdict = law(&[], Some(2)).judge(&life(Start::Live, &got));
-        assert_eq!((verdict.faults, verdict.resets), (vec![], 1));
-        assert_eq!(law(&[], Some(3)).judge(&life(Start::Live, &got)).faults.len(), 1);
-    }
-}
+mod tests;

@@ -13,6 +13,7 @@ use tidings_tests::sse::Request;
 use tidings_tests::{DEADLINE, Item, Sse};
 use tidings_wire::Position;
 
+use crate::homes::{Home, Homes};
 use crate::plan::Plan;
 use crate::reference::{Place, place, print};
 use crate::server::Server;
@@ -55,16 +56,25 @@ pub struct Habits {
 }
 
 /// What a client received, in order.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub enum Got {
     /// It has connected.
-    Connected,
+    Connected(Visit),
     /// An event.
     Event(Place, u64),
     /// The position of the stream.
     Id(Place),
     /// A reset: its place, when it arrived, in microseconds since the Unix epoch, and why.
     Reset(Place, u64, Reset),
+}
+
+/// A connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Visit {
+    /// The process that serves it, unless that is unknown: behind a balancer, for example.
+    pub home: Option<Home>,
+    /// It asked for events after a position that contains a snapshot.
+    pub is_long: bool,
 }
 
 /// Why a client got a reset.
@@ -99,6 +109,17 @@ pub struct Life {
     pub fault: Option<String>,
 }
 
+/// Where clients connect to.
+#[derive(Clone, Debug)]
+pub struct Doors {
+    /// The proxies.
+    pub direct: Vec<SocketAddr>,
+    /// The load balancer in front of some of them.
+    pub balanced: SocketAddr,
+    /// Which process serves whom.
+    pub homes: Arc<Homes>,
+}
+
 /// Running clients.
 #[derive(Debug)]
 pub struct Clients {
@@ -108,13 +129,14 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// Starts some of every kind. `direct` are the proxies, `balanced` is the load balancer in front of them.
-    pub fn start(server: &Arc<Server>, plan: &Plan, direct: &[SocketAddr], balanced: Option<SocketAddr>) -> Self {
+    /// Starts some of every kind.
+    pub fn start(server: &Arc<Server>, plan: &Plan, doors: &Doors) -> Self {
         let closing = Arc::new(AtomicBool::new(false));
         let end = Arc::new(AtomicU64::new(u64::MAX));
-        let threads = all_habits(plan, direct, balanced).into_iter().enumerate().map(|(number, habits)| {
+        let threads = all_habits(plan, doors).into_iter().enumerate().map(|(number, habits)| {
             let client = Client {
                 server: server.clone(),
+                homes: doors.homes.clone(),
                 habits,
                 random: plan.random(1000 + number as u64),
                 closing: closing.clone(),
@@ -150,10 +172,11 @@ impl Clients {
     }
 }
 
-fn all_habits(plan: &Plan, direct: &[SocketAddr], balanced: Option<SocketAddr>) -> Vec<Habits> {
+fn all_habits(plan: &Plan, doors: &Doors) -> Vec<Habits> {
+    let direct = &doors.direct;
     let mut random = plan.random(999);
     let everything: Vec<usize> = (0..plan.world.topics).collect();
-    let balanced: Vec<SocketAddr> = balanced.into_iter().chain(direct.iter().copied()).collect();
+    let balanced: Vec<SocketAddr> = [doors.balanced].iter().chain(direct).copied().collect();
     let quiet = |name: &str, addresses: &[SocketAddr], topics: &[usize]| Habits {
         name: name.to_owned(),
         addresses: addresses.to_vec(),
@@ -197,6 +220,7 @@ fn all_habits(plan: &Plan, direct: &[SocketAddr], balanced: Option<SocketAddr>) 
 
 struct Client {
     server: Arc<Server>,
+    homes: Arc<Homes>,
     habits: Habits,
     random: Rng,
     closing: Arc<AtomicBool>,
@@ -206,7 +230,7 @@ struct Client {
 }
 
 /// How a visit ended.
-enum Visit {
+enum Parting {
     /// The last event has arrived.
     End,
     /// The life is over.
@@ -254,14 +278,18 @@ impl Client {
         let mut progress = Instant::now();
         loop {
             let address = self.habits.addresses[self.visits % self.habits.addresses.len()];
+            let before = self.homes.at(address);
             match Sse::connect(address, &request) {
                 Ok(sse) => {
-                    life.got.push(Got::Connected);
+                    let home = before.filter(|home| self.homes.at(address) == Some(*home));
+                    let asked = request.last_event_id.as_ref().or(request.since.as_ref());
+                    let is_long = asked.is_some_and(|position| position.contains(':'));
+                    life.got.push(Got::Connected(Visit { home, is_long }));
                     self.visits += 1;
                     match self.visit(sse, &mut request, &mut life, dies, &mut progress) {
-                        Visit::End => life.complete = true,
-                        Visit::Over => {}
-                        Visit::Again => {
+                        Parting::End => life.complete = true,
+                        Parting::Over => {}
+                        Parting::Again => {
                             std::thread::sleep(PAUSE);
                             continue;
                         }
@@ -290,7 +318,7 @@ impl Client {
         life: &mut Life,
         dies: Option<Instant>,
         progress: &mut Instant,
-    ) -> Visit {
+    ) -> Parting {
         let leaves = self.habits.leaves.map(|most| self.random.usize(1..=most));
         let mut pauses = self.habits.pauses.map(|(most, _)| self.random.usize(1..=most));
         let mut events = 0;
@@ -302,7 +330,7 @@ impl Client {
                 Item::Frame(frame) => {
                     let Some(at) = frame.id.as_deref().and_then(place) else {
                         life.fault = Some(format!("an event without a position: {frame:?}"));
-                        return Visit::Over;
+                        return Parting::Over;
                     };
                     *progress = Instant::now();
                     if frame.event == "reset" {
@@ -312,7 +340,7 @@ impl Client {
                             r#"{"reason":"lost"}"# => Reset::Lost,
                             other => {
                                 life.fault = Some(format!("a reset for no known reason: {other}"));
-                                return Visit::Over;
+                                return Parting::Over;
                             }
                         };
                         life.got.push(Got::Reset(at, now.as_micros() as u64, why));
@@ -322,29 +350,29 @@ impl Client {
                     life.got.push(Got::Event(at, print(&frame.event, &frame.data)));
                     events += 1;
                     if frame.data.contains(&format!("{{\"write\": \"{END}\"}}")) {
-                        return Visit::End;
+                        return Parting::End;
                     }
                 }
             }
             let closing = self.closing();
             let end = self.end.load(Ordering::Relaxed);
             if life.reset_to >= end {
-                return Visit::End;
+                return Parting::End;
             }
             if closing && progress.elapsed() > DEADLINE {
                 life.fault = Some(format!("no event for {DEADLINE:?}"));
-                return Visit::Over;
+                return Parting::Over;
             }
             if !closing {
                 if dies.is_some_and(|at| at < Instant::now()) {
-                    return Visit::Over;
+                    return Parting::Over;
                 }
                 if leaves.is_some_and(|n| events >= n) {
                     drop(sse);
                     let away = self.habits.away.mul_f64(self.random.f64());
                     self.sleep(away);
                     *progress = Instant::now();
-                    return Visit::Again;
+                    return Parting::Again;
                 }
                 if let (Some(n), Some((most, pause))) = (pauses, self.habits.pauses)
                     && events >= n
@@ -355,7 +383,7 @@ impl Client {
                 }
             }
         }
-        Visit::Again
+        Parting::Again
     }
 
     /// Sleeps, unless the run is about to end.

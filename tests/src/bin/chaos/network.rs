@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::server::Ports;
+
 /// Set in the process that runs in its own namespaces.
 const INSIDE: &str = "TIDINGS_CHAOS_INSIDE";
 
@@ -44,12 +46,12 @@ fn succeeds(program: &str, args: &[&str]) -> bool {
 /// The packet filter and the traffic class.
 #[derive(Debug)]
 pub struct Filter {
-    ports: [u16; 2],
+    ports: Ports,
 }
 
 impl Filter {
     /// Sets up the namespace's network; `ports` are the database's.
-    pub fn new(ports: [u16; 2]) -> Self {
+    pub fn new(ports: Ports) -> Self {
         run("ip", &["link", "set", "lo", "up"]);
         for file in ["tcp_rmem", "tcp_wmem"] {
             std::fs::write(format!("/proc/sys/net/ipv4/{file}"), BUFFERS).expect("set the size of buffers");
@@ -81,11 +83,12 @@ impl Filter {
     }
 
     fn rules(&self, verdict: &str) {
-        let [a, b] = self.ports;
+        let [a, b, c] = self.ports;
         let rules = if verdict.is_empty() {
             String::new()
         } else {
-            format!("tcp dport {{ {a}, {b} }} {verdict}\n tcp sport {{ {a}, {b} }} {verdict}\n")
+            let ports = format!("{{ {a}, {b}, {c} }}");
+            format!("tcp dport {ports} {verdict}\n tcp sport {ports} {verdict}\n")
         };
         // One transaction, so that there is no moment without rules.
         let table = format!(
@@ -125,7 +128,7 @@ pub struct Wire {
 }
 
 impl Wire {
-    /// Forwards to each of the database's ports; returns its own ports.
+    /// Forwards to these ports of the database; returns its own ports.
     pub fn start(ports: [u16; 2]) -> (Arc<Self>, [u16; 2]) {
         let wire = Arc::new(Self::default());
         let own = ports.map(|port| {

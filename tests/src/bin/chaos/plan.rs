@@ -21,7 +21,8 @@ pub enum Standby {
 /// The environment of a run.
 #[derive(Clone, Debug)]
 pub struct World {
-    /// The proxies; the last one reaches the database through a [`crate::network::Wire`].
+    /// The proxies of the primary and of its standby; the last one reaches the database through a
+    /// [`crate::network::Wire`]. There may be another one at the far standby.
     pub proxies: usize,
     /// The writers.
     pub writers: usize,
@@ -37,12 +38,31 @@ pub struct World {
     pub heartbeat: &'static str,
     /// Whether commits wait for the disk.
     pub synchronous_commit: bool,
+    /// Whether some transactions are prepared. While one is, ticks are flushed before they are announced.
+    pub prepares: bool,
+    /// Whether the relay leaves it to others to flush what it has announced (`tidings.hold_flush`).
+    pub holds_flush: bool,
     /// The standby for failovers.
     pub standby: Option<Standby>,
+    /// Whether the standby has a standby of its own.
+    pub has_far_standby: bool,
+    /// Whether there are clients whose rights are revoked, and two proxies that know rights.
+    pub has_members: bool,
     /// Whether the cluster is on a disk that is small enough to be filled.
     pub small_disk: bool,
     /// Whether the server's clock can be changed.
     pub clock: bool,
+}
+
+/// Which proxies survive a crash of the server, of those that have heard the last tick.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Alive {
+    /// All of them.
+    All,
+    /// Only this one, or another one if this one is at a standby.
+    One(usize),
+    /// None of them.
+    Nobody,
 }
 
 /// What can be broken on this machine.
@@ -67,6 +87,15 @@ pub enum Fault {
     KillListener,
     /// All processes of the server are killed at once.
     KillServer,
+    /// All processes of the server are killed after a tick was announced and before it is flushed, and with them some of
+    /// the proxies.
+    CrashInWindow(Alive),
+    /// The same, but the standby is promoted, which does not have the tick.
+    PromoteInWindow(Alive),
+    /// The standby crashes, or the far one.
+    CrashStandby { far: bool },
+    /// The replay of the standby, or of the far one, stops for a while.
+    PauseReplay { far: bool },
     /// The postmaster is killed, and a new one is started as soon as possible.
     KillPostmaster,
     /// The postmaster is stopped for a while.
@@ -125,6 +154,8 @@ pub struct Plan {
     pub seed: u64,
     /// How long the lanes are drawn for.
     pub time: Duration,
+    /// Whether it is a long run without faults.
+    pub is_soak: bool,
     /// The environment.
     pub world: World,
     /// The faults of each lane: database, proxies, network.
@@ -145,8 +176,36 @@ impl Plan {
         // it lasts.
         let peace = [(1.0, 5.0), (2.0, 8.0), (0.5, 5.0)];
         let holds = [(0.2, 4.0), (0.1, 5.0), (0.5, 9.0)];
-        let lanes = std::array::from_fn(|i| steps(&mut random, time, &lanes[i], peace[i], holds[i]));
-        Self { seed, time, world, lanes }
+        let mut lanes: [Vec<Step>; 3] =
+            std::array::from_fn(|i| steps(&mut random, time, &lanes[i], peace[i], holds[i]));
+        // Every third one, so that also a run of a minute has some.
+        let windows = window_faults(&mut random, &world);
+        for (step, fault) in lanes[0].iter_mut().skip(1).step_by(3).zip(windows.iter().cycle()) {
+            step.fault = *fault;
+        }
+        Self { seed, time, is_soak: false, world, lanes }
+    }
+
+    /// A long run at moderate load without faults. It goes through the retention a dozen times.
+    pub fn soak(seed: u64, time: Duration) -> Self {
+        let world = World {
+            proxies: 2,
+            writers: 6,
+            topics: 4,
+            retention: Some((time.as_secs() / 12).max(30)),
+            history: "4MiB",
+            queue: "1MiB",
+            heartbeat: "3s",
+            synchronous_commit: true,
+            prepares: true,
+            holds_flush: false,
+            standby: None,
+            has_far_standby: false,
+            has_members: false,
+            small_disk: false,
+            clock: false,
+        };
+        Self { seed, time, is_soak: true, world, lanes: Default::default() }
     }
 
     /// A number that depends on the seed and on `who` draws it.
@@ -176,10 +235,20 @@ impl World {
             queue: if random.bool() { "1MiB" } else { "128KiB" },
             heartbeat: if random.bool() { "1s" } else { "3s" },
             synchronous_commit: random.u8(..4) != 0,
+            prepares: random.bool(),
+            holds_flush: random.u8(..4) != 0,
             standby,
+            has_far_standby: standby.is_some() && random.u8(..3) != 0,
+            // Members must see all of the log, and what they were told stays true.
+            has_members: !short && standby != Some(Standby::Asynchronous) && random.u8(..3) != 0,
             small_disk,
             clock,
         }
+    }
+
+    /// All proxies.
+    fn all_proxies(&self) -> usize {
+        self.proxies + usize::from(self.has_far_standby) + if self.has_members { 2 } else { 0 }
     }
 }
 
@@ -210,12 +279,25 @@ fn database_faults(random: &mut Rng, world: &World) -> Vec<Fault> {
     }
     if world.standby.is_some() {
         faults.extend([Fault::Failover; 3]);
+        let far = world.has_far_standby && random.bool();
+        faults.extend([Fault::CrashStandby { far }, Fault::PauseReplay { far: !far && world.has_far_standby }]);
     }
     faults
 }
 
+/// Crashes between the announcement and the flush of a tick.
+fn window_faults(random: &mut Rng, world: &World) -> Vec<Fault> {
+    let one = Alive::One(random.usize(..world.proxies));
+    let mut faults = [Alive::All, one, Alive::Nobody].map(Fault::CrashInWindow).to_vec();
+    if world.standby == Some(Standby::Synchronous) {
+        faults.extend([Alive::All, one].map(Fault::PromoteInWindow));
+    }
+    random.shuffle(&mut faults);
+    faults
+}
+
 fn proxy_faults(random: &mut Rng, world: &World) -> Vec<Fault> {
-    let all = 0..world.proxies;
+    let all = 0..world.all_proxies();
     let mut faults: Vec<Fault> = all.clone().flat_map(|i| [Fault::KillProxy(i), Fault::FreezeProxy(i)]).collect();
     faults.push(Fault::TerminateProxy(random.usize(all)));
     faults
@@ -297,6 +379,12 @@ mod tests {
             "FillDisk",
             "JumpClock",
             "Failover",
+            "CrashInWindow(All)",
+            "CrashInWindow(One",
+            "CrashInWindow(Nobody)",
+            "PromoteInWindow",
+            "CrashStandby",
+            "PauseReplay",
             "KillProxy",
             "TerminateProxy",
             "FreezeProxy",

@@ -1,21 +1,21 @@
-//! The database of a run: the current primary, its standby, the disk that they are on and the clock that they use.
+//! The database of a run: the current primary, its standbys, the disk that they are on and the clock that they use.
 
 use std::fs;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use postgres::{Client, Config, NoTls};
 use tidings_tests::clock::Clock;
 use tidings_tests::cluster::{SUPERUSER, Site};
 use tidings_tests::process::{Signal, fresh_path, kill, send};
-use tidings_tests::{Cluster, Database, until};
+use tidings_tests::{Cluster, Database, eventually, until};
 
 use crate::network::run;
-use crate::plan::{Standby, World};
+use crate::plan::{Fault, Standby, World};
 use crate::report::Report;
 
 /// The database's name.
@@ -39,42 +39,42 @@ pub struct Failover {
     pub at: Instant,
 }
 
+/// A crash, or a failover to a synchronous standby: it may have taken back ticks that were announced, but no events.
+#[derive(Clone, Debug)]
+pub struct Crash {
+    /// The fault that caused it.
+    pub fault: Fault,
+    /// From before the fault until the server was back.
+    pub time: RangeInclusive<Instant>,
+    /// The last tick before the fault and the last one when the server was back.
+    pub ticks: RangeInclusive<u64>,
+}
+
+/// The ports of the database: the primary's and its standby's, which take turns, and that of the far standby.
+pub type Ports = [u16; 3];
+
 /// The database.
 #[derive(Debug)]
 pub struct Server {
     primary: Mutex<Arc<Cluster>>,
     standby: Mutex<Option<Cluster>>,
+    /// A standby of the standby.
+    far: Option<Cluster>,
     mode: Option<Standby>,
-    ports: [u16; 2],
+    ports: Ports,
     settings: Vec<(String, String)>,
     disk: Option<Disk>,
     clock: Option<Clock>,
     failovers: Mutex<Vec<Failover>>,
-    /// From before the server crashed until it was back.
-    crashes: Mutex<Vec<RangeInclusive<Instant>>>,
+    crashes: Mutex<Vec<Crash>>,
     /// Incremented when a failover begins and when it ends; even numbers mean that none is running.
     era: AtomicU64,
 }
 
 impl Server {
     /// Starts what the plan asks for, with the database in it.
-    pub fn start(world: &World, minutes: f64, ports: [u16; 2]) -> Self {
-        let mut settings: Vec<(&str, String)> = vec![
-            ("wal_keep_size", "1GB".to_owned()),
-            ("wal_retrieve_retry_interval", "200ms".to_owned()),
-            ("log_min_duration_statement", "2s".to_owned()),
-            ("log_connections", "off".to_owned()),
-            ("max_prepared_transactions", "200".to_owned()),
-        ];
-        if world.small_disk {
-            settings.retain(|(name, _)| *name != "wal_keep_size");
-            settings.extend([("max_wal_size", "128MB".to_owned()), ("min_wal_size", "32MB".to_owned())]);
-        }
-        if let Some(retention) = world.retention {
-            settings.push(("tidings.retention", format!("{retention}s")));
-        }
-        let settings: Vec<(String, String)> =
-            settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    pub fn start(world: &World, minutes: f64, ports: Ports) -> Self {
+        let settings = settings(world);
         let disk = world.small_disk.then(|| Disk::mount(DISK + (minutes * 150.0) as u64));
         let clock = world.clock.then(|| Clock::at(0));
         let mut server = Self {
@@ -88,6 +88,7 @@ impl Server {
                 &borrowed(&settings),
             ))),
             standby: Mutex::default(),
+            far: None,
             mode: world.standby,
             ports,
             settings,
@@ -104,7 +105,12 @@ impl Server {
             "CREATE EXTENSION tidings; CREATE ROLE {PROXY_ROLE} LOGIN; SELECT tidings.grant_proxy('{PROXY_ROLE}')"
         ));
         server.database(|database| database.wait_relay());
-        server.follow(ports[1]);
+        let standby = server.new_standby(ports[1]);
+        server.far = standby.as_ref().filter(|_| world.has_far_standby).map(|standby| {
+            let far = Site { dir: None, port: Some(ports[2]), env: Vec::new(), bin: None };
+            standby.standby_at(far, &borrowed(&server.settings))
+        });
+        *server.standby() = standby;
         server
     }
 
@@ -139,13 +145,24 @@ impl Server {
         self.failovers.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    fn standby(&self) -> MutexGuard<'_, Option<Cluster>> {
+        self.standby.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The last tick of the log. It may not be flushed yet.
+    pub fn last_tick(&self) -> u64 {
+        let sql = "SELECT max(tick) FROM tidings.tick";
+        let tick: i64 = eventually("the last tick", || Some(self.connect()?.query_one(sql, &[]).ok()?.get(0)));
+        tick.unsigned_abs()
+    }
+
     /// Notes a crash.
-    pub fn note_crash(&self, time: RangeInclusive<Instant>) {
-        self.crashes.lock().unwrap_or_else(PoisonError::into_inner).push(time);
+    pub fn note_crash(&self, crash: Crash) {
+        self.crashes.lock().unwrap_or_else(PoisonError::into_inner).push(crash);
     }
 
     /// The crashes so far.
-    pub fn crashes(&self) -> Vec<RangeInclusive<Instant>> {
+    pub fn crashes(&self) -> Vec<Crash> {
         self.crashes.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -156,10 +173,6 @@ impl Server {
     }
 
     /// Starts a standby at this port, if the plan has one.
-    fn follow(&mut self, port: u16) {
-        *self.standby.lock().unwrap_or_else(PoisonError::into_inner) = self.new_standby(port);
-    }
-
     fn new_standby(&self, port: u16) -> Option<Cluster> {
         let mode = self.mode?;
         let primary = self.primary();
@@ -176,7 +189,7 @@ impl Server {
     }
 
     /// Waits until the standby has nearly everything that the primary has.
-    fn wait_standby(&self) {
+    pub fn wait_standby(&self) {
         let state = if self.mode == Some(Standby::Synchronous) { "sync" } else { "async" };
         let close = format!(
             "SELECT EXISTS (SELECT FROM pg_stat_replication WHERE state = 'streaming' AND sync_state = '{state}'
@@ -192,7 +205,7 @@ impl Server {
     /// nothing of what the primary does during `lag`.
     pub fn fail_over(&self, lag: Duration, report: &Report) {
         self.wait_standby();
-        let standby = self.standby.lock().unwrap_or_else(PoisonError::into_inner).take().expect("a standby");
+        let standby = self.standby().take().expect("a standby");
         let old = self.primary();
         if self.mode == Some(Standby::Asynchronous) {
             let receiver: i32 = standby.session("postgres", SUPERUSER).one("SELECT pid FROM pg_stat_wal_receiver");
@@ -205,6 +218,18 @@ impl Server {
         } else {
             old.kill();
         }
+        self.promote(standby, &old, report);
+    }
+
+    /// Kills the primary at once and promotes the standby, which has been waited for.
+    pub fn lose_primary(&self, report: &Report) {
+        let standby = self.standby().take().expect("a standby");
+        let old = self.primary();
+        old.kill();
+        self.promote(standby, &old, report);
+    }
+
+    fn promote(&self, standby: Cluster, old: &Cluster, report: &Report) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a time after 1970");
         let failover = Failover { tick: now.as_micros() as u64, at: Instant::now() };
         self.failovers.lock().unwrap_or_else(PoisonError::into_inner).push(failover);
@@ -216,8 +241,30 @@ impl Server {
         *self.primary.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(standby);
         self.era.fetch_add(1, Ordering::SeqCst);
         self.database(|database| database.wait_relay());
+        // The far standby follows the promoted one until the new standby is there.
         let next = self.new_standby(port);
-        *self.standby.lock().unwrap_or_else(PoisonError::into_inner) = next;
+        if let (Some(far), Some(next)) = (&self.far, &next) {
+            far.follow(next);
+        }
+        *self.standby() = next;
+    }
+
+    /// Lets a standby crash, or the far one, and starts it again.
+    pub fn crash_standby(&self, is_far: bool) {
+        match &self.far {
+            Some(far) if is_far => far.crash(),
+            _ => self.standby().as_ref().expect("a standby").crash(),
+        }
+    }
+
+    /// Stops the replay of a standby, or of the far one, for a while.
+    pub fn pause_replay(&self, is_far: bool, time: Duration) {
+        let near = self.standby();
+        let standby = self.far.as_ref().filter(|_| is_far).or(near.as_ref()).expect("a standby");
+        let mut session = standby.session("postgres", SUPERUSER);
+        session.run("SELECT pg_wal_replay_pause()");
+        std::thread::sleep(time);
+        session.run("SELECT pg_wal_replay_resume()");
     }
 
     /// Fills the disk almost completely.
@@ -238,10 +285,32 @@ impl Server {
     /// Keeps the logs of all servers.
     pub fn keep_logs(&self, report: &Report) {
         report.keep("server", &self.primary().log_file());
-        if let Some(standby) = &*self.standby.lock().unwrap_or_else(PoisonError::into_inner) {
-            report.keep("standby", &standby.log_file());
-        }
+        self.standby().iter().for_each(|standby| report.keep("standby", &standby.log_file()));
+        self.far.iter().for_each(|far| report.keep("far-standby", &far.log_file()));
     }
+}
+
+/// The settings of all servers.
+fn settings(world: &World) -> Vec<(String, String)> {
+    let mut settings: Vec<(&str, String)> = vec![
+        ("wal_keep_size", "1GB".to_owned()),
+        ("wal_retrieve_retry_interval", "200ms".to_owned()),
+        ("log_min_duration_statement", "2s".to_owned()),
+        ("log_connections", "off".to_owned()),
+        ("max_prepared_transactions", "200".to_owned()),
+    ];
+    if world.small_disk {
+        settings.retain(|(name, _)| *name != "wal_keep_size");
+        settings.extend([("max_wal_size", "128MB".to_owned()), ("min_wal_size", "32MB".to_owned())]);
+    }
+    if world.holds_flush {
+        // An announced tick stays unflushed until something else is committed.
+        settings.push(("tidings.hold_flush", "on".to_owned()));
+    }
+    if let Some(retention) = world.retention {
+        settings.push(("tidings.retention", format!("{retention}s")));
+    }
+    settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 fn borrowed(settings: &[(String, String)]) -> Vec<(&str, &str)> {

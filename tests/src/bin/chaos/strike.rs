@@ -1,5 +1,6 @@
 //! The faults themselves: how each one strikes and how it ends.
 
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -8,10 +9,13 @@ use tidings_tests::cluster::SUPERUSER;
 use tidings_tests::process::{Signal, kill, send};
 use tidings_tests::{Proxy, eventually};
 
+use crate::gate::Gate;
+use crate::homes::Homes;
 use crate::network::{Filter, Wire};
-use crate::plan::{Fault, Step};
+use crate::plan::{Fault, Standby, Step};
 use crate::report::Report;
-use crate::server::{DATABASE, PROXY_ROLE, Server};
+use crate::server::{Crash, DATABASE, PROXY_ROLE, Server};
+use crate::window::Windows;
 use crate::writers::Writers;
 
 /// Commits that the writers must complete after each fault of the database, before the next one.
@@ -30,12 +34,30 @@ pub struct Stage<'a> {
     pub server: &'a Server,
     /// The proxies.
     pub proxies: &'a [Mutex<Proxy>],
+    /// How many of them, from the first, are open to everyone.
+    pub open: usize,
+    /// Which process of each proxy runs.
+    pub homes: &'a Homes,
+    /// The numbers of those that prefer a standby.
+    pub at_standby: &'a [usize],
+    /// How the standby follows.
+    pub standby: Option<Standby>,
+    /// Held while the network is broken.
+    pub network: Mutex<()>,
+    /// What became of the crashes that should hit the window between announcement and flush.
+    pub windows: Windows,
+    /// The writes of those crashes that were acknowledged.
+    pub acknowledged: Mutex<Vec<String>>,
+    /// The number of the next of those crashes.
+    pub numbers: AtomicU64,
     /// The network's filter, if there is a separate network.
     pub filter: Option<&'a Filter>,
     /// The connection between the last proxy and the database.
     pub wire: &'a Arc<Wire>,
     /// The writers.
     pub writers: &'a Writers,
+    /// Where the writers, and readers of the log, can be held.
+    pub gate: &'a Gate,
     /// Where faults are noted.
     pub report: &'a Report,
 }
@@ -56,36 +78,94 @@ impl Stage<'_> {
 
     /// Lets one fault strike, and ends it.
     fn strike(&self, fault: Fault, hold: Duration) {
-        let wait = || std::thread::sleep(hold);
+        match fault {
+            Fault::KillProxy(_) | Fault::TerminateProxy(_) | Fault::FreezeProxy(_) => self.break_proxy(fault, hold),
+            Fault::Cut
+            | Fault::Loss(_)
+            | Fault::Narrow(_)
+            | Fault::Refuse
+            | Fault::Delay(_)
+            | Fault::Stall
+            | Fault::HangUp
+            | Fault::TerminateListeners => {
+                let _broken = self.network.lock().unwrap_or_else(PoisonError::into_inner);
+                self.break_network(fault, hold);
+            }
+            _ => {
+                let (begin, tick, checkpointer) = (Instant::now(), self.server.last_tick(), self.checkpointer());
+                match fault {
+                    Fault::CrashInWindow(alive) | Fault::PromoteInWindow(alive) => {
+                        self.crash_in_window(fault, alive, hold)
+                    }
+                    _ => self.break_database(fault, hold),
+                }
+                self.server.recover();
+                let crashed = match fault {
+                    Fault::KillRelay
+                    | Fault::KillListener
+                    | Fault::KillServer
+                    | Fault::KillPostmaster
+                    | Fault::CrashInWindow(_)
+                    | Fault::PromoteInWindow(_) => true,
+                    Fault::Failover => self.standby == Some(Standby::Synchronous),
+                    // Without room for WAL Postgres may shut down, and start again.
+                    Fault::FillDisk => self.checkpointer() != checkpointer,
+                    _ => false,
+                };
+                self.writers.wait_for(PROGRESS);
+                if crashed {
+                    let ticks = tick..=self.server.last_tick();
+                    self.server.note_crash(Crash { fault, time: begin..=Instant::now(), ticks });
+                }
+            }
+        }
+    }
+
+    fn break_proxy(&self, fault: Fault, hold: Duration) {
         match fault {
             Fault::KillProxy(i) => {
                 let mut proxy = self.proxy(i);
+                self.homes.leave(i);
                 proxy.kill();
-                wait();
+                std::thread::sleep(hold);
                 proxy.start_again();
+                self.homes.enter(i);
             }
             Fault::TerminateProxy(i) => {
                 let mut proxy = self.proxy(i);
+                self.homes.leave(i);
                 let status = proxy.terminate();
                 assert!(status.success(), "a terminated proxy: {status}");
                 proxy.start_again();
+                self.homes.enter(i);
             }
             Fault::FreezeProxy(i) => {
                 let proxy = self.proxy(i);
                 proxy.signal(Signal::SIGSTOP);
-                wait();
+                std::thread::sleep(hold);
                 proxy.signal(Signal::SIGCONT);
             }
-            Fault::Cut | Fault::Loss(_) | Fault::Refuse | Fault::Narrow(_) => {
-                let filter = self.filter.expect("a network of our own");
+            _ => unreachable!("not a proxy's"),
+        }
+    }
+
+    fn break_network(&self, fault: Fault, hold: Duration) {
+        let wait = || std::thread::sleep(hold);
+        let filter = || self.filter.expect("a network of our own");
+        match fault {
+            Fault::Cut | Fault::Loss(_) | Fault::Refuse => {
                 match fault {
-                    Fault::Cut => filter.cut(),
-                    Fault::Loss(percent) => filter.lose(percent),
-                    Fault::Narrow(kilobytes) => filter.narrow(Some(kilobytes)),
-                    _ => filter.refuse(),
+                    Fault::Cut => filter().cut(),
+                    Fault::Loss(percent) => filter().lose(percent),
+                    _ => filter().refuse(),
                 }
                 wait();
-                if matches!(fault, Fault::Narrow(_)) { filter.narrow(None) } else { filter.heal() }
+                filter().heal();
+            }
+            Fault::Narrow(kilobytes) => {
+                filter().narrow(Some(kilobytes));
+                wait();
+                filter().narrow(None);
             }
             Fault::Delay(milliseconds) => {
                 self.wire.delay(Duration::from_millis(milliseconds.into()));
@@ -99,21 +179,7 @@ impl Stage<'_> {
             }
             Fault::HangUp => self.wire.hang_up(),
             Fault::TerminateListeners => self.terminate(&format!("usename = '{PROXY_ROLE}'")),
-            _ => {
-                let (begin, checkpointer) = (Instant::now(), self.checkpointer());
-                self.break_database(fault, hold);
-                self.server.recover();
-                let crashed = match fault {
-                    Fault::KillRelay | Fault::KillListener | Fault::KillServer | Fault::KillPostmaster => true,
-                    // Without room for WAL Postgres may shut down, and start again.
-                    Fault::FillDisk => self.checkpointer() != checkpointer,
-                    _ => false,
-                };
-                if crashed {
-                    self.server.note_crash(begin..=Instant::now());
-                }
-                self.writers.wait_for(PROGRESS);
-            }
+            _ => unreachable!("not the network's"),
         }
     }
 
@@ -174,6 +240,14 @@ impl Stage<'_> {
             Fault::Failover => {
                 drop(primary);
                 self.server.fail_over(hold.min(Duration::from_secs(1)), self.report);
+            }
+            Fault::CrashStandby { far } => {
+                drop(primary);
+                self.server.crash_standby(far);
+            }
+            Fault::PauseReplay { far } => {
+                drop(primary);
+                self.server.pause_replay(far, hold);
             }
             _ => unreachable!("not the database's"),
         }

@@ -20,6 +20,7 @@ use postgres::error::SqlState;
 use tidings_tests::eventually;
 use tidings_tests::ledger::Write;
 
+use crate::gate::Gate;
 use crate::plan::Plan;
 use crate::reference::place;
 use crate::server::Server;
@@ -102,7 +103,16 @@ pub fn close(server: &Server, topics: usize) -> u64 {
     })
 }
 
-/// Finishes the transactions that are still prepared when all writers have finished.
+/// Publishes one event and waits for its commit; returns whether it was acknowledged. `name` is that of the write.
+pub fn write_one(server: &Server, lane: usize, name: &str) -> bool {
+    let sql = format!(
+        "SELECT tidings.publish('{}', '{{\"write\": \"{name}\"}}'); INSERT INTO truth VALUES ('{name}')",
+        topic(lane)
+    );
+    server.connect().is_some_and(|mut client| client.batch_execute(&sql).is_ok())
+}
+
+/// Finishes the transactions that are still prepared when no writer writes.
 pub fn end_all_prepared(server: &Server) {
     tidings_tests::until("nothing is prepared any more", || {
         server.connect().is_some_and(|mut client| end_prepared(&mut client, "%").is_ok())
@@ -180,7 +190,7 @@ pub struct Writers {
 
 impl Writers {
     /// Starts the writers of the plan.
-    pub fn start(server: &Arc<Server>, plan: &Plan) -> Self {
+    pub fn start(server: &Arc<Server>, plan: &Plan, gate: &Arc<Gate>) -> Self {
         let (stop, counts, refusals) = (Arc::new(AtomicBool::new(false)), Arc::<Counts>::default(), Arc::default());
         let threads = (0..plan.world.writers).map(|number| {
             let mut writer = Writer {
@@ -188,6 +198,8 @@ impl Writers {
                 random: plan.random(number as u64),
                 name: format!("w{number}"),
                 topics: plan.world.topics,
+                prepares: plan.world.prepares,
+                gate: gate.clone(),
                 durable: plan.world.synchronous_commit || plan.world.standby.is_some(),
                 transaction: 0,
                 prepared: 0,
@@ -224,7 +236,9 @@ struct Writer {
     random: Rng,
     name: String,
     topics: usize,
+    prepares: bool,
     durable: bool,
+    gate: Arc<Gate>,
     transaction: u64,
     /// How many transactions it has begun to prepare since it last finished them.
     prepared: u32,
@@ -245,32 +259,35 @@ impl Writer {
                 continue;
             }
             while !stop.load(Ordering::Relaxed) && !client.is_closed() {
-                if self.random.u8(..) < ENDED || self.prepared >= MOST_PREPARED {
-                    self.end_prepared(&mut client);
+                if self.gate.enter() {
+                    self.work_once(&mut client);
+                    self.gate.leave();
                 }
-                self.transaction += 1;
-                let prepares = self.random.u8(..) < PREPARED;
-                let mut work = Work { number: 0, kept: 0, prepares, sent_commit: false };
-                let outcome = match self.transact(&mut client, &mut work) {
-                    Ok(true) => Outcome::Committed,
-                    Ok(false) => Outcome::GivenUp,
-                    Err(error) => self.judge(&mut client, &error, work.sent_commit),
-                };
-                if outcome == Outcome::Committed {
-                    self.counts.committed.fetch_add(1, Ordering::Relaxed);
-                }
-                self.notes.push(Note {
-                    transaction: self.transaction(),
-                    writes: work.kept,
-                    outcome,
-                    at: Instant::now(),
-                });
                 std::thread::sleep(Duration::from_secs_f64(self.random.f64() * PAUSE));
             }
             if client.is_closed() {
                 self.counts.lost.fetch_add(1, Ordering::Relaxed);
             }
         }
+    }
+
+    /// One transaction, and its note.
+    fn work_once(&mut self, client: &mut Client) {
+        if self.prepares && (self.random.u8(..) < ENDED || self.prepared >= MOST_PREPARED) {
+            self.end_prepared(client);
+        }
+        self.transaction += 1;
+        let prepares = self.prepares && self.random.u8(..) < PREPARED;
+        let mut work = Work { number: 0, kept: 0, prepares, sent_commit: false };
+        let outcome = match self.transact(client, &mut work) {
+            Ok(true) => Outcome::Committed,
+            Ok(false) => Outcome::GivenUp,
+            Err(error) => self.judge(client, &error, work.sent_commit),
+        };
+        if outcome == Outcome::Committed {
+            self.counts.committed.fetch_add(1, Ordering::Relaxed);
+        }
+        self.notes.push(Note { transaction: self.transaction(), writes: work.kept, outcome, at: Instant::now() });
     }
 
     /// `<writer>.<number>` of the current transaction.
