@@ -17,8 +17,11 @@ use crate::log::write::{self, NewSegment, write_segment};
 use crate::shared;
 
 /// A segment of at most this many bytes is never stored out of line, so it can be written without a snapshot, which
-/// would be one more for all writers to wait for. From PostgreSQL 18 on, builds for developers require one in any case.
-const IN_LINE: usize = if cfg!(feature = "pg18") { 0 } else { 1500 };
+/// would be one more for all writers to wait for.
+const IN_LINE: usize = 1500;
+
+/// From PostgreSQL 18 on, builds for developers require a snapshot for every row of such a table.
+const IS_CHECKED: bool = cfg!(feature = "pg18");
 
 /// The size of the memory context in which segments are written, in bytes. An ordinary write needs no more.
 const WRITE_CONTEXT: usize = 8 * 1024;
@@ -106,7 +109,7 @@ pub fn write_all(is_final: bool) {
         }
     };
     // The first segment since the server started needs a snapshot.
-    if bytes <= IN_LINE && shared::first_xid().is_some() {
+    if bytes <= IN_LINE && !IS_CHECKED && shared::first_xid().is_some() {
         in_context(write_all);
     } else {
         with_snapshot(write_all);
