@@ -277,7 +277,8 @@ BEGIN
         item := 'standby';
         ok := NULL;
         detail := format('standbys connected: %s; their settings can''t be seen from here', standby);
-        fix := 'On each, before it may be promoted: SHOW shared_preload_libraries must contain tidings; or SELECT * FROM tidings.check().';
+        fix := 'On each, before it may be promoted, shared_preload_libraries must contain tidings. Look with the same '
+               'tidings-proxy check, but with --database-url of the standby; or there: SELECT * FROM tidings.check();';
         RETURN NEXT;
     END IF;
 END

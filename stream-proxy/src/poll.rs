@@ -74,6 +74,7 @@ impl Proxy {
     /// Answers a request for JSON with the events after its position, as soon as there are any.
     pub async fn poll(self: &Arc<Self>, wanted: StreamRequest, who: Identity, peer: IpAddr) -> Result<Polled, NotNow> {
         let deadline = Instant::now() + self.cli.heartbeat;
+        self.must_have_rows(&wanted)?;
         let mut subscription = self.open(peer)?;
         let reader = who.reader(peer);
         subscription.admit(who, &wanted.topics);

@@ -18,6 +18,7 @@ use crate::stream::hub::{Hub, Joined};
 use crate::stream::place::Place;
 use crate::stream::subscriber::Subscriber;
 use crate::stream::writer::CountBytes;
+use crate::upstream::dialect::{Dialect, MISSING};
 use crate::upstream::reads::Reads;
 use crate::upstream::replay::{Replay, TopicLog};
 use crate::upstream::session::Readiness;
@@ -71,6 +72,9 @@ pub enum NotNow {
     /// A plain channel at a standby.
     #[error("the server is a standby, where nobody can listen: plain channels are served at the primary")]
     Standby,
+    /// Rows, from a database whose SQL is older than the proxy.
+    #[error("{MISSING}")]
+    OldSql,
 }
 
 /// Where a stream starts.
@@ -134,6 +138,7 @@ impl Proxy {
         who: Identity,
         peer: IpAddr,
     ) -> Result<Subscription, NotNow> {
+        self.must_have_rows(&wanted)?;
         let mut subscription = self.open(peer)?;
         let subscriber = subscription.subscriber();
         let reader = who.reader(peer);
@@ -149,6 +154,14 @@ impl Proxy {
         }
         self.wheel.add(subscriber);
         Ok(subscription)
+    }
+
+    /// Refuses a request for rows that the database can't serve.
+    pub fn must_have_rows(&self, wanted: &StreamRequest) -> Result<(), NotNow> {
+        match self.reads.installed().dialect() {
+            Dialect::Old if wanted.wants_rows => Err(NotNow::OldSql),
+            _ => Ok(()),
+        }
     }
 
     /// Opens a stream of a plain channel.

@@ -41,7 +41,11 @@ impl Team<'static> {
 
 impl<'c> Team<'c> {
     pub fn within(cluster: &'c Cluster) -> Self {
-        let db = cluster.database();
+        Self::of(cluster.database())
+    }
+
+    /// The same in a database that has the extension.
+    pub fn of(db: Database<'c>) -> Self {
         let (member, guest, proxy) = (db.role("member"), db.role("guest"), db.proxy_role());
         let person = "(nullif(current_setting('request.jwt.claims', true), '')::json ->> 'sub')::bigint";
         db.session().run(&format!(

@@ -100,12 +100,30 @@ fn each_mistake_in_the_database_is_named_with_what_mends_it() {
         "is it the right database?",
         "CREATE EXTENSION tidings",
     );
-    empty.session().run("CREATE EXTENSION tidings VERSION '0.1.1'");
-    let old = check(&shared().url(empty.name(), &role), &["--open"]);
-    old.only_wrong("extension", "0.1.1", "ALTER EXTENSION tidings UPDATE");
     // A role that got its rights before a new function came.
     db.session().run(&format!("REVOKE EXECUTE ON FUNCTION tidings.fetch_rows(integer) FROM {role}"));
     check(&url, &["--open"]).only_wrong("proxy", "tidings.fetch_rows(integer)", "tidings.grant_proxy(");
+}
+
+#[test]
+fn an_extension_that_is_to_be_updated_is_named_and_nothing_else_is_wrong() {
+    let db = shared().empty_database();
+    db.session().run("CREATE EXTENSION tidings VERSION '0.1.1'");
+    db.wait_relay();
+    let url = shared().url(db.name(), &db.proxy_role());
+    let found = check(&url, &["--open"]);
+    assert!(found.ok, "{:#?}", found.findings);
+    let about = found.about("extension");
+    assert!(about.len() == 1 && about[0]["ok"].is_null(), "{about:#?}");
+    let says = |member: &str, words: &str| about[0][member].as_str().is_some_and(|text| text.contains(words));
+    assert!(says("detail", "the extension is 0.1.1") && says("detail", "since=snapshot"), "{about:#?}");
+    assert!(says("fix", "ALTER EXTENSION tidings UPDATE"), "{about:#?}");
+    for item in ["notify", "stream"] {
+        assert!(found.about(item).iter().any(|finding| finding["ok"] == true), "{item}: {:#?}", found.findings);
+    }
+    // What is wrong there is still found.
+    let stranger = check(&shared().url(db.name(), &db.role("stranger")), &["--open"]);
+    stranger.only_wrong("event", "permission denied", "tidings.status");
 }
 
 #[test]
@@ -311,7 +329,12 @@ fn what_the_check_cannot_see_it_says() {
     let said = &found.about("standby")[0]["detail"];
     assert!(said.as_str().is_some_and(|said| said.contains("connected to its primary")), "{said}");
     let said = detail("standby");
-    assert!(said.contains("standbys connected: 1;") && said.contains("shared_preload_libraries"), "{said}");
+    assert!(said.contains("standbys connected: 1;") && said.contains("--database-url of the standby"), "{said}");
+    // What that shows there.
+    standby.session("postgres", "postgres").run("ALTER SYSTEM SET shared_preload_libraries = 'plpgsql'");
+    standby.restart();
+    let found = check(&standby.url(db.name(), &role), &["--open"]);
+    found.only_wrong("preload", "not preloaded", "shared_preload_libraries = 'plpgsql', 'tidings'");
 }
 
 #[test]

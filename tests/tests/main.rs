@@ -43,6 +43,7 @@ mod lost;
 mod managers;
 mod many_databases;
 mod mistakes;
+mod old_sql;
 mod open_topics;
 mod order;
 mod order_in_transaction;

@@ -147,8 +147,18 @@ fn each_mistake_on_the_way_is_named_by_a_message_that_says_what_to_do() {
     old.session().run("CREATE EXTENSION tidings VERSION '0.1.1'; CREATE ROLE old_proxy LOGIN; SELECT tidings.grant_proxy('old_proxy')");
     let standby = cluster.standby();
     old.wait_standby(&standby);
-    let proxy = start(&standby.url(old.name(), "old_proxy"), &[]);
-    Says::Ready(proxy).must_have("an old standby", &["ALTER EXTENSION tidings UPDATE"]);
+    let url = standby.url(old.name(), "old_proxy");
+    let words = ["is a standby", "ALTER EXTENSION tidings UPDATE"];
+    check(&url, &["--open"]).must_have("an old standby, checked", &[&words[..], &["✗ extension"]].concat());
+    Says::Ready(start(&url, &[])).must_have("an old standby", &words);
+    // At the primary it works, as far as the old extension does.
+    let url = cluster.url(old.name(), "old_proxy");
+    let words = ["! extension", "since=snapshot", "ALTER EXTENSION tidings UPDATE"];
+    check(&url, &["--open"]).must_have("an old extension, checked", &words);
+    let proxy = Proxy::start(&url, &[]);
+    let (_, problem) = crate::access::ask(&proxy, "/events?topic=x&since=snapshot", &[]);
+    Says::Text(problem).must_have("an old extension, asked for rows", &words[1..]);
+    Says::Log(Box::new(proxy)).must_have("an old extension", &words[1..]);
 }
 
 #[test]

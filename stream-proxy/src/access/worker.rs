@@ -18,6 +18,7 @@ use crate::access::line::{Connected, Line, Pace};
 use crate::access::statement::{Answers, failed, sql};
 use crate::metrics::Metrics;
 use crate::upstream::database::{Database, DatabaseError, in_time};
+use crate::upstream::dialect::Dialect;
 use crate::upstream::one_server::Server;
 
 /// The most questions in one statement.
@@ -73,6 +74,8 @@ struct Connection {
     backend: i32,
     /// The server's current statement limit.
     limit: Duration,
+    /// The SQL for which it was set up.
+    dialect: Dialect,
     _connected: Connected,
 }
 
@@ -302,9 +305,11 @@ impl Worker {
     }
 
     fn is_connected(&self) -> bool {
-        self.connection
-            .as_ref()
-            .is_some_and(|connection| !connection.client.is_closed() && self.database.is_followed(connection.server))
+        self.connection.as_ref().is_some_and(|connection| {
+            !connection.client.is_closed()
+                && self.database.is_followed(connection.server)
+                && connection.dialect == self.database.installed().dialect()
+        })
     }
 
     async fn connect(&mut self) -> Result<(), DatabaseError> {
@@ -313,11 +318,11 @@ impl Worker {
         }
         self.connection = None;
         let (client, server) = self.database.connect_to_followed(self.metrics.clone()).await?;
-        let limit = self.limit(1);
+        let (limit, dialect) = (self.limit(1), self.database.installed().dialect());
         let settings = format!(
             "{}; SET lock_timeout = {}; SET default_transaction_read_only = on",
             set_limit(limit),
-            self.lock_limit().as_millis()
+            dialect.lock_limit(self.lock_limit()).as_millis()
         );
         in_time(client.batch_execute(&settings)).await?;
         if let Err(error) = in_time(client.batch_execute(LOOK_FOR_CLIENT)).await {
@@ -332,7 +337,7 @@ impl Worker {
             in_time(client.query_typed(end, &[(&stuck, Type::INT4)])).await?;
         }
         self.connection =
-            Some(Connection { client, server, backend, limit, _connected: self.line.connected(self.pace) });
+            Some(Connection { client, server, backend, limit, dialect, _connected: self.line.connected(self.pace) });
         Ok(())
     }
 }

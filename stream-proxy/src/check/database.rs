@@ -10,6 +10,7 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 use crate::check::report::{Report, Verdict};
 use crate::metrics::Metrics;
 use crate::upstream::database::{Database, DatabaseError, in_time};
+use crate::upstream::dialect::{Dialect, OLD_STANDBY, VERSION};
 use crate::upstream::hearing;
 use crate::upstream::inbox::Inbox;
 
@@ -18,9 +19,6 @@ const NOTIFICATION_TIME: Duration = Duration::from_secs(5);
 
 /// How far the clocks of two machines may be apart, in milliseconds: about as long as a token's leeway.
 const CLOCKS_APART: i64 = 10_000;
-
-/// The first version of the extension that has a check of its own.
-const CHECKS_ITSELF: (u32, u32) = (0, 2);
 
 /// Two sessions, one that listens and one that speaks, and who they are.
 #[derive(Debug)]
@@ -134,12 +132,11 @@ fn version(text: &str) -> (u32, u32) {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
-/// Whether the database has the extension, in a version that fits.
-pub async fn extension(connections: &Connections, report: &mut Report) -> Option<()> {
-    let here = "SELECT extversion FROM pg_catalog.pg_extension WHERE extname OPERATOR(pg_catalog.=) 'tidings'";
+/// Whether the database has the extension, in a version that fits. Returns what its SQL is.
+pub async fn extension(connections: &Connections, report: &mut Report) -> Option<Dialect> {
     let there =
         "SELECT default_version FROM pg_catalog.pg_available_extensions WHERE name OPERATOR(pg_catalog.=) 'tidings'";
-    let asking = async { Ok((ask(&connections.speaker, here).await?, ask(&connections.speaker, there).await?)) };
+    let asking = async { Ok((ask(&connections.speaker, VERSION).await?, ask(&connections.speaker, there).await?)) };
     let (created, available) = asking.await.inspect_err(|error| failed(report, "extension", error)).ok()?;
     let own = env!("CARGO_PKG_VERSION");
     if created.is_empty() {
@@ -154,12 +151,21 @@ pub async fn extension(connections: &Connections, report: &mut Report) -> Option
     }
     let update = "Install this version of the extension, restart the server, and in this database: ALTER EXTENSION tidings UPDATE;";
     let detail = format!("the extension is {created}, the proxy {own}");
+    let dialect = Dialect::of(Some(&created));
     match version(&created).cmp(&version(own)) {
         std::cmp::Ordering::Equal => report.right("extension", detail),
+        std::cmp::Ordering::Less if dialect == Dialect::Old && connections.is_standby => {
+            report.wrong("extension", format!("{detail}: {OLD_STANDBY}"), update);
+            return None;
+        }
+        std::cmp::Ordering::Less if dialect == Dialect::Old => {
+            let still = "streams, catch-up and rules work as before; since=snapshot, guards and the protection of 0.2.0 do not yet";
+            report.hint("extension", format!("{detail}: {still}"), update);
+        }
         std::cmp::Ordering::Less => report.wrong("extension", detail, update),
         std::cmp::Ordering::Greater => report.hint("extension", detail, format!("Install tidings-proxy {created}.")),
     }
-    (version(&created) >= CHECKS_ITSELF).then_some(())
+    Some(dialect)
 }
 
 /// What the database says about itself. Rules matter only if access is guarded.

@@ -18,32 +18,45 @@ use crate::http::http1;
 use crate::http::prefixed::Prefixed;
 use crate::run::{Parts, Sources, assemble};
 use crate::upstream::database::{Database, DatabaseError, in_time};
+use crate::upstream::dialect::Dialect;
 use crate::upstream::session::Readiness;
 
 /// How long a proxy may take until it is ready, and an event until it arrives.
 const TIME: Duration = Duration::from_secs(10);
 
-/// Sends an event to a stream.
-pub async fn round_trip(cli: Cli, database: &Database, connections: &Connections, report: &mut Report) -> Option<()> {
-    let fix = "Look at SELECT * FROM tidings.status, and at the server's log for lines about tidings.";
-    match send(cli, database, connections).await {
+/// Sends an event to a stream. Before 0.2.0 no function of the database sends one for a check: then it only opens the
+/// stream.
+pub async fn round_trip(
+    cli: Cli,
+    database: &Database,
+    connections: &Connections,
+    dialect: Dialect,
+    report: &mut Report,
+) -> Option<()> {
+    match send(cli, database, connections, dialect).await {
         Ok(Some(time)) => {
             report.right("event", format!("an event went from the database to a stream in {} ms", time.as_millis()));
             Some(())
         }
         Ok(None) => {
-            report.wrong("event", format!("an event did not arrive within {TIME:?}"), fix);
-            None
+            report.right("stream", "a proxy is ready and opens a stream; an event can be sent after the update");
+            Some(())
         }
-        Err(error) => {
-            report.wrong("event", format!("an event could not be sent: {error}"), fix);
+        Err(detail) => {
+            let fix = "Look at SELECT * FROM tidings.status, and at the server's log for lines about tidings.";
+            report.wrong("event", detail, fix);
             None
         }
     }
 }
 
-/// The time that an event took; `None` if it did not arrive.
-async fn send(cli: Cli, database: &Database, connections: &Connections) -> Result<Option<Duration>, DatabaseError> {
+/// The time that an event took; `None` if the stream was only opened.
+async fn send(
+    cli: Cli,
+    database: &Database,
+    connections: &Connections,
+    dialect: Dialect,
+) -> Result<Option<Duration>, String> {
     let sources = Sources { database: database.clone(), rows: database.clone(), reports: None };
     let Parts { proxy, upstream, .. } = assemble(cli, Access::Open, sources, Default::default());
     let mut readiness = proxy.upstream.clone();
@@ -66,16 +79,24 @@ async fn send(cli: Cli, database: &Database, connections: &Connections) -> Resul
         let mut seen = Vec::new();
         // The stream has begun: from now on it gets events.
         read_until(&mut client, &mut seen, ": heartbeat=").await?;
+        if dialect == Dialect::Old {
+            return Ok(None);
+        }
         let start = Instant::now();
         let probe = "SELECT tidings.probe($1::pg_catalog.text::pg_catalog.uuid)";
         in_time(connections.speaker.query_typed(probe, &[(&id, Type::TEXT)])).await?;
         read_until(&mut client, &mut seen, &format!("data: {id}")).await?;
-        Ok(start.elapsed())
+        Ok::<_, DatabaseError>(Some(start.elapsed()))
     };
     let sent = timeout(TIME, sending).await;
     upstream.abort();
     fan_out.abort();
-    sent.ok().transpose()
+    match (sent, &*proxy.upstream.borrow()) {
+        (Ok(Ok(time)), _) => Ok(time),
+        (Ok(Err(error)), _) => Err(format!("an event could not be sent: {error}")),
+        (Err(_), Readiness::Waiting(reason)) => Err(format!("a proxy is not ready within {TIME:?}: {reason}")),
+        (Err(_), Readiness::Ready) => Err(format!("an event did not arrive within {TIME:?}")),
+    }
 }
 
 /// Reads until a text has come.

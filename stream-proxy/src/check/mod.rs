@@ -20,6 +20,7 @@ use crate::check::arguments::Arguments;
 use crate::check::report::Report;
 use crate::judge::Judge;
 use crate::metrics::Metrics;
+use crate::upstream::dialect::Dialect;
 
 /// Checks everything, and returns whether nothing must be mended.
 pub async fn run(wanted: Arguments) -> bool {
@@ -38,8 +39,10 @@ async fn look(wanted: &Arguments, report: &mut Report) -> Option<()> {
     let logins = settings::databases(&wanted.cli, report)?;
     let mut connections = database::connect(&logins.proxy, &metrics, report).await?;
     database::pool(&connections, report).await?;
-    database::extension(&connections, report).await?;
-    database::inside(&connections, matches!(judge, Judge::Tokens(_)), &wanted.topics, report).await?;
+    let dialect = database::extension(&connections, report).await?;
+    if dialect == Dialect::Current {
+        database::inside(&connections, matches!(judge, Judge::Tokens(_)), &wanted.topics, report).await?;
+    }
     database::clock(&connections, report).await;
     if !connections.is_standby {
         database::notifications(&mut connections, report).await?;
@@ -50,5 +53,5 @@ async fn look(wanted: &Arguments, report: &mut Report) -> Option<()> {
     if connections.is_standby {
         return standby::look(&connections, wanted.cli.max_lag, report).await;
     }
-    event::round_trip(wanted.cli.clone(), &logins.proxy, &connections, report).await
+    event::round_trip(wanted.cli.clone(), &logins.proxy, &connections, dialect, report).await
 }

@@ -302,7 +302,7 @@ fn not_now(request: &Parts, proxy: &Proxy, reason: NotNow) -> Result<Outcome, Pr
         return Err(Problem::Unavailable(reason.to_string()));
     }
     let retry = match reason {
-        NotNow::OverLimit | NotNow::Standby => proxy.cli.long_retry(),
+        NotNow::OverLimit | NotNow::Standby | NotNow::OldSql => proxy.cli.long_retry(),
         NotNow::Draining | NotNow::NotReady | NotNow::Revoked => proxy.cli.next_retry(),
     };
     Ok(Outcome::Response(ended_stream(Frame::retry(retry).into_body())))

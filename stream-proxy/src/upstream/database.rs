@@ -18,6 +18,7 @@ use tokio_rustls::rustls::ClientConfig;
 use crate::certificates::TlsError;
 use crate::metrics::Metrics;
 use crate::upstream::connection_string::{Roots, Security, Target};
+use crate::upstream::dialect::{Installed, OLD_STANDBY};
 use crate::upstream::inbox::{self, Inbox, inbox};
 use crate::upstream::one_server::{Followed, Server};
 use crate::upstream::parameters::BadUrl;
@@ -71,6 +72,9 @@ pub enum DatabaseError {
     /// Certificates or keys towards Postgres can't be used.
     #[error("{0}")]
     Tls(String),
+    /// The server is a standby with SQL that can't be followed there.
+    #[error("{OLD_STANDBY}")]
+    OldStandby,
     /// The extension's answer does not fit its version.
     #[error("unexpected answer from the extension: {0}")]
     Contract(&'static str),
@@ -184,6 +188,7 @@ pub struct Database {
     tls: Arc<RwLock<Option<ClientConfig>>>,
     presence: Presence,
     followed: Followed,
+    installed: Installed,
 }
 
 impl Database {
@@ -194,8 +199,8 @@ impl Database {
         let passwords = Passwords::new(target.passfile.clone(), |name| std::env::var(name).ok());
         let authorities = authorities.map(Path::to_owned);
         let (target, tls) = (Arc::new(target), Arc::default());
-        let (presence, followed) = (Presence::default(), Followed::default());
-        let database = Self { target, passwords, authorities, tls, presence, followed };
+        let (presence, followed, installed) = (Presence::default(), Followed::default(), Installed::default());
+        let database = Self { target, passwords, authorities, tls, presence, followed, installed };
         database.read_certificates()?;
         Ok(database)
     }
@@ -252,6 +257,11 @@ impl Database {
         Ok((client, inbox))
     }
 
+    /// The SQL of the extension, as the upstream knows it.
+    pub fn installed(&self) -> &Installed {
+        &self.installed
+    }
+
     /// Connects to the server that the upstream follows. Before the upstream has one, to any. Tries one host after the
     /// other, and once more when the upstream follows one of the servers that were reached.
     pub async fn connect_to_followed(&self, metrics: Arc<Metrics>) -> Result<(Client, Server), DatabaseError> {
@@ -292,6 +302,7 @@ impl Database {
     pub fn beside(mut self, other: &Self) -> Self {
         self.presence = other.presence.clone();
         self.followed = other.followed.clone();
+        self.installed = other.installed.clone();
         self
     }
 

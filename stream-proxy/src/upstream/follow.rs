@@ -16,7 +16,8 @@ use crate::metrics::Metrics;
 use crate::stream::place::Place;
 use crate::upstream::chain::Chain;
 use crate::upstream::database::{DatabaseError, in_time};
-use crate::upstream::log::{Introduction, Log, LogRow, Survivors, log_rows, parse_position, read_log};
+use crate::upstream::dialect::Installed;
+use crate::upstream::log::{Introduction, Log, LogRow, ServerLog, Survivors, log_rows, parse_position, read_log};
 use crate::upstream::standing::Standing;
 
 /// How long one call waits on the server for a tick. After each call the proxy knows how far the standby is behind.
@@ -38,6 +39,7 @@ pub async fn is_standby(client: &Client) -> Result<bool, DatabaseError> {
 /// The log as a standby has it.
 #[derive(Debug)]
 pub struct StandbyLog {
+    log: ServerLog,
     client: Arc<Client>,
     metrics: Arc<Metrics>,
 }
@@ -57,8 +59,8 @@ pub struct Replay {
 
 impl StandbyLog {
     /// The log of the server that this client is connected to.
-    pub fn new(client: Arc<Client>, metrics: Arc<Metrics>) -> Self {
-        Self { client, metrics }
+    pub fn new(client: Arc<Client>, installed: Installed, metrics: Arc<Metrics>) -> Self {
+        Self { log: ServerLog::new(client.clone(), installed), client, metrics }
     }
 
     /// The next rows after `after`, as soon as there are any, and how far the standby has replayed by then; no `Replay`
@@ -127,15 +129,15 @@ impl Log for StandbyLog {
     }
 
     async fn locate(&self, at: &Position) -> Result<Option<Position>, DatabaseError> {
-        self.client.locate(at).await
+        self.log.locate(at).await
     }
 
     async fn survivors(&self, known: u64, horizon: u64) -> Result<Option<Survivors>, DatabaseError> {
-        self.client.survivors(known, horizon).await
+        self.log.survivors(known, horizon).await
     }
 
     async fn read(&self, after: Place) -> Result<Vec<LogRow>, DatabaseError> {
-        self.client.read(after).await
+        self.log.read(after).await
     }
 }
 

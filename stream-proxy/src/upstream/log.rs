@@ -1,6 +1,7 @@
 //! What the live connection asks the log. It is a trait so that a test can play the log without a database.
 
 use std::future::Future;
+use std::sync::Arc;
 
 use tidings_wire::Position;
 use tokio_postgres::types::{ToSql, Type};
@@ -8,6 +9,7 @@ use tokio_postgres::{Client, Row};
 
 use crate::stream::place::Place;
 use crate::upstream::database::{DatabaseError, in_time};
+use crate::upstream::dialect::{Dialect, Installed, VERSION};
 
 /// How many bytes of the log one read returns.
 const PAGE_BYTES: i32 = 1024 * 1024;
@@ -49,8 +51,7 @@ pub struct Survivors {
 
 /// The log, and the relay that writes its ticks.
 pub trait Log {
-    /// Listens on the relay's channel, and returns what the database says about itself. No statement contains the
-    /// channel's name, because anyone who saw the name could listen too.
+    /// Listens on the relay's channel, and returns what the database says about itself.
     fn introduce(&self) -> impl Future<Output = Result<Introduction, DatabaseError>> + Send;
 
     /// The position from which to continue after `at`, as `tidings.locate` returns it.
@@ -68,33 +69,74 @@ pub trait Log {
     fn read(&self, after: Place) -> impl Future<Output = Result<Vec<LogRow>, DatabaseError>> + Send;
 }
 
-impl Log for Client {
+/// The log of the server at the other end of a connection.
+#[derive(Debug)]
+pub struct ServerLog {
+    client: Arc<Client>,
+    installed: Installed,
+}
+
+impl ServerLog {
+    /// The log over this connection.
+    pub fn new(client: Arc<Client>, installed: Installed) -> Self {
+        Self { client, installed }
+    }
+
+    /// Whether the extension's SQL is older than the proxy. Then it may be updated at any time.
+    fn is_old(&self) -> bool {
+        self.installed.dialect() == Dialect::Old
+    }
+}
+
+impl Log for ServerLog {
     async fn introduce(&self) -> Result<Introduction, DatabaseError> {
-        let sql = "SELECT tidings.listen(), r.pid, tidings.position(), r.state FROM tidings.relay() r";
-        let row = in_time(self.query_one(sql, &[])).await?;
+        if self.is_old() {
+            look_at_version(&self.client, &self.installed).await?;
+        }
+        let row = in_time(self.client.query_one(self.installed.dialect().introduction(), &[])).await?;
+        let channel: String = row.try_get(0)?;
+        if !row.try_get::<_, bool>(4)? {
+            in_time(self.client.batch_execute(&listen("LISTEN", &channel))).await?;
+        }
         let last = parse_position(row.try_get(2)?)?.tick;
         let is_paused = row.try_get::<_, &str>(3)? == "paused";
-        Ok(Introduction { channel: row.try_get(0)?, relay: row.try_get(1)?, is_paused, last })
+        Ok(Introduction { channel, relay: row.try_get(1)?, is_paused, last })
     }
 
     async fn locate(&self, at: &Position) -> Result<Option<Position>, DatabaseError> {
         let sql = "SELECT tidings.locate($1::pg_catalog.text)";
-        let row = in_time(self.query_one(sql, &[&at.to_string()])).await?;
+        let row = in_time(self.client.query_one(sql, &[&at.to_string()])).await?;
         row.try_get::<_, Option<&str>>(0)?.map(parse_position).transpose()
     }
 
     async fn survivors(&self, known: u64, horizon: u64) -> Result<Option<Survivors>, DatabaseError> {
+        if self.is_old() {
+            // Every tick was durable before it was announced, so nothing is cut again.
+            return Ok(Some(Survivors { events: 0, reached: Place::after_tick(known) }));
+        }
         let sql = "SELECT events, reached FROM tidings.survivors($1::pg_catalog.int8, $2::pg_catalog.int8)";
         let number = |tick: u64| i64::try_from(tick).map_err(|_| DatabaseError::Contract("an invalid tick"));
-        let row = in_time(self.query_one(sql, &[&number(known)?, &number(horizon)?])).await?;
+        let row = in_time(self.client.query_one(sql, &[&number(known)?, &number(horizon)?])).await?;
         let Some(events) = row.try_get::<_, Option<i64>>(0)? else { return Ok(None) };
         let events = u64::try_from(events).map_err(|_| DatabaseError::Contract("an invalid number of events"))?;
         Ok(Some(Survivors { events, reached: Place::from(&parse_position(row.try_get(1)?)?) }))
     }
 
     async fn read(&self, after: Place) -> Result<Vec<LogRow>, DatabaseError> {
-        log_rows(&read_log(self, after).await?)
+        log_rows(&read_log(&self.client, after).await?)
     }
+}
+
+/// Finds out which SQL the extension has.
+pub async fn look_at_version(client: &Client, installed: &Installed) -> Result<(), DatabaseError> {
+    let rows = in_time(client.query_typed(VERSION, &[])).await?;
+    installed.note(rows.first().map(|row| row.try_get(0)).transpose()?);
+    Ok(())
+}
+
+/// The statement that listens to a channel, or no longer does.
+pub fn listen(verb: &str, channel: &str) -> String {
+    format!("{verb} \"{}\"", channel.replace('"', "\"\""))
 }
 
 /// Reads the next page of the log after `after`.

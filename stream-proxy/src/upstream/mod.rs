@@ -9,13 +9,14 @@
 //! access at the server that the session follows.
 //!
 //! [`follow`] takes the place of notifications at a hot standby. [`standing`] is what the other parts of the proxy need
-//! to know of the server.
+//! to know of the server. [`dialect`] has the statements that differ while the extension in the database is older.
 //!
 //! Not here: queries about access (`access`).
 
 pub mod chain;
 pub mod connection_string;
 pub mod database;
+pub mod dialect;
 pub mod follow;
 pub mod hearing;
 pub mod inbox;

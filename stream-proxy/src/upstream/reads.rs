@@ -6,7 +6,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidings_wire::{Event, PagePart, Position, Seen, SegmentError, segment};
+use tidings_wire::{Event, PagePart, Position, Seen, SegmentError, page, segment};
 use tokio::sync::{Mutex, Semaphore};
 use tokio::time::Instant;
 use tokio_postgres::types::{ToSql, Type};
@@ -15,6 +15,7 @@ use tokio_postgres::{Client, Row};
 use crate::metrics::Metrics;
 use crate::stream::place::Place;
 use crate::upstream::database::{Database, DatabaseError, in_time};
+use crate::upstream::dialect::{Dialect, Installed};
 use crate::upstream::follow::is_conflict;
 use crate::upstream::log::parse_position;
 use crate::upstream::standing::Standing;
@@ -79,9 +80,48 @@ impl Display for LogEvent<'_> {
 }
 
 impl Page {
+    /// The page in an answer of this dialect to a question about what comes after `after`.
+    fn read(dialect: Dialect, rows: &[Row], after: &Position) -> Result<Self, DatabaseError> {
+        match dialect {
+            Dialect::Current => Self::of_segments(rows),
+            Dialect::Old => Self::of_events(rows, after),
+        }
+    }
+
+    /// A page that the server has made.
+    fn of_segments(rows: &[Row]) -> Result<Self, DatabaseError> {
+        let row = rows.first().ok_or(DatabaseError::Contract("no row from page"))?;
+        let seen = row.try_get::<_, Option<&str>>(1)?.map(|seen| seen.parse().map(Box::new)).transpose();
+        Ok(Self {
+            segments: row.try_get(0)?,
+            seen: seen.map_err(|_| DatabaseError::Contract("an invalid snapshot"))?,
+            reached: parse_position(row.try_get(2)?)?,
+            more: row.try_get(3)?,
+        })
+    }
+
+    /// A page of events, each of which becomes a segment of its own, and a last row that says where they end. The old
+    /// SQL repeats the reader's snapshot as it is.
+    fn of_events(rows: &[Row], after: &Position) -> Result<Self, DatabaseError> {
+        let (end, rows) = rows.split_last().ok_or(DatabaseError::Contract("a page of the log without an end"))?;
+        let (mut segments, mut last) = (Vec::new(), None);
+        for row in rows {
+            let position = parse_position(row.try_get(0)?)?;
+            let payload = row.try_get::<_, &str>(3)?.into();
+            let mut data = vec![segment::VERSION];
+            segment::append(&mut data, &Event { topic: row.try_get(1)?, event: row.try_get(2)?, payload });
+            let (before, with_snapshot) = (position.n.saturating_sub(1), position.seen.is_some());
+            page::append(&mut segments, PagePart { tick: position.tick, before, with_snapshot, segment: &data });
+            last = Some(position);
+        }
+        let reached = end.try_get::<_, Option<&str>>(0)?.map(parse_position).transpose()?;
+        let reached = reached.or(last).ok_or(DatabaseError::Contract("a page of the log without an end"))?;
+        Ok(Self { segments, seen: after.seen.clone(), reached, more: end.try_get(4)? })
+    }
+
     /// Its segments. After an error there are no more.
     pub fn parts(&self) -> impl Iterator<Item = Result<LogPart<'_>, DatabaseError>> {
-        tidings_wire::page::parts(&self.segments).map(|part| {
+        page::parts(&self.segments).map(|part| {
             let part = part.map_err(|_| DatabaseError::Contract("a page of the log that is cut short"))?;
             Ok(LogPart { part, seen: self.seen.as_deref().filter(|_| part.with_snapshot) })
         })
@@ -237,6 +277,22 @@ impl Reads {
         Self { short, pages, reports, standing, permits: Semaphore::new(parallel) }
     }
 
+    /// The SQL of the extension.
+    pub fn installed(&self) -> &Installed {
+        self.pages.database.installed()
+    }
+
+    /// Asks what has to be asked after a page that was read with older SQL. Returns the dialect after the page.
+    async fn after_page(&self, question: &str, after: &str) -> Result<Dialect, DatabaseError> {
+        let rows = self.pages.query(question, &[(&after, Type::TEXT)]).await?;
+        let row = rows.first().ok_or(DatabaseError::Contract("no row about the page"))?;
+        match row.try_get::<_, Option<bool>>(0)? {
+            Some(true) => Ok(Dialect::of(row.try_get(1)?)),
+            Some(false) => Err(DatabaseError::Lost),
+            None => Err(DatabaseError::Contract("a position can't be located any more")),
+        }
+    }
+
     /// Whether there is a server that takes reports: a standby takes none.
     pub fn takes_reports(&self) -> bool {
         self.reports.is_some() || !self.standing.is_standby()
@@ -276,22 +332,23 @@ impl ClientLog for Reads {
     }
 
     async fn page(&self, after: &Position, topics: &[Arc<str>], bytes: i32) -> Result<Page, DatabaseError> {
-        let (after, topics) = (after.to_string(), topics.iter().map(|topic| &**topic).collect::<Vec<_>>());
+        let (text, topics) = (after.to_string(), topics.iter().map(|topic| &**topic).collect::<Vec<_>>());
         // The semaphore is never closed. Clients that need more than one page take turns.
         let permit = self.permits.acquire().await.map_err(|_| DatabaseError::Closed)?;
-        let sql = "SELECT segments, seen, reached, more FROM tidings.page(
-            $1::pg_catalog.text, $2::pg_catalog.text[], $3::pg_catalog.int4, $4::pg_catalog.int4)";
         let parameters: [(&(dyn ToSql + Sync), Type); 4] =
-            [(&after, Type::TEXT), (&topics, Type::TEXT_ARRAY), (&bytes, Type::INT4), (&PAGE_COST, Type::INT4)];
-        let rows = self.pages.query(sql, &parameters).await?;
+            [(&text, Type::TEXT), (&topics, Type::TEXT_ARRAY), (&bytes, Type::INT4), (&PAGE_COST, Type::INT4)];
+        let mut dialect = self.installed().dialect();
+        let rows = loop {
+            let rows = self.pages.query(dialect.page(), &parameters).await?;
+            let Some(question) = dialect.after_page() else { break rows };
+            let now = self.after_page(question, &text).await?;
+            if now == dialect {
+                break rows;
+            }
+            // The SQL was updated meanwhile, so the page may lack something.
+            dialect = now;
+        };
         drop(permit);
-        let row = rows.first().ok_or(DatabaseError::Contract("no row from page"))?;
-        let seen = row.try_get::<_, Option<&str>>(1)?.map(|seen| seen.parse().map(Box::new)).transpose();
-        Ok(Page {
-            segments: row.try_get(0)?,
-            seen: seen.map_err(|_| DatabaseError::Contract("an invalid snapshot"))?,
-            reached: parse_position(row.try_get(2)?)?,
-            more: row.try_get(3)?,
-        })
+        Page::read(dialect, &rows, after)
     }
 }

@@ -18,15 +18,20 @@ use crate::stream::channels::Channels;
 use crate::stream::hub::Hub;
 use crate::upstream::chain::Chain;
 use crate::upstream::database::{Database, DatabaseError, in_time};
+use crate::upstream::dialect::Dialect;
 use crate::upstream::follow::{Follower, StandbyLog, is_standby};
 use crate::upstream::hearing::{DEAF_INTERVAL, Hearing};
 use crate::upstream::inbox::{Heard, Inbox};
+use crate::upstream::log::{self, ServerLog};
 use crate::upstream::presence::AWAY;
 use crate::upstream::standing::Standing;
 
 /// How many notifications are handled, if that many wait, before more plain channels are opened and closed: both take a
 /// few milliseconds.
 const BETWEEN_TURNS: u32 = 250;
+
+/// While the extension's SQL is older than the proxy, the proxy asks this often whether it has been updated.
+const UPDATE_CHECK: Duration = Duration::from_secs(1);
 
 /// The longest wait before connecting again.
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
@@ -76,7 +81,7 @@ pub struct Followed {
 struct Session<'a> {
     upstream: &'a mut Upstream,
     client: Arc<Client>,
-    chain: Chain<Client>,
+    chain: Chain<ServerLog>,
     /// The plain channels that it listens to.
     listening: HashSet<Arc<str>>,
 }
@@ -120,7 +125,9 @@ impl Upstream {
     async fn session(&mut self) -> Result<Infallible, DatabaseError> {
         let (client, mut notifications) = self.database.connect_and_follow(self.metrics.clone()).await?;
         let client = Arc::new(client);
-        if is_standby(&client).await? {
+        let (is_standby, ()) =
+            tokio::try_join!(is_standby(&client), log::look_at_version(&client, self.database.installed()))?;
+        if is_standby {
             self.follow(&client).await?;
             tracing::info!("the standby was promoted");
         }
@@ -128,7 +135,8 @@ impl Upstream {
         self.metrics.standby.set(0);
         self.metrics.standby_lag.set(Duration::ZERO);
         self.metrics.standby_lag_bytes.set(0);
-        let chain = Chain::new(client.clone(), self.hub.clone(), self.metrics.clone(), self.batch_bytes);
+        let log = Arc::new(ServerLog::new(client.clone(), self.database.installed().clone()));
+        let chain = Chain::new(log, self.hub.clone(), self.metrics.clone(), self.batch_bytes);
         let mut session = Session { upstream: self, client, chain, listening: HashSet::new() };
         session.start().await?;
         session.follow(&mut notifications).await
@@ -138,10 +146,13 @@ impl Upstream {
     async fn follow(&mut self, client: &Arc<Client>) -> Result<(), DatabaseError> {
         self.standing.is_standby_now(false);
         self.metrics.standby.set(1);
+        if self.is_old() {
+            return Err(DatabaseError::OldStandby);
+        }
         if self.channels.enabled() {
             tracing::warn!("the server is a standby, where nobody can listen: plain channels are not served");
         }
-        let log = Arc::new(StandbyLog::new(client.clone(), self.metrics.clone()));
+        let log = Arc::new(StandbyLog::new(client.clone(), self.database.installed().clone(), self.metrics.clone()));
         let chain = Chain::new(log.clone(), self.hub.clone(), self.metrics.clone(), self.batch_bytes);
         let mut follower = Follower::new(log, chain, self.metrics.clone(), self.standing.clone());
         follower.start(|reason| self.reports(Readiness::Waiting(reason.into()))).await?;
@@ -155,6 +166,11 @@ impl Upstream {
                 Some(reason) => self.reports(Readiness::Waiting(reason.into())),
             })
             .await
+    }
+
+    /// Whether the extension's SQL is older than the proxy.
+    fn is_old(&self) -> bool {
+        self.database.installed().dialect() == Dialect::Old
     }
 
     /// Reports that the upstream is connected, and whether it can be relied on.
@@ -207,6 +223,7 @@ impl Session<'_> {
         let mut ask_at = Instant::now() + self.quiet();
         let mut had_relay = self.chain.has_relay();
         let mut handled = 0;
+        let mut update_check = Instant::now() + UPDATE_CHECK;
         loop {
             let is_turn = handled >= BETWEEN_TURNS || notifications.is_empty();
             handled = handled.saturating_add(1);
@@ -232,6 +249,10 @@ impl Session<'_> {
                 () = self.upstream.hearing.tested() => {
                     self.upstream.connected(self.chain.has_relay());
                     ask_at = ask_at.min(Instant::now() + self.quiet());
+                }
+                () = sleep_until(update_check), if self.upstream.is_old() => {
+                    self.chain.ask().await?;
+                    update_check = Instant::now() + UPDATE_CHECK;
                 }
                 () = sleep_until(ask_at) => {
                     let has_missed = self.chain.check_for_missed().await?;
@@ -280,12 +301,9 @@ impl Session<'_> {
         let is_wanted = self.upstream.channels.is_wanted(&name);
         let is_done = self.listening.contains(&name) == is_wanted || self.chain.channel() == Some(&name);
         let verb = if is_wanted { "LISTEN" } else { "UNLISTEN" };
-        let result = if is_done { Ok(()) } else { self.listen(verb, &name).await };
+        let statement = log::listen(verb, &name);
+        let result = if is_done { Ok(()) } else { in_time(self.client.batch_execute(&statement)).await };
         (name, is_wanted, result)
-    }
-
-    async fn listen(&self, verb: &str, channel: &str) -> Result<(), DatabaseError> {
-        in_time(self.client.batch_execute(&format!("{verb} \"{}\"", channel.replace('"', "\"\"")))).await
     }
 
     /// Logs what the database's encoding means for channels. (The extension itself needs UTF8.)

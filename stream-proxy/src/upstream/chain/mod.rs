@@ -178,7 +178,7 @@ impl<L: Log> Chain<L> {
     }
 
     /// Asks about the relay, its channel and the last tick in the log. Returns the tick.
-    async fn ask(&mut self) -> Result<u64, DatabaseError> {
+    pub async fn ask(&mut self) -> Result<u64, DatabaseError> {
         let introduction = self.log.introduce().await?;
         if self.channel.as_ref().is_some_and(|known| *known != introduction.channel) {
             tracing::info!("the relay's channel has a new name");
