@@ -244,20 +244,23 @@ $$;
 COMMENT ON FUNCTION tidings.check_retained(bigint, bigint) IS
     'Raises TI001 unless all events after a position are retained';
 
+-- PL/pgSQL keeps its plans from one page of the log to the next; a function in SQL would be planned for each.
 CREATE OR REPLACE FUNCTION tidings.known_tick(tick bigint) RETURNS bigint
-LANGUAGE sql STABLE
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 SET jit = off
 AS $$
+DECLARE
     -- The tick at the start of the log is known, although its row has been removed.
-    WITH start AS (SELECT t.previous FROM tidings.tick t ORDER BY t.tick LIMIT 1)
-    SELECT CASE
-        WHEN $1 = start.previous OR EXISTS (SELECT FROM tidings.tick t WHERE t.tick = $1) THEN $1
-        ELSE coalesce((SELECT max(t.tick) FROM tidings.tick t WHERE t.tick < $1), start.previous)
-    END
-    FROM start
+    start bigint := (SELECT t.previous FROM tidings.tick t ORDER BY t.tick LIMIT 1);
+BEGIN
+    IF known_tick.tick = start OR EXISTS (SELECT FROM tidings.tick t WHERE t.tick = known_tick.tick) THEN
+        RETURN known_tick.tick;
+    END IF;
+    RETURN coalesce((SELECT max(t.tick) FROM tidings.tick t WHERE t.tick < known_tick.tick), start);
+END
 $$;
 
 COMMENT ON FUNCTION tidings.known_tick(bigint) IS

@@ -182,8 +182,8 @@ COMMENT ON FUNCTION tidings.read_page(text, text[], integer, integer) IS
 
 CREATE OR REPLACE FUNCTION tidings.page(
     after text, topics text[], max_bytes integer, max_cost integer, OUT segments bytea, OUT seen text, OUT reached text, OUT more boolean
-) RETURNS record
-LANGUAGE plpgsql VOLATILE STRICT SECURITY DEFINER
+) RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE STRICT ROWS 1 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -193,11 +193,12 @@ BEGIN
     SELECT * INTO place FROM tidings.start_of_page(after, false) p;
     start := place.tick || CASE WHEN place.n < tidings.end_of_tick() THEN '-' || place.n ELSE '' END
              || coalesce(':' || place.stamp || ':' || place.seen, '');
-    SELECT p.* INTO segments, seen, reached, more FROM tidings.read_page(start, topics, max_bytes, max_cost) p;
-    IF reached = start THEN
-        -- A standby that has not replayed the position's tick yet must not lead its reader back.
-        reached := split_part(after, ':', 1) || coalesce(':' || seen, '');
-    END IF;
+    RETURN QUERY
+        SELECT p.segments, p.seen,
+               -- A standby that has not replayed the position's tick yet must not lead its reader back.
+               CASE WHEN p.reached = start THEN split_part(after, ':', 1) || coalesce(':' || p.seen, '') ELSE p.reached END,
+               p.more
+        FROM tidings.read_page(start, topics, max_bytes, max_cost) p;
     PERFORM tidings.check_retained(place.tick, place.n);
     PERFORM tidings.make_durable();
 END

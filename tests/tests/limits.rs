@@ -195,7 +195,7 @@ fn a_slow_page_of_the_log_does_not_delay_short_queries() {
     assert_eq!(titles(&[earliest().frame()]), ["n"]);
     let mut session = db.session();
     let reader: i32 = session.one(
-        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'SELECT%tidings.scan%' AND pid <> pg_backend_pid()",
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'SELECT%tidings.page(%' AND pid <> pg_backend_pid()",
     );
     send(reader.unsigned_abs(), Signal::SIGSTOP);
     let mut slow = earliest();

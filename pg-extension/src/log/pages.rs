@@ -20,6 +20,9 @@ const TICK_COST: i64 = 16 * 1024;
 /// The cost of reading a segment, in addition to its bytes.
 const SEGMENT_COST: i64 = 512;
 
+/// The memory that a page takes at once, for its segments; a larger one grows.
+const MAX_RESERVED: usize = 1024 * 1024;
+
 /// How much of the log to read.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -91,7 +94,9 @@ pub fn read(
     let log = open_log();
     let mut reader = TickReader::new(&log);
     let Position { tick: first_tick, n: first_n, mut seen } = after;
-    let mut page = Page { segments: Vec::new(), reached: Position::at(first_tick, first_n), more: false };
+    // The last segment may exceed the limit.
+    let segments = Vec::with_capacity(limits.bytes.min(MAX_RESERVED) * 3 / 2);
+    let mut page = Page { segments, reached: Position::at(first_tick, first_n), more: false };
     let (mut room, mut has_read) = (limits.cost, false);
     let from = first_tick + u64::from(first_n == tidings_wire::position::END);
     let mut ticks = Ticks::new(&ticks, from);
