@@ -16,7 +16,7 @@
 #   make released  builds the last release from this repository's history, because tests upgrade from it
 #   make bench     measures Tidings and its alternatives, into docs/benchmarks.md; ARGS=--long, ARGS="idle fanout" for parts, ARGS=--small for a trial
 #   make fuzz      feeds hostile bytes to every parser, guided by coverage; SECONDS_EACH=600 for longer
-#   make chaos     causes faults, chosen by a seed, and checks that every client gets what was committed; ARGS="--seed N --minutes M --seeds K"
+#   make chaos     causes faults, chosen by a seed, and checks that every client gets what was committed; ARGS="--seed N --minutes M --seeds K", ARGS="--soak 60" for an hour without faults
 #   make model     explores every order of events in a model of the protocol, within bounds; ARGS=retention for one scenario
 #   make lint      checks formatting, clippy, documentation, licences of crates, and that no modules import one another in a circle
 #   make package   makes an archive and two Debian packages in dist/

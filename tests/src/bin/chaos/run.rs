@@ -109,13 +109,15 @@ pub fn run(
     }
     if faults.is_empty() {
         faults.extend(missing(&parts.server, &stage.acknowledged.lock().unwrap_or_else(PoisonError::into_inner)));
-        faults.extend(soak.into_iter().flat_map(|soak| soak.finish(&parts.server, report)));
+        faults.extend(soak.into_iter().flat_map(|soak| soak.finish(report)));
     }
     let windows = stage.windows;
     match crowd.finish(plan, &parts, faults, report) {
         Ok(records) => {
             let mut faults = judge(plan, &parts, records, report);
-            report_windows(&windows, report);
+            if !plan.is_soak {
+                report_windows(&windows, report);
+            }
             parts.keep_logs(report);
             drop(parts.balancer);
             faults.extend(sizes.compare(&parts.server, &parts.proxies, plan.world.history, report));

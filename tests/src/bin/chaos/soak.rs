@@ -1,7 +1,5 @@
 //! A long run at moderate load without faults: memory, open files and the log must not grow without end.
 
-use std::collections::BTreeMap;
-use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -65,7 +63,7 @@ impl Soak {
     }
 
     /// Writes the samples and a picture of them into the folder of the run; returns what has grown.
-    pub fn finish(self, server: &Server, report: &Report) -> Vec<String> {
+    pub fn finish(self, report: &Report) -> Vec<String> {
         self.stop.store(true, Ordering::Relaxed);
         let samples = self.thread.join().expect("the samples");
         let Some(first) = samples.first() else { return vec!["no samples".to_owned()] };
@@ -80,11 +78,10 @@ impl Soak {
         let panels = [
             Panel { title: "memory, bytes".to_owned(), lines: each(&|size| size.1 as f64) },
             Panel { title: "open files".to_owned(), lines: each(&|size| size.0 as f64) },
-            Panel { title: "log, bytes".to_owned(), lines: vec![("log".to_owned(), line(&|sample| sample.log))] },
+            Panel { title: "size, bytes".to_owned(), lines: vec![("the log".to_owned(), line(&|sample| sample.log))] },
         ];
         report.write("soak.svg", &draw(&line(&|sample| sample.at), &panels));
         report.write("samples", &samples.iter().map(|sample| format!("{sample:?}\n")).collect::<String>());
-        report.write("relay-files", &relay_files(server));
         let mut faults = Vec::new();
         for (panel, slack) in panels.iter().zip(SLACK) {
             for (name, line) in &panel.lines {
@@ -118,25 +115,6 @@ fn quarters(line: &[f64]) -> [f64; 2] {
 
 fn has_grown(second: f64, last: f64, slack: f64) -> bool {
     last > second * (1.0 + MORE / 100.0) + slack
-}
-
-/// What the relay has open, by the relation.
-fn relay_files(server: &Server) -> String {
-    server.database(|database| {
-        let folder = format!("/proc/{}/fd", database.wait_relay());
-        let links = fs::read_dir(folder).into_iter().flatten().flatten().flat_map(|entry| fs::read_link(entry.path()));
-        let mut session = database.session();
-        let mut counts: BTreeMap<String, u32> = BTreeMap::new();
-        for link in links {
-            let path = link.display().to_string();
-            let name = path.rsplit('/').next().and_then(|name| name.split(['.', '_']).next()?.parse::<u32>().ok());
-            let sql = |node| format!("SELECT coalesce(pg_filenode_relation(0, {node})::regclass::text, 'no relation')");
-            let what = name.filter(|_| path.contains("/base/")).map(|node| session.one::<String>(&sql(node)));
-            let gone = if path.ends_with("(deleted)") { " (deleted)" } else { "" };
-            *counts.entry(format!("{}{gone}", what.unwrap_or(path.clone()))).or_default() += 1;
-        }
-        counts.iter().map(|(what, count)| format!("{count} {what}\n")).collect()
-    })
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::sync::{Mutex, PoisonError};
 use std::thread::scope;
 use std::time::{Duration, Instant};
@@ -24,7 +25,10 @@ const MOST: u64 = 4;
 
 /// How often events are announced until one tick is not flushed meanwhile: a page that is loaded flushes it, or a proxy
 /// that reports its topics.
-const ATTEMPTS: u32 = 5;
+const ATTEMPTS: u32 = 10;
+
+/// The time between two looks at the proxies.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// How long clients may wait for the events. A proxy may be slow on a busy machine.
 const HEARING: Duration = Duration::from_secs(10);
@@ -65,6 +69,7 @@ impl Stage<'_> {
         let closed = self.gate.close();
         end_all_prepared(self.server);
         self.warm_up();
+        self.wait_for_replays(&hears, &proxies);
         let mut announced = self.announce(&hears, &proxies);
         for _ in 0..ATTEMPTS {
             if self.is_unflushed() {
@@ -110,6 +115,15 @@ impl Stage<'_> {
         drop(closed);
     }
 
+    /// Waits until no client reads the log, which flushes it; but not for long, because some read slowly.
+    fn wait_for_replays(&self, hears: &[usize], proxies: &[impl Deref<Target = Proxy>]) {
+        let deadline = Instant::now() + HEARING;
+        let replays = || hears.iter().any(|i| proxies[*i].metric("tidings_replays") > 0.0);
+        while replays() && Instant::now() < deadline {
+            std::thread::sleep(PAUSE);
+        }
+    }
+
     /// Waits until the relay announces ticks before they are flushed, which the first ones after its start are not.
     fn warm_up(&self) {
         let early = "SELECT ticks - (SELECT sum(value::bigint) FROM jsonb_each_text(flushed_first))::bigint FROM tidings.status";
@@ -126,7 +140,7 @@ impl Stage<'_> {
 
     /// Commits some transactions, and waits until these proxies have shown all of them. Returns the event with the last
     /// place.
-    fn announce(&self, hears: &[usize], proxies: &[impl std::ops::Deref<Target = Proxy>]) -> Option<Frame> {
+    fn announce(&self, hears: &[usize], proxies: &[impl Deref<Target = Proxy>]) -> Option<Frame> {
         let number = self.number();
         let names: Vec<String> = (0..1 + number % MOST).map(|i| format!("x{number}c{i}.1.1")).collect();
         let addresses: Vec<SocketAddr> = hears.iter().map(|i| proxies[*i].address()).collect();
