@@ -17,6 +17,7 @@
 #   make bench     measures Tidings and its alternatives, into docs/benchmarks.md; ARGS=--long, ARGS="idle fanout" for parts, ARGS=--small for a trial
 #   make fuzz      feeds hostile bytes to every parser, guided by coverage; SECONDS_EACH=600 for longer
 #   make chaos     causes faults, chosen by a seed, and checks that every client gets what was committed; ARGS="--seed N --minutes M --seeds K", ARGS="--soak 60" for an hour without faults
+#   make oracle    runs random tables, watches, transactions and clients, and compares what clients hold with the tables; ARGS="--seed N --seeds K"
 #   make model     explores every order of events in a model of the protocol, within bounds; ARGS=retention for one scenario
 #   make lint      checks formatting, clippy, documentation, licences of crates, and that no modules import one another in a circle
 #   make package   makes an archive and two Debian packages in dist/
@@ -29,7 +30,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup build install uninstall run test test-core test-browser test-frameworks postgres-16 postgres-17 postgres-18 browser clients frameworks rivals fuzz bench chaos model lint package clean all test-smoke test-packages released
+.PHONY: help setup build install uninstall run test test-core test-browser test-frameworks postgres-16 postgres-17 postgres-18 browser clients frameworks rivals fuzz bench chaos oracle model lint package clean all test-smoke test-packages released
 
 PG_CONFIG ?= /usr/lib/postgresql/15/bin/pg_config
 export PG_CONFIG
@@ -139,7 +140,7 @@ test: install released lint browser clients frameworks
 
 # What an application relies on. Tests of the proxy's own details and of third-party programs are left out, because they
 # don't depend on the version of Postgres.
-CORE := access application await_tick backlog delivery dropping early export failover faults foreign_objects frames guard_capture guards installation json leaving lenders login_role lost managers many_databases open_topics order order_in_transaction \
+CORE := access application await_tick backlog delivery dropping early export failover faults foreign_objects frames guard_capture guards installation json leaving lenders login_role lost managers many_databases open_topics oracle order order_in_transaction \
   outlines own_folder own_tables pages partitions pending position read_node read_node_moves relay_channel relay_life resume retention rights ring scan semantics snapshot standby state surface transactions upgrade user_code values \
   watch_options watch_refusals writers_never_fail
 
@@ -274,6 +275,9 @@ bench: install rivals
 
 chaos: install
 	@cargo run --quiet --locked -p tidings-tests --bin tidings-chaos -- $(ARGS)
+
+oracle: install
+	@cargo run --quiet --locked -p tidings-tests --bin tidings-oracle -- $(ARGS)
 
 model: setup
 	@cargo run --release --quiet --locked -p tidings-model -- $(ARGS)

@@ -7,6 +7,7 @@
 //! - [`database`]: a database with the extension, and sessions in it.
 //! - [`proxy`]: the real proxy binary.
 //! - [`release`]: the proxy and the library of an earlier release.
+//! - [`oracle`]: random tables, watches and transactions; what clients hold is compared with the tables.
 //! - [`packages`]: the packages of `make package`.
 //! - [`namespaces`]: processes, mounts and a network of their own for commands that run as root.
 //! - [`debian`]: a Debian machine with nothing in it.
@@ -33,6 +34,7 @@ pub mod http;
 pub mod ledger;
 pub mod membership;
 pub mod namespaces;
+pub mod oracle;
 pub mod packages;
 pub mod page;
 pub mod pool;

@@ -45,6 +45,7 @@ mod many_databases;
 mod mistakes;
 mod old_sql;
 mod open_topics;
+mod oracle;
 mod order;
 mod order_in_transaction;
 mod outlines;
