@@ -12,6 +12,7 @@
 #   make postgres-18   fetches that version of Postgres for tests, and prints the path of its pg_config; also postgres-16, postgres-17
 #   make test-frameworks   follows docs/rails.md, docs/django.md and docs/node.md; installs Rails and Django from Debian's packages
 #   make test-browser  runs only the browser tests; needs Node.js 20, installs Chromium and Firefox
+#   make test-clients  observes client libraries, and writes the table of them in docs/http.md
 #   make test-packages runs only the tests of the Debian packages, in a clean Debian and in containers; needs root or sudo, and downloads that Debian once
 #   make released  builds the last release from this repository's history, because tests upgrade from it
 #   make bench     measures Tidings and its alternatives, into docs/benchmarks.md; ARGS=--long, ARGS="idle fanout" for parts, ARGS=--small for a trial
@@ -30,7 +31,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup build install uninstall run test test-core test-browser test-frameworks postgres-16 postgres-17 postgres-18 browser clients frameworks rivals fuzz bench chaos oracle model lint package clean all test-smoke test-packages released
+.PHONY: help setup build install uninstall run test test-core test-browser test-frameworks postgres-16 postgres-17 postgres-18 browser clients frameworks rivals fuzz bench chaos oracle model lint package clean all test-smoke test-clients test-packages released
 
 PG_CONFIG ?= /usr/lib/postgresql/15/bin/pg_config
 export PG_CONFIG
@@ -223,6 +224,9 @@ test-packages: install released
 	as_root=()
 	[ "$$(id -u)" = 0 ] || ! command -v sudo >/dev/null || as_root=(--config "target.'cfg(unix)'.runner = ['sudo', '-E']")
 	cargo test --locked "$${as_root[@]}" -p tidings-tests --test debian --test containers -- --test-threads=1 $(ONLY)
+
+test-clients: install clients
+	@TIDINGS_WRITE_TABLE=1 cargo test --locked -p tidings-tests --test main -- client_table::
 
 test-browser: install browser
 	@cargo test --locked -p tidings-tests --test browser

@@ -5,16 +5,18 @@ documentation says: with the last id, after the time that the server asked for.
 """
 
 import json
+import os
 import sys
 import time
 
 import httpx
 from httpx_sse import connect_sse
 
+token = {"Authorization": "Bearer " + os.environ["TOKEN"]} if "TOKEN" in os.environ else {}
 last_id, retry = "", 1.0
 while True:
     try:
-        headers = {"Last-Event-ID": last_id} if last_id else {}
+        headers = dict(token, **({"Last-Event-ID": last_id} if last_id else {}))
         with httpx.Client(timeout=None) as client, connect_sse(client, "GET", sys.argv[1], headers=headers) as source:
             source.response.raise_for_status()
             print(json.dumps({"open": True}), flush=True)
@@ -23,7 +25,7 @@ while True:
                 if event.retry is not None:
                     retry = event.retry / 1000
                 # It hands out every event, and blocks of nothing but `retry` too.
-                if event.data and event.event != "position":
+                if event.data:
                     print(json.dumps({"id": event.id, "event": event.event, "data": event.data}), flush=True)
     except httpx.TransportError:
         pass

@@ -4,16 +4,18 @@
 """
 
 import json
+import os
 import sys
 import time
 
 import requests
 import sseclient
 
+token = {"Authorization": "Bearer " + os.environ["TOKEN"]} if "TOKEN" in os.environ else {}
 last_id, retry = "", 1.0
 while True:
     try:
-        headers = {"Accept": "text/event-stream"}
+        headers = dict(token, Accept="text/event-stream")
         if last_id:
             headers["Last-Event-ID"] = last_id
         response = requests.get(sys.argv[1], headers=headers, stream=True)
@@ -23,7 +25,7 @@ while True:
             last_id = event.id or last_id
             if event.retry is not None:
                 retry = int(event.retry) / 1000
-            if event.event != "position":
+            if event.data:
                 print(json.dumps({"id": event.id, "event": event.event, "data": event.data}), flush=True)
     except requests.RequestException:
         pass

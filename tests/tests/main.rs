@@ -13,6 +13,7 @@ mod catch_up;
 mod channels;
 mod check;
 mod chunks;
+mod client_table;
 mod clients;
 mod delivery;
 mod documentation;
