@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::access::application::Application;
@@ -132,10 +134,11 @@ pub async fn run(setup: Setup, shutdown: impl Future<Output = ()>) -> Result<(),
     let Proxy { cli, access, hub, metrics, wheel, .. } = &*proxy;
 
     let upstream = tokio::spawn(upstream.run());
-    let fan_out = tokio::spawn({
+    let mut fan_out = JoinSet::new();
+    for _ in 0..Handle::current().metrics().num_workers() {
         let hub = hub.clone();
-        async move { hub.fan_out().await }
-    });
+        fan_out.spawn(async move { hub.fan_out().await });
+    }
     {
         // This continues until the last stream has ended, because streams keep their guarantees during a drain.
         let mut looking_after = pin!(async {
@@ -164,7 +167,7 @@ pub async fn run(setup: Setup, shutdown: impl Future<Output = ()>) -> Result<(),
         let _ = timeout(LAST_BYTES, registry.report(false)).await;
     }
     upstream.abort();
-    fan_out.abort();
+    drop(fan_out);
     Ok(())
 }
 

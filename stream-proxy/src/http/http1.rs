@@ -15,19 +15,19 @@ use hyper::service::service_fn;
 use hyper::{Request, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 
 use crate::http::caller::{BoxError, Caller, MAX_HEADERS};
 use crate::http::prefixed::Prefixed;
 use crate::http::routes::{Outcome, respond};
 use crate::proxy::{Proxy, Subscription};
 use crate::stream::frame::Frame;
-use crate::stream::writer::Writer;
+use crate::stream::writer::{Connection, Writer};
 
 /// Serves one request; then the connection closes or becomes a stream. No client has several requests in a row.
 pub async fn serve<IO>(io: Prefixed<IO>, caller: Caller, proxy: &Arc<Proxy>) -> Result<(), BoxError>
 where
-    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    IO: Connection + Send + 'static,
 {
     let taken: Mutex<Option<(Version, HeaderMap, Subscription)>> = Mutex::new(None);
     let service = service_fn(|request: Request<Incoming>| {
@@ -91,7 +91,7 @@ fn head(headers: &HeaderMap, chunked: bool) -> Frame {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::socket::Socket;
+    use crate::stream::socket::Socket;
 
     #[test]
     fn the_task_of_an_idle_client_is_small() {

@@ -20,8 +20,8 @@ use tokio::time::timeout;
 use crate::http::body::Body;
 use crate::http::caller::{BoxError, Caller, MAX_HEADERS};
 use crate::http::routes::{Outcome, respond};
-use crate::http::socket::patience;
 use crate::proxy::Proxy;
+use crate::stream::socket::patience;
 use crate::stream::subscriber::Subscriber;
 
 /// The bytes that HTTP/2 counts for each header beyond its text.

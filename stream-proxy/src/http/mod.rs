@@ -1,5 +1,5 @@
 //! From a socket to a response. [`server`] accepts connections within the limits of [`crowd`] and [`reserve`] and
-//! detects their protocol ([`tls`], [`socket`], [`prefixed`]); [`http1`] and [`http2`] serve them. [`routes`] finds the
+//! detects their protocol ([`tls`], [`prefixed`]); [`http1`] and [`http2`] serve them. [`routes`] finds the
 //! response to a request with the help of [`query`], [`bearer`] and [`cors`]. [`problem`] has the errors,
 //! [`body`] sends a stream over HTTP/2, and [`overview`] is the page of a proxy with `--open`.
 //!
@@ -19,5 +19,4 @@ pub mod query;
 pub mod reserve;
 pub mod routes;
 pub mod server;
-pub mod socket;
 pub mod tls;

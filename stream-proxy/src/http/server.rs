@@ -11,10 +11,10 @@ use tokio::time::{sleep, timeout};
 use crate::http::caller::{BoxError, Caller};
 use crate::http::crowd::{Admitted, Crowd};
 use crate::http::prefixed::Prefixed;
-use crate::http::socket::Socket;
 use crate::http::tls::Tls;
 use crate::http::{http1, http2};
 use crate::proxy::Proxy;
+use crate::stream::socket::Socket;
 
 /// How long to wait when there are no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

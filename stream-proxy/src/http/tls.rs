@@ -12,6 +12,7 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::server::TlsStream;
 
 use crate::certificates::{TlsError, certificates, private_key};
+use crate::stream::writer::Connection;
 
 /// What ALPN calls HTTP/2.
 const H2: &[u8] = b"h2";
@@ -47,6 +48,9 @@ impl Tls {
         Ok((stream, http2))
     }
 }
+
+/// Only the client's task can encrypt.
+impl<IO: AsyncRead + AsyncWrite + Unpin> Connection for TlsStream<IO> {}
 
 impl std::fmt::Debug for Tls {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -4,14 +4,10 @@ use std::sync::Arc;
 
 use slab::Slab;
 
+use crate::stream::due::GROUP;
 use crate::stream::frame::Frame;
 use crate::stream::subscriber::Subscriber;
 use crate::stream::tally::Tally;
-
-/// How many subscribers are served at a time. Each of them wakes a task that writes, which takes some 10 µs, and
-/// whatever comes next waits for those tasks. tokio polls sockets after 61 tasks, or sooner when no task is left: with
-/// fewer than that in a group, it has polled them before the next group.
-pub const GROUP: usize = 32;
 
 /// The subscribers of one topic.
 #[derive(Debug, Default)]
@@ -37,6 +33,11 @@ impl Audience {
     /// Whether there are no subscribers.
     pub fn is_empty(&self) -> bool {
         self.seats.is_empty()
+    }
+
+    /// Whether there is more than one group from seat `first` on.
+    pub fn has_many(&self, first: usize) -> bool {
+        self.seats.capacity() > first + GROUP
     }
 
     /// Whether some subscribers have other topics too, so that their events must not overtake those of other topics.

@@ -205,8 +205,13 @@ impl Frame {
         self.head == RECHECK_MATCHING
     }
 
-    /// Whether this is the head of a response.
-    pub fn is_head(&self) -> bool {
+    /// What is left of a chunk of which `written` bytes have been written.
+    pub fn rest(&self, written: usize) -> Self {
+        Self { bytes: self.bytes.slice(written..), head: 0 }
+    }
+
+    /// Whether a stream would be broken without these bytes: the head of a response, or what is left of a chunk.
+    pub fn is_raw(&self) -> bool {
         self.head == 0
     }
 

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::task::yield_now;
 use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 
 use crate::metrics::Metrics;
+use crate::stream::due::Due;
 use crate::stream::frame::Frame;
 use crate::stream::hub::Hub;
 use crate::stream::place::Place;
@@ -70,7 +72,10 @@ impl Wheel {
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
         for slot in self.slots.iter().cycle() {
             clock.tick().await;
-            slot.lock().visit(hub, metrics, self.start.elapsed().as_secs() as u32, &retry);
+            let mut due = slot.lock().visit(hub, metrics, self.start.elapsed().as_secs() as u32, &retry);
+            while due.flush(metrics) {
+                yield_now().await;
+            }
         }
     }
 
@@ -111,7 +116,9 @@ impl Wheel {
 }
 
 impl Slot {
-    fn visit(&mut self, hub: &Hub, metrics: &Metrics, now: u32, retry: &impl Fn() -> Duration) {
+    /// Queues heartbeats. Returns the streams whose heartbeats have to be written.
+    fn visit(&mut self, hub: &Hub, metrics: &Metrics, now: u32, retry: &impl Fn() -> Duration) -> Due {
+        let mut due = Due::default();
         let plain = Frame::heartbeat();
         // Under the hub's lock, so that the position is not older than an event that is queued at the same time.
         hub.hold(|place| {
@@ -121,12 +128,16 @@ impl Slot {
             };
             self.place = place.or(self.place);
             self.riders.retain(|Rider { stream, until }| match stream.beat(&plain, &at_place) {
-                Pulse::Alive if now >= *until && stream.ended().is_none() => {
-                    metrics.aged.add(1);
-                    stream.finish(retry());
+                pulse @ (Pulse::Alive | Pulse::Due) => {
+                    if pulse == Pulse::Due {
+                        due.add(stream.clone());
+                    }
+                    if now >= *until && stream.ended().is_none() {
+                        metrics.aged.add(1);
+                        stream.finish(retry());
+                    }
                     true
                 }
-                Pulse::Alive => true,
                 Pulse::Ended => false,
                 Pulse::Stalled => {
                     metrics.evicted_stalled.add(1);
@@ -137,6 +148,7 @@ impl Slot {
         if self.riders.len() < self.riders.capacity() / 4 {
             self.riders.shrink_to_fit();
         }
+        due
     }
 }
 

@@ -10,6 +10,9 @@ use parking_lot::Mutex;
 
 use crate::stream::frame::Frame;
 use crate::stream::hold::{Guardian, Hold};
+use crate::stream::socket::Socket;
+
+pub mod writing;
 
 /// Why a stream ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +60,12 @@ struct State {
     wants_rows: bool,
     /// Its seats in the hub or at a channel; empty until it has some.
     seats: Box<[Seat]>,
+    /// The client's socket, while nobody writes to it; `None` if only the client's task can write.
+    socket: Option<Socket>,
+    /// Whether somebody has queued frames and will call [`Subscriber::flush`].
+    is_due: bool,
+    /// Whether the client's task waits for the socket.
+    is_wanted: bool,
     /// The client's task, when it waits for frames.
     writer: Option<Waker>,
     /// The task that waits for room, such as a replay.
@@ -70,14 +79,18 @@ impl State {
         }
     }
 
-    /// Queues a frame behind all others, also behind those that are held back.
-    fn add(&mut self, frame: Frame) {
+    /// Queues a frame behind all others, also behind those that are held back. True if it is held back.
+    fn add(&mut self, frame: Frame) -> bool {
+        self.bytes += frame.len();
         match &mut self.hold {
             Some(hold) if hold.is_holding() => {
-                self.bytes += frame.len();
                 hold.add(frame);
+                true
             }
-            _ => self.send(frame),
+            _ => {
+                self.frames.push_back(frame);
+                false
+            }
         }
     }
 
@@ -86,6 +99,21 @@ impl State {
         self.bytes += frame.len();
         self.frames.push_back(frame);
         self.wake_writer();
+    }
+
+    /// Has somebody write what was queued: who queued it, if it will flush and the socket is here, or the client's task.
+    /// Returns whether a flush is due.
+    fn announce(&mut self, will_flush: bool) -> bool {
+        if self.is_due && self.socket.is_some() {
+            // Whoever will flush writes this, too.
+            return false;
+        }
+        // What waits already without being due is left to the task.
+        self.is_due = will_flush && self.socket.is_some() && self.frames.len() == 1;
+        if !self.is_due {
+            self.wake_writer();
+        }
+        self.is_due
     }
 
     /// Holds back what comes from now on, if the frame is a recheck; false if it is another frame.
@@ -154,6 +182,8 @@ pub enum Pushed {
 pub enum Pulse {
     /// The client reads what it is sent.
     Alive,
+    /// The same, and the heartbeat has to be flushed.
+    Due,
     /// The client read nothing for a whole interval: the stream ends now.
     Stalled,
     /// The stream had ended before.
@@ -224,25 +254,35 @@ impl Subscriber {
     /// Queues a frame. If it exceeds the limit, the stream ends, and the client reconnects with the last id that it
     /// got.
     pub fn push(&self, frame: Frame) -> Pushed {
+        self.queue(frame, false).0
+    }
+
+    /// The same for a caller that can write. If true is returned, no task is woken, and the caller has to call
+    /// [`Self::flush`] as soon as it holds no lock.
+    pub fn offer(&self, frame: Frame) -> (Pushed, bool) {
+        self.queue(frame, true)
+    }
+
+    fn queue(&self, frame: Frame, will_flush: bool) -> (Pushed, bool) {
         let mut state = self.state.lock();
         if state.end.is_some() {
-            return Pushed::Ended;
+            return (Pushed::Ended, false);
         }
         if state.recheck(&frame) {
-            return Pushed::Noted;
+            return (Pushed::Noted, false);
         }
         if state.only_notices {
             if state.frames.is_empty() {
                 state.send(frame);
             }
-            return Pushed::Noted;
+            return (Pushed::Noted, false);
         }
         if state.bytes > 0 && state.bytes + frame.len() > self.limit {
             state.close(End::Overflow);
-            return Pushed::Overflow;
+            return (Pushed::Overflow, false);
         }
-        state.add(frame);
-        Pushed::Waiting(state.bytes)
+        let is_due = !state.add(frame) && state.announce(will_flush);
+        (Pushed::Waiting(state.bytes), is_due)
     }
 
     /// Queues a frame regardless of the limit: for a replay, which waits for [`Self::room`] before. False if the stream
@@ -250,8 +290,8 @@ impl Subscriber {
     pub fn feed(&self, frame: Frame) -> bool {
         let mut state = self.state.lock();
         let open = state.end.is_none();
-        if open && !state.recheck(&frame) {
-            state.add(frame);
+        if open && !state.recheck(&frame) && !state.add(frame) {
+            state.wake_writer();
         }
         open
     }
@@ -332,8 +372,8 @@ impl Subscriber {
         }
         state.discard_held();
         let dropped: usize = state.frames.iter().map(Frame::len).sum();
-        // The response's head stays, if it still waits.
-        state.frames.retain(Frame::is_head);
+        // The response's head stays, if it still waits, and so does the rest of a frame.
+        state.frames.retain(Frame::is_raw);
         state.bytes -= dropped - state.frames.iter().map(Frame::len).sum::<usize>();
         state.send(last);
         state.close(End::Finished)
@@ -378,7 +418,7 @@ impl Subscriber {
         std::mem::take(&mut state.seats)
     }
 
-    /// Sends a heartbeat if nothing waits: `at_place` to a live subscriber, else `plain`.
+    /// Sends a heartbeat if nothing waits: `at_place` to a live subscriber, else `plain`. The caller can write.
     pub fn beat(&self, plain: &Frame, at_place: &Frame) -> Pulse {
         let mut state = self.state.lock();
         match state.end {
@@ -397,7 +437,11 @@ impl Subscriber {
                 (false, true) => at_place,
                 (false, false) => plain,
             };
-            state.send(frame.clone());
+            state.bytes += frame.len();
+            state.frames.push_back(frame.clone());
+            if state.announce(true) {
+                return Pulse::Due;
+            }
         } else if !moving {
             state.cut(End::Stalled);
             return Pulse::Stalled;
@@ -426,50 +470,7 @@ impl Subscriber {
         })
         .await
     }
-
-    /// Gives the writer all frames that wait; `None` when the stream has ended. The writer has written `written` bytes
-    /// since the last call.
-    pub fn poll_frames(&self, cx: &Context<'_>, written: usize) -> Poll<Option<VecDeque<Frame>>> {
-        let mut state = self.state.lock();
-        self.account(&mut state, written);
-        match state.end {
-            Some(End::Finished) if !state.frames.is_empty() => {}
-            Some(_) => return Poll::Ready(None),
-            None if state.frames.is_empty() => {
-                state.wait(cx);
-                return Poll::Pending;
-            }
-            None => {}
-        }
-        Poll::Ready(Some(std::mem::take(&mut state.frames)))
-    }
-
-    /// Notes that the writer has written `written` bytes and can't write more for now. Ready when the stream has ended
-    /// and need not be written further.
-    pub fn poll_blocked(&self, cx: &Context<'_>, written: usize) -> Poll<()> {
-        let mut state = self.state.lock();
-        self.account(&mut state, written);
-        match state.end {
-            None | Some(End::Finished) => {
-                state.wait(cx);
-                Poll::Pending
-            }
-            Some(_) => Poll::Ready(()),
-        }
-    }
-
-    fn account(&self, state: &mut State, written: usize) {
-        if written > 0 {
-            state.moving = true;
-            state.bytes -= written;
-            if state.bytes <= self.comfortable()
-                && let Some(feeder) = state.feeder.take()
-            {
-                feeder.wake();
-            }
-        }
-    }
 }
 
 #[cfg(test)]
-mod tests;
+pub mod tests;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::metrics::Metrics;
+use crate::stream::due::Due;
 use crate::stream::frame::Frame;
 use crate::stream::subscriber::{Pushed, Subscriber};
 
@@ -15,12 +16,29 @@ pub struct Tally {
     overflows: u64,
     /// The subscriber that has the most waiting, and how many bytes.
     pub fullest: Option<(usize, Arc<Subscriber>)>,
+    /// Those that have to be flushed, at most one group; `None` if the clients' tasks write everything.
+    pub due: Option<Due>,
 }
 
 impl Tally {
+    /// The tally of a caller that writes, to the first group of subscribers.
+    pub fn of_writer() -> Self {
+        Self { due: Some(Due::default()), ..Self::default() }
+    }
+
     /// Queues a frame to one subscriber.
     pub fn push(&mut self, subscriber: &Arc<Subscriber>, frame: &Frame) {
-        match subscriber.push(frame.clone()) {
+        let pushed = match &mut self.due {
+            Some(due) if !due.is_full() => {
+                let (pushed, is_due) = subscriber.offer(frame.clone());
+                if is_due {
+                    due.add(subscriber.clone());
+                }
+                pushed
+            }
+            _ => subscriber.push(frame.clone()),
+        };
+        match pushed {
             Pushed::Waiting(bytes) => {
                 self.sent += 1;
                 if self.fullest.as_ref().is_none_or(|(most, _)| bytes > *most) {

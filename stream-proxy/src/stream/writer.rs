@@ -1,41 +1,64 @@
 //! The task of one client: it writes the frames that wait for a subscriber to its socket. It knows nothing about where
 //! they come from.
 
-use std::collections::VecDeque;
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::UnixStream;
 
-use crate::stream::frame::Frame;
+use crate::stream::batch::{Batch, WRITE_BATCH};
+use crate::stream::socket::Socket;
 use crate::stream::subscriber::{End, Subscriber};
-
-/// The most frames in one write.
-const WRITE_BATCH: usize = 256;
 
 /// How many bytes a client may send after its request. Nobody reads them.
 const MAX_NOISE: u32 = 64 * 1024;
 
-/// The task of one client: it writes what waits and notices when the client disconnects. It owns the socket and a
-/// `guard`, which releases what the stream holds when the task ends.
+/// The task of one client: it writes what waits and notices when the client disconnects. It owns a `guard`, which
+/// releases what the stream holds when the task ends. The connection is here while there is something to write;
+/// otherwise it may be left at the subscriber, where others can write to it.
 #[derive(Debug)]
 pub struct Writer<IO, G> {
-    io: IO,
+    io: Option<IO>,
     subscriber: Arc<Subscriber>,
     guard: G,
     /// Frames taken from the queue and not yet written.
-    batch: VecDeque<Frame>,
-    /// Bytes of the first frame that have already been written.
-    offset: usize,
+    batch: Batch,
     noise: u32,
     /// Whether frames are written as chunks.
     chunked: bool,
     closing: bool,
 }
+
+/// A connection to a client.
+pub trait Connection: AsyncRead + AsyncWrite + Unpin + Sized {
+    /// Leaves the connection at its subscriber, where others can write chunks to it, or returns it.
+    fn leave(self, _: &Subscriber) -> Option<Self> {
+        Some(self)
+    }
+
+    /// Takes back a connection that was left.
+    fn poll_back(_: &Subscriber, _: &Context<'_>) -> Poll<Self> {
+        Poll::Pending
+    }
+}
+
+impl Connection for Socket {
+    fn leave(self, subscriber: &Subscriber) -> Option<Self> {
+        subscriber.leave_socket(self);
+        None
+    }
+
+    fn poll_back(subscriber: &Subscriber, cx: &Context<'_>) -> Poll<Self> {
+        subscriber.poll_socket(cx)
+    }
+}
+
+impl Connection for UnixStream {}
 
 /// Counts what a stream writes.
 pub trait CountBytes {
@@ -46,34 +69,17 @@ pub trait CountBytes {
 impl<IO, G> Writer<IO, G> {
     /// The task that writes `subscriber`'s frames to `io`, as chunks if `chunked`.
     pub fn new(io: IO, subscriber: Arc<Subscriber>, guard: G, chunked: bool) -> Self {
-        Self { io, subscriber, guard, batch: VecDeque::new(), offset: 0, noise: 0, chunked, closing: false }
-    }
-
-    /// Removes `written` bytes from the batch, and frames without bytes to write. Returns the size of these bytes in
-    /// the queue, where a frame counts with its chunk's head and tail.
-    fn advance(&mut self, written: usize) -> usize {
-        let (mut done, mut counted) = (self.offset + written, written);
-        while let Some(first) = self.batch.front() {
-            let length = first.bytes(self.chunked).len();
-            if length > done {
-                break;
-            }
-            counted += first.len() - length;
-            done -= length;
-            self.batch.pop_front();
-        }
-        self.offset = done;
-        counted
+        Self { io: Some(io), subscriber, guard, batch: Batch::default(), noise: 0, chunked, closing: false }
     }
 }
 
-impl<IO: AsyncRead + AsyncWrite + Unpin, G: CountBytes> Writer<IO, G> {
+impl<IO: Connection, G: CountBytes> Writer<IO, G> {
     /// Reads and drops what the client sends; ready when the client has disconnected.
-    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_gone(&mut self, io: &mut IO, cx: &mut Context<'_>) -> Poll<()> {
         let mut space = [MaybeUninit::uninit(); 512];
         loop {
             let mut buffer = ReadBuf::uninit(&mut space);
-            match Pin::new(&mut self.io).poll_read(cx, &mut buffer) {
+            match Pin::new(&mut *io).poll_read(cx, &mut buffer) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(())) if !buffer.filled().is_empty() => self.noise += buffer.filled().len() as u32,
                 Poll::Ready(_) => return Poll::Ready(()),
@@ -85,79 +91,89 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, G: CountBytes> Writer<IO, G> {
     }
 
     /// Writes what it can from the batch, which is not empty.
-    fn poll_write_batch(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let io = Pin::new(&mut self.io);
-        if let ([frame], []) = self.batch.as_slices() {
-            // One `send` costs the kernel less than a list with one buffer, and this is the usual case.
-            return io.poll_write(cx, &frame.bytes(self.chunked)[self.offset..]);
+    fn poll_write_batch(&self, io: &mut IO, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if let Some(bytes) = self.batch.single(self.chunked) {
+            return Pin::new(io).poll_write(cx, bytes);
         }
-        let mut slices = [IoSlice::new(&[]); WRITE_BATCH];
-        let mut count = 0;
-        for (slice, frame) in slices.iter_mut().zip(&self.batch) {
-            *slice = IoSlice::new(&frame.bytes(self.chunked)[if count == 0 { self.offset } else { 0 }..]);
-            count += 1;
-        }
-        io.poll_write_vectored(cx, &slices[..count])
+        let mut space = [IoSlice::new(&[]); WRITE_BATCH];
+        Pin::new(io).poll_write_vectored(cx, self.batch.slices(self.chunked, &mut space))
     }
 
     /// Writes until nothing waits. Ready when the stream has ended; true if the connection should then be closed
     /// properly.
-    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+    fn poll_write(&mut self, io: &mut IO, cx: &mut Context<'_>) -> Poll<bool> {
         let mut written = 0;
         loop {
             if self.batch.is_empty() {
                 match self.subscriber.poll_frames(cx, std::mem::take(&mut written)) {
-                    Poll::Ready(Some(batch)) => {
-                        self.batch = batch;
-                        written += self.advance(0);
+                    Poll::Ready(Some(frames)) => {
+                        self.batch = frames.into();
+                        written += self.batch.advance(0, self.chunked);
                         continue;
                     }
                     Poll::Ready(None) => return Poll::Ready(self.subscriber.ended() == Some(End::Finished)),
                     Poll::Pending => {
                         // Frees the memory of the batch: an idle client keeps none.
-                        self.batch = VecDeque::new();
-                        return match Pin::new(&mut self.io).poll_flush(cx) {
+                        self.batch = Batch::default();
+                        return match Pin::new(io).poll_flush(cx) {
                             Poll::Ready(Err(_)) => Poll::Ready(false),
                             _ => Poll::Pending,
                         };
                     }
                 }
             }
-            match self.poll_write_batch(cx) {
+            match self.poll_write_batch(io, cx) {
                 Poll::Ready(Ok(n)) if n > 0 => {
                     self.guard.wrote(n);
-                    written += self.advance(n);
+                    written += self.batch.advance(n, self.chunked);
                 }
                 Poll::Ready(_) => return Poll::Ready(false),
                 Poll::Pending => return self.subscriber.poll_blocked(cx, written).map(|()| false),
             }
         }
     }
+
+    /// Serves the connection; ready when it ends.
+    fn poll_with(&mut self, io: &mut IO, cx: &mut Context<'_>) -> Poll<()> {
+        if self.poll_gone(io, cx).is_ready() {
+            return Poll::Ready(());
+        }
+        if !self.closing {
+            if !ready!(self.poll_write(io, cx)) {
+                return Poll::Ready(());
+            }
+            self.closing = true;
+        }
+        Pin::new(io).poll_shutdown(cx).map(|_| ())
+    }
 }
 
-impl<IO: AsyncRead + AsyncWrite + Unpin, G: CountBytes + Unpin> Future for Writer<IO, G> {
+impl<IO: Connection, G: CountBytes + Unpin> Future for Writer<IO, G> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
-        if this.poll_gone(cx).is_ready() {
-            return Poll::Ready(());
+        let mut io = match this.io.take() {
+            Some(io) => io,
+            None => ready!(IO::poll_back(&this.subscriber, cx)),
+        };
+        // When the task ends, the connection is here, and closes.
+        let polled = this.poll_with(&mut io, cx);
+        if polled.is_pending() {
+            let is_idle = this.batch.is_empty() && !this.closing;
+            this.io = if is_idle && this.chunked { io.leave(&this.subscriber) } else { Some(io) };
         }
-        if !this.closing {
-            match this.poll_write(cx) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(false) => return Poll::Ready(()),
-                Poll::Ready(true) => this.closing = true,
-            }
-        }
-        Pin::new(&mut this.io).poll_shutdown(cx).map(|_| ())
+        polled
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stream::frame::Frame;
     use tokio::io::AsyncReadExt;
+
+    impl Connection for tokio::io::DuplexStream {}
 
     struct Uncounted;
     impl CountBytes for Uncounted {

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::stream::audience::GROUP;
+use crate::stream::due::GROUP;
 use crate::stream::frame::Frame;
 use crate::stream::tally::Tally;
 
@@ -34,6 +34,13 @@ impl Deliveries {
     /// How many events are being delivered.
     pub fn events(&self) -> usize {
         self.0.iter().map(|delivery| delivery.events.len()).sum()
+    }
+
+    /// Whether more than one group of subscribers is left.
+    pub fn are_many(&self, topics: &Topics) -> bool {
+        let left =
+            |first: &Delivery| topics.audience(&first.topic).is_some_and(|audience| audience.has_many(first.next));
+        self.0.len() > 1 || self.0.front().is_some_and(left)
     }
 
     /// Notes that `tick` is complete when the deliveries so far are. False if none is under way.

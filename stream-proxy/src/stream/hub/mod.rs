@@ -12,18 +12,17 @@
 //! meets it, however it gets there.
 
 mod deliveries;
+mod fan_out;
 mod heard;
 mod rechecks;
 mod topics;
 
 use std::collections::HashSet;
-use std::convert::Infallible;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tidings_wire::Position;
-use tokio::sync::{Notify, watch};
-use tokio::task::yield_now;
+use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::metrics::Metrics;
 use crate::stream::frame::{Frame, Reset};
@@ -37,9 +36,6 @@ use rechecks::Rechecks;
 pub use rechecks::Seen;
 pub use topics::Glance;
 use topics::Topics;
-
-/// Events that may be under way to their subscribers; beyond this the upstream waits too.
-const MAX_UNDELIVERED: usize = 64;
 
 /// An event on its way to the subscribers.
 #[derive(Debug)]
@@ -84,8 +80,8 @@ pub struct Hub {
     metrics: Arc<Metrics>,
     /// The last tick that is complete here.
     tick: watch::Sender<Option<u64>>,
-    /// Wakes [`Hub::fan_out`] when there are deliveries.
-    to_deliver: Notify,
+    /// A permit for each [`Hub::fan_out`] that has been called to serve deliveries.
+    to_deliver: Semaphore,
     /// Wakes the tasks that wait for deliveries to end.
     delivered: Notify,
     inner: Mutex<Inner>,
@@ -100,6 +96,8 @@ struct Inner {
     /// How many events have been published, which is the last one's number.
     count: u64,
     deliveries: Deliveries,
+    /// How many [`Hub::fan_out`] wait until they are called.
+    resting: usize,
     rechecks: Rechecks,
     /// The subscriber with the most bytes waiting, of those served since events were last published.
     fullest: Option<(usize, Arc<Subscriber>)>,
@@ -112,7 +110,7 @@ impl Hub {
             budget,
             metrics,
             tick: watch::Sender::new(None),
-            to_deliver: Notify::new(),
+            to_deliver: Semaphore::new(0),
             delivered: Notify::new(),
             inner: Mutex::default(),
         })
@@ -134,9 +132,10 @@ impl Hub {
         self.tick.subscribe()
     }
 
-    /// Publishes events of `tick`, in order. [`Self::fan_out`] queues those of large topics to their subscribers.
+    /// Publishes events of `tick`, in order. [`Self::fan_out`] queues those of large topics to their subscribers. Writes
+    /// to one group of subscribers; the tasks of the others are woken, so that the upstream does not wait for them.
     pub fn publish(&self, tick: u64, events: Vec<Outgoing<'_>>) {
-        let mut tally = Tally::default();
+        let mut tally = Tally::of_writer();
         let received = events.iter().filter(|event| event.frame.as_recheck().is_none()).count() as u64;
         let mut guard = self.inner.lock();
         let inner = &mut *guard;
@@ -161,64 +160,13 @@ impl Hub {
         self.metrics.topics.set(inner.topics.len() as u64);
         tally.count(&self.metrics);
         inner.fullest = tally.fullest;
-        let more = !inner.deliveries.is_empty();
+        let call = !inner.deliveries.is_empty() && inner.call();
         drop(guard);
         self.metrics.events_in.add(received);
-        if more {
-            self.to_deliver.notify_one();
+        if call {
+            self.to_deliver.add_permits(1);
         }
-    }
-
-    /// Queues events to the subscribers that [`Self::publish`] left out, forever.
-    pub async fn fan_out(&self) -> Infallible {
-        loop {
-            self.to_deliver.notified().await;
-            while self.serve_group() {
-                // After the tasks that were woken, and after what has arrived at the sockets meanwhile.
-                yield_now().await;
-            }
-        }
-    }
-
-    /// Serves the next group of subscribers; true if there are more.
-    fn serve_group(&self) -> bool {
-        let mut tally = Tally::default();
-        let mut guard = self.inner.lock();
-        let inner = &mut *guard;
-        let completed = inner.deliveries.serve_group(&inner.topics, &mut tally);
-        tally.count(&self.metrics);
-        let fuller = tally.fullest.filter(|(bytes, _)| inner.fullest.as_ref().is_none_or(|(most, _)| bytes > most));
-        inner.fullest = fuller.or(inner.fullest.take());
-        let more = !inner.deliveries.is_empty();
-        drop(guard);
-        if let Some(ticks) = completed {
-            ticks.iter().for_each(|tick| self.metrics.fanned_out(*tick));
-            self.delivered.notify_waiters();
-        }
-        more
-    }
-
-    /// Waits until only a bounded number of events is under way to subscribers.
-    pub async fn wait_for_room(&self) {
-        self.wait_for_at_most(MAX_UNDELIVERED).await;
-    }
-
-    /// Waits until every event has been queued to all its subscribers. Returns the subscriber with the most bytes
-    /// waiting, and how many, of those served since events were last published.
-    pub async fn wait_until_delivered(&self) -> Option<(usize, Arc<Subscriber>)> {
-        self.wait_for_at_most(0).await;
-        self.inner.lock().fullest.take()
-    }
-
-    async fn wait_for_at_most(&self, events: usize) {
-        loop {
-            // Created before the check, so that no wake-up is missed in between.
-            let delivered = self.delivered.notified();
-            if self.inner.lock().deliveries.events() <= events {
-                return;
-            }
-            delivered.await;
-        }
+        self.flush(tally.due);
     }
 
     /// Notes that all events of `tick`, which is durable, have been published.

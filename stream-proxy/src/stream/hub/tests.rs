@@ -2,7 +2,9 @@
 
 use super::topics::{EVENT_OVERHEAD, TOPIC_OVERHEAD};
 use super::*;
-use crate::stream::audience::GROUP;
+use crate::stream::due::GROUP;
+use crate::stream::subscriber::writing::tests::{Uncounted, Wakes, connect, read, wait};
+use crate::stream::writer::Writer;
 use proptest::prelude::*;
 use std::task::{Context, Poll, Waker};
 use tidings_wire::position::END;
@@ -257,6 +259,66 @@ fn no_event_before_a_reset_is_delivered_after_it() {
         assert!(got.len() == 3 && got[1] == "l1" && got[2].contains("reset"), "{got:?}");
     }
     assert!(!hub.serve_group());
+}
+
+#[tokio::test]
+async fn publish_writes_to_one_group_and_wakes_the_tasks_of_the_others() {
+    let (hub, wakes) = (hub(100_000), Arc::<Wakes>::default());
+    hub.restart(1);
+    let names: Vec<String> = (0..GROUP + 5).map(|n| n.to_string()).collect();
+    let mut present = Vec::new();
+    for name in &names {
+        let (client, socket) = connect().await;
+        let subscriber = Subscriber::new(1000);
+        hub.join(&subscriber, &topics(&[name]), |_| Frame::raw("hello"));
+        subscriber.take();
+        wait(&subscriber, &wakes);
+        subscriber.leave_socket(socket);
+        present.push((client, subscriber));
+    }
+    let events: Vec<_> = names.iter().flat_map(|name| [(name.as_str(), "x"), (name.as_str(), "y")]).collect();
+    publish(&hub, 2, &events);
+    assert_eq!((wakes.count(), hub.metrics.bytes_out.get()), (5, 2 * GROUP as u64));
+    for (client, subscriber) in &mut present[..GROUP] {
+        assert_eq!((read(client, 2).await.as_str(), subscriber.waiting()), ("xy", 0), "written at once");
+    }
+    for (_, subscriber) in &present[GROUP..] {
+        assert_eq!(take(subscriber), ["x", "y"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn several_tasks_serve_a_large_topic_and_each_client_gets_all_in_order() {
+    const EVENTS: u64 = 100;
+    let hub = hub(100_000);
+    hub.restart(1);
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..3 {
+        let hub = hub.clone();
+        tasks.spawn(async move { hub.fan_out().await });
+    }
+    let (mut clients, mut expected) = (Vec::new(), String::new());
+    for _ in 0..4 * GROUP {
+        let (client, socket) = connect().await;
+        let subscriber = Subscriber::new(1_000_000);
+        hub.join(&subscriber, &topics(&["large"]), |_| Frame::raw("hello"));
+        tokio::spawn(Writer::new(socket, subscriber, Uncounted, true));
+        clients.push(client);
+    }
+    for n in 0..EVENTS {
+        expected += &format!("{n};");
+        publish(&hub, 2 + n, &[("large", &format!("{n};"))]);
+        if n % 3 == 0 {
+            hub.wait_until_delivered().await;
+        }
+    }
+    for client in &mut clients {
+        assert_eq!(read(client, "hello".len() + expected.len()).await, format!("hello{expected}"));
+    }
+    hub.wait_until_delivered().await;
+    while hub.inner.lock().resting < 3 {
+        tokio::task::yield_now().await;
+    }
 }
 
 /// A subscriber, the index of its topics, and how many events had been published when it joined.

@@ -103,7 +103,7 @@ pub fn fanout(database: &Database<'_>, scale: Scale, report: &mut Report) {
         },
         |given, report| {
             let (Some(nchan), Some(ours)) = (of(given, Rival::Nchan), of(given, Rival::Tidings)) else { return };
-            report.add("Tidings ÷ Nchan, 10 events/s", ours[0] / nchan[0], "", Target::AtLeast(1.3));
+            report.add("Tidings ÷ Nchan, 10 events/s", ours[0] / nchan[0], "", Target::AtLeast(1.4));
             report.add(
                 format!("Tidings ÷ Nchan, {BURST} events at once"),
                 ours[1] / nchan[1],

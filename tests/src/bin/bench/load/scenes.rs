@@ -145,6 +145,8 @@ pub fn neighbours(database: &Database<'_>, scale: Scale, report: &mut Report) {
         let beside = if rate > 0.0 { format!("{rate} events/s to {clients}") } else { "nothing".to_owned() };
         run.report(report, "a topic of one", &format!("beside {beside}"));
         if rate > 0.0 {
+            let label = format!("a topic of one beside {beside}: p99");
+            report.add(label, run.times.quantile(0.99), "ms", Target::AtMost(5.0));
             let times = hall.times();
             report.add(format!("p99 of the {clients}"), times.quantile(0.99), "ms", Target::None);
         }

@@ -11,6 +11,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use crate::stream::batch::{Batch, SHORT_BATCH, WRITE_BATCH};
+
 /// How many unsent bytes the kernel holds for one client: a slow client's data should wait in its queue, where it is
 /// counted. The socket takes more when half of it has left, so this is also how finely a slow client's progress is
 /// visible.
@@ -68,6 +70,35 @@ impl Socket {
         note("TCP_USER_TIMEOUT", SockRef::from(&self.stream).set_tcp_user_timeout(limit));
         #[cfg(not(target_os = "linux"))]
         let _ = limit;
+    }
+
+    /// Writes as much as the socket takes at once. Returns how many bytes: 0 if it is full.
+    pub fn try_write(&mut self, batch: &Batch) -> io::Result<usize> {
+        let result = if let Some(bytes) = batch.single(true) {
+            self.stream.try_write(bytes)
+        } else if batch.len() <= SHORT_BATCH {
+            let mut space = [IoSlice::new(&[]); SHORT_BATCH];
+            self.stream.try_write_vectored(batch.slices(true, &mut space))
+        } else {
+            let mut space = [IoSlice::new(&[]); WRITE_BATCH];
+            self.stream.try_write_vectored(batch.slices(true, &mut space))
+        };
+        match result {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let _ = self.wrote::<()>(Poll::Pending);
+                Ok(0)
+            }
+            result => {
+                let _ = self.wrote(Poll::Ready(()));
+                result
+            }
+        }
+    }
+
+    /// Waits until it can be written to.
+    #[cfg(test)]
+    pub async fn writable(&self) {
+        self.stream.writable().await.unwrap();
     }
 
     /// Notes whether a write found the socket full.
