@@ -1,4 +1,4 @@
-// Teamboard in a real browser: what a team at one whiteboard relies on. All scenarios share one stack.
+// Teamboard in a real browser: what a team at one whiteboard relies on. All scenarios share one stack. Those of ./eventsource.mjs are about the browsers themselves.
 
 import "./together.mjs";
 import "./access.mjs";
@@ -8,3 +8,4 @@ import "./look.mjs";
 import "./overview.mjs";
 import "./client.mjs";
 import "./recipes.mjs";
+import "./eventsource.mjs";
