@@ -23,6 +23,9 @@ static VERIFY_RING: GucSetting<bool> = GucSetting::<bool>::new(false);
 /// Off: a tick that is announced is flushed soon afterwards. The tests turn it on, so that a crash loses the tick.
 static HOLD_FLUSH: GucSetting<bool> = GucSetting::<bool>::new(false);
 
+/// One: the queue has room for gigabytes, which the tests need not write.
+static QUEUE_FACTOR: GucSetting<i32> = GucSetting::<i32>::new(1);
+
 /// Defines the settings. Called from `_PG_init`.
 pub fn init() {
     GucRegistry::define_int_guc(
@@ -89,6 +92,16 @@ pub fn init() {
         GucContext::Sighup,
         GucFlags::NO_SHOW_ALL,
     );
+    GucRegistry::define_int_guc(
+        c"tidings.queue_factor",
+        c"The notification queue counts as this many times as full as it is.",
+        c"For tests of the extension.",
+        &QUEUE_FACTOR,
+        1,
+        1_000_000,
+        GucContext::Sighup,
+        GucFlags::NO_SHOW_ALL,
+    );
     // A misspelt setting is an error, not a new variable.
     // SAFETY: called in the postmaster, while it loads libraries.
     unsafe { pg_sys::MarkGUCPrefixReserved(c"tidings".as_ptr()) };
@@ -127,4 +140,9 @@ pub fn verify_ring() -> bool {
 /// Whether the relay does not flush the ticks that it has announced.
 pub fn hold_flush() -> bool {
     HOLD_FLUSH.get()
+}
+
+/// How many times as full as it is the notification queue counts.
+pub fn queue_factor() -> f64 {
+    QUEUE_FACTOR.get().into()
 }

@@ -19,12 +19,12 @@ const ATTEMPTS: i32 = 20;
 /// The settings of a server on which nothing but a commit flushes an announced tick.
 pub const HELD: &[(&str, &str)] = &[("tidings.hold_flush", "on"), ("autovacuum", "off"), ("wal_writer_delay", "10s")];
 
-fn insert(session: &mut Session, id: i32) {
+pub fn insert(session: &mut Session, id: i32) {
     session.run(&format!("INSERT INTO board_items VALUES ({id}, 5, 'n{id}')"));
 }
 
 /// How many ticks were flushed before they were announced, for this reason.
-fn flushed_first(session: &mut Session, reason: &str) -> i64 {
+pub fn flushed_first(session: &mut Session, reason: &str) -> i64 {
     session.one(&format!("SELECT (flushed_first ->> '{reason}')::bigint FROM tidings.status"))
 }
 

@@ -25,6 +25,7 @@ mod failover;
 mod faults;
 mod foreign_objects;
 mod frames;
+mod full_queue;
 mod guard_capture;
 mod guard_order;
 mod guards;

@@ -298,7 +298,7 @@ impl Ticker {
         transaction(|| {
             // SAFETY: the function takes no argument and reads shared memory.
             let usage = unsafe { direct_function_call::<f64>(pg_sys::pg_notification_queue_usage, &[]) };
-            self.queue = usage.unwrap_or(0.0);
+            self.queue = usage.unwrap_or(0.0) * settings::queue_factor();
             if self.unannounced && self.queue < QUEUE_FULL {
                 // Earlier ticks may not have been announced either. A reader of this hint reads the log from its own
                 // place.
