@@ -32,6 +32,7 @@ mod catalog;
 mod errors;
 mod foreign;
 mod log;
+mod position;
 mod preload;
 mod read;
 mod relay;

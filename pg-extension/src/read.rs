@@ -1,4 +1,4 @@
-//! The SQL functions that decode segments and positions, read the clock, and show what the relay does.
+//! The SQL functions that decode segments, read the clock, and show what the relay does.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -6,14 +6,12 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use pgrx::PgMemoryContexts;
 use pgrx::prelude::*;
-use tidings_wire::{Event, Position, position, segment};
+use tidings_wire::{Event, segment};
 
 use crate::log::{durability, lenders, pages, scan, snapshot};
+use crate::position::position_of;
 use crate::relay::early::Reason;
 use crate::{errors, preload, shared};
-
-/// The bytes of a position without its snapshot: two numbers and the separators.
-const ROOM_FOR_NUMBERS: usize = 64;
 
 /// `tidings.decode(data, topics)`: the events of a segment that have one of these topics, with their numbers in the
 /// segment, from 1. A NULL list means all topics. Rechecks are left out.
@@ -89,8 +87,8 @@ fn unreadable(error: &str) -> ! {
 }
 
 /// `tidings.read_page(after, topics, max_bytes, max_cost)`: the segments after a position that have an event of one of
-/// these topics, or a recheck that may be about one, in the form of `tidings_wire::page`; the part of the position that
-/// comes after the event's number; the position up to which the log has been read; and whether it has more.
+/// these topics, or a recheck that may be about one, in the form of `tidings_wire::page`; what ids of these events
+/// contain after the event's number; the position up to which the log has been read; and whether it has more.
 #[pg_extern]
 #[allow(clippy::type_complexity)] // The columns of the SQL function.
 fn read_page(
@@ -104,10 +102,10 @@ fn read_page(
 > {
     preload::require();
     let after = position_of(after);
-    let seen = after.seen.as_ref().map(|seen| seen.to_string());
     let topics: HashSet<String> = topics.into_iter().flatten().collect();
     let limits = pages::Limits { bytes: max_bytes.unsigned_abs() as usize, cost: max_cost.into() };
     let page = pages::read(after, limits, |segment| Some(completed(segment)).filter(|whole| has_any(whole, &topics)));
+    let seen = page.seen.map(|seen| seen.to_string());
     TableIterator::once((page.segments, seen, page.reached.to_string(), page.more))
 }
 
@@ -124,62 +122,11 @@ fn has_any(segment: &[u8], topics: &HashSet<String>) -> bool {
     false
 }
 
-/// `tidings.parse_position(text)`: tick and number of a position, and its stamp and snapshot if it has them.
-#[pg_extern]
-fn parse_position(
-    text: &str,
-) -> TableIterator<'static, (name!(tick, i64), name!(n, i64), name!(stamp, Option<i64>), name!(snapshot, Option<String>))>
-{
-    preload::require();
-    let position = position_of(text);
-    let stamp = position.seen.as_ref().map(|seen| seen.stamp as i64);
-    let snapshot = position.seen.as_ref().map(|seen| seen.snapshot.to_string());
-    TableIterator::once((position.tick as i64, position.n.into(), stamp, snapshot))
-}
-
-/// The position that an argument names.
-pub fn position_of(text: &str) -> Position {
-    text.parse().unwrap_or_else(|error: position::PositionError| {
-        errors::raise(
-            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-            error.to_string(),
-            "Give an event's id, a result of tidings.position(), or earliest.",
-        )
-    })
-}
-
 /// `tidings.stamp()`: the next reading of the clock.
 #[pg_extern]
 fn stamp() -> i64 {
     preload::require();
     shared::next_stamp() as i64
-}
-
-/// `tidings.seen()`: the parts of a position that depend on the active snapshot, once everything that it sees is
-/// durable. The stamp is a time after the snapshot. It is NULL in recovery, where the clock is not that of the ticks.
-#[pg_extern]
-#[allow(clippy::type_complexity)] // The columns of the SQL function.
-fn seen() -> TableIterator<'static, (name!(stamp, Option<i64>), name!(snapshot, String), name!(next, i64))> {
-    preload::require();
-    durability::secure_visible();
-    let text = snapshot::active().to_string();
-    if text.len() > position::MAX_TEXT - ROOM_FOR_NUMBERS {
-        errors::raise(
-            PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
-            "too many transactions are running for a position",
-            "Try again when fewer transactions are running.",
-        );
-    }
-    let stamp = if snapshot::is_of_recovery() {
-        None
-    } else if shared::my_database().is_some_and(|db| db.epoch_sealed.load(SeqCst)) {
-        Some(shared::next_stamp() as i64)
-    } else {
-        // The tick that seals the previous epoch does not exist yet, but this snapshot is from after the server's
-        // start.
-        Some(i64::MAX)
-    };
-    TableIterator::once((stamp, text, snapshot::next_xid() as i64))
 }
 
 /// `tidings.make_durable()`: waits until the ticks and the events that the caller's snapshot sees are durable.

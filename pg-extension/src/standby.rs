@@ -15,7 +15,7 @@ use tidings_wire::position::END;
 
 use crate::foreign::infallible::ConditionVariableBroadcast;
 use crate::log::{lock, scan};
-use crate::{errors, preload, read};
+use crate::{errors, position, preload};
 
 /// The longest wait that a caller can ask for.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
@@ -96,7 +96,7 @@ unsafe extern "C-unwind" fn replay_transaction(reader: *mut pg_sys::XLogReaderSt
 #[pg_extern]
 fn await_tick(after: Option<&str>, wait: Option<Interval>, fcinfo: pg_sys::FunctionCallInfo) -> bool {
     preload::require();
-    let (Some(after), Some(wait)) = (after.map(read::position_of), wait) else {
+    let (Some(after), Some(wait)) = (after.map(position::position_of), wait) else {
         errors::raise(
             PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
             "a position and a time to wait are needed",

@@ -46,6 +46,12 @@ LANGUAGE c STRICT IMMUTABLE ROWS 1 AS 'MODULE_PATHNAME', 'parse_position_wrapper
 
 COMMENT ON FUNCTION tidings.parse_position(text) IS 'The parts of a position';
 
+CREATE OR REPLACE FUNCTION tidings.position_count(text) RETURNS bigint
+LANGUAGE c STRICT IMMUTABLE AS 'MODULE_PATHNAME', 'position_count_wrapper';
+
+COMMENT ON FUNCTION tidings.position_count(text) IS
+    'How many events after its tick a position''s snapshot has seen; NULL if the position does not say';
+
 CREATE OR REPLACE FUNCTION tidings.decode(data bytea, topics text[], OUT n integer, OUT topic text, OUT event text, OUT payload text) RETURNS SETOF record
 LANGUAGE c STABLE AS 'MODULE_PATHNAME', 'decode_wrapper';
 
@@ -112,11 +118,11 @@ AS 'SELECT s.channel FROM tidings.refuse_subscriber(), tidings.secret s';
 
 COMMENT ON FUNCTION tidings.channel() IS 'The channel that the relay notifies';
 
-CREATE OR REPLACE FUNCTION tidings.seen(OUT stamp bigint, OUT snapshot text, OUT next bigint) RETURNS SETOF record
+CREATE OR REPLACE FUNCTION tidings.seen(OUT snapshot text, OUT next bigint) RETURNS SETOF record
 LANGUAGE c VOLATILE ROWS 1 AS 'MODULE_PATHNAME', 'seen_wrapper';
 
 COMMENT ON FUNCTION tidings.seen() IS
-    'The current snapshot, also on a standby, where pg_current_snapshot() omits running transactions; the clock, NULL on a standby; and the id of the next transaction';
+    'The current snapshot, also on a standby, where pg_current_snapshot() omits running transactions; and the id of the next transaction';
 
 CREATE OR REPLACE FUNCTION tidings.flushed_first() RETURNS text
 LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'flushed_first_wrapper';
@@ -157,20 +163,7 @@ COMMENT ON FUNCTION tidings.rotate_channel() IS
     'Gives the channel a new name. Sessions that use tidings.listen(), as the proxies do, are notified and miss no events';
 
 CREATE OR REPLACE FUNCTION tidings.position() RETURNS text
-LANGUAGE sql STABLE SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off
-SET enable_bitmapscan = off
-SET jit = off
-AS $$
-    SELECT newest.tick || ':' || coalesce(
-               s.stamp,
-               -- A standby's clock is unrelated to ticks. The newest stamp that it sees is from after the primary's
-               -- last start.
-               greatest(newest.tick, (SELECT l.stamp FROM tidings.log l ORDER BY l.xid DESC LIMIT 1)))
-           || ':' || s.snapshot
-    FROM tidings.seen() s, (SELECT t.tick FROM tidings.tick t ORDER BY t.tick DESC LIMIT 1) newest
-$$;
+LANGUAGE c STABLE AS 'MODULE_PATHNAME', 'position_wrapper';
 
 COMMENT ON FUNCTION tidings.position() IS
     'The position of the current snapshot: all changes that a query with the same snapshot does not see come after it';
@@ -266,6 +259,35 @@ $$;
 COMMENT ON FUNCTION tidings.known_tick(bigint) IS
     'The same tick if the log has it. Otherwise a failover or a restore has lost it, and the result is the greatest tick below it';
 
+CREATE OR REPLACE FUNCTION tidings.end_of(tick bigint) RETURNS pg_snapshot
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET jit = off
+AS $$
+    SELECT coalesce(
+        (SELECT t.until FROM tidings.tick t WHERE t.tick = $1),
+        -- The row of the tick at the start of the log has been removed.
+        (SELECT t.since FROM tidings.tick t WHERE t.tick > $1 ORDER BY t.tick LIMIT 1))
+$$;
+
+COMMENT ON FUNCTION tidings.end_of(bigint) IS 'The snapshot at the end of a known tick';
+
+CREATE OR REPLACE FUNCTION tidings.events_seen(since pg_snapshot, seen pg_snapshot, stamp bigint) RETURNS bigint
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET jit = off
+AS $$
+    -- A transaction with a later stamp has the id of one that was lost.
+    SELECT coalesce(sum(s.events), 0)::bigint FROM tidings.segments_between(since, seen) s WHERE s.stamp <= $3
+$$;
+
+COMMENT ON FUNCTION tidings.events_seen(pg_snapshot, pg_snapshot, bigint) IS
+    'How many events a position''s snapshot and stamp have seen that the first snapshot has not';
+
 CREATE OR REPLACE FUNCTION tidings.locate(after text) RETURNS text
 LANGUAGE plpgsql VOLATILE STRICT SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -274,11 +296,15 @@ SET enable_bitmapscan = off
 SET jit = off
 AS $$
 DECLARE
-    place  record;
-    known  bigint;
-    newest record;
-    here   record;
-    seen   pg_snapshot;
+    place     record;
+    known     bigint;
+    newest    record;
+    here      record;
+    seen      pg_snapshot;
+    -- How many events after its tick the position has seen, if it says that.
+    counted   bigint;
+    is_sealed boolean;
+    waits     boolean;
 BEGIN
     IF after = 'earliest' THEN
         RETURN greatest((SELECT t.previous FROM tidings.tick t ORDER BY t.tick LIMIT 1), tidings.floor())::text;
@@ -296,21 +322,31 @@ BEGIN
                         pg_is_in_recovery()
                         OR EXISTS (SELECT FROM tidings.relay() r WHERE r.tick >= place.tick)) THEN known END;
     END IF;
-    IF place.snapshot IS NOT NULL THEN
-        seen := place.snapshot::pg_snapshot;
-        SELECT s.snapshot::pg_snapshot AS snapshot, s.next INTO here FROM tidings.seen() s;
-        -- A standby may see commits before the primary shows them, and may lag behind another server.
-        IF (NOT tidings.covers(here.snapshot, seen) OR EXISTS (
-                SELECT FROM tidings.segments_between(newest.until, seen)))
-           -- The snapshot is ignored if the server has restarted since (seal_previous_epoch in relay/tick.rs).
-           AND NOT EXISTS (SELECT FROM tidings.tick t WHERE t.tick > greatest(place.tick, place.stamp) AND t.used & tidings.epoch_mark() <> 0) THEN
-            IF pg_snapshot_xmax(seen)::text::bigint > here.next AND place.stamp < newest.tick AND NOT pg_is_in_recovery() THEN
-                RETURN known::text;
-            END IF;
-            RETURN NULL;
-        END IF;
+    IF place.snapshot IS NULL THEN
+        RETURN after;
     END IF;
-    RETURN after;
+    seen := place.snapshot::pg_snapshot;
+    counted := tidings.position_count(after);
+    -- Again in this order: what is visible here is there when it is counted.
+    SELECT s.snapshot::pg_snapshot AS snapshot, s.next INTO here FROM tidings.seen() s;
+    -- The server has restarted since (seal_previous_epoch in relay/tick.rs), so everything that was seen and is left is
+    -- in a tick.
+    is_sealed := EXISTS (
+        SELECT FROM tidings.tick t WHERE t.tick > greatest(place.tick, place.stamp) AND t.used & tidings.epoch_mark() <> 0);
+    -- A standby may see commits before the primary shows them, and may lag behind another server.
+    waits := NOT is_sealed AND NOT tidings.covers(here.snapshot, seen);
+    IF waits AND pg_snapshot_xmax(seen)::text::bigint > here.next AND place.stamp < newest.tick AND NOT pg_is_in_recovery() THEN
+        RETURN known::text;
+    END IF;
+    IF counted IS NULL THEN
+        waits := waits OR (NOT is_sealed AND EXISTS (SELECT FROM tidings.segments_between(newest.until, seen)));
+    ELSIF tidings.events_seen(tidings.end_of(known), seen, place.stamp) >= counted THEN
+        waits := tidings.events_seen(newest.until, seen, place.stamp) > 0;
+    ELSIF NOT waits THEN
+        -- A failover has lost the others.
+        RETURN known::text;
+    END IF;
+    RETURN CASE WHEN NOT waits THEN after END;
 END
 $$;
 

@@ -24,7 +24,7 @@ COMMENT ON FUNCTION tidings.remaining_snapshot(pg_snapshot, pg_snapshot) IS
     'The first snapshot without those running transactions that can have no events outside of the second snapshot, now or later';
 
 CREATE OR REPLACE FUNCTION tidings.start_of_page(
-    after text, lost_too boolean, OUT tick bigint, OUT n bigint, OUT stamp bigint, OUT seen pg_snapshot
+    after text, lost_too boolean, OUT tick bigint, OUT n bigint, OUT stamp bigint, OUT seen pg_snapshot, OUT counted bigint
 ) RETURNS record
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -41,6 +41,7 @@ BEGIN
     tick := place.tick;
     n := place.n;
     stamp := place.stamp;
+    counted := tidings.position_count(after);
     known := tidings.known_tick(tick);
     IF known <> tick THEN
         -- A standby may not have replayed the tick yet.
@@ -50,6 +51,7 @@ BEGIN
         END IF;
         tick := known;
         n := tidings.end_of_tick();
+        counted := NULL;
     END IF;
     IF place.snapshot IS NOT NULL THEN
         SELECT tidings.remaining_snapshot(place.snapshot::pg_snapshot, k.since) INTO seen
@@ -79,6 +81,8 @@ DECLARE
     -- The end of each position while the reader knows only some of the events of each tick: the stamp and the snapshot.
     suffix  text;
     seen    pg_snapshot;
+    -- How many events after the tick the snapshot has seen; NULL if the position does not say.
+    counted bigint;
     t       record;
     bytes   bigint;
     reach   integer;
@@ -98,6 +102,7 @@ BEGIN
     SELECT * INTO place FROM tidings.start_of_page(coalesce(after, ''), lost_too) p;
     more := false;
     seen := place.seen;
+    counted := place.counted;
     suffix := coalesce(':' || place.stamp || ':' || seen, '');
     "position" := split_part(after, ':', 1) || suffix;
     <<ticks>>
@@ -110,9 +115,13 @@ BEGIN
         EXIT WHEN more;
         -- A reader with a snapshot knows some of the events of each tick, until the first tick that begins with
         -- everything that the snapshot saw.
-        IF seen IS NOT NULL AND tidings.covers(t.since, seen) THEN
+        IF seen IS NOT NULL AND ((counted = 0 AND t.tick > place.tick) OR tidings.covers(t.since, seen)) THEN
             seen := NULL;
             suffix := '';
+        ELSIF counted IS NOT NULL AND seen IS NOT NULL AND t.tick > place.tick THEN
+            SELECT greatest(counted - coalesce(sum(s.events), 0), 0) INTO counted
+            FROM tidings.segments_between(t.since, t.until) s
+            WHERE pg_visible_in_snapshot(s.xid, seen) AND s.stamp <= place.stamp;
         END IF;
         reach := NULL;
         IF max_bytes IS NOT NULL THEN
@@ -139,7 +148,9 @@ BEGIN
             CROSS JOIN LATERAL tidings.decode_all(s.data, topics) d
             WHERE (t.tick > place.tick OR s.first + s.events > place.n)
               AND (rechecks OR d.event IS NOT NULL)
-              AND (seen IS NULL OR NOT pg_visible_in_snapshot(s.xid, seen))
+              AND (seen IS NULL OR NOT pg_visible_in_snapshot(s.xid, seen)
+                   -- A later stamp: the transaction has the id of one that was seen and lost.
+                   OR (counted IS NOT NULL AND s.stamp > place.stamp))
               AND (reach IS NULL OR s.first < reach)
               AND (t.tick > place.tick OR s.first + d.n > place.n)
             LIMIT max_rows - found_n;
@@ -155,13 +166,16 @@ BEGIN
             more := true;
             EXIT ticks;
         END IF;
-        -- After a restart of the server (seal_previous_epoch in relay/tick.rs), transactions may have the ids of lost
-        -- ones.
-        IF t.used & tidings.epoch_mark() <> 0 AND t.tick > place.stamp THEN
+        -- Nothing that was seen comes later. Without a count, that is known after a restart of the server
+        -- (seal_previous_epoch in relay/tick.rs), when transactions may have the ids of lost ones.
+        IF coalesce(counted = 0, t.used & tidings.epoch_mark() <> 0 AND t.tick > place.stamp) THEN
             seen := NULL;
             suffix := '';
         END IF;
-        "position" := t.tick || suffix;
+        -- After a tick, a position has the count in its number: see wire/src/position.rs. Within a tick, proxies that are
+        -- older than 0.2.0 would not understand it.
+        "position" := t.tick
+                      || coalesce('-' || (tidings.end_of_tick() - CASE WHEN seen IS NOT NULL THEN counted END), '') || suffix;
     END LOOP;
     RETURN NEXT;
     PERFORM tidings.check_retained(place.tick, place.n);
@@ -187,16 +201,25 @@ LANGUAGE plpgsql VOLATILE STRICT ROWS 1 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    place record;
-    start text;
+    place  record;
+    start  text;
+    -- What the reader has seen beyond its place, as a position ends with it.
+    suffix text;
 BEGIN
     SELECT * INTO place FROM tidings.start_of_page(after, false) p;
-    start := place.tick || CASE WHEN place.n < tidings.end_of_tick() THEN '-' || place.n ELSE '' END
-             || coalesce(':' || place.stamp || ':' || place.seen, '');
+    IF place.n < tidings.end_of_tick() THEN
+        start := place.tick || '-' || place.n;
+        suffix := coalesce(':' || place.stamp || ':' || place.seen || coalesce(':' || place.counted, ''), '');
+    ELSE
+        -- Here the number has the count: see wire/src/position.rs.
+        start := place.tick || coalesce('-' || (tidings.end_of_tick() - nullif(place.counted, 0)), '');
+        suffix := coalesce(':' || place.stamp || ':' || place.seen, '');
+    END IF;
+    start := start || suffix;
     RETURN QUERY
         SELECT p.segments, p.seen,
                -- A standby that has not replayed the position's tick yet must not lead its reader back.
-               CASE WHEN p.reached = start THEN split_part(after, ':', 1) || coalesce(':' || p.seen, '') ELSE p.reached END,
+               CASE WHEN p.reached = start THEN split_part(after, ':', 1) || suffix ELSE p.reached END,
                p.more
         FROM tidings.read_page(start, topics, max_bytes, max_cost) p;
     PERFORM tidings.check_retained(place.tick, place.n);

@@ -3,10 +3,13 @@
 use std::net::SocketAddr;
 
 use tidings_tests::follower::Habits;
+use tidings_tests::process::{Signal, send};
 use tidings_tests::sse::Request;
 use tidings_tests::{Cable, Cluster, Follower, Proxy, Session, until};
+use tidings_wire::Position;
 
 use crate::log::Log;
+use crate::lost::{cut_off, fail_over, is_reset};
 use crate::upgrade::furnish;
 
 #[test]
@@ -47,12 +50,9 @@ fn a_position_of_a_lost_primary_hides_nothing_of_the_new_one() {
     furnish(&db);
     let standby = primary.standby();
     db.wait_standby(&standby);
-    let mut there = standby.session(db.name(), "postgres");
-    there.run("ALTER SYSTEM SET primary_conninfo = ''");
-    there.run("SELECT pg_reload_conf()");
-    until("nothing is replicated any more", || there.all("SELECT FROM pg_stat_wal_receiver", &[]).is_empty());
+    cut_off(&standby);
     // So the standby has the position's tick, although what the snapshot saw is lost.
-    tidings_tests::process::send(db.wait_relay(), tidings_tests::process::Signal::SIGSTOP);
+    send(db.wait_relay(), Signal::SIGSTOP);
     let mut here = db.session();
     for id in 2..30 {
         here.run(&format!("INSERT INTO items VALUES ({id}, 5, 'lost')"));
@@ -62,19 +62,65 @@ fn a_position_of_a_lost_primary_hides_nothing_of_the_new_one() {
         (row.get(0), row.get(1))
     };
     let url = standby.url(db.name(), &db.proxy_role());
-    primary.kill();
-    there.run("SELECT pg_promote()");
-    until("the new primary has a relay", || there.one("SELECT tidings.relay_pid() IS NOT NULL"));
+    let mut there = fail_over(&primary, &standby, &db);
     there.run("INSERT INTO items VALUES (100, 5, 'kept')");
     assert!(
         there.one::<bool>(&format!("SELECT xmin::text::xid8 < '{xid}'::xid8 FROM items WHERE id = 100")),
         "a number given twice"
     );
     let proxy = Proxy::start(&url, &[]);
-    let mut stream = proxy.open(&Request::since(&["b5"], &start));
-    assert_eq!(stream.frame().json()["record"]["id"], 100);
+    is_reset(&proxy.open(&Request::since(&["b5"], &start)).frame());
     let rows = there.all("SELECT payload FROM tidings.changes($1, '{b5}')", &[&start]);
     assert_eq!(rows.len(), 1);
+    // A release before 0.2.0 would not have counted what was seen.
+    let mut old: Position = start.parse().expect("a position");
+    old.seen.as_mut().expect("a snapshot").count = None;
+    let mut stream = proxy.open(&Request::since(&["b5"], &old.to_string()));
+    assert_eq!(stream.frame().json()["record"]["id"], 100);
+}
+
+#[test]
+fn a_position_that_saw_what_a_failover_lost_gets_a_reset_and_others_do_not() {
+    let primary = Cluster::start(&[]);
+    let db = primary.database();
+    furnish(&db);
+    let standby = primary.standby();
+    let mut here = db.session();
+    send(db.wait_relay(), Signal::SIGSTOP);
+    // One whose number the standby knows, although it will never get the commit.
+    let mut lost = db.session();
+    lost.run("BEGIN; INSERT INTO items VALUES (3, 5, 'lost')");
+    here.run("INSERT INTO items VALUES (4, 5, 'kept')");
+    let position = |session: &mut Session| session.one::<String>("SELECT tidings.position()");
+    let kept = position(&mut here);
+    db.wait_standby(&standby);
+    cut_off(&standby);
+    let mut there = standby.session(db.name(), "postgres");
+    let parsed = |position: &str| position.parse::<Position>().expect("a position");
+    let seen = |position: &str| parsed(position).seen.expect("a snapshot").count;
+    assert_eq!(seen(&kept), Some(1));
+    let (on_standby, on_primary) = (parsed(&position(&mut there)), parsed(&kept));
+    assert_eq!(on_standby.place(), on_primary.place());
+    let of = |position: &Position| position.seen.as_ref().map(|seen| (seen.stamp, seen.count));
+    assert_eq!(of(&on_standby), of(&on_primary), "the same on both servers");
+    lost.run("COMMIT");
+    let gone = position(&mut here);
+    assert_eq!(seen(&gone), Some(2));
+    // The id of an event in the last tick, of a client that has seen the rest with that position.
+    let within = Position { n: 1, ..parsed(&gone) }.to_string();
+    assert!(within.ends_with(":2"), "{within}");
+
+    let url = standby.url(db.name(), &db.proxy_role());
+    let mut there = fail_over(&primary, &standby, &db);
+    there.run("INSERT INTO items VALUES (5, 5, 'new')");
+    let proxy = Proxy::start(&url, &[]);
+    for lost in [&gone, &within] {
+        is_reset(&proxy.open(&Request::since(&["b5"], lost)).frame());
+    }
+    for kept in [&kept, &on_standby.to_string()] {
+        let mut stream = proxy.open(&Request::since(&["b5"], kept));
+        assert_eq!(stream.frame().json()["record"]["id"], 5, "neither a reset nor a repetition");
+    }
 }
 
 #[test]

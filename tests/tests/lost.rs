@@ -19,7 +19,7 @@ pub fn proxy_of(primary: &Cluster, standby: &Cluster, db: &Database<'_>) -> Prox
 }
 
 /// From now on the standby receives nothing from the primary.
-fn cut_off(standby: &Cluster) {
+pub fn cut_off(standby: &Cluster) {
     let mut session = standby.session("postgres", "postgres");
     session.run("ALTER SYSTEM SET primary_conninfo = ''");
     session.run("SELECT pg_reload_conf()");

@@ -5,8 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tidings_tests::follower::Habits;
 use tidings_tests::ledger::{self, Ledger, TOPICS, Write};
+use tidings_tests::process::{Signal, send};
 use tidings_tests::sse::Request;
-use tidings_tests::{Cluster, Follower, shared, until};
+use tidings_tests::{Cluster, Follower, Session, shared, until};
+use tidings_wire::{Position, Seen, Snapshot};
 
 use crate::{all_until_now, boards, create_boards, titles};
 
@@ -76,7 +78,7 @@ fn a_position_divides_a_tick_by_what_its_snapshot_saw() {
     let (mut long, mut short) = (db.session(), db.session());
     // A transaction that is running when the snapshot is taken, and one that is committed before but gets its tick
     // after.
-    tidings_tests::process::send(db.wait_relay(), tidings_tests::process::Signal::SIGSTOP);
+    send(db.wait_relay(), Signal::SIGSTOP);
     long.run("BEGIN; INSERT INTO board_items VALUES (1, 5, 'running')");
     short.run("INSERT INTO board_items VALUES (2, 5, 'committed before')");
     let mut reader = db.session();
@@ -87,7 +89,7 @@ fn a_position_divides_a_tick_by_what_its_snapshot_saw() {
     assert_eq!(seen, 1);
     short.run("INSERT INTO board_items VALUES (3, 5, 'committed after')");
     long.run("COMMIT");
-    tidings_tests::process::send(db.wait_relay(), tidings_tests::process::Signal::SIGCONT);
+    send(db.wait_relay(), Signal::SIGCONT);
     let mut sse = proxy.open(&Request::since(&["boards_5"], &position));
     let frames = all_until_now(&db, "boards_5", &mut sse);
     let mut got = titles(&frames);
@@ -108,7 +110,7 @@ fn ids_after_a_snapshot_name_only_transactions_that_still_matter() {
     create_boards(&db);
     let proxy = db.proxy(&[]);
     let relay = db.wait_relay();
-    tidings_tests::process::send(relay, tidings_tests::process::Signal::SIGSTOP);
+    send(relay, Signal::SIGSTOP);
     // Of the twelve transactions that are running at the time of the snapshot, one commits before its tick, one later,
     // and the others never write.
     let mut running: Vec<_> = (0..12).map(|_| db.session()).collect();
@@ -127,15 +129,17 @@ fn ids_after_a_snapshot_name_only_transactions_that_still_matter() {
     running[0].run("COMMIT");
     running[2..].iter_mut().for_each(|session| session.run("ROLLBACK"));
     session.run("INSERT INTO board_items VALUES (4, 5, 'after')");
-    tidings_tests::process::send(relay, tidings_tests::process::Signal::SIGCONT);
+    send(relay, Signal::SIGCONT);
     let mut sse = proxy.open(&Request::since(&["boards_5"], &position));
     let frames = sse.take(2);
     let mut got = titles(&frames);
     got.sort();
     assert_eq!(got, ["after", "running"]);
     for frame in &frames {
-        let id: tidings_wire::Position = frame.id().parse().expect("a position");
-        let named = id.seen.expect("the snapshot still divides the tick").snapshot.running;
+        let id: Position = frame.id().parse().expect("a position");
+        let seen = id.seen.expect("the snapshot still divides the tick");
+        assert_eq!(seen.count, Some(0), "nothing that it saw comes after the tick");
+        let named = seen.snapshot.running;
         assert!(named.contains(&xids[0]) && named.contains(&xids[1]), "{named:?} of {xids:?}");
         assert!(xids[2..].iter().all(|xid| !named.contains(xid)), "{named:?} of {xids:?}");
     }
@@ -170,6 +174,75 @@ fn a_long_list_of_transactions_is_not_repeated_in_each_id() {
     let mut sse = proxy.open(&Request::since(&["boards_5"], &since));
     let frames = all_until_now(&db, "boards_5", &mut sse);
     assert!(frames.len() == 3 && frames.iter().all(|frame| frame.id().len() < 300), "{frames:?}");
+}
+
+#[test]
+fn a_position_has_a_snapshot_only_where_it_makes_a_difference() {
+    let db = boards();
+    let mut session = db.session();
+    session.run("INSERT INTO board_items VALUES (1, 5, 'seen')");
+    until("it is in a tick", || {
+        let position: Position = session.one::<String>("SELECT tidings.position()").parse().expect("a position");
+        let is_in_tick = session.one::<i64>("SELECT count(*) FROM tidings.events") == 1;
+        position.seen.is_none() && is_in_tick
+    });
+    // Two transactions, each in a tick of its own.
+    let xids = [2, 4].map(|id| {
+        session.run(&format!("BEGIN; INSERT INTO board_items VALUES ({id}, 5, 'n'), ({}, 5, 'n')", id + 1));
+        let xid: String = session.one("SELECT pg_current_xact_id()::text");
+        session.run("COMMIT");
+        let goal = i64::from(id + 1);
+        until("it is in a tick", || session.one::<i64>("SELECT count(*) FROM tidings.events") >= goal);
+        xid.parse::<u64>().expect("a number")
+    });
+    let stamp: i64 = session.one("SELECT max(stamp) FROM tidings.log");
+    let last: i64 = session.one("SELECT max(tick) FROM tidings.tick");
+    let first: i64 = session.one("SELECT (array_agg(tick ORDER BY tick DESC))[2] FROM tidings.tick");
+    let before: i64 = session.one("SELECT (array_agg(tick ORDER BY tick DESC))[3] FROM tidings.tick");
+    // A reader that has seen the second of them, but not the first.
+    let running = xids[0];
+    let position = Position {
+        seen: Some(Box::new(Seen {
+            stamp: stamp.unsigned_abs(),
+            snapshot: Snapshot { xmin: running, xmax: xids[1] + 1, running: vec![running] },
+            count: Some(2),
+        })),
+        ..Position::after_tick(before.unsigned_abs())
+    };
+    let proxy = db.proxy(&[]);
+    let ids = |after: &str| -> Vec<String> {
+        let mut sse = proxy.open(&Request::since(&["boards_5"], after));
+        all_until_now(&db, "boards_5", &mut sse).iter().map(|frame| frame.id().to_owned()).collect()
+    };
+    let all = ids(&position.to_string());
+    let seen = format!("{stamp}:{running}:{}:{running}", xids[1] + 1);
+    assert_eq!(all, [format!("{first}-1:{seen}:2"), format!("{first}-2:{seen}:2")]);
+    for (after, rest) in [(&all[0], 1..), (&all[1], 2..)] {
+        assert_eq!(session.one::<String>(&format!("SELECT tidings.locate('{after}')")), *after);
+        assert_eq!(ids(after), all[rest]);
+    }
+    // A page may end between the two.
+    let page = |session: &mut Session, after: &str| -> (String, bool) {
+        let row = session.all("SELECT reached, more FROM tidings.page($1, '{none}', 1, 1)", &[&after]).remove(0);
+        (row.get(0), row.get(1))
+    };
+    let between = Position { tick: first.unsigned_abs(), ..position.clone() }.to_string();
+    assert_eq!(page(&mut session, &position.to_string()), (between.clone(), true));
+    assert_eq!(ids(&between), [""; 0]);
+    assert_eq!(page(&mut session, &between).0, last.to_string());
+    // In SQL, and for older proxies.
+    let sql = "SELECT position, more FROM tidings.scan($1, '{none}', 100, 1, false)";
+    let end = |session: &mut Session, after: &str| session.all(sql, &[&after]).remove(0).get::<_, String>(0);
+    assert_eq!(end(&mut session, &position.to_string()), between);
+    assert_eq!(end(&mut session, &between), last.to_string());
+    // More than there is.
+    let lost = |count| {
+        let mut position = position.clone();
+        position.seen.as_mut().expect("a snapshot").count = Some(count);
+        position.to_string()
+    };
+    assert_eq!(session.one::<String>(&format!("SELECT tidings.locate('{}')", lost(2))), lost(2));
+    assert_eq!(session.one::<String>(&format!("SELECT tidings.locate('{}')", lost(3))), before.to_string());
 }
 
 #[test]

@@ -5,7 +5,7 @@
 use std::borrow::Cow;
 
 use pgrx::prelude::*;
-use tidings_wire::{PagePart, Position, Snapshot, page};
+use tidings_wire::{PagePart, Position, Seen, Snapshot, page};
 
 use crate::log::layout::{EPOCH_MARK, TICK_PARTITIONS, log, tick};
 use crate::log::order::{Head, put_in_order};
@@ -36,6 +36,8 @@ pub struct Limits {
 pub struct Page {
     /// Those that were wanted, encoded as `tidings_wire::page`.
     pub segments: Vec<u8>,
+    /// What the ids of those with a snapshot contain of it.
+    pub seen: Option<Box<Seen>>,
     /// Everything up to here has been read.
     pub reached: Position,
     /// Whether the log has more.
@@ -96,21 +98,28 @@ pub fn read(
     let Position { tick: first_tick, n: first_n, mut seen } = after;
     // The last segment may exceed the limit.
     let segments = Vec::with_capacity(limits.bytes.min(MAX_RESERVED) * 3 / 2);
-    let mut page = Page { segments, reached: Position::at(first_tick, first_n), more: false };
+    let mut page = Page { segments, seen: None, reached: Position::at(first_tick, first_n), more: false };
     let (mut room, mut has_read) = (limits.cost, false);
     let from = first_tick + u64::from(first_n == tidings_wire::position::END);
     let mut ticks = Ticks::new(&ticks, from);
     'ticks: while let Some(tick) = ticks.next() {
-        page.more = room <= 0 || page.segments.len() >= limits.bytes;
+        // All ids of a page have the same count.
+        let is_counted = page.seen.as_ref().is_some_and(|seen| seen.count.is_some());
+        page.more = room <= 0 || page.segments.len() >= limits.bytes || is_counted;
         if page.more {
             break;
         }
         // A reader with a snapshot knows some of the events of each tick, until the first tick that begins with
         // everything that the snapshot saw.
-        seen = seen.filter(|seen| !tick.since.covers(&seen.snapshot));
+        let is_later = tick.number > first_tick;
+        let is_over = |seen: &Seen| tick.since.covers(&seen.snapshot) || (is_later && seen.count == Some(0));
+        seen = seen.filter(|seen| !is_over(seen));
         room -= TICK_COST;
         let mut before = 0;
         reader.read(&tick);
+        if let Some(seen) = seen.as_mut().filter(|_| is_later) {
+            reader.pass(seen);
+        }
         for segment in &reader.segments {
             let (start, end) = (before, before + segment.events);
             before = end;
@@ -125,7 +134,7 @@ pub fn read(
             }
             has_read = true;
             room -= SEGMENT_COST;
-            if seen.as_ref().is_some_and(|seen| seen.snapshot.sees(segment.head.xid)) {
+            if seen.as_ref().is_some_and(|seen| seen.has(segment.head.xid, segment.head.stamp)) {
                 continue;
             }
             room -= segment.size as i64;
@@ -134,12 +143,18 @@ pub fn read(
                     let with_snapshot = seen.is_some();
                     let part = PagePart { tick: tick.number, before: start, with_snapshot, segment: &whole };
                     page::append(&mut page.segments, part);
+                    if page.seen.is_none() {
+                        page.seen = seen.clone();
+                    }
                 }
             });
         }
-        // After a restart of the server (seal_previous_epoch in relay/tick.rs), transactions may have the ids of lost
-        // ones.
-        seen = seen.filter(|seen| tick.used & EPOCH_MARK == 0 || tick.number <= seen.stamp);
+        // Nothing that was seen comes later. Without a count, that is known after a restart of the server
+        // (seal_previous_epoch in relay/tick.rs), when transactions may have the ids of lost ones.
+        seen = seen.filter(|seen| match seen.count {
+            Some(count) => count > 0,
+            None => tick.used & EPOCH_MARK == 0 || tick.number <= seen.stamp,
+        });
         page.reached = Position::after_tick(tick.number);
     }
     page.reached.seen = seen;
@@ -212,6 +227,13 @@ impl<'a> TickReader<'a> {
             }
         }
         put_in_order(segments);
+    }
+
+    /// Moves the position of a snapshot on to this tick: its count is that of the events after the tick.
+    fn pass(&self, seen: &mut Seen) {
+        let passed = self.segments.iter().filter(|segment| seen.has(segment.head.xid, segment.head.stamp));
+        let passed = passed.map(|segment| segment.events).fold(0, u32::saturating_add);
+        seen.count = seen.count.map(|count| count.saturating_sub(passed));
     }
 }
 

@@ -7,7 +7,7 @@ use pgrx::prelude::*;
 use tidings_wire::Snapshot;
 
 use crate::log::layout::{LOG_PARTITIONS, NOT_NULL_COLUMNS, TICK_PARTITIONS, log, tick};
-use crate::log::snapshot::with_latest;
+use crate::log::snapshot::{self, with_latest};
 use crate::log::table::Table;
 use crate::shared::SLOTS;
 
@@ -64,6 +64,28 @@ pub fn newest_tick() -> u64 {
         };
         partitions.map(last).max().unwrap_or(0)
     })
+}
+
+/// The last tick that the active snapshot sees, and the snapshot at its end. Called inside a transaction.
+pub fn last_tick() -> Option<(u64, Snapshot)> {
+    let partitions = TICK_PARTITIONS.into_iter().filter_map(|name| Table::open(name, pg_sys::AccessShareLock));
+    let last = |partition: Table| {
+        let mut rows = Rows::backward(&partition, tick::NUMBER);
+        let row = rows.next()?;
+        // SAFETY: the column is a `pg_snapshot` and not NULL.
+        Some((row[tick::NUMBER].value() as u64, unsafe { snapshot::unpack(row[tick::UNTIL]) }))
+    };
+    partitions.filter_map(last).max_by_key(|(tick, _)| *tick)
+}
+
+/// The stamp of the segment with the highest transaction id that the active snapshot sees; 0 if there is none. Called
+/// inside a transaction.
+pub fn last_stamp() -> u64 {
+    let last = |partition: &Table| {
+        let mut rows = Rows::backward(partition, log::XID);
+        rows.next().map(|row| (row[log::XID].value(), row[log::STAMP].value() as u64))
+    };
+    open_log().iter().flatten().filter_map(last).max().map_or(0, |(_, stamp)| stamp)
 }
 
 /// The rows of one of the extension's tables that the active snapshot sees, one by one in the order of an index. Used

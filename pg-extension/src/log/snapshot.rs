@@ -88,6 +88,18 @@ pub unsafe fn unpack(value: pg_sys::Datum) -> Snapshot {
     }
 }
 
+/// The active snapshot as a reader's position: the reader's own transaction, whose changes it sees, counts as running.
+pub fn of_reader() -> Snapshot {
+    let mut snapshot = active();
+    // SAFETY: called inside a transaction. This does not assign an id to it.
+    let own = unsafe { pg_sys::GetTopFullTransactionIdIfAny() }.value;
+    if own != 0 && snapshot.sees(own) {
+        snapshot.running.push(own);
+        snapshot = without(snapshot.xmax, snapshot.running);
+    }
+    snapshot
+}
+
 /// The oldest transaction that a snapshot does not see and that has a process. A prepared transaction has none, and
 /// never writes again.
 pub fn oldest_process(snapshot: &Snapshot) -> u64 {

@@ -4,11 +4,18 @@
 //! |---|---|
 //! | `<tick>-<n>` | everything up to the n-th event of the tick has been seen |
 //! | `<tick>` | the whole of that tick has been seen |
-//! | either, then `:<stamp>:<xmin>:<xmax>:<xid>,<xid>…` | the same, and those of the later events that this snapshot sees |
+//! | either, then `:<stamp>:<xmin>:<xmax>:<xid>,<xid>…` | the same, and those of the later events that this snapshot sees and that have a stamp up to this one |
 //!
-//! The last form is the result of `tidings.position()`. A snapshot is usually taken between two ticks, so its reader
-//! knows some of the events in later ticks and not others. This ends with the first tick that begins with everything
-//! the snapshot saw, or with a restart of the server after `stamp`.
+//! `tidings.position()` returns the last form if its snapshot was taken between two ticks and saw some of the events of
+//! later ticks. It then also contains how many events those are. If the log has fewer, the others were lost.
+//!
+//! | text with a count | |
+//! |---|---|
+//! | `<tick>-<4294967295 - count>:<stamp>:…` | after the whole of that tick. Releases before 0.2.0 read it as that, because no tick has so many events |
+//! | `<tick>-<n>:<stamp>:<xmin>:<xmax>:<xid>,<xid>…:<count>` | within that tick; `count` is still that of the events after it |
+//!
+//! Positions of releases before 0.2.0 have no count, and the long form even if it makes no difference. Their snapshot
+//! counts up to the first tick that begins with everything that it saw, or up to a restart of the server after `stamp`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -25,6 +32,9 @@ const MAX_PLACE: usize = 30;
 /// The `n` of a position after the last event of its tick.
 pub const END: u32 = u32::MAX;
 
+/// The largest count. It stands for any larger one.
+pub const MAX_COUNT: u32 = END / 2;
+
 /// A place in the total order of events.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Position {
@@ -39,11 +49,13 @@ pub struct Position {
 /// The snapshot of a position.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// A time on the clock of the ticks, after the last start of the server before the snapshot. All ticks from before
-    /// that start have lower numbers.
+    /// With a count, the highest stamp of the events that were seen. Without one, a time on the clock of the ticks that
+    /// is after the last start of the server before the snapshot.
     pub stamp: u64,
     /// What was seen.
     pub snapshot: Snapshot,
+    /// How many events after the tick were seen, if that is known.
+    pub count: Option<u32>,
 }
 
 /// The text is not a position.
@@ -76,18 +88,30 @@ impl Position {
 
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.tick)?;
-        if self.n != END {
-            write!(f, "-{}", self.n)?;
+        let count = self.seen.as_ref().and_then(|seen| seen.count);
+        match (&self.seen, self.n) {
+            (None, END) => write!(f, "{}", self.tick),
+            (None, n) => write!(f, "{}-{n}", self.tick),
+            (Some(seen), END) => {
+                let Seen { stamp, snapshot, .. } = &**seen;
+                write!(f, "{}", self.tick)?;
+                if let Some(count) = count.filter(|count| *count > 0) {
+                    write!(f, "-{}", END - count)?;
+                }
+                write!(f, ":{stamp}:{snapshot}")
+            }
+            (Some(seen), n) => write!(f, "{}-{n}:{seen}", self.tick),
         }
-        let Some(seen) = &self.seen else { return Ok(()) };
-        write!(f, ":{seen}")
     }
 }
 
 impl fmt::Display for Seen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.stamp, self.snapshot)
+        write!(f, "{}:{}", self.stamp, self.snapshot)?;
+        match self.count {
+            Some(count) => write!(f, ":{count}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -95,8 +119,20 @@ impl FromStr for Seen {
     type Err = PositionError;
 
     fn from_str(text: &str) -> Result<Self, PositionError> {
-        let (stamp, snapshot) = text.split_once(':').ok_or(PositionError)?;
-        Ok(Self { stamp: number(stamp)?, snapshot: snapshot.parse()? })
+        let (stamp, rest) = text.split_once(':').ok_or(PositionError)?;
+        let (snapshot, count) = match rest.match_indices(':').nth(2) {
+            Some((end, _)) => (&rest[..end], Some(small(&rest[end + 1..])?)),
+            None => (rest, None),
+        };
+        Ok(Self { stamp: number(stamp)?, snapshot: snapshot.parse()?, count })
+    }
+}
+
+impl Seen {
+    /// Whether a transaction with this stamp was seen. With a count, the stamp tells it from one that was given the
+    /// same id after a failover.
+    pub fn has(&self, xid: u64, stamp: u64) -> bool {
+        self.snapshot.sees(xid) && (self.count.is_none() || stamp <= self.stamp)
     }
 }
 
@@ -111,16 +147,26 @@ impl FromStr for Position {
         if place.len() > MAX_PLACE || text.len() - place.len() > MAX_TEXT {
             return Err(PositionError);
         }
-        let (tick, n) = match place.split_once('-') {
-            Some((tick, n)) => (number(tick)?, u32::try_from(number(n)?).map_err(|_| PositionError)?),
+        let (tick, mut n) = match place.split_once('-') {
+            Some((tick, n)) => (number(tick)?, small(n)?),
             None => (number(place)?, END),
         };
-        let seen = match rest {
-            None => None,
-            Some(rest) => Some(Box::new(rest.parse()?)),
-        };
+        let mut seen: Option<Box<Seen>> = rest.map(str::parse).transpose()?.map(Box::new);
+        // The count has its own field only within a tick.
+        if let Some(seen) = seen.as_mut().filter(|_| END - n <= MAX_COUNT) {
+            if seen.count.is_some() {
+                return Err(PositionError);
+            }
+            seen.count = Some(END - n).filter(|count| *count > 0);
+            n = END;
+        }
         Ok(Self { tick, n, seen })
     }
+}
+
+/// A number that is not too large for the number of an event.
+fn small(text: &str) -> Result<u32, PositionError> {
+    u32::try_from(number(text)?).map_err(|_| PositionError)
 }
 
 #[cfg(test)]
@@ -130,9 +176,30 @@ mod tests {
 
     #[test]
     fn text_and_value_are_the_same_thing() {
-        for text in ["0-0", "1766548000000000-12", "17", "5-1:9:10:20:10,15", "5:9:10:10:"] {
+        for text in [
+            "0-0",
+            "1766548000000000-12",
+            "17",
+            "5-1:9:10:20:10,15",
+            "5:9:10:10:",
+            "5-4294967294:9:10:20:10,15",
+            "5-2147483648:9:10:10:",
+            "5-1:9:10:20:10,15:7",
+            "5-1:9:10:10::0",
+        ] {
             assert_eq!(text.parse::<Position>().unwrap().to_string(), text);
         }
+    }
+
+    #[test]
+    fn a_count_after_the_whole_of_a_tick_is_counted_back_from_its_end() {
+        let position: Position = "5-4294967292:9:10:20:10,15".parse().unwrap();
+        assert_eq!((position.place(), position.seen.unwrap().count), ((5, END), Some(3)));
+        let position: Position = "5-1:9:10:20:10,15:3".parse().unwrap();
+        assert_eq!((position.place(), position.seen.unwrap().count), ((5, 1), Some(3)));
+        // An old one, and an event's id, have none.
+        assert_eq!("5:9:10:20:10,15".parse::<Position>().unwrap().seen.unwrap().count, None);
+        assert_eq!("5-4294967292".parse::<Position>().unwrap().place(), (5, 4294967292));
     }
 
     #[test]
@@ -154,7 +221,12 @@ mod tests {
             "5-1:1:2:3:1",
             "5-1:1:2:3:2,2",
             "5-1:1:3:2:",
-            "5-1:1:2:3:2:4",
+            "5:1:2:3:2:4",
+            "5-4294967292:1:2:3:2:4",
+            "5-1:1:2:3:2:",
+            "5-1:1:2:3:2:-1",
+            "5-1:1:2:3:2:4294967296",
+            "5-1:1:2:3:2:4:4",
             "5:1:0:0:",
             "5:1:0:3:",
             "5:1:2:4294967296:",
@@ -178,7 +250,7 @@ mod tests {
             text.push_str(&format!(",{xid}"));
         }
         let position: Position = text.parse().unwrap();
-        for place in [Position { tick: i64::MAX as u64, n: END - 1, ..position.clone() }, position] {
+        for place in [Position { tick: i64::MAX as u64, n: MAX_COUNT - 1, ..position.clone() }, position] {
             assert_eq!(place.to_string().parse::<Position>().unwrap(), place);
         }
     }

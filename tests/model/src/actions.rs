@@ -251,7 +251,7 @@ impl Protocol {
         let shown = self.shown_at(s, p).into_owned();
         match self.next_in_log(&shown, &s.clients[c as usize]) {
             Some((place, event)) => {
-                let seen = s.clients[c as usize].seen.filter(|seen| !self.covers(&shown, place.0, *seen));
+                let seen = self.move_on(&shown, &s.clients[c as usize], place.0);
                 let client = &mut s.clients[c as usize];
                 client.id = place;
                 client.seen = seen;
@@ -271,13 +271,18 @@ impl Protocol {
         }
         let shown = self.shown(s, at_standby);
         let last = shown.database.last();
-        let skip = Skip { snapshot: shown.snapshot(shown.database.next_xid), stamp: shown.database.clock };
-        let count = self.count(&shown, last, skip) as u8;
+        let snapshot = shown.snapshot(shown.database.next_xid);
+        let new = self.transactions(&shown, last.until, snapshot);
+        let count = new.iter().map(|w| shown.writer(*w).stamps.len() as u8).sum();
+        let stamp = new.iter().map(|w| shown.writer(*w).last_stamp()).max().unwrap_or(0);
+        let skip = Skip { snapshot, stamp };
         let base = self.all_events(&shown);
         let client = &mut s.clients[c as usize];
         client.at = None;
         client.id = (last.number, END);
-        client.seen = Some(Seen { skip, after: last.number, count });
+        // If it has read nothing behind the tick, the short form says the same.
+        client.seen = (count > 0).then_some(Seen { skip, count });
+        client.read_at = Some(last.number);
         client.got.clear();
         client.base = base;
     }

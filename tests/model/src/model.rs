@@ -34,6 +34,7 @@ impl Model for Protocol {
             at: Some(c % self.scenario.proxies),
             id: (1, END),
             seen: None,
+            read_at: None,
             got: Vec::new(),
             base: Vec::new(),
             wronged: false,

@@ -297,6 +297,7 @@ impl Protocol {
         client.base = base;
         client.id = s.proxies[p as usize].place().unwrap_or(client.id);
         client.seen = None;
+        client.read_at = None;
         client.wronged |= !is_just;
     }
 
@@ -342,8 +343,8 @@ impl Protocol {
     /// Whether the log can't serve a client: its position is too old, or it may have seen events that are lost.
     pub fn is_gone(&self, s: &State, client: &Client) -> bool {
         let is_less = |seen: Seen| {
-            let after = s.database.ticks.iter().find(|tick| tick.number == seen.after);
-            let count = after.map(|after| self.count(s, *after, seen.skip));
+            let tick = s.database.ticks.iter().find(|tick| tick.number == client.id.0);
+            let count = tick.map(|tick| self.count(s, *tick, seen.skip));
             self.has(Rule::PositionHasCount) && count != Some(seen.count.into())
         };
         self.is_expired(&s.database, client.id)
@@ -355,7 +356,7 @@ impl Protocol {
     /// after a crash. Later, while its ids have the long form, it has: proxies know these ids by the log alone.
     pub fn may_reset(&self, s: &State, client: &Client) -> bool {
         let is_there = s.database.has(client.id.0);
-        let is_underway = client.seen.map_or(!is_there, |seen| client.id.0 > seen.after);
+        let is_underway = client.read_at != Some(client.id.0) && (client.seen.is_some() || !is_there);
         is_underway || self.scenario.standby_lags || self.is_expired(&s.database, client.id)
     }
 
@@ -365,6 +366,22 @@ impl Protocol {
         since.is_some_and(|since| {
             s.committed().all(|(_, writer)| since.sees(writer.xid) || !self.hides(s, seen.skip, writer))
         })
+    }
+
+    /// What remains of the long form of a client's position when its id moves on to a tick. It ends when nothing that
+    /// the client has read lies behind it.
+    pub fn move_on(&self, s: &State, client: &Client, number: Stamp) -> Option<Seen> {
+        let mut seen = client.seen.filter(|seen| !self.covers(s, number, *seen))?;
+        let is_passed = |tick: &&Tick| tick.number > client.id.0 && tick.number <= number;
+        for tick in s.database.rows().iter().filter(is_passed) {
+            if seen.count == 0 {
+                return None;
+            }
+            let transactions = self.transactions(s, tick.since, tick.until).into_iter().map(|w| s.writer(w));
+            let read = transactions.filter(|writer| self.hides(s, seen.skip, writer));
+            seen.count -= seen.count.min(read.map(|writer| writer.stamps.len() as u8).sum());
+        }
+        Some(seen)
     }
 
     /// Whether a client must, and can, be served from the log.

@@ -132,6 +132,11 @@ pub fn small() -> Vec<Scenario> {
             ..with_standby("standby that lags, promoted", &[PLAIN, PLAIN])
         },
         Scenario { left: Left { starts: 1, ..crash }, ..with_standby("standby, rows first", &[PLAIN]) },
+        Scenario {
+            standby_lags: true,
+            left: Left { promotions: 1, starts: 1, ..Left::default() },
+            ..with_standby("standby that lags, rows first", &[ASYNCHRONOUS])
+        },
     ]
 }
 
@@ -240,6 +245,11 @@ pub fn large() -> Vec<Scenario> {
         Scenario {
             left: Left { starts: 1, ..crash },
             ..with_standby("standby, rows first, two writers", &[PLAIN, PLAIN])
+        },
+        Scenario {
+            standby_lags: true,
+            left: Left { promotions: 1, starts: 1, ..Left::default() },
+            ..with_standby("standby that lags, rows first, two writers", &[PLAIN, ASYNCHRONOUS])
         },
         Scenario {
             piecemeal: true,

@@ -246,14 +246,12 @@ impl Proxy {
     }
 }
 
-/// The long form of a position: what its client has read from the tables beyond the tick.
+/// The long form of a position: what its client has read from the tables behind the tick.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Seen {
     /// What it has read.
     pub skip: Skip,
-    /// The tick that was the last one then.
-    pub after: Stamp,
-    /// How many events it has read behind that tick.
+    /// How many of the events that it has read lie behind the tick of its id.
     pub count: u8,
 }
 
@@ -266,6 +264,9 @@ pub struct Client {
     pub id: Place,
     /// What else it has read, if it comes with a position of `tidings.position()`.
     pub seen: Option<Seen>,
+    /// The last tick when it read the tables with `tidings.position()`. No proxy uses it: it is there for the
+    /// properties.
+    pub read_at: Option<Stamp>,
     /// What it has got since the beginning, or since its last `reset`, in order.
     pub got: Vec<Event>,
     /// What it has read from the tables: what lay at or before its own position, or that of its last `reset`.

@@ -195,6 +195,22 @@ fn a_position_must_be_flushed() {
 fn a_position_needs_a_count_to_be_good_after_a_failover() {
     let scenario = Scenario { left: Left { crashes: 1, starts: 1, ..Left::default() }, ..failover(&[PLAIN, PLAIN]) };
     needs(&[Rule::PositionHasCount], scenario, &[KEPT]);
+    // As the code does it, with a real standby; the position is read on either server.
+    let left = Left { promotions: 1, starts: 1, ..Left::default() };
+    let scenario = Scenario { standby_lags: true, left, ..with_standby("rows, lags", &[PLAIN]) };
+    needs(&[Rule::PositionHasCount], scenario, &[KEPT]);
+}
+
+#[test]
+fn the_count_of_a_position_is_good_within_a_tick_too() {
+    let scenario = Scenario {
+        by_horizon: true,
+        piecemeal: true,
+        heartbeats: false,
+        left: Left { crashes: 1, starts: 1, ..Left::default() },
+        ..failover(&[PLAIN, ASYNCHRONOUS])
+    };
+    needs(&[Rule::PositionHasCount], scenario, &[KEPT]);
 }
 
 #[test]
