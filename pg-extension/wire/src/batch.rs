@@ -9,8 +9,6 @@
 //! Version 1 is a tick that was durable when it was announced. Version 2 is one that may be lost in a crash, although
 //! its events are durable. A reader that knows only version 1 reads such a tick from the log.
 
-use std::fmt::Write;
-
 use crate::segment::Event;
 use crate::topic::check_name;
 
@@ -60,7 +58,8 @@ impl Announcement {
             return;
         }
         let (topic, name, payload) = (event.topic, event.event, event.payload.as_ref());
-        let head = format!("{} {} {} {}\n", self.count, topic.len(), name.len(), payload.len());
+        let mut head = String::with_capacity(HEADER_ROOM);
+        push_numbers(&mut head, &[self.count.into(), topic.len() as u64, name.len() as u64, payload.len() as u64]);
         let size = head.len() + topic.len() + name.len() + payload.len();
         let room = MAX_PART - HEADER_ROOM;
         if size > room {
@@ -103,11 +102,29 @@ impl Announcement {
         }
         for (i, body) in self.bodies.iter_mut().enumerate() {
             let mut header = String::with_capacity(HEADER_ROOM);
-            // Writing to a String can't fail.
-            let _ = writeln!(header, "{} {} {} {} {parts}", self.version, self.tick, self.previous, i + 1);
+            push_numbers(&mut header, &[self.version, self.tick, self.previous, i as u64 + 1, parts as u64]);
             body.insert_str(0, &header);
         }
         self.bodies
+    }
+}
+
+/// Adds a line of numbers. The relay adds two for each tick, so it is faster than the formatting of the standard library.
+fn push_numbers(text: &mut String, numbers: &[u64]) {
+    for (i, number) in numbers.iter().enumerate() {
+        let mut digits = [0; 20];
+        let mut start = digits.len();
+        let mut rest = *number;
+        loop {
+            start -= 1;
+            digits[start] = b'0' + (rest % 10) as u8;
+            rest /= 10;
+            if rest == 0 {
+                break;
+            }
+        }
+        text.extend(digits[start..].iter().map(|digit| char::from(*digit)));
+        text.push(if i + 1 == numbers.len() { '\n' } else { ' ' });
     }
 }
 
