@@ -90,7 +90,8 @@ pub enum Fault {
     /// All processes of the server are killed after a tick was announced and before it is flushed, and with them some of
     /// the proxies.
     CrashInWindow(Alive),
-    /// The same, but the standby is promoted, which does not have the tick.
+    /// The same, but the standby is promoted, which does not have the tick. A synchronous one has the tick's events, an
+    /// asynchronous one does not.
     PromoteInWindow(Alive),
     /// The standby crashes, or the far one.
     CrashStandby { far: bool },
@@ -289,7 +290,7 @@ fn database_faults(random: &mut Rng, world: &World) -> Vec<Fault> {
 fn window_faults(random: &mut Rng, world: &World) -> Vec<Fault> {
     let one = Alive::One(random.usize(..world.proxies));
     let mut faults = [Alive::All, one, Alive::Nobody].map(Fault::CrashInWindow).to_vec();
-    if world.standby == Some(Standby::Synchronous) {
+    if world.standby.is_some() {
         faults.extend([Alive::All, one].map(Fault::PromoteInWindow));
     }
     random.shuffle(&mut faults);

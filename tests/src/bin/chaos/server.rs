@@ -207,25 +207,27 @@ impl Server {
         self.wait_standby();
         let standby = self.standby().take().expect("a standby");
         let old = self.primary();
-        if self.mode == Some(Standby::Asynchronous) {
-            let receiver: i32 = standby.session("postgres", SUPERUSER).one("SELECT pid FROM pg_stat_wal_receiver");
-            let receiver = u32::try_from(receiver).expect("a process id");
-            send(receiver, Signal::SIGSTOP);
+        let receiver = (self.mode == Some(Standby::Asynchronous)).then(|| freeze_receiver(&standby));
+        if receiver.is_some() {
             std::thread::sleep(lag);
-            old.kill();
-            // What is in its socket is lost with it. Killing it also restarts the standby's other processes.
-            kill(receiver);
-        } else {
-            old.kill();
         }
+        old.kill();
+        receiver.into_iter().for_each(kill);
         self.promote(standby, &old, report);
     }
 
-    /// Kills the primary at once and promotes the standby, which has been waited for.
-    pub fn lose_primary(&self, report: &Report) {
+    /// From now on an asynchronous standby receives nothing. Returns the process to be killed after the primary.
+    pub fn cut_off_standby(&self) -> Option<u32> {
+        let standby = self.standby();
+        standby.as_ref().filter(|_| self.mode == Some(Standby::Asynchronous)).map(freeze_receiver)
+    }
+
+    /// Kills the primary at once and promotes the standby, which has been waited for, and maybe cut off.
+    pub fn lose_primary(&self, receiver: Option<u32>, report: &Report) {
         let standby = self.standby().take().expect("a standby");
         let old = self.primary();
         old.kill();
+        receiver.into_iter().for_each(kill);
         self.promote(standby, &old, report);
     }
 
@@ -288,6 +290,15 @@ impl Server {
         self.standby().iter().for_each(|standby| report.keep("standby", &standby.log_file()));
         self.far.iter().for_each(|far| report.keep("far-standby", &far.log_file()));
     }
+}
+
+/// Stops the process of a standby that receives the write-ahead log. What is in its socket is lost if it is killed after
+/// the primary; this also restarts the standby's other processes.
+fn freeze_receiver(standby: &Cluster) -> u32 {
+    let receiver: i32 = standby.session("postgres", SUPERUSER).one("SELECT pid FROM pg_stat_wal_receiver");
+    let receiver = u32::try_from(receiver).expect("a process id");
+    send(receiver, Signal::SIGSTOP);
+    receiver
 }
 
 /// The settings of all servers.

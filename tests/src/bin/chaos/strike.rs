@@ -105,9 +105,8 @@ impl Stage<'_> {
                     | Fault::KillListener
                     | Fault::KillServer
                     | Fault::KillPostmaster
-                    | Fault::CrashInWindow(_)
-                    | Fault::PromoteInWindow(_) => true,
-                    Fault::Failover => self.standby == Some(Standby::Synchronous),
+                    | Fault::CrashInWindow(_) => true,
+                    Fault::Failover | Fault::PromoteInWindow(_) => self.standby == Some(Standby::Synchronous),
                     // Without room for WAL Postgres may shut down, and start again.
                     Fault::FillDisk => self.checkpointer() != checkpointer,
                     _ => false,

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::Deref;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::scope;
 use std::time::{Duration, Instant};
 
@@ -67,15 +67,21 @@ impl Stage<'_> {
             self.server.wait_standby();
         }
         let closed = self.gate.close();
+        let kept = self.acknowledged().len();
         end_all_prepared(self.server);
         self.warm_up();
         self.wait_for_replays(&hears, &proxies);
+        let receiver = if promotes { self.server.cut_off_standby() } else { None };
         let mut announced = self.announce(&hears, &proxies);
         for _ in 0..ATTEMPTS {
             if self.is_unflushed() {
                 break;
             }
             announced = self.announce(&hears, &proxies);
+        }
+        if receiver.is_some() {
+            // They will be lost.
+            self.acknowledged().truncate(kept);
         }
         let dies = match alive {
             Alive::All => Vec::new(),
@@ -88,7 +94,7 @@ impl Stage<'_> {
         dies.iter().for_each(|i| self.homes.leave(*i));
         if promotes {
             scope(|threads| {
-                let failover = threads.spawn(|| self.server.lose_primary(self.report));
+                let failover = threads.spawn(|| self.server.lose_primary(receiver, self.report));
                 dies.iter().for_each(|i| proxies[*i].kill());
                 failover.join().expect("the failover");
             });
@@ -167,8 +173,12 @@ impl Stage<'_> {
     /// Commits a write, which is durable once it has.
     fn write(&self, name: String) {
         if write_one(self.server, 0, &name) {
-            self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner).push(name);
+            self.acknowledged().push(name);
         }
+    }
+
+    fn acknowledged(&self) -> MutexGuard<'_, Vec<String>> {
+        self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A number that no other crash has.
