@@ -216,6 +216,15 @@ impl Server {
         self.promote(standby, &old, report);
     }
 
+    /// Waits until the standby has everything that the primary has flushed.
+    pub fn wait_received(&self) {
+        let sql = "SELECT EXISTS (SELECT FROM pg_stat_replication WHERE flush_lsn >= pg_current_wal_flush_lsn())";
+        until("the standby has received everything", || {
+            let row = self.connect().and_then(|mut client| client.query_one(sql, &[]).ok());
+            row.is_some_and(|row| row.get(0))
+        });
+    }
+
     /// From now on an asynchronous standby receives nothing. Returns the process to be killed after the primary.
     pub fn cut_off_standby(&self) -> Option<u32> {
         let standby = self.standby();

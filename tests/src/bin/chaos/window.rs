@@ -15,7 +15,7 @@ use tidings_tests::process::{Signal, send};
 use tidings_tests::sse::Request;
 use tidings_tests::{Frame, Item, Proxy, Sse, until};
 
-use crate::plan::{Alive, Fault};
+use crate::plan::{Alive, Fault, Standby};
 use crate::server::Server;
 use crate::strike::Stage;
 use crate::writers::{end_all_prepared, topic, write_one};
@@ -71,7 +71,7 @@ impl Stage<'_> {
         end_all_prepared(self.server);
         self.warm_up();
         self.wait_for_replays(&hears, &proxies);
-        let receiver = if promotes { self.server.cut_off_standby() } else { None };
+        let receiver = if promotes { self.cut_off_standby() } else { None };
         let mut announced = self.announce(&hears, &proxies);
         for _ in 0..ATTEMPTS {
             if self.is_unflushed() {
@@ -119,6 +119,18 @@ impl Stage<'_> {
                 + &last.id.unwrap_or_default())
         ));
         drop(closed);
+    }
+
+    /// Cuts off an asynchronous standby: it has a last write, but not its tick. So some of the events that clients will
+    /// have seen since the last common tick are left, and some are lost.
+    fn cut_off_standby(&self) -> Option<u32> {
+        if self.standby != Some(Standby::Asynchronous) {
+            return None;
+        }
+        self.stop_wal_writer();
+        self.write(format!("x{}l.1.1", self.number()));
+        self.server.wait_received();
+        self.server.cut_off_standby()
     }
 
     /// Waits until no client reads the log, which flushes it; but not for long, because some read slowly.
