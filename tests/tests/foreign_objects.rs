@@ -12,8 +12,33 @@ use crate::access::{SECRET, sign};
 
 /// Words before a parenthesis that are not functions, and types that are words of the grammar.
 const GRAMMAR: &[&str] = &[
-    "all", "and", "any", "array", "as", "by", "coalesce", "exists", "from", "greatest", "join", "lateral", "least",
-    "not", "nullif", "on", "operator", "or", "r", "row", "select", "then", "values", "when", "where",
+    "materialized",
+    "over",
+    "all",
+    "and",
+    "any",
+    "array",
+    "as",
+    "by",
+    "coalesce",
+    "exists",
+    "from",
+    "greatest",
+    "join",
+    "lateral",
+    "least",
+    "not",
+    "nullif",
+    "on",
+    "operator",
+    "or",
+    "r",
+    "row",
+    "select",
+    "then",
+    "values",
+    "when",
+    "where",
 ];
 
 /// Names of types that are looked up like those of functions.

@@ -79,10 +79,10 @@ impl Dialect {
                 "SELECT tidings.listen(), r.pid, tidings.position(), r.state, true FROM tidings.relay() AS r"
             }
             Self::Old => {
-                "SELECT c.name, r.pid, tidings.position(), r.state, EXISTS (
-                     SELECT FROM pg_catalog.pg_listening_channels() AS l (name)
-                     WHERE l.name OPERATOR(pg_catalog.=) c.name)
-                 FROM tidings.relay() AS r, (SELECT tidings.channel()) AS c (name)"
+                "SELECT c.channel, r.pid, tidings.position(), r.state, EXISTS (
+                     SELECT FROM pg_catalog.pg_listening_channels() AS l
+                     WHERE l.l OPERATOR(pg_catalog.=) c.channel)
+                 FROM tidings.relay() AS r, (SELECT tidings.channel()) AS c"
             }
         }
     }
