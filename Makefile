@@ -16,7 +16,7 @@
 #   make test-packages runs only the tests of the Debian packages, in a clean Debian and in containers; needs root or sudo, and downloads that Debian once
 #   make released  builds the last release from this repository's history, because tests upgrade from it
 #   make bench     measures Tidings and its alternatives, into docs/benchmarks.md; ARGS=--long, ARGS="idle fanout" for parts, ARGS=--small for a trial
-#   make fuzz      feeds hostile bytes to every parser, guided by coverage; SECONDS_EACH=600 for longer
+#   make fuzz      feeds hostile bytes to every parser, guided by coverage; SECONDS_EACH=600 for longer, JOBS=2 for two targets at a time
 #   make chaos     causes faults, chosen by a seed, and checks that every client gets what was committed; ARGS="--seed N --minutes M --seeds K", ARGS="--soak 60" for an hour without faults
 #   make oracle    runs random tables, watches, transactions and clients, and compares what clients hold with the tables; ARGS="--seed N --seeds K"
 #   make model     explores every order of events in a model of the protocol, within bounds; ARGS=retention for one scenario
@@ -258,14 +258,21 @@ clients: setup
 # The compiler flags that libFuzzer needs, on a stable toolchain.
 FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Ccodegen-units=1 $(addprefix -Cllvm-args=-sanitizer-coverage-,level=4 inline-8bit-counters pc-table)
 
+# An hour each: make fuzz SECONDS_EACH=3600. JOBS= runs several targets at the same time. At the end, one line a target:
+# executions, coverage, and what was found.
+FUZZ_TARGETS := request wire answers frame announcement
+
 fuzz: setup
 	@cd fuzz
 	RUSTFLAGS="$(FUZZ_FLAGS)" cargo build --release --locked --target "$$(rustc -vV | sed -n 's/^host: //p')"
-	for target in request wire; do
-	  mkdir -p "corpus/$$target"
-	  printf '==> hostile bytes for %s\n' "$$target"
-	  target/*/release/"$$target" -max_total_time="$${SECONDS_EACH:-60}" -print_final_stats=1 "corpus/$$target"
-	done
+	mkdir -p $(FUZZ_TARGETS:%=corpus/%)
+	one() {
+	  target/*/release/"$$1" -max_total_time="$${SECONDS_EACH:-60}" -print_final_stats=1 -artifact_prefix="corpus/$$1-" "corpus/$$1" >"corpus/$$1.log" 2>&1 || echo "failed" >>"corpus/$$1.log"
+	}
+	export -f one
+	printf '==> hostile bytes for %s, %s seconds each\n' "$(FUZZ_TARGETS)" "$${SECONDS_EACH:-60}"
+	printf '%s\n' $(FUZZ_TARGETS) | xargs -P "$${JOBS:-1}" -I {} bash -c 'one {}'
+	./report $(FUZZ_TARGETS)
 
 rivals: setup
 	@$(MAKE) -s setup MORE_PACKAGES="$(BENCH_PACKAGES)" || for package in $(BENCH_PACKAGES); do
