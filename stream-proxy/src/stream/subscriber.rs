@@ -45,8 +45,8 @@ struct State {
     frames: VecDeque<Frame>,
     /// Bytes that wait here, are held back, or that the writer has taken but not written.
     bytes: usize,
-    /// What is held back until the right has been checked again; `None` if nobody needs a right.
-    hold: Option<Box<Hold>>,
+    /// What most subscribers do not need; `None` until it is needed.
+    rare: Option<Box<Rare>>,
     end: Option<End>,
     /// Whether the writer has written anything since the last heartbeat.
     moving: bool,
@@ -68,11 +68,37 @@ struct State {
     is_wanted: bool,
     /// The client's task, when it waits for frames.
     writer: Option<Waker>,
+}
+
+/// Apart from the rest, so that an idle client takes less memory.
+#[derive(Debug, Default)]
+struct Rare {
+    /// What is held back until the right has been checked again; `None` if nobody needs a right.
+    hold: Option<Hold>,
     /// The task that waits for room, such as a replay.
     feeder: Option<Waker>,
 }
 
 impl State {
+    fn hold(&self) -> Option<&Hold> {
+        self.rare.as_ref()?.hold.as_ref()
+    }
+
+    fn hold_mut(&mut self) -> Option<&mut Hold> {
+        self.rare.as_mut()?.hold.as_mut()
+    }
+
+    /// Whether something is held back.
+    fn is_holding(&self) -> bool {
+        self.hold().is_some_and(Hold::is_holding)
+    }
+
+    fn wake_feeder(&mut self) {
+        if let Some(feeder) = self.rare.as_mut().and_then(|rare| rare.feeder.take()) {
+            feeder.wake();
+        }
+    }
+
     fn wake_writer(&mut self) {
         if let Some(writer) = self.writer.take() {
             writer.wake();
@@ -82,7 +108,7 @@ impl State {
     /// Queues a frame behind all others, also behind those that are held back. True if it is held back.
     fn add(&mut self, frame: Frame) -> bool {
         self.bytes += frame.len();
-        match &mut self.hold {
+        match self.hold_mut() {
             Some(hold) if hold.is_holding() => {
                 hold.add(frame);
                 true
@@ -119,7 +145,7 @@ impl State {
     /// Holds back what comes from now on, if the frame is a recheck; false if it is another frame.
     fn recheck(&mut self, frame: &Frame) -> bool {
         let Some(tick) = frame.as_recheck() else { return false };
-        if let Some(hold) = &mut self.hold {
+        if let Some(hold) = self.hold_mut() {
             hold.recheck(tick);
         }
         true
@@ -127,11 +153,11 @@ impl State {
 
     /// The bytes that are held back.
     fn held_bytes(&self) -> usize {
-        self.hold.as_ref().map_or(0, |hold| hold.bytes())
+        self.hold().map_or(0, Hold::bytes)
     }
 
     fn discard_held(&mut self) {
-        self.bytes -= self.hold.as_mut().map_or(0, |hold| hold.discard());
+        self.bytes -= self.hold_mut().map_or(0, Hold::discard);
     }
 
     fn close(&mut self, end: End) -> bool {
@@ -152,9 +178,7 @@ impl State {
             self.frames = VecDeque::new();
         }
         self.wake_writer();
-        if let Some(feeder) = self.feeder.take() {
-            feeder.wake();
-        }
+        self.wake_feeder();
     }
 
     fn wait(&mut self, cx: &Context<'_>) {
@@ -306,23 +330,23 @@ impl Subscriber {
     /// Makes `guardian` responsible for the right to the stream, which has the `key` there. The right was checked when
     /// everything up to the end of tick `checked` was visible.
     pub fn guard(&self, guardian: Arc<dyn Guardian>, key: usize, checked: u64) {
-        self.state.lock().hold = Some(Box::new(Hold::new(guardian, key, checked)));
+        self.state.lock().rare.get_or_insert_default().hold = Some(Hold::new(guardian, key, checked));
     }
 
     /// Rechecks up to this tick need no further one; `None` if nobody needs a right to the stream.
     pub fn covered(&self) -> Option<u64> {
-        self.state.lock().hold.as_ref().map(|hold| hold.covered())
+        self.state.lock().hold().map(Hold::covered)
     }
 
     /// The newest recheck behind which something is held back.
     pub fn held(&self) -> Option<u64> {
-        self.state.lock().hold.as_ref().filter(|hold| hold.is_holding()).map(|hold| hold.covered())
+        self.state.lock().hold().filter(|hold| hold.is_holding()).map(Hold::covered)
     }
 
     /// Sends what was held back: the right was confirmed when everything up to the end of tick `checked` was visible.
     pub fn release(&self, checked: u64) {
         let mut state = self.state.lock();
-        if let Some(hold) = &mut state.hold {
+        if let Some(hold) = state.hold_mut() {
             let mut released = hold.release(checked);
             state.frames.append(&mut released);
             state.wake_writer();
@@ -333,7 +357,7 @@ impl Subscriber {
     /// being checked ends, because the answer may be about the lost ticks.
     pub fn distrust(&self, tick: u64) {
         let mut state = self.state.lock();
-        match &mut state.hold {
+        match state.hold_mut() {
             Some(hold) if hold.is_holding() && hold.covered() != tick => _ = state.close(End::Gone),
             Some(hold) if !hold.is_holding() => hold.distrust(tick),
             _ => {}
@@ -344,7 +368,7 @@ impl Subscriber {
     pub async fn settled(&self) {
         poll_fn(|cx| {
             let mut state = self.state.lock();
-            if state.end.is_some() || !state.hold.as_ref().is_some_and(|hold| hold.is_holding()) {
+            if state.end.is_some() || !state.is_holding() {
                 return Poll::Ready(());
             }
             state.wait(cx);
@@ -431,7 +455,7 @@ impl Subscriber {
         // The client is not waited for while everything is held back; its place is then before what it has not got.
         if state.bytes == state.held_bytes() {
             let padding = Frame::padding();
-            let is_holding = state.hold.as_ref().is_some_and(|hold| hold.is_holding());
+            let is_holding = state.is_holding();
             let frame = match (state.is_json, state.live && !is_holding) {
                 (true, _) => &padding,
                 (false, true) => at_place,
@@ -465,7 +489,7 @@ impl Subscriber {
             if state.bytes <= self.comfortable() {
                 return Poll::Ready(true);
             }
-            state.feeder = Some(cx.waker().clone());
+            state.rare.get_or_insert_default().feeder = Some(cx.waker().clone());
             Poll::Pending
         })
         .await

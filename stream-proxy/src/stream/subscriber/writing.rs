@@ -12,10 +12,8 @@ impl State {
         if written > 0 {
             self.moving = true;
             self.bytes -= written;
-            if self.bytes <= comfortable
-                && let Some(feeder) = self.feeder.take()
-            {
-                feeder.wake();
+            if self.bytes <= comfortable {
+                self.wake_feeder();
             }
         }
     }
