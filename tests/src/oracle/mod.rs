@@ -1,12 +1,12 @@
 //! Postgres as the oracle: random tables, watches and transactions, and clients that keep rows by applying events. In
 //! the end each client must hold exactly what a query of the tables returns for its topics.
 //!
-//! - [`kinds`]: the types of columns, and values.
-//! - [`schema`]: tables, partitions, foreign keys, and triggers that write.
-//! - [`watches`]: watches with all their options, and as SQL what a client of each must hold.
-//! - [`statements`], [`sessions`]: what sessions execute, in turns.
-//! - [`clients`]: clients of snapshots and of positions, which disconnect and resume.
-//! - [`judge`]: comparing both.
+//! - `kinds`: the types of columns, and values.
+//! - `schema`: tables, partitions, foreign keys, and triggers that write.
+//! - `watches`: watches with all their options, and as SQL what a client of each must hold.
+//! - `statements`, `sessions`: what sessions execute, in turns.
+//! - `clients`: clients of snapshots and of positions, which disconnect and resume.
+//! - `judge`: comparing both.
 //!
 //! A watch that does not show every change (because of its operations, its condition, or TRUNCATE) has no query that
 //! says what a client holds. For these, triggers of the oracle apply the same changes to a table in the same
