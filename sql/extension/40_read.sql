@@ -383,7 +383,7 @@ BEGIN
             CONTINUE WHEN t.tick = place.tick AND segment.first + segment.events <= place.n;
             first := segment.first; last := segment.is_last;
             -- Only version 4 lacks anything. The first byte of a segment that is stored out of line is cheap to read.
-            data := CASE WHEN substring(segment.data FOR 1) = '\x04' THEN tidings.complete(segment.data) ELSE segment.data END;
+            data := CASE WHEN substring(segment.data FOR 1) = decode('04', 'hex') THEN tidings.complete(segment.data) ELSE segment.data END;
             RETURN NEXT;
             size := size + octet_length(data);
             EXIT ticks WHEN size >= max_bytes;
