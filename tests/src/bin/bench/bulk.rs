@@ -113,7 +113,7 @@ fn tell(report: &mut Report, what: &str, costs: &[Cost; 3]) {
     for (way, cost) in WAYS.iter().zip(costs) {
         report.add(format!("{what}, {}", way.name()), cost.seconds, "s", Target::None);
     }
-    report.add(format!("{what}, Tidings ÷ no trigger"), costs[1].seconds / costs[0].seconds, "", Target::AtMost(1.5));
+    report.add(format!("{what}, Tidings ÷ no trigger"), costs[1].seconds / costs[0].seconds, "", Target::AtMost(1.25));
     report.add(format!("{what}, log table ÷ no trigger"), costs[2].seconds / costs[0].seconds, "", Target::None);
     report.add(format!("{what}, memory of the backend, no trigger"), costs[0].backend / MIB, "MiB", Target::None);
     report.add(format!("{what}, memory of the backend, Tidings"), costs[1].backend / MIB, "MiB", Target::None);

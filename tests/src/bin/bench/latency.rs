@@ -73,9 +73,14 @@ pub fn measure(database: &Database<'_>, effort: Effort, report: &mut Report) {
                 };
                 let raw = quantiles(Way::Notify, "raw LISTEN");
                 let ours = quantiles(Way::Tidings, "Tidings, SSE");
-                let target = if load == Load::None && !slow { Target::AtMost(2.5) } else { Target::None };
+                let target = match (load, slow) {
+                    (Load::None, true) => Target::AtMost(1.15),
+                    (Load::None | Load::Paced(_), false) => Target::AtMost(1.35),
+                    _ => Target::None,
+                };
                 report.add(format!("SSE p50 ÷ raw p50, {label}"), ours.0 / raw.0, "", target);
-                let target = if load != Load::None && slow { Target::AtMost(1.0) } else { Target::None };
+                let is_full = matches!(load, Load::Full(_));
+                let target = if load != Load::None && (slow || is_full) { Target::AtMost(1.0) } else { Target::None };
                 report.add(format!("SSE p99 ÷ raw p99, {label}"), ours.1 / raw.1, "", target);
             }
         }

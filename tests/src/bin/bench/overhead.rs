@@ -39,11 +39,15 @@ pub fn measure(database: &Database<'_>, effort: Effort, report: &mut Report) {
                     report.compare(format!("WAL of an insert, {of}"), way, load.wal, "bytes", Target::None);
                     tps[i] = load.tps;
                 }
-                let target = if slow || clients > 32 { Target::None } else { Target::AtLeast(0.8) };
+                let target = match (rows, clients, slow) {
+                    (Rows::Narrow, ..=32, false) => Target::AtLeast(0.9),
+                    (Rows::Wide, ..=32, false) => Target::AtLeast(0.85),
+                    _ => Target::None,
+                };
                 report.add(format!("Tidings ÷ no trigger, {clients} clients{label}"), tps[1] / tps[0], "", target);
                 let target = match (rows, clients, slow) {
-                    (Rows::Narrow, 32, false) => Target::AtLeast(3.0),
-                    (Rows::Narrow, 32, true) => Target::AtLeast(15.0),
+                    (Rows::Narrow, 32, false) => Target::AtLeast(4.5),
+                    (Rows::Narrow, 32, true) => Target::AtLeast(26.0),
                     _ => Target::None,
                 };
                 report.add(format!("Tidings ÷ pg_notify, {clients} clients{label}"), tps[1] / tps[2], "", target);

@@ -62,7 +62,7 @@ pub fn idle(database: &Database<'_>, scale: Scale, report: &mut Report) {
             // After two rounds of heartbeats, memory that connecting took has been returned, if it ever is.
             std::thread::sleep(pause * 2);
             let used = (resident(server) - before) / clients as f64 / 1024.0;
-            let target = if ours { Target::AtMost(2.0) } else { Target::None };
+            let target = if ours { Target::AtMost(1.1) } else { Target::None };
             report.compare(format!("{label}: resident memory of each"), who, used, "KiB", target);
             let (before, start) = (cpu(server), Instant::now());
             std::thread::sleep(pause);
