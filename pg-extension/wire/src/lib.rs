@@ -1,8 +1,9 @@
 //! The formats that the extension and the proxy share, and nothing else: no Postgres, no network, no unsafe code.
 //!
 //! - [`position`]: a place in the total order of events, as text. [`snapshot`]: which transactions a snapshot sees.
-//! - [`segment`]: the events of one transaction as the bytes of one log row. [`lender`]: an earlier segment that has its
-//!   first entry. [`outline`]: the text that the payloads of a watch have in common. [`row`]: the values of one event, each in the packed form of [`value`].
+//! - [`segment`]: the events of one transaction as the bytes of one log row. [`lender`]: an earlier segment that has
+//!   its first entry. [`outline`]: the text that the payloads of a watch have in common. [`row`]: the values of one
+//!   event, each in the packed form of [`value`].
 //! - [`numeric`], [`jsonb`], [`varlena`], [`time`], [`interval`], [`string`]: values in the form that Postgres stores,
 //!   rendered as `to_jsonb` renders them. [`limit`], [`error`]: how long the JSON may get, and what can go wrong.
 //! - [`batch`]: one tick as the text of a few notifications. [`page`]: segments of the log as one value.

@@ -1,4 +1,4 @@
-//! Subscribers for which frames have been queued without waking their tasks: whoever queued them writes them.
+//! Subscribers for which frames have been queued without waking their tasks: the task that queued them writes them.
 //!
 //! To wake a task, another thread for it, and let it poll costs a fifth of what the write itself costs.
 

@@ -1,5 +1,5 @@
-//! How a subscriber's queue is emptied. Frames are written by whoever has taken the socket: the client's task, or the
-//! task that has just queued a frame. The socket rests in the subscriber while nothing is left to write. No lock is held
+//! How a subscriber's queue is emptied. The task that has taken the socket writes the frames: the client's own task, or
+//! one that has just queued a frame. The socket rests in the subscriber while nothing is left to write. No lock is held
 //! over a write.
 
 use super::*;
@@ -70,8 +70,8 @@ impl Subscriber {
     }
 
     /// Writes what waits, if nobody else does, and as much as the socket takes at once; the client's task writes the
-    /// rest. Whoever got true from [`Self::offer`] or [`Pulse::Due`] must call this, or [`Self::leave_to_task`]. Returns
-    /// how many bytes have been written.
+    /// rest. A caller that got true from [`Self::offer`], or [`Pulse::Due`], must call this or
+    /// [`Self::leave_to_task`]. Returns how many bytes have been written.
     pub fn flush(&self) -> usize {
         let Some((mut socket, mut batch)) = self.take_due() else { return 0 };
         // After an error the client's task tries again, gets an error too, and ends the stream.
