@@ -5,7 +5,8 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Value, json};
 use tidings_tests::proxy::Proxy;
 
-use crate::access::{SECRET, Team, ask, key_set, proxy_by_keys, sign, silent_about, status};
+use crate::access::{SECRET, Team, ask, sign, silent_about, status};
+use crate::key_set::{key_set, proxy_by_keys};
 
 /// The stream of a board that person 1 sees and person 2 does not.
 pub const BOARD: &str = "/events?topic=boards_5";

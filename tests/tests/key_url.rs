@@ -4,7 +4,8 @@ use serde_json::{Value, json};
 use tidings_tests::application::{Application, Reply};
 use tidings_tests::{Proxy, until};
 
-use crate::access::{Team, by_key, key_set, open, silent_about, status};
+use crate::access::{Team, open, silent_about, status};
+use crate::key_set::{by_key, key_set};
 use crate::{all_until_now, titles};
 
 const EVENTS: &str = "/events?topic=boards_5";

@@ -34,6 +34,7 @@ mod hostile_settings;
 mod http2;
 mod installation;
 mod json;
+mod key_set;
 mod key_url;
 mod leaving;
 mod lenders;
