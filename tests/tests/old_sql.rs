@@ -2,6 +2,7 @@
 //! later, and takes it up as soon as the SQL is updated. The library is that of this version; `rolling` has the old
 //! one.
 
+use tidings_tests::process::{self, Signal};
 use tidings_tests::sse::Request;
 use tidings_tests::{Database, Proxy, Session, http, shared, until};
 
@@ -135,6 +136,26 @@ fn what_needs_the_update_is_refused_until_then_and_the_log_says_so_once() {
     insert(&mut db.session(), 2..=2);
     assert_eq!(titles(&[stream.frame()]), ["2"]);
     assert_eq!(warnings(), 1);
+}
+
+#[test]
+fn a_page_that_is_read_after_the_update_and_before_it_is_noticed_resets_nobody() {
+    let db = database("0.1.1");
+    create_boards(&db);
+    let mut session = db.session();
+    let proxy = db.proxy(&FORGETFUL);
+    let mut live = proxy.live(&["boards_5"]);
+    insert(&mut session, 1..=3);
+    let first = live.take(3)[0].clone();
+    // An event that is in no tick yet: the current SQL counts it in each position.
+    process::send(db.wait_relay(), Signal::SIGSTOP);
+    insert(&mut session, 4..=4);
+    update(&db);
+    assert!(session.one::<String>("SELECT tidings.position()").contains('-'));
+    let mut resumed = proxy.open(&Request::resume(&["boards_5"], first.id()));
+    assert_eq!(titles(&resumed.take(2)), numbers(2..=3));
+    process::send(db.wait_relay(), Signal::SIGCONT);
+    assert_eq!(titles(&resumed.take(1)), numbers(4..=4));
 }
 
 #[test]

@@ -92,7 +92,8 @@ impl Dialect {
     ///
     /// The old SQL returns the events, one a row, and has no bound on what it reads. The last row has no topic. It says
     /// where to continue (NULL: after the last event), and whether there is more. How far the events were read is not
-    /// known exactly: at least up to the last tick that was there when the statement began.
+    /// known exactly: at least up to the last tick that was there when the statement began. The statement must also be
+    /// right with the current SQL, whose positions have a count of events, because an update is noticed a little later.
     pub fn page(self) -> &'static str {
         match self {
             Self::Current => {
@@ -115,7 +116,8 @@ impl Dialect {
                             pg_catalog.max(pg_catalog.split_part(p.position, '-', 1)::pg_catalog.int8) AS last
                      FROM page AS p
                  ), log AS MATERIALIZED (
-                     SELECT pg_catalog.split_part(tidings.position(), ':', 1)::pg_catalog.int8 AS tick,
+                     SELECT pg_catalog.split_part(
+                                pg_catalog.split_part(tidings.position(), ':', 1), '-', 1)::pg_catalog.int8 AS tick,
                             pg_catalog.split_part($1, ':', 1) AS after
                  )
                  SELECT p.position, p.topic, p.event, p.payload, NULL::pg_catalog.bool FROM page AS p

@@ -51,8 +51,20 @@ pub struct Chain<L> {
     relay: Option<i32>,
     /// When the database was last asked about the relay.
     asked: Instant,
-    /// The tick that is arriving in parts, and the number of the next part.
-    arriving: (u64, u32),
+    arriving: Arriving,
+}
+
+/// The tick that is arriving in parts.
+#[derive(Debug, Default)]
+struct Arriving {
+    tick: u64,
+    /// The number of the next part, and of its first event.
+    next: (u32, u32),
+    /// Where the hub is while the next part is awaited.
+    place: Option<Place>,
+    /// The parts so far of a tick that a crash may lose. They are published together with the last part, because a crash
+    /// may also cut the announcement short: only of a whole tick can be told afterwards whether its events survived.
+    held: Vec<String>,
 }
 
 impl<L: Log> Chain<L> {
@@ -67,7 +79,7 @@ impl<L: Log> Chain<L> {
             channel_changed: false,
             relay: None,
             asked: Instant::now(),
-            arriving: (0, 0),
+            arriving: Arriving::default(),
         }
     }
 
@@ -230,7 +242,7 @@ impl<L: Log> Chain<L> {
             Ok(part) if Place::after_tick(part.tick) <= place => self.metrics.old.add(1),
             Ok(part) if self.is_next(&part, place) => {
                 self.metrics.notifications.add(1);
-                self.publish_part(&part).await;
+                self.publish_part(&part, payload).await;
             }
             Ok(_) => {
                 self.metrics.hints.add(1);
@@ -245,31 +257,44 @@ impl<L: Log> Chain<L> {
         Ok(true)
     }
 
-    /// Whether this part continues exactly where the hub is.
-    fn is_next(&self, part: &Part<'_>, place: Place) -> bool {
-        let first = if part.part == 1 {
-            if Place::after_tick(part.previous) != place {
-                return false;
-            }
-            1
-        } else if self.arriving == (part.tick, part.part) && place.tick == part.tick {
-            place.n + 1
-        } else {
-            return false;
-        };
-        !part.is_hint() && part.events.iter().zip(first..).all(|((n, _), expected)| *n == expected)
+    /// The number that the first event of this part must have, if the part continues exactly where the hub is.
+    fn expected(&self, part: &Part<'_>, place: Place) -> Option<u32> {
+        let Arriving { tick, next, place: awaited, .. } = &self.arriving;
+        match part.part {
+            0 => None,
+            1 => (Place::after_tick(part.previous) == place).then_some(1),
+            number => ((*tick, next.0, *awaited) == (part.tick, number, Some(place))).then_some(next.1),
+        }
     }
 
-    async fn publish_part(&mut self, part: &Part<'_>) {
-        self.hub.wait_for_room().await;
-        let events = part.events.iter().map(|(n, event)| outgoing(part.tick, *n, event));
-        self.hub.publish(part.tick, events.collect());
-        self.arriving = (part.tick, part.part + 1);
-        if part.part == part.parts {
-            match part.events.last() {
-                Some((count, _)) if !part.is_durable => self.hub.complete_early(part.tick, *count),
-                _ => self.hub.complete(part.tick),
-            }
+    /// Whether this part continues exactly where the hub is, or where the parts end that are held back.
+    fn is_next(&self, part: &Part<'_>, place: Place) -> bool {
+        self.expected(part, place)
+            .is_some_and(|first| part.events.iter().zip(first..).all(|((n, _), expected)| *n == expected))
+    }
+
+    /// Publishes the next part of a tick with the parts that were held back, or holds it back.
+    async fn publish_part(&mut self, part: &Part<'_>, payload: &str) {
+        if part.part == 1 {
+            self.arriving.held.clear();
+        }
+        let is_last = part.part == part.parts;
+        let count = part.events.last().map_or(0, |(n, _)| *n);
+        (self.arriving.tick, self.arriving.next) = (part.tick, (part.part + 1, count + 1));
+        if part.is_durable || is_last {
+            self.hub.wait_for_room().await;
+            let held = std::mem::take(&mut self.arriving.held);
+            let held: Vec<Part<'_>> = held.iter().filter_map(|payload| Part::parse(payload).ok()).collect();
+            let events = held.iter().chain([part]).flat_map(|part| &part.events);
+            self.hub.publish(part.tick, events.map(|(n, event)| outgoing(part.tick, *n, event)).collect());
+        } else {
+            self.arriving.held.push(payload.to_owned());
+        }
+        self.arriving.place = self.hub.place();
+        match (is_last, part.is_durable) {
+            (true, true) => self.hub.complete(part.tick),
+            (true, false) => self.hub.complete_early(part.tick, count),
+            (false, _) => {}
         }
     }
 

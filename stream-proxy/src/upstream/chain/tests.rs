@@ -311,6 +311,40 @@ async fn a_lost_tick_whose_events_are_lost_too_resets_every_subscriber() {
     assert_eq!(scene.received(), ["1 position", "2-1 changed", "2-2 changed", "1 reset", "3-1 changed"]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_lost_tick_whose_announcement_a_crash_cut_short_resets_nobody_and_repeats_nothing() {
+    let mut scene = Scene::new().await;
+    let long = "x".repeat(5000);
+    let parts = scene.announce_early(2, 1, &[&long, &long, &long]);
+    scene.notify(&parts[..2]).await;
+    assert_eq!(scene.received(), ["1 position"], "nothing is shown before the whole tick has arrived");
+    scene.lose();
+    scene.cut_again(&[(3, &[&long, &long, &long])], &[Some((0, Place::after_tick(1)))]);
+    let scene = scene.connect().await;
+    assert_eq!(scene.received(), ["3-1 changed", "3-2 changed", "3-3 changed"]);
+    assert_eq!(scene.metrics.resets_lost.get(), 0);
+}
+
+#[tokio::test]
+async fn a_tick_that_a_crash_may_lose_is_published_with_its_last_part() {
+    let mut scene = Scene::new().await;
+    let long = "x".repeat(5000);
+    let parts = scene.announce_early(2, 1, &[&long, &long, &long]);
+    scene.reads();
+    scene.notify(&parts).await;
+    assert_eq!(scene.received(), ["1 position", "2-1 changed", "2-2 changed", "2-3 changed"]);
+    let third = scene.announce_early(3, 2, &[&long, &long]);
+    scene.notify(&third[..1]).await;
+    assert_eq!((scene.received(), scene.reads()), (vec![], 0));
+    // A part is missing. What was held back comes from the log, once.
+    let fourth = scene.announce_early(4, 3, &["y"]);
+    scene.notify(&fourth).await;
+    assert_eq!(scene.received(), ["3-1 changed", "3-2 changed", "4-1 changed"]);
+    assert!(scene.reads() > 0);
+    scene.notify(&third[1..]).await;
+    assert!(scene.received().is_empty());
+}
+
 #[tokio::test]
 async fn two_crashes_in_a_row_lose_nothing_and_repeat_nothing() {
     let mut scene = Scene::new().await;
