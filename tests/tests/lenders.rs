@@ -38,6 +38,11 @@ impl Writer {
     fn borrow(&mut self) {
         until("the session borrows", || self.insert() == BORROWING);
     }
+
+    /// Waits until all rows are in ticks: before that, nobody takes them away.
+    fn wait_for_ticks(&mut self) {
+        until("all rows are in ticks", || self.session.one::<bool>("SELECT waiting_since IS NULL FROM tidings.status"));
+    }
 }
 
 /// The ids in events, each of which has the whole row.
@@ -125,6 +130,7 @@ fn a_session_borrows_only_from_what_its_partition_still_has() {
     let mut writer = Writer::new(&db, 1);
     writer.borrow();
     // As the retention does, only sooner.
+    writer.wait_for_ticks();
     writer.session.run("TRUNCATE tidings.log_0");
     let mut log = Log::from_here(&db);
     let next = writer.next;
@@ -145,6 +151,7 @@ fn a_segment_that_was_borrowed_from_takes_few_others_along_when_it_is_lost() {
     let db = boards(&cluster);
     let mut writer = Writer::new(&db, 1);
     writer.borrow();
+    writer.wait_for_ticks();
     // The last segment that begins with an outline of its own.
     let lender = "(SELECT max(stamp) FROM tidings.log WHERE get_byte(data, 0) = 3 AND get_byte(data, 2) = 1)";
     writer.session.run(&format!("UPDATE tidings.log SET data = '\\x03ffffff' WHERE stamp = {lender}"));
