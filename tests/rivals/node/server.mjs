@@ -13,6 +13,9 @@ import pg from "pg";
 
 const channels = new Map();
 
+// By topic: the events that have come since a page's query began, one list for each page.
+const waiting = new Map();
+
 function channel(topic) {
   let found = channels.get(topic);
   if (!found) {
@@ -29,6 +32,7 @@ const database = new pg.Client({ connectionString: process.env.DATABASE_URL });
 database.on("notification", ({ payload }) => {
   const { topic, data } = JSON.parse(payload);
   channels.get(topic)?.broadcast(data, "message");
+  for (const events of waiting.get(topic) ?? []) events.push(data);
 });
 await database.connect();
 await database.query("LISTEN events");
@@ -46,9 +50,19 @@ const server = createServer(async (request, response) => {
   // The data is text already.
   const session = await createSession(request, response, { keepAlive: 20_000, serializer: (data) => data });
   if (board) {
-    // What commits between the query and the registration is lost, as in most programs of this kind.
-    const { rows } = await pool.query("SELECT * FROM list_items WHERE board_id = $1", [board]);
-    session.push(JSON.stringify(rows), "rows");
+    // LISTEN is older than the query, so an event that the rows don't show yet comes during the query or later. One that
+    // they show already may come again; the page has to bear that.
+    const events = [];
+    waiting.set(topic, (waiting.get(topic) ?? new Set()).add(events));
+    try {
+      const { rows } = await pool.query("SELECT * FROM list_items WHERE board_id = $1", [board]);
+      session.push(JSON.stringify(rows), "rows");
+    } finally {
+      waiting.get(topic).delete(events);
+      if (waiting.get(topic).size === 0) waiting.delete(topic);
+    }
+    if (!session.isConnected) return;
+    for (const data of events) session.push(data, "message");
   }
   channel(topic).register(session);
 });
