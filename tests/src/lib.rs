@@ -15,6 +15,7 @@
 //! - [`cable`]: the network between a client and a server, which can be cut.
 //! - [`application`]: an application that the proxy asks about access, and that answers as a test wants.
 //! - [`http`]: one plain request, and the body of its response as it arrives.
+//! - [`identity`]: a server's certificate and key.
 //! - [`sse`]: the event-stream grammar, and one connection that reads it.
 //! - [`follower`]: a client that reconnects, as a browser does, until it has seen the event that it waits for.
 //! - [`page`]: a page of `docs/` as a reader would follow it.
@@ -31,6 +32,7 @@ pub mod database;
 pub mod debian;
 pub mod follower;
 pub mod http;
+pub mod identity;
 pub mod ledger;
 pub mod membership;
 pub mod namespaces;

@@ -2,45 +2,19 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use tidings_tests::cluster::free_port;
+use tidings_tests::identity::Identity;
 use tidings_tests::process::{Process, Signal, fresh_path};
 use tidings_tests::{Database, Proxy, until};
 
 use crate::boards;
 
-/// Certificate and key of a server, signed by itself.
-struct Identity {
-    certificate: PathBuf,
-    key: PathBuf,
-}
-
-impl Identity {
-    fn create() -> Self {
-        let (certificate, key) = (fresh_path("certificate.pem"), fresh_path("key.pem"));
-        let mut command = Command::new("openssl");
-        command.args(["req", "-x509", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]);
-        command.args(["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]);
-        command.arg("-out").arg(&certificate).arg("-keyout").arg(&key);
-        let output = command.output().expect("run openssl");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        Self { certificate, key }
-    }
-
-    /// Puts it in the place of another one.
-    fn replace(&self, other: &Self) {
-        fs::copy(&self.certificate, &other.certificate).expect("copy the certificate");
-        fs::copy(&self.key, &other.key).expect("copy the key");
-    }
-}
-
 fn start(db: &Database<'_>, identity: &Identity) -> Proxy {
-    let text = |path: &Path| path.to_string_lossy().into_owned();
-    let (certificate, key) = (text(&identity.certificate), text(&identity.key));
+    let (certificate, key) = identity.paths();
     let url = db.cluster().url(db.name(), &db.proxy_role());
-    let proxy = Proxy::start_at(free_port(), &url, &["--tls-cert", &certificate, "--tls-key", &key]);
+    let proxy = Proxy::start_at(free_port(), &url, &["--tls-cert", certificate, "--tls-key", key]);
     until("the proxy is ready", || {
         answer(&proxy, &["--insecure"], "/readyz").is_some_and(|text| text.ends_with("200"))
     });

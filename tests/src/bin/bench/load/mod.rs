@@ -14,8 +14,10 @@ mod pushpin;
 mod rails;
 mod rivals;
 mod scenes;
+mod secure;
 mod snapshot;
 mod standby;
+mod ticks;
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -32,6 +34,7 @@ pub const PARTS: &[&str] = &[
     "clients",
     "snapshot",
     "idle",
+    "secure",
     "fanout",
     "stalled",
     "storm",
@@ -40,6 +43,7 @@ pub const PARTS: &[&str] = &[
     "retained",
     "proxies",
     "quiet",
+    "ticks",
     "neighbours",
     "standby",
     "catchup",
@@ -56,6 +60,7 @@ pub fn measure(part: &str, database: &Database<'_>, scale: Scale, report: &mut R
         "snapshot" => return snapshot::measure(database, scale, report),
         "standby" => return standby::measure(database, scale, report),
         "catchup" => return catchup::measure(database, scale, report),
+        "secure" => return secure::measure(database, scale, report),
         "idle" => return against::idle(database, scale, report),
         "fanout" => return against::fanout(database, scale, report),
         "stalled" => scenes::stalled,
@@ -65,6 +70,7 @@ pub fn measure(part: &str, database: &Database<'_>, scale: Scale, report: &mut R
         "watches" => more::watches,
         "proxies" => more::proxies,
         "quiet" => scenes::quiet,
+        "ticks" => ticks::measure,
         "neighbours" => scenes::neighbours,
         _ => panic!("no such part: {part}"),
     };
@@ -163,8 +169,13 @@ impl Series {
     }
 
     fn report(&self, report: &mut Report, label: &str, who: &str) {
-        report.compare(format!("{label}, p50"), who, self.times.quantile(0.5), "ms", Target::None);
-        report.compare(format!("{label}, p99"), who, self.times.quantile(0.99), "ms", Target::None);
+        self.report_with([Target::None; 2], report, label, who);
+    }
+
+    /// With the targets of the median and of the 99th percentile.
+    fn report_with(&self, targets: [Target; 2], report: &mut Report, label: &str, who: &str) {
+        report.compare(format!("{label}, p50"), who, self.times.quantile(0.5), "ms", targets[0]);
+        report.compare(format!("{label}, p99"), who, self.times.quantile(0.99), "ms", targets[1]);
     }
 }
 

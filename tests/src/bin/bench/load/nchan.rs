@@ -9,6 +9,7 @@ use std::process::Stdio;
 use tidings_tests::balancer::nginx;
 use tidings_tests::cluster::free_port;
 use tidings_tests::eventually;
+use tidings_tests::identity::Identity;
 use tidings_tests::process::{Process, Signal, children, fresh_path};
 
 use super::{Publish, Server};
@@ -30,7 +31,8 @@ http {
     nchan_shared_memory_size 256m;
     keepalive_requests 1000000;
     server {
-        listen {address} backlog=4096;
+        listen {address}{kind} backlog=4096;
+        {identity}
         location ~ ^/events/(\\w+)$ {
             nchan_subscriber eventsource;
             nchan_channel_id $1;
@@ -55,6 +57,16 @@ pub struct Nchan {
 impl Nchan {
     /// Starts it for up to `clients` streams, if it is installed.
     pub fn start(clients: usize) -> Result<Self, String> {
+        Self::launch(clients, "", "")
+    }
+
+    /// The same for HTTP/2 over TLS; nobody publishes there.
+    pub fn start_secure(clients: usize, identity: &Identity) -> Result<Self, String> {
+        let (certificate, key) = identity.paths();
+        Self::launch(clients, " ssl http2", &format!("ssl_certificate {certificate}; ssl_certificate_key {key};"))
+    }
+
+    fn launch(clients: usize, kind: &str, identity: &str) -> Result<Self, String> {
         if !Path::new(MODULE).exists() {
             return Err("nginx with Nchan is not installed".to_owned());
         }
@@ -65,6 +77,8 @@ impl Nchan {
             .replace("{module}", MODULE)
             .replace("{dir}", &dir.to_string_lossy())
             .replace("{address}", &address.to_string())
+            .replace("{kind}", kind)
+            .replace("{identity}", identity)
             .replace("{files}", &(clients + 500).to_string())
             // It needs more than one for each stream.
             .replace("{connections}", &(clients * 3).to_string());
