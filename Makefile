@@ -16,6 +16,7 @@
 #   make test-packages runs only the tests of the Debian packages, in a clean Debian and in containers; needs root or sudo, and downloads that Debian once
 #   make released  builds the last release from this repository's history, because tests upgrade from it
 #   make bench     measures Tidings and its alternatives, into docs/benchmarks.md; ARGS=--long, ARGS="idle fanout" for parts, ARGS=--small for a trial
+#   make bench-compare  shows what differs between two runs: A= and B= are summaries of benchmarks, or commits; without B= that of this tree
 #   make fuzz      feeds hostile bytes to every parser, guided by coverage; SECONDS_EACH=600 for longer, JOBS=2 for two targets at a time
 #   make chaos     causes faults, chosen by a seed, and checks that every client gets what was committed; ARGS="--seed N --minutes M --seeds K", ARGS="--soak 60" for an hour without faults
 #   make oracle    runs random tables, watches, transactions and clients, and compares what clients hold with the tables; ARGS="--seed N --seeds K"
@@ -31,7 +32,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup build install uninstall run test test-core test-browser test-frameworks postgres-16 postgres-17 postgres-18 browser clients frameworks rivals fuzz bench chaos oracle model lint package clean all test-smoke test-clients test-packages released
+.PHONY: help setup build install uninstall run test test-core test-browser test-frameworks postgres-16 postgres-17 postgres-18 browser clients frameworks rivals fuzz bench bench-compare chaos oracle model lint package clean all test-smoke test-clients test-packages released
 
 PG_CONFIG ?= /usr/lib/postgresql/15/bin/pg_config
 export PG_CONFIG
@@ -283,6 +284,20 @@ rivals: setup
 
 bench: install rivals
 	@cargo run --release --locked -p tidings-tests --bin tidings-bench -- $(ARGS)
+
+# Each of A and B is a file, or a commit whose summary is meant.
+A ?= HEAD
+B ?= docs/benchmarks/summary.json
+
+bench-compare:
+	@work="$$(mktemp -d)"
+	trap 'rm -rf "$$work"' EXIT
+	summary() {
+	  if [ -e "$$2" ]; then cp "$$2" "$$work/$$1"; else git show "$$2:docs/benchmarks/summary.json" > "$$work/$$1"; fi
+	}
+	summary a "$(A)"
+	summary b "$(B)"
+	cargo run --release --quiet --locked -p tidings-tests --bin tidings-bench -- --compare "$$work/a" "$$work/b"
 
 chaos: install
 	@cargo run --quiet --locked -p tidings-tests --bin tidings-chaos -- $(ARGS)

@@ -38,6 +38,18 @@ pub fn today(database: &Database<'_>) -> String {
     database.session().one("SELECT (now() AT TIME ZONE 'UTC')::date::text")
 }
 
+/// The commit that is measured, and whether its files were changed; `None` outside of a clone.
+pub fn commit() -> Option<String> {
+    let git = |args: &[&str]| {
+        let output = Command::new("git").current_dir(env!("CARGO_MANIFEST_DIR")).args(args).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let commit = git(&["rev-parse", "--short=10", "HEAD"])?;
+    // A run writes its own figures into the page.
+    let changed = git(&["status", "--porcelain", "--untracked-files=no", "--", ":/", ":!/docs"])?;
+    Some(if changed.is_empty() { commit } else { format!("{commit} with changes") })
+}
+
 /// The value after a name in a file of lines `name: value`.
 fn value(path: &str, name: &str) -> Option<String> {
     let text = fs::read_to_string(path).ok()?;

@@ -6,7 +6,8 @@
 //!
 //! `--long` takes more and longer rounds. `--small` takes a hundredth of the clients and few rounds, to try the
 //! program: its figures go to `target/bench`. Naming parts (`overhead`, `decoding`, `latency`, `bulk`, `rendering`,
-//! `access`, and those of `load`) runs only those.
+//! `access`, and those of `load`) runs only those. `--render` measures nothing, and writes the page from what is stored.
+//! `--compare A B` shows what differs between two summaries.
 
 mod access;
 mod bulk;
@@ -16,11 +17,13 @@ mod guards;
 mod latency;
 mod load;
 mod machine;
+mod opening;
 mod overhead;
 mod page;
 mod rendering;
 mod report;
 mod schema;
+mod summary;
 
 use tidings_tests::{Cluster, Database};
 
@@ -62,14 +65,33 @@ impl Effort {
 /// The parts that are not in [`load`].
 const PARTS: &[&str] = &["overhead", "decoding", "latency", "bulk", "rendering", "access", "guards"];
 
+/// All parts, in the order of the page.
+fn all_parts() -> Vec<&'static str> {
+    PARTS.iter().chain(load::PARTS).copied().collect()
+}
+
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
+    match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["--render"] => print!("{}", Page::new(all_parts(), false).render()),
+        ["--compare", a, b] => print!("{}", summary::compare(&read(a), &read(b))),
+        _ => measure(&args),
+    }
+}
+
+/// A summary.
+fn read(path: &str) -> serde_json::Value {
+    let text = std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+fn measure(args: &[String]) {
     let (options, parts): (Vec<&str>, Vec<&str>) =
         args.iter().map(String::as_str).partition(|arg| arg.starts_with("--"));
-    let known: Vec<&'static str> = PARTS.iter().chain(load::PARTS).copied().collect();
+    let known = all_parts();
     let unknown = parts.iter().find(|part| !known.contains(part));
     if let Some(unknown) = unknown.or(options.iter().find(|option| !["--long", "--small"].contains(option))) {
-        eprintln!("unknown: {unknown}; there are {}, and the options --long and --small", known.join(", "));
+        eprintln!("unknown: {unknown}; there are {}, and the options --long, --small and --render", known.join(", "));
         std::process::exit(2);
     }
     let wanted = |part: &&str| parts.is_empty() || parts.contains(part);

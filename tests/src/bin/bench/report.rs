@@ -94,6 +94,7 @@ impl Report {
             part,
             &json!({
                 "date": machine::today(database),
+                "commit": machine::commit(),
                 "machine": machine::describe(),
                 "versions": versions,
                 "command": format!("make bench ARGS=\"{}\"", command.trim_end()),
