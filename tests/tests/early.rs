@@ -11,7 +11,7 @@ use tidings_tests::sse::{Request, Sse};
 use tidings_tests::{Cluster, Database, Frame, Proxy, Session, until};
 
 use crate::lost::{fail_over, is_reset, proxy_of};
-use crate::{all_until_now, create_boards, titles};
+use crate::{all_until_now, create_boards, kept_boards, titles};
 
 /// How often a crash is tried until one has lost a tick: now and then something else flushes it in time.
 const ATTEMPTS: i32 = 20;
@@ -83,9 +83,7 @@ fn proxies<const N: usize>(db: &Database<'_>) -> [Proxy; N] {
 #[test]
 fn a_crash_that_loses_an_announced_tick_resets_and_repeats_nothing_at_proxies_that_heard_it() {
     let cluster = Cluster::start(HELD);
-    let mut db = cluster.database();
-    db.keep();
-    create_boards(&db);
+    let db = kept_boards(&cluster);
     let proxies = proxies::<2>(&db);
     let mut streams = [proxies[0].live(&["boards_5"]), proxies[1].live(&["boards_5"])];
     let mut id = 0;
@@ -114,9 +112,7 @@ fn a_crash_that_loses_an_announced_tick_resets_and_repeats_nothing_at_proxies_th
 #[test]
 fn the_id_of_a_lost_tick_is_unknown_only_where_nobody_heard_it() {
     let cluster = Cluster::start(HELD);
-    let mut db = cluster.database();
-    db.keep();
-    create_boards(&db);
+    let db = kept_boards(&cluster);
     let mut proxies = proxies::<2>(&db);
     let mut live = proxies[0].live(&["boards_5"]);
     insert(&mut db.session(), 0);
@@ -162,9 +158,7 @@ fn alone(session: &mut Session) {
 #[test]
 fn a_synchronous_standby_that_lacks_an_announced_tick_resets_nobody() {
     let primary = Cluster::start(HELD);
-    let mut db = primary.database();
-    db.keep();
-    create_boards(&db);
+    let db = kept_boards(&primary);
     let standby = synchronous(&primary);
     let proxy = proxy_of(&primary, &standby, &db);
     let mut live = proxy.live(&["boards_5"]);
@@ -188,9 +182,7 @@ fn a_synchronous_standby_that_lacks_an_announced_tick_resets_nobody() {
 #[test]
 fn what_an_asynchronous_writer_commits_is_flushed_before_anyone_sees_it() {
     let cluster = Cluster::start(HELD);
-    let mut db = cluster.database();
-    db.keep();
-    create_boards(&db);
+    let db = kept_boards(&cluster);
     let proxy = db.proxy(&["--retry", "100ms"]);
     let mut live = proxy.live(&["boards_5"]);
     warm_up(&db);
@@ -289,9 +281,7 @@ fn a_transaction_that_waits_for_an_earlier_one_is_flushed_first_and_keeps_its_pl
     // A session that waits for a standby here waits forever. The relay does not.
     let cluster =
         Cluster::start(&[HELD, &[("synchronous_standby_names", "nobody"), ("synchronous_commit", "local")]].concat());
-    let mut db = cluster.database();
-    db.keep();
-    create_boards(&db);
+    let db = kept_boards(&cluster);
     let proxy = db.proxy(&["--retry", "100ms"]);
     let mut live = proxy.live(&["boards_5"]);
     warm_up(&db);
@@ -322,9 +312,7 @@ fn a_transaction_that_waits_for_an_earlier_one_is_flushed_first_and_keeps_its_pl
 #[test]
 fn a_position_and_what_is_read_from_the_log_survive_a_crash() {
     let cluster = Cluster::start(HELD);
-    let mut db = cluster.database();
-    db.keep();
-    create_boards(&db);
+    let db = kept_boards(&cluster);
     warm_up(&db);
     stop_wal_writer(&cluster);
     let mut session = db.session();

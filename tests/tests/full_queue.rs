@@ -4,7 +4,7 @@
 use tidings_tests::{Cluster, Database, Session, until};
 
 use crate::early::{HELD, flushed_first, has_tick, insert, stop_wal_writer, warm_up};
-use crate::{create_boards, titles};
+use crate::{create_boards, kept_boards, titles};
 
 /// A session that listens and does not read, and so many notifications to it that the queue counts as full to this
 /// percentage, if a page counts as one percent.
@@ -25,9 +25,7 @@ const SMALL_QUEUE: (&str, &str) = ("tidings.queue_factor", "10000");
 #[test]
 fn while_the_notification_queue_is_crowded_ticks_are_flushed_first_and_read_from_the_log() {
     let cluster = Cluster::start(&[HELD, &[SMALL_QUEUE]].concat());
-    let mut db = cluster.database();
-    db.keep();
-    create_boards(&db);
+    let db = kept_boards(&cluster);
     let proxy = db.proxy(&["--retry", "100ms"]);
     let mut live = proxy.live(&["boards_5"]);
     warm_up(&db);

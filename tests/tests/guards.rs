@@ -54,6 +54,23 @@ fn open(proxy: &Proxy, topics: &[&str], person: &str) -> Sse {
     stream
 }
 
+/// A change of a membership asks again about its board.
+fn guard_members(session: &mut Session) {
+    session.run("SELECT tidings.guard('members', topic => 'boards_{board_id}')");
+}
+
+/// A stream of somebody of the team, who is let in by a token.
+fn enter(proxy: &Proxy, team: &Team<'_>, topics: &[&str], person: i64) -> Sse {
+    let mut stream = proxy.open(&Request::live(topics).by(&team.token(person)));
+    stream.wait_id();
+    stream
+}
+
+/// The arguments of a proxy that knows the team's tokens and is asked again only by events.
+fn by_token<'a>(team: &'a Team<'_>) -> [&'a str; 4] {
+    ["--jwt-secret-file", team.secret.to_str().expect("a path of text"), RARELY[0], RARELY[1]]
+}
+
 fn add(session: &mut Session, id: i64, board: i64, title: &str) {
     session.run(&format!("INSERT INTO board_items VALUES ({id}, {board}, '{title}')"));
 }
@@ -99,14 +116,10 @@ fn the_rules_in_the_database_are_asked_too() {
     let team = Team::new();
     let proxy = team.proxy(&RARELY);
     let mut session = team.db.session();
-    session.run("SELECT tidings.guard('members', topic => 'boards_{board_id}')");
-    let live = |person, topics: &[&str]| {
-        let mut stream = proxy.open(&Request::live(topics).by(&team.token(person)));
-        stream.wait_id();
-        stream
-    };
-    let (mut his, mut hers) = (live(1, &["boards_5", "boards_7"]), live(2, &["boards_7"]));
-    let mut elsewhere = live(1, &["boards_5"]);
+    guard_members(&mut session);
+    let mut his = enter(&proxy, &team, &["boards_5", "boards_7"], 1);
+    let mut hers = enter(&proxy, &team, &["boards_7"], 2);
+    let mut elsewhere = enter(&proxy, &team, &["boards_5"], 1);
     session.run(
         "BEGIN; DELETE FROM members WHERE board_id = 7 AND person = 1; INSERT INTO board_items VALUES (1, 7, 'hers'); COMMIT;
          INSERT INTO board_items VALUES (2, 5, 'his still')",
@@ -373,7 +386,7 @@ fn claims_in_the_answer_are_judged_again_at_the_event() {
     let application = Application::start(move |_| Reply::json(&json!({ "claims": claims })));
     let proxy = proxy(&team.db, &application, &[]);
     let mut session = team.db.session();
-    session.run("SELECT tidings.guard('members', topic => 'boards_{board_id}')");
+    guard_members(&mut session);
     let mut stream = open(&proxy, &["boards_5"], "ada");
     session
         .run("BEGIN; DELETE FROM members WHERE person = 1; INSERT INTO board_items VALUES (1, 5, 'a secret'); COMMIT");
@@ -385,16 +398,10 @@ fn a_proxy_at_a_standby_asks_the_standby_when_it_shows_the_change() {
     let primary = Cluster::start(&[]);
     let team = Team::within(&primary);
     let mut session = team.db.session();
-    session.run("SELECT tidings.guard('members', topic => 'boards_{board_id}')");
+    guard_members(&mut session);
     let standby = primary.standby();
-    let secret = team.secret.to_str().expect("a path of text");
-    let proxy = proxy_at(&standby, &team.db, &[&["--jwt-secret-file", secret], &RARELY[..]].concat());
-    let live = |person| {
-        let mut stream = proxy.open(&Request::live(&["boards_7"]).by(&team.token(person)));
-        stream.wait_id();
-        stream
-    };
-    let (mut his, mut hers) = (live(1), live(2));
+    let proxy = proxy_at(&standby, &team.db, &by_token(&team));
+    let [mut his, mut hers] = [1, 2].map(|person| enter(&proxy, &team, &["boards_7"], person));
     session.run(
         "BEGIN; DELETE FROM members WHERE board_id = 7 AND person = 1; INSERT INTO board_items VALUES (1, 7, 'hers'); COMMIT;
          INSERT INTO board_items VALUES (2, 7, 'hers, too')",
@@ -408,17 +415,15 @@ fn of_two_servers_the_one_that_the_proxy_follows_is_asked() {
     let primary = Cluster::start(&[]);
     let team = Team::within(&primary);
     let mut session = team.db.session();
-    session.run("SELECT tidings.guard('members', topic => 'boards_{board_id}')");
+    guard_members(&mut session);
     let (standby, role) = (primary.standby(), team.db.proxy_role());
     team.db.wait_standby(&standby);
     standby.stop();
     // While the first one is away, the proxy follows the second one.
     let ports = format!("{},{}", standby.port(), primary.port());
     let url = format!("host=127.0.0.1,127.0.0.1 port={ports} user={role} dbname={}", team.db.name());
-    let secret = team.secret.to_str().expect("a path of text");
-    let proxy = Proxy::start(&url, &[&["--jwt-secret-file", secret], &RARELY[..]].concat());
-    let mut his = proxy.open(&Request::live(&["boards_7"]).by(&team.token(1)));
-    his.wait_id();
+    let proxy = Proxy::start(&url, &by_token(&team));
+    let mut his = enter(&proxy, &team, &["boards_7"], 1);
     standby.boot();
     let mut there = standby.session(team.db.name(), "postgres");
     pause_replay(&mut there);
@@ -428,8 +433,7 @@ fn of_two_servers_the_one_that_the_proxy_follows_is_asked() {
     );
     assert_eq!(his.rest(), [revoked()]);
     // Subscribers who may still read go on, and the standby is not needed for it.
-    let mut hers = proxy.open(&Request::live(&["boards_7"]).by(&team.token(2)));
-    hers.wait_id();
+    let mut hers = enter(&proxy, &team, &["boards_7"], 2);
     session.run("SELECT tidings.recheck('boards_7'); INSERT INTO board_items VALUES (2, 7, 'next')");
     assert_eq!(titles(&[hers.frame()]), ["next"]);
 }
@@ -439,11 +443,10 @@ fn a_position_that_the_standby_has_yet_to_reach_is_no_way_around_the_event() {
     let primary = Cluster::start(&[]);
     let team = Team::within(&primary);
     let mut session = team.db.session();
-    session.run("SELECT tidings.guard('members', topic => 'boards_{board_id}')");
+    guard_members(&mut session);
     let standby = primary.standby();
-    let secret = team.secret.to_str().expect("a path of text");
-    let proxy = proxy_at(&standby, &team.db, &[&["--jwt-secret-file", secret], &RARELY[..]].concat());
-    proxy.open(&Request::live(&["boards_7"]).by(&team.token(1))).wait_id();
+    let proxy = proxy_at(&standby, &team.db, &by_token(&team));
+    drop(enter(&proxy, &team, &["boards_7"], 1));
     let mut there = standby.session(team.db.name(), "postgres");
     pause_replay(&mut there);
     session.run("DELETE FROM members WHERE board_id = 7 AND person = 1");

@@ -8,7 +8,7 @@ use tidings_tests::sse::Request;
 use tidings_tests::{Cluster, Database, Follower, Frame, Proxy, Session, until};
 
 use crate::early::{HELD, has_tick, stop_wal_writer, warm_up};
-use crate::{all_until_now, boards, create_boards, skipped, titles};
+use crate::{all_until_now, boards, create_boards, kept_boards, skipped, titles};
 
 /// A proxy that uses whichever of two servers accepts writes.
 pub fn proxy_of(primary: &Cluster, standby: &Cluster, db: &Database<'_>) -> Proxy {
@@ -234,9 +234,7 @@ fn the_number_of_a_lost_tick_is_not_given_again_although_the_clock_went_back() {
     }
     let clock = Clock::at(0);
     let cluster = Cluster::start_at(Site { env: clock.environment(), ..Site::default() }, HELD);
-    let mut db = cluster.database();
-    db.keep();
-    create_boards(&db);
+    let db = kept_boards(&cluster);
     let proxy = db.proxy(&["--retry", "100ms"]);
     let mut live = proxy.live(&["boards_5"]);
     // Workers of PostgreSQL 15 see the real clock, but the sessions' stamps go ahead of it.

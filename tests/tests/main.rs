@@ -94,11 +94,19 @@ mod writers_never_fail;
 use std::io::Write;
 
 use tidings_tests::cluster::Installation;
-use tidings_tests::{Database, Frame, Session, Sse, shared};
+use tidings_tests::{Cluster, Database, Frame, Session, Sse, shared};
 
 /// A new database with the table `board_items`, watched on `boards_{board_id}`.
 fn boards() -> Database<'static> {
     let db = shared().database();
+    create_boards(&db);
+    db
+}
+
+/// The same of another cluster, which ends without dropping its databases.
+fn kept_boards(cluster: &Cluster) -> Database<'_> {
+    let mut db = cluster.database();
+    db.keep();
     create_boards(&db);
     db
 }
