@@ -1,5 +1,5 @@
-//! The first lines of the page: what Tidings costs, how fast it is, against whom, and on what. Each number is a figure of
-//! the page, so that no line can be older than the figures.
+//! The first lines of the page: what Tidings costs, how fast it is, against whom, and on what. Each number is a figure
+//! of the page, so that no line can be older than the figures.
 
 use serde_json::Value;
 
@@ -72,8 +72,8 @@ fn machine(figures: &Figures<'_>) -> Option<String> {
 fn writers(figures: &Figures<'_>) -> Option<String> {
     let kept = |of: &str| figures.percent("overhead", &format!("Tidings ÷ no trigger, {of}"));
     Some(format!(
-        "**Writers** of single rows keep {}, {} and {} of their transactions per second (1, 8 and 32 clients); with rows of 30 \
-         columns {}, {} and {}.",
+        "**Writers** of single rows keep {}, {} and {} of their transactions per second (1, 8 and 32 clients); with \
+         rows of 30 columns {}, {} and {}.",
         kept("1 clients")?,
         kept("8 clients")?,
         kept("32 clients")?,
@@ -86,8 +86,8 @@ fn writers(figures: &Figures<'_>) -> Option<String> {
 fn notify(figures: &Figures<'_>) -> Option<String> {
     let ratio = |of: &str| figures.number("overhead", &format!("Tidings ÷ pg_notify, 32 clients{of}"));
     Some(format!(
-        "**Against a plpgsql trigger with `pg_notify`**, 32 writers commit {} times as many transactions per second, and {} \
-         times as many where a commit takes a millisecond more.",
+        "**Against a plpgsql trigger with `pg_notify`**, 32 writers commit {} times as many transactions per \
+         second, and {} times as many where a commit takes a millisecond more.",
         ratio("")?,
         ratio(", slow commit")?
     ))
@@ -96,8 +96,9 @@ fn notify(figures: &Figures<'_>) -> Option<String> {
 fn bulk(figures: &Figures<'_>) -> Option<String> {
     let number = |of: &str| figures.number("bulk", of);
     Some(format!(
-        "**Bulk**: an UPDATE of 200,000 rows takes {} times as long as without a trigger, a COPY of 1,000,000 rows {} times. The \
-         UPDATE's events take {} of the space that one log row for each event would take, and {} of its WAL.",
+        "**Bulk**: an UPDATE of 200,000 rows takes {} times as long as without a trigger, a COPY of 1,000,000 rows \
+         {} times. The UPDATE's events take {} of the space that one log row for each event would take, and {} of \
+         its WAL.",
         number("UPDATE of 200000 rows, Tidings ÷ no trigger")?,
         number("COPY of 1000000 rows, Tidings ÷ no trigger")?,
         figures.percent("bulk", "UPDATE of 200000 rows, log ÷ one row an event")?,
@@ -108,8 +109,9 @@ fn bulk(figures: &Figures<'_>) -> Option<String> {
 fn latency(figures: &Figures<'_>) -> Option<String> {
     let number = |of: &str| figures.number("latency", of);
     Some(format!(
-        "**Latency**: {} ms from the COMMIT to one client (median, nothing else runs), {} times as long as to a bare `LISTEN` \
-         connection. Beside 500 transactions per second it is {} times, beside 32 writers at full speed {} times.",
+        "**Latency**: {} ms from the COMMIT to one client (median, nothing else runs), {} times as long as to a \
+         bare `LISTEN` connection. Beside 500 transactions per second it is {} times, beside 32 writers at full \
+         speed {} times.",
         number("commit → client, p50, idle: Tidings, SSE")?,
         number("SSE p50 ÷ raw p50, idle")?,
         number("SSE p50 ÷ raw p50, beside 500 TPS")?,
@@ -122,8 +124,8 @@ fn node(figures: &Figures<'_>) -> Option<String> {
         |clients: &str, who: &str| figures.number("clients", &format!("write → {clients}, 50 events/s, p50: {who}"));
     let [ours, node, rails] = ["Tidings", "Node, better-sse", "Rails, as in the article"];
     Some(format!(
-        "**Against servers that people write themselves**: {} ms from the write to one client (median), with Node {} ms, with Rails \
-         {} ms; to a hundred clients {} ms, with Node {} ms, with Rails {} ms.",
+        "**Against servers that people write themselves**: {} ms from the write to one client (median), with Node \
+         {} ms, with Rails {} ms; to a hundred clients {} ms, with Node {} ms, with Rails {} ms.",
         number("1 client", ours)?,
         number("1 client", node)?,
         number("1 client", rails)?,
@@ -136,8 +138,8 @@ fn node(figures: &Figures<'_>) -> Option<String> {
 fn fan_out(figures: &Figures<'_>) -> Option<String> {
     let number = |who: &str| figures.number("fanout", &format!("1 topic × 10000 clients, 10 events/s, p50: {who}"));
     Some(format!(
-        "**Fan-out**: one event reaches 10,000 clients within {} ms (median), from Nchan (nginx) within {} ms, from Pushpin within \
-         {} ms; with {} times as many deliveries for each CPU second as Nchan.",
+        "**Fan-out**: one event reaches 10,000 clients within {} ms (median), from Nchan (nginx) within {} ms, from \
+         Pushpin within {} ms; with {} times as many deliveries for each CPU second as Nchan.",
         number("Tidings")?,
         number("Nchan")?,
         number("Pushpin")?,
@@ -148,7 +150,8 @@ fn fan_out(figures: &Figures<'_>) -> Option<String> {
 fn idle(figures: &Figures<'_>) -> Option<String> {
     let number = |who: &str| figures.number("idle", &format!("15000 idle clients: resident memory of each: {who}"));
     Some(format!(
-        "**An idle client** takes {} KiB of the proxy's memory; in Nchan it takes {} KiB, in Node {} KiB, in Pushpin {} KiB.",
+        "**An idle client** takes {} KiB of the proxy's memory; in Nchan it takes {} KiB, in Node {} KiB, in \
+         Pushpin {} KiB.",
         number("Tidings")?,
         number("Nchan")?,
         number("Node, better-sse")?,
@@ -159,8 +162,8 @@ fn idle(figures: &Figures<'_>) -> Option<String> {
 fn list(figures: &Figures<'_>) -> Option<String> {
     let number = |of: &str| figures.number("snapshot", of);
     Some(format!(
-        "**A list of 10,000 rows that stays current** is complete after {} ms, {} times as long as psql takes for the same query \
-         beside a stream, and {} times as long as a backend in Node.",
+        "**A list of 10,000 rows that stays current** is complete after {} ms, {} times as long as psql takes for \
+         the same query beside a stream, and {} times as long as a backend in Node.",
         number("a page of 10000 rows, then live: Tidings")?,
         number("Tidings ÷ psql and a bare stream, 10000 rows")?,
         number("Tidings ÷ Node, 10000 rows")?
@@ -169,8 +172,8 @@ fn list(figures: &Figures<'_>) -> Option<String> {
 
 fn resume(figures: &Figures<'_>) -> Option<String> {
     Some(format!(
-        "**10,000 clients that return at once**, each of which missed 20 events, have caught up after {} s, {} of them from memory. \
-         One client reads {} events per second from the log.",
+        "**10,000 clients that return at once**, each of which missed 20 events, have caught up after {} s, {} of \
+         them from memory. One client reads {} events per second from the log.",
         figures.number("storm", "10000 clients resume, 20 events each: all caught up")?,
         figures.number("storm", "… served from memory")?,
         figures.number("catchup", "events from the log to one client: events of one transaction")?

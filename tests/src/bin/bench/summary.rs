@@ -22,8 +22,8 @@ pub fn summarize(records: &[(&str, Value)]) -> String {
 fn summary_of(part: &str, record: &Value) -> String {
     let figures: Vec<String> = lines(record).iter().map(|line| format!("    {}", figure_of(line))).collect();
     format!(
-        "  {{\"part\": {}, \"commit\": {}, \"date\": {},\n   \"machine\": {},\n   \"versions\": {},\n   \"left_out\": {},\n   \
-         \"figures\": [\n{}\n  ]}}",
+        "  {{\"part\": {}, \"commit\": {}, \"date\": {},\n   \"machine\": {},\n   \"versions\": {},\n   \
+         \"left_out\": {},\n   \"figures\": [\n{}\n  ]}}",
         json!(part),
         record["commit"],
         record["date"],
@@ -214,8 +214,9 @@ mod tests {
         ]);
         assert_eq!(
             compare(&a, &b),
-            "idle: A is abc of 2026-01-01, B is def of 2026-01-01\n  only in A: memory: Tidings\n  only in B: handles: Tidings\n\
-             storm: only in A\nquiet: only in B\n0 figures in both; outside of both ranges of rounds: 0 better, 0 worse, 0 differs\n"
+            "idle: A is abc of 2026-01-01, B is def of 2026-01-01\n  only in A: memory: Tidings\n  \
+             only in B: handles: Tidings\nstorm: only in A\nquiet: only in B\n0 figures in both; \
+             outside of both ranges of rounds: 0 better, 0 worse, 0 differs\n"
         );
         let same = compare(&a, &a);
         assert_eq!(same.lines().count(), 3, "{same}");

@@ -17,8 +17,8 @@ use crate::schema::Rows;
 /// Events of one transaction.
 const EVENTS: usize = 500_000;
 
-/// Transactions with an event each, which all are committed while the relay is stopped: its ticks then have thousands of
-/// them. The largest backlog is about what a busy database writes in an hour.
+/// Transactions with an event each, which all are committed while the relay is stopped: its ticks then have thousands
+/// of them. The largest backlog is about what a busy database writes in an hour.
 const BACKLOGS: [usize; 3] = [50_000, 500_000, 5_000_000];
 
 /// Transactions that each have a tick of their own.
@@ -45,7 +45,8 @@ pub fn measure(database: &Database<'_>, scale: Scale, report: &mut Report) {
         fresh.session().run(&format!(
             "CREATE TABLE list_items ({});
              SELECT tidings.watch('list_items', topic => 't');
-             INSERT INTO list_items (board_id, title, position) SELECT 1, 'Item number ' || i, i FROM generate_series(1, {events}) i",
+             INSERT INTO list_items (board_id, title, position)
+                 SELECT 1, 'Item number ' || i, i FROM generate_series(1, {events}) i",
             Rows::Narrow.definition()
         ));
         events

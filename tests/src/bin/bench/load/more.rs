@@ -28,7 +28,8 @@ pub fn watches(database: &Database<'_>, scale: Scale, report: &mut Report) {
     for count in [1, 100, 1000] {
         for table in there + 1..count {
             session.run(&format!(
-                "CREATE TABLE watched.t{table} (id bigint); SELECT tidings.watch('watched.t{table}', topic => 'watched_{{id}}')"
+                "CREATE TABLE watched.t{table} (id bigint);
+                 SELECT tidings.watch('watched.t{table}', topic => 'watched_{{id}}')"
             ));
         }
         there = count - 1;

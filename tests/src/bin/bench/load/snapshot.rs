@@ -54,8 +54,10 @@ impl Way {
 pub fn measure(database: &Database<'_>, scale: Scale, report: &mut Report) {
     database.session().run(&format!(
         "CREATE TABLE list_items ({});
-         INSERT INTO list_items (board_id, title, position) SELECT 1, 'Item number ' || i, i FROM generate_series(1, {LONG}) i;
-         INSERT INTO list_items (board_id, title, position) SELECT 2, 'Item number ' || i, i FROM generate_series(1, {SHORT}) i;
+         INSERT INTO list_items (board_id, title, position)
+             SELECT 1, 'Item number ' || i, i FROM generate_series(1, {LONG}) i;
+         INSERT INTO list_items (board_id, title, position)
+             SELECT 2, 'Item number ' || i, i FROM generate_series(1, {SHORT}) i;
          CREATE INDEX ON list_items (board_id); ANALYZE list_items;
          SELECT tidings.watch('list_items', topic => 'list_{{board_id}}');
          GRANT SELECT ON list_items TO {}",
