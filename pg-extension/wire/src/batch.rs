@@ -31,6 +31,9 @@ const EARLY: u64 = 2;
 /// The space that is reserved for the header line of a part.
 const HEADER_ROOM: usize = 64;
 
+/// The most digits of a number.
+const DIGITS: usize = 20;
+
 /// The most parts of one tick. A larger tick becomes a hint.
 pub const MAX_PARTS: u32 = 64;
 
@@ -59,7 +62,7 @@ impl Announcement {
         }
         let (topic, name, payload) = (event.topic, event.event, event.payload.as_ref());
         let mut head = String::with_capacity(HEADER_ROOM);
-        push_numbers(&mut head, &[self.count.into(), topic.len() as u64, name.len() as u64, payload.len() as u64]);
+        push_numbers(&mut head, [self.count.into(), topic.len() as u64, name.len() as u64, payload.len() as u64]);
         let size = head.len() + topic.len() + name.len() + payload.len();
         let room = MAX_PART - HEADER_ROOM;
         if size > room {
@@ -102,7 +105,7 @@ impl Announcement {
         }
         for (i, body) in self.bodies.iter_mut().enumerate() {
             let mut header = String::with_capacity(HEADER_ROOM);
-            push_numbers(&mut header, &[self.version, self.tick, self.previous, i as u64 + 1, parts as u64]);
+            push_numbers(&mut header, [self.version, self.tick, self.previous, i as u64 + 1, parts as u64]);
             body.insert_str(0, &header);
         }
         self.bodies
@@ -110,22 +113,28 @@ impl Announcement {
 }
 
 /// Adds a line of numbers. The relay adds two for each tick, so it is faster than the formatting of the standard library.
-fn push_numbers(text: &mut String, numbers: &[u64]) {
-    for (i, number) in numbers.iter().enumerate() {
-        let mut digits = [0; 20];
-        let mut start = digits.len();
-        let mut rest = *number;
+fn push_numbers<const N: usize>(text: &mut String, numbers: [u64; N]) {
+    // From the end, so that the digits come in the order in which they are found.
+    let mut space = [[0; DIGITS + 1]; N];
+    let line = space.as_flattened_mut();
+    let mut start = line.len();
+    let mut put = |byte| {
+        start -= 1;
+        line[start] = byte;
+    };
+    let mut end = b'\n';
+    for mut rest in numbers.into_iter().rev() {
+        put(end);
+        end = b' ';
         loop {
-            start -= 1;
-            digits[start] = b'0' + (rest % 10) as u8;
+            put(b'0' + (rest % 10) as u8);
             rest /= 10;
             if rest == 0 {
                 break;
             }
         }
-        text.extend(digits[start..].iter().map(|digit| char::from(*digit)));
-        text.push(if i + 1 == numbers.len() { '\n' } else { ' ' });
     }
+    text.push_str(std::str::from_utf8(&line[start..]).unwrap_or_default());
 }
 
 /// A parsed notification.

@@ -46,7 +46,7 @@ pub fn lengthen(short: &str) -> Option<String> {
 /// value is corrupt, or if the payload exceeds the limit.
 pub fn fill(outline: &str, row: &Row, limit: Limit) -> Result<String, ReadError> {
     let mut filled = Vec::with_capacity((outline.len() + row.size() + row.size() / 2).min(limit.bytes()));
-    let mut texts = outline.split('\0').map(str::as_bytes);
+    let mut texts = outline.as_bytes().split(|byte| *byte == 0);
     filled.extend_from_slice(texts.next().unwrap_or_default());
     for packed in row.values() {
         value::write(&mut filled, packed)?;

@@ -11,6 +11,9 @@ use crate::value::{read_length, write_length};
 /// The value of a nibble that means this number or more.
 const MORE: usize = 15;
 
+/// Most values are shorter than this many bytes.
+const USUAL: usize = 16;
+
 /// Packed values, one after the other.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Row {
@@ -82,6 +85,8 @@ impl Row {
     /// are shortened by it.
     pub fn read_after(&mut self, previous: &Self, count: usize, bytes: &mut &[u8]) -> Option<()> {
         self.clear();
+        self.ends.reserve(count);
+        self.bytes.reserve(bytes.len().min(count * USUAL));
         for index in 0..count {
             let (head, rest) = bytes.split_first()?;
             *bytes = rest;
