@@ -74,6 +74,22 @@ pub mod infallible {
         /// Releases a lightweight lock (storage/lwlock.h).
         pub fn LWLockRelease(lock: *mut pg_sys::LWLock);
 
+        /// Notes the time at which a statement starts (access/xact.h).
+        pub fn SetCurrentStatementStartTimestamp();
+
+        /// The id of the running transaction, with its epoch; invalid if it has none (access/xact.h).
+        pub fn GetTopFullTransactionIdIfAny() -> pg_sys::FullTransactionId;
+
+        /// The id of the next transaction, with its epoch (access/transam.h).
+        pub fn ReadNextFullTransactionId() -> pg_sys::FullTransactionId;
+
+        /// The active snapshot, or null (utils/snapmgr.h).
+        pub fn GetActiveSnapshot() -> pg_sys::Snapshot;
+
+        /// Up to where the write-ahead log is flushed. Not called in recovery. The timeline is optional
+        /// (access/xlog.h).
+        pub fn GetFlushRecPtr(timeline: *mut pg_sys::TimeLineID) -> pg_sys::XLogRecPtr;
+
         /// Whether this process applies changes of logical replication (replication/logicalworker.h).
         pub fn IsLogicalWorker() -> bool;
 
@@ -87,11 +103,28 @@ pub mod infallible {
     }
 }
 
-/// Functions that open a table and write a row, without pgrx's guard: they are called together, under one guard.
+/// Functions without pgrx's guard: several are called together, under one guard.
 pub mod unguarded {
     use pgrx::pg_sys;
 
     unsafe extern "C-unwind" {
+        /// A snapshot of this moment (utils/snapmgr.h).
+        pub fn GetLatestSnapshot() -> pg_sys::Snapshot;
+
+        /// Makes a copy of a snapshot the active one (utils/snapmgr.h).
+        pub fn PushActiveSnapshot(snapshot: pg_sys::Snapshot);
+
+        /// Waits for this process's latch, a time-out or the end of the postmaster (storage/latch.h).
+        pub fn WaitLatch(
+            latch: *mut pg_sys::Latch,
+            events: std::ffi::c_int,
+            milliseconds: std::ffi::c_long,
+            reason: u32,
+        ) -> std::ffi::c_int;
+
+        /// Clears a latch (storage/latch.h).
+        pub fn ResetLatch(latch: *mut pg_sys::Latch);
+
         /// Locks a table until the end of the transaction (storage/lmgr.h).
         pub fn LockRelationOid(table: pg_sys::Oid, mode: pg_sys::LOCKMODE);
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use pgrx::prelude::*;
 
+use crate::foreign::infallible::GetFlushRecPtr;
 use crate::log::{endings, snapshot};
 use crate::shared;
 
@@ -34,7 +35,7 @@ pub fn is_durable(end: u64, level: u32) -> bool {
 /// Whether everything before a place is flushed.
 pub fn is_flushed(end: u64) -> bool {
     // SAFETY: reads shared memory, under its own lock. The timeline is not requested.
-    end <= unsafe { pg_sys::GetFlushRecPtr(std::ptr::null_mut()) }
+    end <= unsafe { GetFlushRecPtr(std::ptr::null_mut()) }
 }
 
 /// Whether a synchronous standby has everything before a place, if commits at this level wait for one.

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use pgrx::prelude::*;
 
+use crate::foreign::infallible::GetTopFullTransactionIdIfAny;
 use crate::shared;
 use crate::shared_memory::Piece;
 
@@ -114,7 +115,7 @@ pub fn lowest() -> u64 {
 /// tells what is visible.
 pub fn has_unpublished(sees: impl Fn(u64) -> bool) -> bool {
     // SAFETY: called inside a transaction. This does not assign an id to it.
-    let own = unsafe { pg_sys::GetTopFullTransactionIdIfAny() }.value;
+    let own = unsafe { GetTopFullTransactionIdIfAny() }.value;
     of_this_database().any(|(_, xid)| xid != own && sees(xid))
 }
 

@@ -1,12 +1,16 @@
 //! The snapshots of Postgres, with 64-bit transaction ids, as far as the log needs them.
 
+use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 use pgrx::prelude::*;
 use tidings_wire::Snapshot;
+
+use crate::foreign::infallible::{GetActiveSnapshot, GetTopFullTransactionIdIfAny, ReadNextFullTransactionId};
+use crate::foreign::unguarded;
 
 /// The active snapshot of this process.
 pub fn active() -> Snapshot {
     // SAFETY: there is an active snapshot whenever a query or one of the functions here runs.
-    let snapshot = unsafe { &*pg_sys::GetActiveSnapshot() };
+    let snapshot = unsafe { &*GetActiveSnapshot() };
     let next = next_xid();
     let full = |xid| full(xid, next);
     // In recovery Postgres cannot distinguish subtransactions from other transactions, and lists all running ones where
@@ -92,7 +96,7 @@ pub unsafe fn unpack(value: pg_sys::Datum) -> Snapshot {
 pub fn of_reader() -> Snapshot {
     let mut snapshot = active();
     // SAFETY: called inside a transaction. This does not assign an id to it.
-    let own = unsafe { pg_sys::GetTopFullTransactionIdIfAny() }.value;
+    let own = unsafe { GetTopFullTransactionIdIfAny() }.value;
     if own != 0 && snapshot.sees(own) {
         snapshot.running.push(own);
         snapshot = without(snapshot.xmax, snapshot.running);
@@ -111,21 +115,22 @@ pub fn oldest_process(snapshot: &Snapshot) -> u64 {
 /// The id of the next transaction; in recovery, the first id above all known transactions of the primary.
 pub fn next_xid() -> u64 {
     // SAFETY: reads shared memory, under its own lock.
-    unsafe { pg_sys::ReadNextFullTransactionId() }.value
+    unsafe { ReadNextFullTransactionId() }.value
 }
 
 /// Whether the active snapshot was taken in recovery. It then sees commits in the order in which the primary logged
 /// them, which is not always the order in which they became visible on the primary.
 pub fn is_of_recovery() -> bool {
     // SAFETY: there is an active snapshot whenever a query runs.
-    unsafe { (*pg_sys::GetActiveSnapshot()).takenDuringRecovery }
+    unsafe { (*GetActiveSnapshot()).takenDuringRecovery }
 }
 
 /// Runs `body` with an active snapshot that sees everything committed until now. Called inside a transaction.
 pub fn with_latest<R>(body: impl FnOnce() -> R) -> R {
     // SAFETY: inside a transaction. The snapshot is popped below or, after an error, at the end of the transaction.
+    // Nothing under the guard is left to Rust that an error would have to clean up.
     unsafe {
-        pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot());
+        pg_guard_ffi_boundary(|| unguarded::PushActiveSnapshot(unguarded::GetLatestSnapshot()));
         let result = body();
         pg_sys::PopActiveSnapshot();
         result

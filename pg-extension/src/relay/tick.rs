@@ -1,6 +1,6 @@
 //! Cuts ticks. A tick is everything that has become visible since the last one, in order (the idea of PgQ).
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use tidings_wire::{Announcement, MOVED, Snapshot};
 
 use crate::catalog;
 use crate::foreign::Async_Notify;
+use crate::foreign::infallible::SetCurrentStatementStartTimestamp;
 use crate::log::durability;
 use crate::log::layout::{EPOCH_MARK, TICK_PARTITIONS, log};
 use crate::log::scan::{Log, Rows, new_segments, open_log, open_partition};
@@ -399,9 +400,11 @@ impl Ticker {
         if announcement.is_hint() {
             self.db.hints.fetch_add(1, SeqCst);
         }
-        for part in announcement.finish() {
+        for mut part in announcement.finish() {
+            part.push('\0');
             // Texts in Postgres contain no NUL, so those in the log don't either.
-            let part = CString::new(part).unwrap_or_else(|_| error!("tidings.log: a NUL in an event"));
+            let part = CStr::from_bytes_with_nul(part.as_bytes());
+            let part = part.unwrap_or_else(|_| error!("tidings.log: a NUL in an event"));
             // SAFETY: inside a transaction; both are C strings and are copied.
             unsafe { Async_Notify(self.channel.as_ptr(), part.as_ptr()) };
         }
@@ -424,7 +427,7 @@ fn transaction<R>(body: impl FnOnce() -> R) -> R {
     // SAFETY: the relay is connected to its database and outside of a transaction. An error unwinds past the end of
     // the transaction to the process's own end, which aborts it.
     unsafe {
-        pg_sys::SetCurrentStatementStartTimestamp();
+        SetCurrentStatementStartTimestamp();
         pg_sys::StartTransactionCommand();
         let result = body();
         pg_sys::CommitTransactionCommand();

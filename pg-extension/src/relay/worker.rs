@@ -3,9 +3,11 @@
 
 use std::time::Duration;
 
+use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 use pgrx::prelude::*;
 
 use crate::foreign::signal::{SignalHandlerForConfigReload, die};
+use crate::foreign::unguarded;
 
 /// Makes SIGTERM end the worker at the next point where that is safe, also while it waits for a lock, and SIGHUP read
 /// the configuration again.
@@ -41,11 +43,15 @@ pub fn reload_settings() {
 /// Waits until another process sets this one's latch, for at most `timeout`.
 pub fn wait(timeout: Duration) {
     let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
-    // SAFETY: the latch belongs to this process.
+    // One millisecond more, so that work that is due at the end of `timeout` is due when this returns.
+    let milliseconds = timeout.as_millis() as i64 + 1;
+    // SAFETY: the latch belongs to this process. Nothing under the guard is left to Rust that an error would have to
+    // clean up.
     unsafe {
-        // One millisecond more, so that work that is due at the end of `timeout` is due when this returns.
-        pg_sys::WaitLatch(pg_sys::MyLatch, events as i32, timeout.as_millis() as i64 + 1, pg_sys::PG_WAIT_EXTENSION);
-        pg_sys::ResetLatch(pg_sys::MyLatch);
+        pg_guard_ffi_boundary(|| {
+            unguarded::WaitLatch(pg_sys::MyLatch, events as i32, milliseconds, pg_sys::PG_WAIT_EXTENSION);
+            unguarded::ResetLatch(pg_sys::MyLatch);
+        });
     }
     pg_sys::check_for_interrupts!();
 }
