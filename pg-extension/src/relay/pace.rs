@@ -28,34 +28,51 @@ const MAX_BUDGET: Duration = Duration::from_millis(1);
 /// A tick with this many segments shows that writers are busy (over 800 transactions a second).
 pub const BUSY_TICK: usize = 8;
 
+/// An estimate of the processor time that it takes to wake the relay for a tick, on the high side.
+const WAKE: Duration = Duration::from_micros(30);
+
 /// The budget.
 pub struct Pace {
     /// The remaining budget in nanoseconds. Negative if more was used.
     left: i64,
     /// When time was last added to it.
     filled: Instant,
-    /// The processor time of this process when the last tick ended.
+    /// The processor time of this process when it was last read.
     used: Duration,
+    /// What was taken from the budget since then, by estimates, in nanoseconds.
+    estimated: i64,
 }
 
 impl Pace {
     /// Starts with a full budget.
     pub fn new() -> Self {
-        Self { left: nanos(MAX_BUDGET), filled: Instant::now(), used: processor_time() }
+        Self { left: nanos(MAX_BUDGET), filled: Instant::now(), used: processor_time(), estimated: 0 }
     }
 
-    /// Notes that a tick of this many segments has ended. Returns how long to rest before the next one.
-    pub fn end(&mut self, segments: usize) -> Duration {
-        // What the process has used between the ticks, mainly to be woken, is a part of their cost.
-        let used = processor_time();
-        let cost = used.saturating_sub(std::mem::replace(&mut self.used, used));
+    /// Notes that a tick of this many segments has ended, which was begun at `start`. Returns how long to rest before
+    /// the next one.
+    pub fn end(&mut self, segments: usize, start: Instant) -> Duration {
         let now = Instant::now();
         let earned = nanos(now - self.filled) / SHARE;
         self.filled = now;
+        self.left = (self.left + earned).min(nanos(MAX_BUDGET));
+        // To read the processor time is a system call. It is not needed while enough is left even if the tick had a
+        // processor to itself all the time.
+        let most = nanos(now - start + WAKE);
+        if segments < BUSY_TICK && self.left - most > nanos(MAX_BUDGET) / 2 {
+            self.left -= most;
+            self.estimated += most;
+            return Duration::ZERO;
+        }
+        // What the process has used between the ticks, mainly to be woken, is a part of their cost.
+        let used = processor_time();
+        let cost = used.saturating_sub(std::mem::replace(&mut self.used, used));
+        let estimated = std::mem::take(&mut self.estimated);
         // A debt that the longest rest could not repay is forgotten.
-        self.left = (self.left + earned).min(nanos(MAX_BUDGET)) - nanos(cost);
-        self.left = self.left.max(-nanos(MAX_REST) / SHARE);
+        self.left = (self.left + estimated - nanos(cost)).max(-nanos(MAX_REST) / SHARE);
         if segments >= BUSY_TICK {
+            // Only this tick counts, not the ones that were estimated.
+            let cost = cost.saturating_sub(Duration::from_nanos(estimated.unsigned_abs()));
             return (cost * BUSY_SHARE).clamp(BUSY_REST[0], BUSY_REST[1]);
         }
         Duration::from_nanos(u64::try_from(-self.left * SHARE).unwrap_or(0))

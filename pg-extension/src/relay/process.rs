@@ -81,10 +81,11 @@ fn run(db: &'static Database, extension: pg_sys::Oid, ticker: &mut Ticker) {
             unsafe { pg_sys::pgstat_report_stat(false) };
             housekeeping = Instant::now() + HOUSEKEEPING;
         }
-        let wait = housekeeping.saturating_duration_since(Instant::now()).min(ticker.wait());
+        let start = Instant::now();
+        let wait = housekeeping.saturating_duration_since(start).min(ticker.wait());
         if due || woken || wait.is_zero() {
             let segments = if due { ticker.cut_from_log() } else { ticker.cut() };
-            rest(pace.end(segments));
+            rest(pace.end(segments, start));
         } else {
             worker::wait(wait.min(ticker.unflushed.wait()));
         }
