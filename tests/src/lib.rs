@@ -53,4 +53,4 @@ pub use database::{Database, Session};
 pub use follower::Follower;
 pub use proxy::Proxy;
 pub use sse::{Frame, Item, Sse};
-pub use wait::{DEADLINE, eventually, until};
+pub use wait::{DEADLINE, SetAtTheEnd, eventually, until};

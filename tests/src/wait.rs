@@ -1,6 +1,7 @@
 //! Waiting for a condition. Elsewhere in this crate a sleep only sets a pace or separates two attempts; no test sleeps
 //! and hopes that something has happened.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a condition may take before the test fails. It does not slow down tests that pass, and is generous enough
@@ -27,4 +28,15 @@ pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T 
 #[track_caller]
 pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
     eventually(what, || condition().then_some(()));
+}
+
+/// Sets the flag when it is dropped, also because the test fails: threads that the test waits for look at the flag to
+/// see when to stop.
+#[derive(Debug)]
+pub struct SetAtTheEnd<'a>(pub &'a AtomicBool);
+
+impl Drop for SetAtTheEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use postgres::NoTls;
 use postgres::error::DbError;
-use tidings_tests::{Session, until};
+use tidings_tests::{Session, SetAtTheEnd, until};
 
 use crate::access::{Team, open, status};
 use crate::attacks::still_serves;
@@ -296,13 +296,14 @@ fn a_role_that_is_dropped_during_a_check_admits_nobody() {
                 })
             })
             .collect();
+        let over = SetAtTheEnd(&is_over);
         let mut session = team.db.session();
         for _ in 0..ROUNDS {
             session.run(&format!("CREATE ROLE {racer}"));
             session.run(&format!("GRANT {racer} TO {gate}"));
             session.run(&format!("DROP ROLE {racer}"));
         }
-        is_over.store(true, Relaxed);
+        drop(over);
         asking.into_iter().map(|asking| asking.join().expect("one that asks")).sum::<i64>()
     });
     assert_eq!(let_in, 0);

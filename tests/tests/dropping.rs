@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use tidings_tests::{Session, shared, until};
+use tidings_tests::{Session, SetAtTheEnd, shared, until};
 
 use crate::log::{Log, kinds};
 use crate::upgrade::{check_watches, furnish};
@@ -100,6 +100,7 @@ fn no_writer_fails_while_the_extension_is_dropped() {
             scope.spawn(move || write_for_ever(session, written, stop))
         };
         let writers: Vec<_> = written.iter().map(start).collect();
+        let _over = SetAtTheEnd(&stop);
         let all_go_on = || {
             let counts = || written.iter().map(|written| written.load(Ordering::Relaxed));
             let before: Vec<u32> = counts().collect();
@@ -124,7 +125,6 @@ fn no_writer_fails_while_the_extension_is_dropped() {
             let after = all_go_on() && removed.is_ok();
             before && after && dba.client().batch_execute("CREATE EXTENSION tidings").is_ok()
         });
-        stop.store(true, Ordering::Relaxed);
         assert!(fine, "a writer has failed, or the removal");
     });
     assert_eq!(dba.one::<i64>("SELECT count(*) FROM tidings.watches"), 0);

@@ -11,7 +11,7 @@ use tidings_tests::membership::{Membership, PAUSE, SETUP, application, pairs, sh
 use tidings_tests::process::Signal::SIGKILL;
 use tidings_tests::process::send;
 use tidings_tests::sse::Request;
-use tidings_tests::{Cluster, Database, Proxy, until};
+use tidings_tests::{Cluster, Database, Proxy, SetAtTheEnd, until};
 
 /// Transactions of each writer.
 const TRANSACTIONS: usize = 250;
@@ -54,8 +54,9 @@ fn survive(fault: impl Fn(&Membership, &Database<'_>, &mut [Proxy; 2], usize) + 
                 fault(membership, db, striking, round);
             }
         });
+        let end = SetAtTheEnd(&is_over);
         writers.into_iter().for_each(|writer| writer.join().expect("a writer"));
-        is_over.store(true, SeqCst);
+        drop(end);
         striker.join().expect("the faults");
         membership.close();
     });

@@ -7,7 +7,7 @@ use tidings_tests::follower::Habits;
 use tidings_tests::ledger::{self, Ledger, TOPICS, Write};
 use tidings_tests::process::{Signal, send};
 use tidings_tests::sse::Request;
-use tidings_tests::{Cluster, Follower, Session, shared, until};
+use tidings_tests::{Cluster, Follower, Session, SetAtTheEnd, shared, until};
 use tidings_wire::{Position, Seen, Snapshot};
 
 use crate::{all_until_now, boards, create_boards, titles};
@@ -50,8 +50,9 @@ fn data_and_stream_together_equal_the_table() {
                 })
             })
             .collect();
+        let over = SetAtTheEnd(&done);
         writers.wait_for(1500);
-        done.store(true, Ordering::Relaxed);
+        drop(over);
         let readings: Vec<_> = readers.into_iter().flat_map(|reader| reader.join().expect("a reader")).collect();
         writers.finish();
         ledger.close();

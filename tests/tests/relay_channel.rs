@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tidings_tests::{Cluster, Database, Proxy, Session, shared, until};
+use tidings_tests::{Cluster, Database, Proxy, Session, SetAtTheEnd, shared, until};
 
 use crate::rights::heard;
 use crate::{all_until_now, boards, create_boards, skipped, titles};
@@ -104,6 +104,7 @@ fn a_channel_that_is_rotated_under_load_loses_and_repeats_nothing() {
                 })
             })
             .collect();
+        let over = SetAtTheEnd(&done);
         for _ in 0..ROTATIONS {
             rotate(&db, &[&proxies[0], &proxies[1]]);
         }
@@ -112,7 +113,7 @@ fn a_channel_that_is_rotated_under_load_loses_and_repeats_nothing() {
         for _ in 0..ROTATIONS {
             dba.run("SELECT tidings.rotate_channel()");
         }
-        done.store(true, Ordering::Relaxed);
+        drop(over);
         writers.into_iter().map(|writer| writer.join().expect("a writer")).sum()
     });
     for (sse, proxy) in streams.iter_mut().zip(&proxies) {

@@ -71,17 +71,20 @@ impl Dialect {
         if version.is_some_and(|version| version.starts_with(OLD)) { Self::Old } else { Self::Current }
     }
 
-    /// The relay's channel and process, the position, the relay's state, and whether this session listens on the
-    /// channel. The current SQL listens by itself, and the name appears in no statement.
+    /// The relay's channel and process, the position, the relay's state, whether this session listens on the channel,
+    /// and the last tick that a running relay has cut. The current SQL listens by itself, and the name appears in no
+    /// statement. With the old SQL, every tick that was announced is in the log.
     pub fn introduction(self) -> &'static str {
         match self {
             Self::Current => {
-                "SELECT tidings.listen(), r.pid, tidings.position(), r.state, true FROM tidings.relay() AS r"
+                "SELECT tidings.listen(), r.pid, tidings.position(), r.state, true,
+                        CASE WHEN r.pid IS NOT NULL THEN r.tick END
+                 FROM tidings.relay() AS r"
             }
             Self::Old => {
                 "SELECT c.channel, r.pid, tidings.position(), r.state, EXISTS (
                      SELECT FROM pg_catalog.pg_listening_channels() AS l
-                     WHERE l.l OPERATOR(pg_catalog.=) c.channel)
+                     WHERE l.l OPERATOR(pg_catalog.=) c.channel), NULL::pg_catalog.int8
                  FROM tidings.relay() AS r, (SELECT tidings.channel()) AS c"
             }
         }

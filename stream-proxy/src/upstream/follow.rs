@@ -125,7 +125,7 @@ impl Log for StandbyLog {
     async fn introduce(&self) -> Result<Introduction, DatabaseError> {
         let row = in_time(self.client.query_one("SELECT tidings.position()", &[])).await?;
         let last = parse_position(row.try_get(0)?)?.tick;
-        Ok(Introduction { channel: String::new(), relay: None, is_paused: false, last })
+        Ok(Introduction { channel: String::new(), relay: None, is_paused: false, last, newest: last })
     }
 
     async fn locate(&self, at: &Position) -> Result<Option<Position>, DatabaseError> {

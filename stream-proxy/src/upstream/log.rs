@@ -25,6 +25,8 @@ pub struct Introduction {
     pub is_paused: bool,
     /// The last tick in the log.
     pub last: u64,
+    /// The last tick that the relay has cut: the same, or a later one that nobody can read yet.
+    pub newest: u64,
 }
 
 /// A row of the log: events of one tick that follow one another.
@@ -100,7 +102,9 @@ impl Log for ServerLog {
         }
         let last = parse_position(row.try_get(2)?)?.tick;
         let is_paused = row.try_get::<_, &str>(3)? == "paused";
-        Ok(Introduction { channel, relay: row.try_get(1)?, is_paused, last })
+        let cut = row.try_get::<_, Option<i64>>(5)?.and_then(|tick| u64::try_from(tick).ok());
+        let newest = cut.map_or(last, |cut| cut.max(last));
+        Ok(Introduction { channel, relay: row.try_get(1)?, is_paused, last, newest })
     }
 
     async fn locate(&self, at: &Position) -> Result<Option<Position>, DatabaseError> {

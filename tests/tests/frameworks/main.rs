@@ -13,7 +13,7 @@ use tidings_tests::cluster::Installation;
 use tidings_tests::page::read;
 use tidings_tests::process::fresh_path;
 use tidings_tests::sse::Request;
-use tidings_tests::{Session, Sse, http, until};
+use tidings_tests::{Session, SetAtTheEnd, Sse, http, until};
 
 /// The names of the tables on a page.
 struct Tables {
@@ -143,15 +143,6 @@ fn the_page_shows_items_and_continues_from_there(guide: &Guide, tables: &Tables)
     assert!(!stream.contains("Lanterns") && !stream.contains("event: reset"), "{stream}");
 }
 
-/// Ends the writers, also if the test fails.
-struct Over<'a>(&'a AtomicBool);
-
-impl Drop for Over<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, SeqCst);
-    }
-}
-
 /// Removes a member many times, while others write, and looks at all streams.
 fn members_are_cut_off_where_they_are_removed(guide: &Guide, tables: &Tables) {
     const ROUNDS: usize = 8;
@@ -189,7 +180,7 @@ fn members_are_cut_off_where_they_are_removed(guide: &Guide, tables: &Tables) {
                     }
                 });
             }
-            let _over = Over(&is_over);
+            let _over = SetAtTheEnd(&is_over);
             let first = his.frame();
             assert!(first.data.contains("before"), "{first:?}");
             session.run(&format!("DELETE FROM {members} WHERE user_id = {}", member("Ben")));

@@ -26,6 +26,9 @@ const RELAY_CHECK: Duration = Duration::from_millis(100);
 /// While no relay runs, the proxy checks this often for one.
 const RELAY_WAIT: Duration = Duration::from_millis(250);
 
+/// How soon the proxy looks again for a tick that was cut and is not visible in the log yet.
+const SOON: Duration = Duration::from_millis(50);
+
 /// How often the proxy asks, after a crash, whether the relay has cut what was committed before.
 const CUT_WAIT: Duration = Duration::from_millis(50);
 
@@ -51,6 +54,8 @@ pub struct Chain<L> {
     relay: Option<i32>,
     /// When the database was last asked about the relay.
     asked: Instant,
+    /// The newest tick that is known to exist.
+    newest: u64,
     arriving: Arriving,
 }
 
@@ -79,6 +84,7 @@ impl<L: Log> Chain<L> {
             channel_changed: false,
             relay: None,
             asked: Instant::now(),
+            newest: 0,
             arriving: Arriving::default(),
         }
     }
@@ -100,7 +106,13 @@ impl<L: Log> Chain<L> {
 
     /// How long to wait for a notification before asking whether one was missed.
     pub fn quiet(&self) -> Duration {
-        if self.has_relay() { QUIET } else { RELAY_WAIT }
+        // A tick is announced before it is visible: this one may have been announced before the connection listened.
+        let is_behind = self.hub.place().is_some_and(|place| place.tick < self.newest);
+        match self.has_relay() {
+            true if is_behind => SOON,
+            true => QUIET,
+            false => RELAY_WAIT,
+        }
     }
 
     /// When the database may be asked about the relay again.
@@ -202,6 +214,7 @@ impl<L: Log> Chain<L> {
         }
         self.relay = introduction.relay;
         self.asked = Instant::now();
+        self.newest = introduction.newest;
         Ok(introduction.last)
     }
 
@@ -244,9 +257,10 @@ impl<L: Log> Chain<L> {
                 self.metrics.notifications.add(1);
                 self.publish_part(&part, payload).await;
             }
-            Ok(_) => {
+            Ok(part) => {
                 self.metrics.hints.add(1);
-                self.catch_up().await?;
+                self.newest = self.newest.max(part.tick);
+                self.read_until(part.tick).await?;
             }
             Err(error) => {
                 self.metrics.mangled.add(1);
@@ -306,11 +320,19 @@ impl<L: Log> Chain<L> {
         Ok(())
     }
 
-    /// Publishes what the log has and the hub does not.
+    /// Publishes what the log has now and the hub does not.
     pub async fn catch_up(&mut self) -> Result<(), DatabaseError> {
+        self.ask().await?;
+        self.read_until(self.newest).await
+    }
+
+    /// Publishes what the log has up to this tick, and what else is in the same pages. Later ticks are left to their
+    /// notifications: a reader for which the log always has something new would never return to them.
+    async fn read_until(&mut self, tick: u64) -> Result<(), DatabaseError> {
         loop {
             let before = self.place()?;
             match self.read_page(before).await {
+                Ok(true) if self.place()? >= Place::after_tick(tick) => return Ok(()),
                 Ok(true) if self.place()? > before => {}
                 Ok(true) => return Err(DatabaseError::Contract("a page of the log that has nothing new")),
                 Ok(false) => return Ok(()),

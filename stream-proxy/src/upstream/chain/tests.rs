@@ -23,6 +23,10 @@ struct FakeLog {
     oldest: Mutex<u64>,
     /// The answers of `survivors`, in order.
     survivors: Mutex<VecDeque<Option<Survivors>>>,
+    /// A tick that the relay has cut and nobody can read yet.
+    invisible: Mutex<u64>,
+    /// Whether another tick is there after each read.
+    grows: Mutex<bool>,
     /// How often the log has been read.
     reads: Mutex<usize>,
 }
@@ -30,7 +34,9 @@ struct FakeLog {
 impl Log for FakeLog {
     async fn introduce(&self) -> Result<Introduction, DatabaseError> {
         let last = self.rows.lock().last().map_or(0, |row| row.tick);
-        Ok(Introduction { channel: self.channel.lock().to_string(), relay: *self.relay.lock(), is_paused: false, last })
+        let (channel, relay) = (self.channel.lock().to_string(), *self.relay.lock());
+        let newest = last.max(*self.invisible.lock());
+        Ok(Introduction { channel, relay, is_paused: false, last, newest })
     }
 
     async fn locate(&self, at: &Position) -> Result<Option<Position>, DatabaseError> {
@@ -46,11 +52,16 @@ impl Log for FakeLog {
 
     async fn read(&self, after: Place) -> Result<Vec<LogRow>, DatabaseError> {
         *self.reads.lock() += 1;
+        assert!(*self.reads.lock() < 100, "the log is read without an end");
         if after.tick < *self.oldest.lock() {
             return Err(DatabaseError::Expired);
         }
         // One tick a page.
-        let rows = self.rows.lock();
+        let mut rows = self.rows.lock();
+        if *self.grows.lock() {
+            let tick = rows.last().map_or(1, |row| row.tick + 1);
+            rows.push(LogRow { tick, before: 0, is_last: true, data: None });
+        }
         let next = rows.iter().find(|row| Place::after_tick(row.tick) > after).map(|row| row.tick);
         Ok(rows.iter().filter(|row| Some(row.tick) == next).cloned().collect())
     }
@@ -82,6 +93,8 @@ impl Scene {
             located: Mutex::default(),
             oldest: Mutex::default(),
             survivors: Mutex::default(),
+            invisible: Mutex::default(),
+            grows: Mutex::default(),
             reads: Mutex::default(),
         });
         let scene = Self { chain: Chain::new(log.clone(), hub, metrics.clone(), 1000), log, metrics, subscriber };
@@ -149,7 +162,7 @@ impl Scene {
         frames.iter().filter_map(|text| Some(field(text, "id: ")? + " " + &field(text, "event: ")?)).collect()
     }
 
-    /// How often the log has been read since the last call. The last read of each catch-up finds nothing new.
+    /// How often the log has been read since the last call.
     fn reads(&self) -> usize {
         std::mem::take(&mut *self.log.reads.lock())
     }
@@ -174,7 +187,7 @@ async fn a_gap_in_the_chain_is_filled_from_the_log() {
     scene.reads();
     scene.notify(&third).await;
     assert_eq!(scene.received(), ["1 position", "2-1 changed", "3-1 changed"]);
-    assert_eq!((scene.reads(), scene.metrics.hints.get()), (3, 1));
+    assert_eq!((scene.reads(), scene.metrics.hints.get()), (2, 1));
 }
 
 #[tokio::test]
@@ -245,6 +258,36 @@ async fn a_notification_that_was_missed_is_found_when_it_is_quiet() {
     scene.reads();
     scene.chain.check_for_missed().await.unwrap();
     assert_eq!(scene.reads(), 0);
+}
+
+#[tokio::test]
+async fn a_log_that_always_has_something_new_is_left_for_the_notifications() {
+    let mut scene = Scene::new().await;
+    *scene.log.grows.lock() = true;
+    scene.announce(2, 1, &["x"]);
+    let third = scene.announce(3, 2, &["y"]);
+    scene.notify(&third).await;
+    assert_eq!(scene.received(), ["1 position", "2-1 changed", "3-1 changed"]);
+    scene.chain.check_for_missed().await.unwrap();
+    let mut scene = scene.connect().await;
+    *scene.log.grows.lock() = false;
+    scene.chain.catch_up().await.unwrap();
+    let last = scene.chain.place().unwrap().tick;
+    let next = scene.announce(last + 1, last, &["z"]);
+    scene.reads();
+    scene.notify(&next).await;
+    assert_eq!((scene.received(), scene.reads()), (vec![format!("{}-1 changed", last + 1)], 0));
+}
+
+#[tokio::test]
+async fn a_tick_that_was_announced_before_the_connection_and_is_not_visible_yet_is_looked_for_soon() {
+    let scene = Scene::new().await;
+    *scene.log.invisible.lock() = 2;
+    let mut scene = scene.connect().await;
+    assert_eq!(scene.chain.quiet(), SOON);
+    scene.write(2, &["x"]);
+    scene.chain.check_for_missed().await.unwrap();
+    assert_eq!((scene.received(), scene.chain.quiet()), (vec!["1 position".into(), "2-1 changed".into()], QUIET));
 }
 
 #[tokio::test]
