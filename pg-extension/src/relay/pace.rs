@@ -8,8 +8,13 @@ use std::time::{Duration, Instant};
 
 use nix::time::ClockId;
 
-/// The longest rest that the budget requires, unless writers are busy.
-const MAX_REST: Duration = Duration::from_millis(10);
+/// The longest rest that the budget requires, unless writers are busy. What it has not repaid is a debt for the next
+/// ticks. With 500 transactions a second, commits that a slow flush has held up come all at once, and their ticks use up
+/// the budget; with rests of 10 ms, those after them were up to 10 ms late.
+const MAX_REST: Duration = Duration::from_millis(3);
+
+/// A larger debt is forgotten.
+const MAX_DEBT: Duration = Duration::from_millis(1);
 
 /// Unless writers are busy, the relay uses at most one part in this many of a core in the long run.
 const SHARE: i64 = 9;
@@ -22,8 +27,8 @@ const BUSY_SHARE: u32 = 10;
 /// percentile of the latency 2.5 times as long. The writers gained 2 % at most, which was within the noise.
 const BUSY_REST: [Duration; 2] = [Duration::from_millis(3), Duration::from_millis(6)];
 
-/// The largest budget. It is enough for a handful of ticks, so that a few commits in a row are not delayed.
-const MAX_BUDGET: Duration = Duration::from_millis(1);
+/// The largest budget. It is enough for some twenty ticks, so that a few commits in a row are not delayed.
+const MAX_BUDGET: Duration = Duration::from_millis(2);
 
 /// A tick with this many segments shows that writers are busy (over 800 transactions a second).
 pub const BUSY_TICK: usize = 8;
@@ -68,14 +73,13 @@ impl Pace {
         let used = processor_time();
         let cost = used.saturating_sub(std::mem::replace(&mut self.used, used));
         let estimated = std::mem::take(&mut self.estimated);
-        // A debt that the longest rest could not repay is forgotten.
-        self.left = (self.left + estimated - nanos(cost)).max(-nanos(MAX_REST) / SHARE);
+        self.left = (self.left + estimated - nanos(cost)).max(-nanos(MAX_DEBT));
         if segments >= BUSY_TICK {
             // Only this tick counts, not the ones that were estimated.
             let cost = cost.saturating_sub(Duration::from_nanos(estimated.unsigned_abs()));
             return (cost * BUSY_SHARE).clamp(BUSY_REST[0], BUSY_REST[1]);
         }
-        Duration::from_nanos(u64::try_from(-self.left * SHARE).unwrap_or(0))
+        Duration::from_nanos(u64::try_from(-self.left * SHARE).unwrap_or(0)).min(MAX_REST)
     }
 }
 
