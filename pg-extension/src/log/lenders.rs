@@ -10,7 +10,7 @@ use std::collections::HashMap;
 
 use pgrx::prelude::*;
 use tidings_wire::SegmentError;
-use tidings_wire::lender::{self, Lender};
+use tidings_wire::lender::{self, BORROWING, Lender};
 
 use crate::log::layout::{LOG_PARTITIONS, log};
 use crate::log::scan::{Rows, open_partition};
@@ -103,18 +103,29 @@ pub fn reset() {
 /// The whole of a segment, with what it has borrowed. Called with an active snapshot that sees it. Fails if the lender
 /// is gone or cannot be read.
 pub fn complete(segment: &[u8]) -> Result<Cow<'_, [u8]>, String> {
-    let Some((lender, own)) = lender::split(segment).map_err(|error| error.to_string())? else {
+    if segment.first() != Some(&BORROWING) {
         return Ok(Cow::Borrowed(segment));
+    }
+    let mut whole = Vec::new();
+    append_complete(&mut whole, segment)?;
+    Ok(Cow::Owned(whole))
+}
+
+/// The same, appended to other bytes. If it fails, nothing is appended.
+pub fn append_complete(out: &mut Vec<u8>, segment: &[u8]) -> Result<(), String> {
+    let Some((lender, own)) = lender::split(segment).map_err(|error| error.to_string())? else {
+        out.extend_from_slice(segment);
+        return Ok(());
     };
-    let whole = |outline: &[u8]| Cow::Owned(lender::complete(outline, own));
-    if let Some(whole) = LENT.with_borrow(|lent| lent.outlines.get(&lender).map(|outline| whole(outline))) {
-        return Ok(whole);
+    let known = LENT.with_borrow(|lent| lent.outlines.get(&lender).map(|outline| lender::complete(out, outline, own)));
+    if known.is_some() {
+        return Ok(());
     }
     // An error must not end the relay.
     let outline = attempt_all(|| read(lender))?.map_err(|error| error.to_string())?;
-    let completed = whole(&outline);
+    lender::complete(out, &outline, own);
     LENT.with_borrow_mut(|lent| lent.add(lender, outline));
-    Ok(completed)
+    Ok(())
 }
 
 /// Reads the outline that a lender has in the log.

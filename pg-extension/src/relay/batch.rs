@@ -1,6 +1,5 @@
 //! The segments of one tick: read from the log, put in order, and put into notifications.
 
-use std::borrow::Cow;
 use std::ops::Range;
 
 use pgrx::prelude::*;
@@ -71,32 +70,21 @@ impl Batch {
 
     /// Adds a segment that was not read from the log. The same holds for its data.
     pub fn push_bytes(&mut self, head: Head, data: &[u8], max_bytes: usize) {
-        self.add(head, data.len(), max_bytes, |batch| {
-            batch.data.extend_from_slice(data);
-            Ok(())
-        });
+        self.add(head, data.len(), max_bytes, |batch| lenders::append_complete(&mut batch.data, data));
     }
 
     fn add(&mut self, head: Head, size: usize, max_bytes: usize, read: impl FnOnce(&mut Self) -> Result<(), String>) {
         let start = self.data.len();
         self.is_large |= self.segments.len() >= MAX_SEGMENTS || start + size > max_bytes;
-        let read = if self.is_large { Ok(()) } else { read(self).and_then(|()| self.complete(start, max_bytes)) };
+        let read = if self.is_large { Ok(()) } else { read(self) };
+        // What a segment has borrowed counts like data of its own.
+        self.is_large |= self.data.len() > max_bytes;
         let segment = TickSegment { head, data: start..self.data.len() };
         if let Err(error) = read {
             segment.warn(&error);
             self.is_large = true;
         }
         self.segments.push(segment);
-    }
-
-    /// Adds what the last segment has borrowed, which counts like data of its own. `start` is where its data begins.
-    fn complete(&mut self, start: usize, max_bytes: usize) -> Result<(), String> {
-        if let Cow::Owned(whole) = lenders::complete(&self.data[start..])? {
-            self.data.truncate(start);
-            self.data.extend_from_slice(&whole);
-            self.is_large |= self.data.len() > max_bytes;
-        }
-        Ok(())
     }
 
     /// Adds the data of a segment.
@@ -113,12 +101,12 @@ impl Batch {
                 // A value that is stored out of line may be missing, and a compressed one may be corrupt.
                 false => attempt_all(|| pg_sys::pg_detoast_datum_packed(stored))?,
             };
-            self.data.extend_from_slice(pgrx::varlena_to_byte_slice(plain));
+            let read = lenders::append_complete(&mut self.data, pgrx::varlena_to_byte_slice(plain));
             if plain != stored {
                 pg_sys::pfree(plain.cast());
             }
+            read
         }
-        Ok(())
     }
 
     /// Puts the events into an announcement, or makes it a hint. Returns the number of events.

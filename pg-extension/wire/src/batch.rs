@@ -43,6 +43,8 @@ pub struct Announcement {
     tick: u64,
     previous: u64,
     bodies: Vec<String>,
+    /// Memory for the line before an event.
+    head: String,
     count: u32,
     fits: bool,
     version: u64,
@@ -51,7 +53,8 @@ pub struct Announcement {
 impl Announcement {
     /// Starts the announcement of `tick`; `previous` is the tick before it.
     pub fn new(tick: u64, previous: u64) -> Self {
-        Self { tick, previous, bodies: Vec::new(), count: 0, fits: true, version: DURABLE }
+        let (bodies, head) = (Vec::new(), String::with_capacity(HEADER_ROOM));
+        Self { tick, previous, bodies, head, count: 0, fits: true, version: DURABLE }
     }
 
     /// Adds the next event. If it doesn't fit, the announcement becomes a hint.
@@ -61,7 +64,8 @@ impl Announcement {
             return;
         }
         let (topic, name, payload) = (event.topic, event.event, event.payload.as_ref());
-        let mut head = String::with_capacity(HEADER_ROOM);
+        let mut head = std::mem::take(&mut self.head);
+        head.clear();
         push_numbers(&mut head, [self.count.into(), topic.len() as u64, name.len() as u64, payload.len() as u64]);
         let size = head.len() + topic.len() + name.len() + payload.len();
         let room = MAX_PART - HEADER_ROOM;
@@ -79,6 +83,7 @@ impl Announcement {
                 body.push_str(text);
             }
         }
+        self.head = head;
     }
 
     /// Announces a tick that may be lost in a crash, although its events are durable. A hint can't do that.

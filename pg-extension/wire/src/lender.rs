@@ -6,6 +6,8 @@
 //! transaction. It is in the same partition of the log, and its transaction committed before the borrower's began. So
 //! whoever sees the borrower also sees the lender, and both are removed at the same time.
 
+use std::ops::Deref;
+
 use crate::segment::{self, OUTLINE_HEADER, SegmentError, VERSION};
 
 /// The first byte of a segment that borrows its first entry.
@@ -23,18 +25,34 @@ pub struct Lender {
     pub xid: u64,
 }
 
+/// What a segment that borrows has before its entries.
+#[derive(Debug)]
+pub struct Head {
+    bytes: [u8; MAX_HEAD],
+    length: usize,
+}
+
+impl Deref for Head {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
+
 impl Lender {
     /// What a segment that borrows from this one has before its entries, with the version byte.
-    pub fn head(self) -> Vec<u8> {
-        let mut head = Vec::with_capacity(MAX_HEAD);
-        head.extend_from_slice(&[BORROWING, self.slot]);
-        let mut rest = self.xid;
+    pub fn head(self) -> Head {
+        let mut bytes = [0; MAX_HEAD];
+        let (mut length, mut rest) = (2, self.xid);
+        bytes[..length].copy_from_slice(&[BORROWING, self.slot]);
         while rest >= 0x80 {
-            head.push(rest as u8 | 0x80);
+            bytes[length] = rest as u8 | 0x80;
+            length += 1;
             rest >>= 7;
         }
-        head.push(rest as u8);
-        head
+        bytes[length] = rest as u8;
+        Head { bytes, length: length + 1 }
     }
 }
 
@@ -64,9 +82,12 @@ pub fn first_entry(segment: &[u8]) -> Result<&[u8], SegmentError> {
     entries.get(..OUTLINE_HEADER + length).ok_or(SegmentError::Short)
 }
 
-/// A segment that borrows nothing, from the borrowed entry and a segment's own ones.
-pub fn complete(borrowed: &[u8], own: &[u8]) -> Vec<u8> {
-    [&[VERSION], borrowed, own].concat()
+/// Appends a segment that borrows nothing, from the borrowed entry and a segment's own ones.
+pub fn complete(out: &mut Vec<u8>, borrowed: &[u8], own: &[u8]) {
+    out.reserve(1 + borrowed.len() + own.len());
+    out.push(VERSION);
+    out.extend_from_slice(borrowed);
+    out.extend_from_slice(own);
 }
 
 #[cfg(test)]
@@ -90,11 +111,13 @@ mod tests {
     fn what_was_borrowed_is_put_back() {
         let ((lender, length), (whole, _)) = (filled("a"), filled("b"));
         let of = Lender { slot: 3, xid: 1 << 33 };
-        let stored = [of.head(), whole[1 + length..].to_vec()].concat();
+        let stored = [&of.head(), &whole[1 + length..]].concat();
         assert_eq!(stored.len(), whole.len() - 1 - length + 2 + 5);
         let Ok(Some((found, own))) = split(&stored) else { panic!("it borrows") };
         assert_eq!(found, of);
-        assert_eq!(complete(first_entry(&lender).unwrap(), own), whole);
+        let mut completed = vec![7];
+        complete(&mut completed, first_entry(&lender).unwrap(), own);
+        assert_eq!(completed, [&[7], &whole[..]].concat());
         // Without the lender it is of no known version.
         assert_eq!(events(&stored).next(), Some(Err(SegmentError::Version)));
     }

@@ -20,7 +20,7 @@
 use std::borrow::Cow;
 
 use crate::limit::{Limit, SPARSEST};
-use crate::outline::{fill, lengthen};
+use crate::outline::{Lengthened, fill, lengthen_again};
 use crate::row::Row;
 use crate::topic::MAX_NAME;
 
@@ -227,9 +227,7 @@ enum Entry<'a> {
 #[derive(Clone, Debug)]
 struct DeclaredOutline<'a> {
     event: &'a str,
-    text: String,
-    /// The number of values that fill it.
-    values: usize,
+    text: Lengthened,
     /// The values of the previous event that filled it.
     previous: Row,
 }
@@ -306,10 +304,9 @@ impl<'a> Events<'a> {
     fn outline(&mut self, number: usize) -> Result<(), SegmentError> {
         let ([event], length) = (self.array()?, self.array()?);
         let (event, short) = (self.text(event.into())?, self.text(u16::from_le_bytes(length).into())?);
-        let text = lengthen(short).filter(|_| number < OUTLINES).ok_or(SegmentError::Outline)?;
-        let values = text.bytes().filter(|byte| *byte == 0).count();
+        let text = lengthen_again(short).filter(|_| number < OUTLINES).ok_or(SegmentError::Outline)?;
         self.outlines.resize(self.outlines.len().max(number + 1), None);
-        self.outlines[number] = Some(DeclaredOutline { event, text, values, previous: Row::default() });
+        self.outlines[number] = Some(DeclaredOutline { event, text, previous: Row::default() });
         Ok(())
     }
 
@@ -317,7 +314,7 @@ impl<'a> Events<'a> {
         let [topic] = self.array()?;
         let topic = self.text(topic.into())?;
         let outline = self.outlines.get_mut(number).and_then(Option::as_mut).ok_or(SegmentError::Outline)?;
-        self.spare.read_after(&outline.previous, outline.values, &mut self.rest).ok_or(SegmentError::Value)?;
+        self.spare.read_after(&outline.previous, outline.text.values, &mut self.rest).ok_or(SegmentError::Value)?;
         let most = TOO_MUCH_GROWTH * (self.length - self.rest.len());
         // A row that equals the previous one takes one byte for each value in the segment, but must be copied.
         self.unpacked += self.spare.size();
@@ -326,7 +323,7 @@ impl<'a> Events<'a> {
         }
         let entry = if wanted(topic) {
             let limit = Limit::new(most.saturating_sub(self.rendered));
-            let payload = fill(&outline.text, &self.spare, limit).map_err(|_| SegmentError::Value)?;
+            let payload = fill(&outline.text.text, &self.spare, limit).map_err(|_| SegmentError::Value)?;
             self.rendered += payload.len();
             Entry::Event(Event { topic, event: outline.event, payload: Cow::Owned(payload) })
         } else {
