@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 use pgrx::prelude::*;
 
 use crate::foreign::infallible::GetTopFullTransactionIdIfAny;
+use crate::log::snapshot;
 use crate::shared;
 use crate::shared_memory::Piece;
 
@@ -70,8 +71,9 @@ pub fn begin_tick() {
 
 fn note(stamp: u64) {
     let mine = mine().unwrap_or_else(|| error!("the backend has no place in the shared memory of tidings"));
-    // SAFETY: inside a transaction that may write.
-    let (database, xid) = unsafe { (pg_sys::MyDatabaseId, pg_sys::GetTopFullTransactionId().value) };
+    let xid = snapshot::own_xid();
+    // SAFETY: set once, when the process connects.
+    let database = unsafe { pg_sys::MyDatabaseId };
     mine.database.store(database.to_u32(), SeqCst);
     mine.xid.store(xid, SeqCst);
     mine.stamp.store(stamp, SeqCst);

@@ -109,17 +109,26 @@ impl Ring {
         reserved.store(end, Relaxed);
         // A reader that sees one of the words below also sees that they were reserved.
         fence(Release);
-        let (chunks, rest) = data.as_chunks::<WORD>();
-        let mut last = [0; WORD];
-        last[..rest.len()].copy_from_slice(rest);
-        let data = chunks.iter().chain((!rest.is_empty()).then_some(&last)).map(|bytes| u64::from_le_bytes(*bytes));
         let mut place = (start % words.len() as u64) as usize;
-        for word in head.iter().copied().chain(data) {
+        let mut put = |word: u64| {
             words[place].store(word, Relaxed);
             place += 1;
             if place == words.len() {
                 place = 0;
             }
+        };
+        // Loops instead of one chain of iterators, which would ask for each word where it comes from.
+        for word in head {
+            put(*word);
+        }
+        let (chunks, rest) = data.as_chunks::<WORD>();
+        for bytes in chunks {
+            put(u64::from_le_bytes(*bytes));
+        }
+        if !rest.is_empty() {
+            let mut last = [0; WORD];
+            last[..rest.len()].copy_from_slice(rest);
+            put(u64::from_le_bytes(last));
         }
         complete.store(end, Release);
     }

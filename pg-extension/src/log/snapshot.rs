@@ -25,6 +25,17 @@ pub fn active() -> Snapshot {
     Snapshot { xmin: full(snapshot.xmin), xmax: full(snapshot.xmax), running }
 }
 
+/// The id of the running transaction, which gets one if it has none. Called in a transaction that may write.
+pub fn own_xid() -> u64 {
+    // SAFETY: inside a transaction. The first function reads variables of this backend.
+    unsafe {
+        match GetTopFullTransactionIdIfAny().value {
+            0 => pg_sys::GetTopFullTransactionId().value,
+            known => known,
+        }
+    }
+}
+
 /// The 64-bit id of a transaction that has one of the last 2^32 ids before `next`, the id of the next transaction.
 pub fn full(xid: pg_sys::TransactionId, next: u64) -> u64 {
     next.wrapping_sub(u64::from((next as u32).wrapping_sub(xid.into_inner())))

@@ -67,7 +67,7 @@ pub fn write_segment(segment: NewSegment<'_>) {
     // SAFETY: inside a transaction that may write. The values have the types of the table's columns, in their order
     // (sql/extension/10_tables.sql), and none is NULL.
     unsafe {
-        let xid = pg_sys::GetTopFullTransactionId().value;
+        let xid = snapshot::own_xid();
         // Any other transaction that has written since the server started has a process now, or has been noted.
         shared::note_writer(|| oldest_process(&snapshot::active()).min(xid));
         // This is later than the stamp of every transaction that this one has waited for.

@@ -13,6 +13,9 @@ use super::column_value::ColumnValue;
 /// The seconds from 1970-01-01 to 2000-01-01, the epoch of Postgres.
 const EPOCH: i64 = 10_957 * 86_400;
 
+/// The microseconds of a second.
+const MICROS: i64 = 1_000_000;
+
 /// Packs a value of one of the types `date`, `time`, `timestamp` and `timestamptz`.
 pub fn pack(out: &mut Vec<u8>, type_oid: pg_sys::Oid, value: ColumnValue<'_>) {
     let value = value.datum();
@@ -21,9 +24,9 @@ pub fn pack(out: &mut Vec<u8>, type_oid: pg_sys::Oid, value: ColumnValue<'_>) {
         pg_sys::DATEOID => value::pack_date(out, value.value() as i32),
         pg_sys::TIMEOID => value::pack_time(out, number),
         pg_sys::TIMESTAMPOID => value::pack_timestamp(out, number),
-        _ => offset(number.div_euclid(1_000_000) + EPOCH)
-            .ok_or(PackError::Unsupported)
-            .and_then(|offset| value::pack_timestamptz(out, number, offset)),
+        _ => {
+            offset(number).ok_or(PackError::Unsupported).and_then(|offset| value::pack_timestamptz(out, number, offset))
+        }
     };
     if packed.is_err() {
         value::pack_text(out, &written_by_postgres(type_oid, value));
@@ -43,22 +46,28 @@ fn written_by_postgres(type_oid: pg_sys::Oid, value: pg_sys::Datum) -> Vec<u8> {
 #[derive(Clone, Copy)]
 struct Period {
     zone: *mut pg_sys::pg_tz,
+    /// In microseconds since 2000, like the values.
     from: i64,
+    /// The same.
     until: i64,
     /// In seconds, positive to the east of Greenwich.
     offset: i32,
 }
 
-/// The offset of the session's time zone at a time, given in seconds since 1970. It is probably the same for the next
-/// row.
-fn offset(time: i64) -> Option<i32> {
+/// The offset of the session's time zone at a time, given in microseconds since 2000. It is probably the same for the
+/// next row.
+#[inline]
+fn offset(micros: i64) -> Option<i32> {
     thread_local! {
         static LAST: Cell<Period> = const { Cell::new(Period { zone: null_mut(), from: 0, until: 0, offset: 0 }) };
     }
     // SAFETY: reads a variable of this backend; Postgres never frees a zone.
     let zone = unsafe { pg_sys::session_timezone };
     let last = LAST.get();
-    let period = if last.zone == zone && (last.from..last.until).contains(&time) { last } else { period(time, zone)? };
+    if last.zone == zone && (last.from..last.until).contains(&micros) {
+        return Some(last.offset);
+    }
+    let period = period(micros.div_euclid(MICROS) + EPOCH, zone)?;
     LAST.set(period);
     Some(period.offset)
 }
@@ -71,7 +80,9 @@ fn period(time: i64, zone: *mut pg_sys::pg_tz) -> Option<Period> {
     let from = if next_change(earlier, zone)? > time { earlier } else { time };
     // SAFETY: the zone is the session's. The result lies in a static buffer and is read at once.
     let offset = unsafe { pg_sys::pg_localtime(&time, zone).as_ref()?.tm_gmtoff };
-    Some(Period { zone, from, until: next_change(time, zone)?, offset: i32::try_from(offset).ok()? })
+    let micros = |seconds: i64| seconds.saturating_sub(EPOCH).saturating_mul(MICROS);
+    let [from, until] = [from, next_change(time, zone)?].map(micros);
+    Some(Period { zone, from, until, offset: i32::try_from(offset).ok()? })
 }
 
 /// The next time at which the offset of a zone may change.

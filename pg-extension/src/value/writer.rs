@@ -287,10 +287,14 @@ impl Writer {
     }
 
     /// Whether two values are equal byte for byte.
+    #[inline]
     pub fn same(&self, a: ColumnValue<'_>, b: ColumnValue<'_>) -> bool {
-        if self.by_value {
-            return a.datum().value() == b.datum().value();
-        }
+        if self.by_value { a.datum().value() == b.datum().value() } else { self.same_bytes(a, b) }
+    }
+
+    /// The same for values that are passed as pointers.
+    #[inline(never)]
+    fn same_bytes(&self, a: ColumnValue<'_>, b: ColumnValue<'_>) -> bool {
         // SAFETY: both are values of this column's type. A length of -1 means variable length; a positive one is the
         // number of bytes that a value points to.
         unsafe {
