@@ -313,3 +313,17 @@ fn a_limit_of_many_gibibytes_does_not_overflow() {
     let (head, _) = Client::connect(&proxy).ask("GET", "/healthz", &[("x-padding", &padding)]).expect("an answer");
     assert_eq!(head.status, 200);
 }
+
+#[test]
+fn a_stream_that_is_idle_takes_little_memory() {
+    const STREAMS: usize = 100;
+    let db = boards();
+    let proxy = db.proxy(&["--heartbeat", "1h"]);
+    let mut client = Client::connect(&proxy);
+    let _first = client.open("boards_5");
+    let before = memory(proxy.pid(), "RssAnon").expect("a running proxy");
+    let _streams: Vec<Stream> = (0..STREAMS).map(|_| client.open("boards_5")).collect();
+    let grown = memory(proxy.pid(), "RssAnon").expect("a running proxy").saturating_sub(before);
+    let each = grown / STREAMS as u64;
+    assert!(each < 24 << 10, "{each} bytes for each stream");
+}

@@ -37,7 +37,8 @@ where
 {
     let service = service_fn(|request: Request<Incoming>| {
         let proxy = proxy.clone();
-        async move {
+        // In a box of its own, which is released with the answer: a stream's task would keep its 50 KB to the end.
+        Box::pin(async move {
             let (parts, _) = request.into_parts();
             Ok::<_, Infallible>(match respond(&proxy, &parts, caller.peer, caller.reserved).await {
                 Outcome::Response(response) => response,
@@ -49,7 +50,7 @@ where
                     response
                 }
             })
-        }
+        })
     });
     let (streams, mut count) = watch::channel(0);
     // `respond` enforces the exact limit.
