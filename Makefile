@@ -155,7 +155,7 @@ test: install released lint browser clients frameworks
 # What an application relies on. Tests of the proxy's own details and of third-party programs are left out, because they
 # don't depend on the version of Postgres.
 CORE := access application await_tick backlog delivery dropping early export failover faults foreign_objects frames full_queue guard_capture guards installation json key_set leaving lenders login_role lost managers many_databases open_topics oracle order order_in_transaction \
-  outlines own_folder own_tables pages partitions pending position read_node read_node_moves relay_channel relay_life resume retention rights ring scan semantics snapshot standby state surface transactions upgrade user_code values \
+  outlines own_folder own_tables pages partitions pending position read_node read_node_moves relay_channel relay_life resume retention rights ring scan segments semantics snapshot standby state surface transactions upgrade user_code values \
   watch_options watch_refusals writers_never_fail
 
 # A part of it that touches everything that differs between versions of Postgres, in about a minute.

@@ -6,11 +6,13 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use pgrx::PgMemoryContexts;
 use pgrx::prelude::*;
-use tidings_wire::{Event, segment};
+use tidings_wire::position::END;
+use tidings_wire::{Event, Position, segment};
 
-use crate::log::{durability, lenders, pages, scan, snapshot};
+use crate::log::{durability, lenders, pages, scan, segments, snapshot};
 use crate::position::position_of;
 use crate::relay::early::Reason;
+use crate::subscriber::refuse_subscriber;
 use crate::{errors, preload, shared};
 
 /// `tidings.decode(data, topics)`: the events of a segment that have one of these topics, with their numbers in the
@@ -107,6 +109,41 @@ fn read_page(
     let page = pages::read(after, limits, |segment| Some(completed(segment)).filter(|whole| has_any(whole, &topics)));
     let seen = page.seen.map(|seen| seen.to_string());
     TableIterator::once((page.segments, seen, page.reached.to_string(), page.more))
+}
+
+/// `tidings.segments(after, max_bytes)`: the segments after a position, in order, and the ticks without events.
+/// Everything that it returns is durable.
+#[pg_extern]
+#[allow(clippy::type_complexity)] // The columns of the SQL function.
+fn segments(
+    after: &str,
+    max_bytes: i32,
+) -> TableIterator<
+    'static,
+    (name!(tick, i64), name!(previous, i64), name!(first, i32), name!(last, bool), name!(data, Option<Vec<u8>>)),
+> {
+    preload::require();
+    refuse_subscriber();
+    let after = position_of(after);
+    let rows = segments::read(after.tick, after.n, max_bytes.unsigned_abs() as usize, completed);
+    // After the reading, because events may be removed meanwhile.
+    check_retained(&after);
+    durability::secure_visible();
+    TableIterator::new(rows.into_iter().map(|row| {
+        let [tick, previous] = [row.tick, row.previous].map(|tick| tick as i64);
+        (tick, previous, row.first as i32, row.is_last, row.data)
+    }))
+}
+
+/// Raises an error unless all events after a position are retained.
+fn check_retained(after: &Position) {
+    let oldest = (floor() as u64).max(scan::oldest_position());
+    if after.tick < oldest || (after.tick == oldest && after.n < END) {
+        // The SQL function has the error.
+        let after = [(after.tick as i64).into(), i64::from(after.n).into()];
+        Spi::run_with_args("SELECT tidings.check_retained($1, $2)", &after)
+            .unwrap_or_else(|error| error!("check_retained: {error}"));
+    }
 }
 
 /// Whether a segment has an event of one of these topics, or a recheck that may be about one. What comes after it is

@@ -353,50 +353,14 @@ $$;
 COMMENT ON FUNCTION tidings.locate(text) IS
     'Where to continue from a position: the same position; the greatest known tick at or below it if changes that it saw were lost; NULL while a change that it saw is not in a tick on this server yet';
 
+-- In Rust, because a proxy at a standby asks it at each tick: a function in SQL would be planned each time.
 CREATE OR REPLACE FUNCTION tidings.segments(
     after text, max_bytes integer DEFAULT 1048576,
     OUT tick bigint, OUT previous bigint, OUT first integer, OUT last boolean, OUT data bytea
 ) RETURNS SETOF record
-LANGUAGE plpgsql VOLATILE STRICT SECURITY DEFINER
+LANGUAGE c VOLATILE STRICT SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off
-SET enable_bitmapscan = off
-SET jit = off
-AS $$
-DECLARE
-    place   record;
-    t       record;
-    segment record;
-    size    bigint := 0;
-BEGIN
-    SELECT * INTO place FROM tidings.parse_position(after) p;
-    <<ticks>>
-    FOR t IN
-        SELECT k.tick, k.previous, k.since, k.until FROM tidings.tick k
-        WHERE k.tick >= place.tick AND (k.tick > place.tick OR place.n < tidings.end_of_tick())
-        ORDER BY k.tick
-    LOOP
-        tick := t.tick; previous := t.previous; last := true; data := NULL;
-        FOR segment IN
-            SELECT s.*, lead(s.first) OVER (ORDER BY s.first) IS NULL AS is_last FROM tidings.tick_segments(t.since, t.until) s
-        LOOP
-            CONTINUE WHEN t.tick = place.tick AND segment.first + segment.events <= place.n;
-            first := segment.first; last := segment.is_last;
-            -- Only version 4 lacks anything. The first byte of a segment that is stored out of line is cheap to read.
-            data := CASE WHEN substring(segment.data FOR 1) = decode('04', 'hex') THEN tidings.complete(segment.data) ELSE segment.data END;
-            RETURN NEXT;
-            size := size + octet_length(data);
-            EXIT ticks WHEN size >= max_bytes;
-        END LOOP;
-        IF data IS NULL AND t.tick > place.tick THEN
-            first := 0;
-            RETURN NEXT;
-        END IF;
-    END LOOP;
-    PERFORM tidings.check_retained(place.tick, place.n);
-    PERFORM tidings.make_durable();
-END
-$$;
+AS 'MODULE_PATHNAME', 'segments_wrapper';
 
 COMMENT ON FUNCTION tidings.segments(text, integer) IS
     'For the proxy: the log after a position, in order, in whole segments';

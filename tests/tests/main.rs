@@ -74,6 +74,7 @@ mod ring;
 mod rolling;
 mod scan;
 mod security_document;
+mod segments;
 mod semantics;
 mod size;
 mod snapshot;

@@ -7,21 +7,28 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidings_wire::Position;
+use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::error::SqlState;
-use tokio_postgres::types::Type;
-use tokio_postgres::{Client, Row};
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Row, Statement};
 
 use crate::metrics::Metrics;
 use crate::stream::place::Place;
 use crate::upstream::chain::Chain;
 use crate::upstream::database::{DatabaseError, in_time};
 use crate::upstream::dialect::Installed;
-use crate::upstream::log::{Introduction, Log, LogRow, ServerLog, Survivors, log_rows, parse_position, read_log};
+use crate::upstream::log::{
+    Introduction, Log, LogRow, PAGE_BYTES, READ, ServerLog, Survivors, log_rows, parse_position,
+};
 use crate::upstream::standing::Standing;
 
-/// How long one call waits on the server for a tick. After each call the proxy knows how far the standby is behind.
+/// How long one call waits on the server for a tick. After a call that has waited in vain, the proxy asks how far the
+/// standby is behind.
 const WAIT: &str = "1 second";
+
+/// While ticks keep coming, the proxy asks that after this time: not at each tick, which would arrive later.
+const ASK_AFTER: Duration = Duration::from_secs(1);
 
 /// The pause before a read that the replay has cancelled is tried again.
 const AFTER_CONFLICT: Duration = Duration::from_millis(10);
@@ -42,6 +49,8 @@ pub struct StandbyLog {
     log: ServerLog,
     client: Arc<Client>,
     metrics: Arc<Metrics>,
+    /// Reads the log. It is prepared once, because it runs for each tick.
+    reading: OnceCell<Statement>,
 }
 
 /// How far a standby has replayed, by its own account.
@@ -60,15 +69,27 @@ pub struct Replay {
 impl StandbyLog {
     /// The log of the server that this client is connected to.
     pub fn new(client: Arc<Client>, installed: Installed, metrics: Arc<Metrics>) -> Self {
-        Self { log: ServerLog::new(client.clone(), installed), client, metrics }
+        Self { log: ServerLog::new(client.clone(), installed), client, metrics, reading: OnceCell::new() }
     }
 
-    /// The next rows after `after`, as soon as there are any, and how far the standby has replayed by then; no `Replay`
-    /// if the server is no longer a standby. One round trip.
-    async fn next(&self, after: Place) -> Result<(Vec<LogRow>, Option<Replay>), DatabaseError> {
+    /// The next rows after `after`, as soon as there are any; none after a while. One round trip.
+    async fn next(&self, after: Place) -> Result<Vec<LogRow>, DatabaseError> {
+        self.past_conflicts(|| self.try_next(after)).await
+    }
+
+    /// How far the standby has replayed; `None` if it is no longer a standby.
+    async fn replay(&self) -> Result<Option<Replay>, DatabaseError> {
+        self.past_conflicts(|| replay(&self.client)).await
+    }
+
+    /// Reads again what the replay has cancelled.
+    async fn past_conflicts<T, F>(&self, read: impl Fn() -> F) -> Result<T, DatabaseError>
+    where
+        F: Future<Output = Result<T, DatabaseError>>,
+    {
         let mut conflicts = 0;
         loop {
-            match self.try_next(after).await {
+            match read().await {
                 Err(error) if is_conflict(&error) && conflicts < MAX_CONFLICTS => {
                     conflicts += 1;
                     self.metrics.standby_conflicts.add(1);
@@ -79,22 +100,23 @@ impl StandbyLog {
         }
     }
 
-    async fn try_next(&self, after: Place) -> Result<(Vec<LogRow>, Option<Replay>), DatabaseError> {
+    async fn try_next(&self, after: Place) -> Result<Vec<LogRow>, DatabaseError> {
+        let prepare = || in_time(self.client.prepare_typed(READ, &[Type::TEXT, Type::INT4]));
+        let reading = self.reading.get_or_try_init(prepare).await?;
         let text = after.position().to_string();
         // The wait holds no snapshot: the statement after it has one of its own.
         let waiting = "CALL tidings.await_tick($1, $2::pg_catalog.text::pg_catalog.interval)";
-        let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 2] =
-            [(&text, Type::TEXT), (&WAIT, Type::TEXT)];
+        let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&text, Type::TEXT), (&WAIT, Type::TEXT)];
+        let page: [&(dyn ToSql + Sync); 2] = [&text, &PAGE_BYTES];
         let asking = async {
             tokio::join!(
                 in_time(self.client.query_typed(waiting, &parameters)),
-                read_log(&self.client, after),
-                replay(&self.client)
+                in_time(self.client.query(reading, &page))
             )
         };
-        let (waited, rows, replay) = asking.await;
+        let (waited, rows) = asking.await;
         waited?;
-        Ok((log_rows(&rows?)?, replay?))
+        log_rows(&rows?)
     }
 }
 
@@ -172,12 +194,14 @@ pub struct Follower {
     metrics: Arc<Metrics>,
     standing: Arc<Standing>,
     lag: Lag,
+    /// When the standby was last asked how far it is behind; `None` if it is to be asked now.
+    asked: Option<Instant>,
 }
 
 impl Follower {
     /// A follower that continues at the place of the chain's hub.
     pub fn new(log: Arc<StandbyLog>, chain: Chain<StandbyLog>, metrics: Arc<Metrics>, standing: Arc<Standing>) -> Self {
-        Self { log, chain, metrics, standing, lag: Lag::new() }
+        Self { log, chain, metrics, standing, lag: Lag::new(), asked: None }
     }
 
     /// Brings the hub to the present. A standby may not have replayed yet what the proxy has heard from another server:
@@ -208,13 +232,17 @@ impl Follower {
         }
     }
 
-    /// Publishes each tick as soon as it is replayed, until the standby is promoted. After each call, `report` gets the
-    /// reason why the standby can't be relied on, if there is one.
+    /// Publishes each tick as soon as it is replayed, until the standby is promoted. About every second, `report` gets
+    /// the reason why the standby can't be relied on, if there is one.
     pub async fn run(&mut self, mut report: impl FnMut(Option<String>)) -> Result<(), DatabaseError> {
         loop {
+            if self.asked.is_none_or(|asked| asked.elapsed() >= ASK_AFTER) {
+                let Some(replay) = self.log.replay().await? else { return Ok(()) };
+                self.asked = Some(Instant::now());
+                report(self.too_far_behind(&replay));
+            }
             match self.step().await {
-                Ok(Some(replay)) => report(self.too_far_behind(&replay)),
-                Ok(None) => return Ok(()),
+                Ok(()) => {}
                 // Its clients get a reset.
                 Err(DatabaseError::Expired) => self.chain.catch_up().await?,
                 Err(error) => return Err(error),
@@ -222,12 +250,16 @@ impl Follower {
         }
     }
 
-    /// Publishes what is replayed next; no `Replay` if the server is no longer a standby.
-    async fn step(&mut self) -> Result<Option<Replay>, DatabaseError> {
+    /// Publishes what is replayed next.
+    async fn step(&mut self) -> Result<(), DatabaseError> {
         let place = self.chain.place()?;
-        let (rows, replay) = self.log.next(place).await?;
+        let rows = self.log.next(place).await?;
+        if rows.is_empty() {
+            // The replay stands still, or the server is no longer a standby.
+            self.asked = None;
+        }
         self.chain.publish_rows(&rows, place).await?;
-        Ok(replay)
+        Ok(())
     }
 
     /// Notes how far the standby is behind. If it is too far, says so.

@@ -12,7 +12,10 @@ use crate::upstream::database::{DatabaseError, in_time};
 use crate::upstream::dialect::{Dialect, Installed, VERSION};
 
 /// How many bytes of the log one read returns.
-const PAGE_BYTES: i32 = 1024 * 1024;
+pub const PAGE_BYTES: i32 = 1024 * 1024;
+
+/// Reads the next page of the log after a position, of about so many bytes.
+pub const READ: &str = "SELECT tick, first, last, data FROM tidings.segments($1, $2)";
 
 /// The relay, its channel, and the end of the log.
 #[derive(Clone, Debug)]
@@ -127,7 +130,9 @@ impl Log for ServerLog {
     }
 
     async fn read(&self, after: Place) -> Result<Vec<LogRow>, DatabaseError> {
-        log_rows(&read_log(&self.client, after).await?)
+        let text = after.position().to_string();
+        let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&text, Type::TEXT), (&PAGE_BYTES, Type::INT4)];
+        log_rows(&in_time(self.client.query_typed(READ, &parameters)).await?)
     }
 }
 
@@ -141,14 +146,6 @@ pub async fn look_at_version(client: &Client, installed: &Installed) -> Result<(
 /// The statement that listens to a channel, or no longer does.
 pub fn listen(verb: &str, channel: &str) -> String {
     format!("{verb} \"{}\"", channel.replace('"', "\"\""))
-}
-
-/// Reads the next page of the log after `after`.
-pub async fn read_log(client: &Client, after: Place) -> Result<Vec<Row>, DatabaseError> {
-    let sql = "SELECT tick, first, last, data FROM tidings.segments($1, $2)";
-    let text = after.position().to_string();
-    let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&text, Type::TEXT), (&PAGE_BYTES, Type::INT4)];
-    in_time(client.query_typed(sql, &parameters)).await
 }
 
 /// The rows of a page.
