@@ -45,6 +45,11 @@ impl Audience {
         self.shared > 0
     }
 
+    /// Whether any seat of the subscribers, at this or another topic, is one of which `is_one` says so.
+    pub fn have_any(&self, is_one: impl Fn(&str, usize) -> bool) -> bool {
+        self.subscribers().any(|subscriber| subscriber.has_seat(&is_one))
+    }
+
     /// Adds a subscriber, for events after number `since`; `shared` if it has other topics too. Returns its seat.
     pub fn seat(&mut self, subscriber: Arc<Subscriber>, since: u64, shared: bool) -> usize {
         self.shared += usize::from(shared);

@@ -435,6 +435,11 @@ impl Subscriber {
         Ok(())
     }
 
+    /// Whether it has a seat of which `is_one` says so.
+    pub fn has_seat(&self, is_one: impl Fn(&str, usize) -> bool) -> bool {
+        self.state.lock().seats.iter().any(|(topic, seat)| is_one(topic, *seat))
+    }
+
     /// Ends the stream if it has not ended, and returns its seats.
     pub fn leave(&self) -> Box<[Seat]> {
         let mut state = self.state.lock();

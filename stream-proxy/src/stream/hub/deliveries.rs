@@ -11,7 +11,11 @@ use super::topics::Topics;
 
 /// The deliveries under way, in order.
 #[derive(Debug, Default)]
-pub struct Deliveries(VecDeque<Delivery>);
+pub struct Deliveries {
+    queue: VecDeque<Delivery>,
+    /// Whether events were sent at once since the last delivery but one was begun: small topics have events too.
+    has_small: [bool; 2],
+}
 
 /// Events of one topic, each with its number. A subscriber is queued all of them at once, so that it writes them at
 /// once.
@@ -28,52 +32,78 @@ struct Delivery {
 impl Deliveries {
     /// Whether every event has been queued to all its subscribers.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.queue.is_empty()
     }
 
     /// How many events are being delivered.
     pub fn events(&self) -> usize {
-        self.0.iter().map(|delivery| delivery.events.len()).sum()
+        self.queue.iter().map(|delivery| delivery.events.len()).sum()
     }
 
-    /// Whether more than one group of subscribers is left.
-    pub fn are_many(&self, topics: &Topics) -> bool {
-        let left =
+    /// How many of `all` threads should work on the deliveries. Half of them, if there is only one and small topics
+    /// have events too: the same processors serve those, and often the database, whose work would wait behind that of a
+    /// large topic. Not always half, because writes cost less while all processors are busy: then a write need not wake
+    /// who reads on the same machine.
+    pub fn threads(&self, topics: &Topics, all: usize) -> usize {
+        let has_many =
             |first: &Delivery| topics.audience(&first.topic).is_some_and(|audience| audience.has_many(first.next));
-        self.0.len() > 1 || self.0.front().is_some_and(left)
+        let leaves_room = self.has_small.contains(&true);
+        match self.queue.front() {
+            None => 0,
+            Some(_) if self.queue.len() > 1 => all,
+            Some(first) if !has_many(first) => 1,
+            Some(_) if leaves_room => (all / 2).max(1),
+            Some(_) => all,
+        }
+    }
+
+    /// Whether the subscriber in a seat of a topic has not been queued all its events.
+    fn is_behind(&self, topic: &str, seat: usize) -> bool {
+        self.queue.iter().any(|delivery| *delivery.topic == *topic && delivery.next <= seat)
     }
 
     /// Notes that `tick` is complete when the deliveries so far are. False if none is under way.
     pub fn note_end_of(&mut self, tick: u64) -> bool {
-        self.0.back_mut().map(|last| last.ticks.push(tick)).is_some()
+        self.queue.back_mut().map(|last| last.ticks.push(tick)).is_some()
     }
 
     /// Queues an event to its topic's subscribers at once, or starts a delivery. A large topic always gets a delivery,
-    /// and none of its subscribers is served before small topics of the same tick are.
+    /// and none of its subscribers is served before small topics of the same tick are. A small topic waits only for
+    /// deliveries of its own, and for those of other topics that its subscribers have not been served yet.
     pub fn send(&mut self, topics: &Topics, topic: Arc<str>, event: (u64, Frame), tally: &mut Tally) {
         let Some(audience) = topics.audience(&topic) else { return };
-        let must_wait = !self.is_empty() && (audience.is_shared() || self.0.iter().any(|other| other.topic == topic));
+        let must_wait = || {
+            let is_behind = |topic: &str, seat| self.is_behind(topic, seat);
+            self.queue.iter().any(|other| other.topic == topic)
+                || (!self.is_empty() && audience.is_shared() && audience.have_any(is_behind))
+        };
         let event = [event];
-        let next = if must_wait || audience.len() > GROUP { Some(0) } else { audience.send(&event, 0, tally) };
-        let Some(next) = next else { return };
-        match self.0.back_mut() {
+        let next = if audience.len() > GROUP || must_wait() { Some(0) } else { audience.send(&event, 0, tally) };
+        let Some(next) = next else {
+            self.has_small[1] |= !audience.is_empty();
+            return;
+        };
+        match self.queue.back_mut() {
             // No subscriber has got the events of that delivery yet, and no event lies between them and this one.
             Some(last) if last.topic == topic && last.next == 0 => last.events.extend(event),
-            _ => self.0.push_back(Delivery { topic, events: event.into(), next, ticks: Vec::new() }),
+            _ => {
+                self.has_small = [self.has_small[1], false];
+                self.queue.push_back(Delivery { topic, events: event.into(), next, ticks: Vec::new() });
+            }
         }
     }
 
     /// Serves the next group of subscribers. If it was the last group of a delivery, returns the ticks that are
     /// complete now.
     pub fn serve_group(&mut self, topics: &Topics, tally: &mut Tally) -> Option<Vec<u64>> {
-        let delivery = self.0.front_mut()?;
+        let delivery = self.queue.front_mut()?;
         let audience = topics.audience(&delivery.topic);
         match audience.and_then(|audience| audience.send(&delivery.events, delivery.next, tally)) {
             Some(next) => {
                 delivery.next = next;
                 None
             }
-            None => self.0.pop_front().map(|delivery| delivery.ticks),
+            None => self.queue.pop_front().map(|delivery| delivery.ticks),
         }
     }
 }

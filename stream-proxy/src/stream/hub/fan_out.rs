@@ -15,17 +15,16 @@ use super::{Hub, Inner};
 const MAX_UNDELIVERED: usize = 64;
 
 impl Hub {
-    /// Queues events to the subscribers that [`Self::publish`] left out, and writes them, forever. One such task for
-    /// each thread makes use of all of them: each calls the next one if there is enough to do.
+    /// Queues events to the subscribers that [`Self::publish`] left out, and writes them, forever. There is one such
+    /// task for each thread: each calls the next one if there is enough to do.
     pub async fn fan_out(&self) -> Infallible {
+        self.inner.lock().fan_outs += 1;
         loop {
-            while self.serve_group() {
+            if !self.inner.lock().rest() {
+                self.serve_group();
                 // After what has arrived at the sockets meanwhile.
                 yield_now().await;
-            }
-            if self.inner.lock().rest()
-                && let Ok(permit) = self.to_deliver.acquire().await
-            {
+            } else if let Ok(permit) = self.to_deliver.acquire().await {
                 permit.forget();
             }
         }
@@ -41,7 +40,7 @@ impl Hub {
         let fuller = tally.fullest.filter(|(bytes, _)| inner.fullest.as_ref().is_none_or(|(most, _)| bytes > most));
         inner.fullest = fuller.or(inner.fullest.take());
         let more = !inner.deliveries.is_empty();
-        let call = inner.deliveries.are_many(&inner.topics) && inner.call();
+        let call = inner.call();
         drop(guard);
         if call {
             self.to_deliver.add_permits(1);
@@ -86,17 +85,30 @@ impl Hub {
 }
 
 impl Inner {
-    /// Whether a [`Hub::fan_out`] rests, which now gets a permit.
+    /// Whether a [`Hub::fan_out`] rests that should work: it now gets a permit.
     pub(super) fn call(&mut self) -> bool {
-        let is_resting = self.resting > 0;
-        self.resting -= usize::from(is_resting);
-        is_resting
+        let is_called = self.resting > 0 && self.working() < self.wanted();
+        self.resting -= usize::from(is_called);
+        is_called
     }
 
-    /// Notes that a [`Hub::fan_out`] rests; false if there are deliveries.
-    fn rest(&mut self) -> bool {
-        let is_done = self.deliveries.is_empty();
+    /// Notes that a [`Hub::fan_out`] rests; false if it should go on.
+    pub(super) fn rest(&mut self) -> bool {
+        let is_done = self.working() > self.wanted();
         self.resting += usize::from(is_done);
         is_done
     }
+
+    /// How many [`Hub::fan_out`] work.
+    fn working(&self) -> usize {
+        self.fan_outs - self.resting
+    }
+
+    /// How many of them should.
+    fn wanted(&self) -> usize {
+        self.deliveries.threads(&self.topics, self.fan_outs)
+    }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,7 +6,8 @@
 //!
 //! A topic of thousands is served one group of subscribers at a time, with other work in between. Its event counts as
 //! published at once: a subscriber that joins meanwhile finds the event in history and is skipped. Events of other
-//! topics may overtake it, but not for a subscriber that has several topics: those events wait.
+//! topics may overtake it, unless one of their subscribers also has the large topic and has not been served: then they
+//! wait.
 //!
 //! A recheck is kept and queued like an event of its topic. A subscriber whose right was checked before the recheck
 //! meets it, however it gets there.
@@ -96,7 +97,9 @@ struct Inner {
     /// How many events have been published, which is the last one's number.
     count: u64,
     deliveries: Deliveries,
-    /// How many [`Hub::fan_out`] wait until they are called.
+    /// How many [`Hub::fan_out`] there are.
+    fan_outs: usize,
+    /// How many of them wait until they are called.
     resting: usize,
     rechecks: Rechecks,
     /// The subscriber with the most bytes waiting, of those served since events were last published.
@@ -160,7 +163,7 @@ impl Hub {
         self.metrics.topics.set(inner.topics.len() as u64);
         tally.count(&self.metrics);
         inner.fullest = tally.fullest;
-        let call = !inner.deliveries.is_empty() && inner.call();
+        let call = inner.call();
         drop(guard);
         self.metrics.events_in.add(received);
         if call {

@@ -9,15 +9,15 @@ use proptest::prelude::*;
 use std::task::{Context, Poll, Waker};
 use tidings_wire::position::END;
 
-fn hub(budget: usize) -> Arc<Hub> {
+pub(super) fn hub(budget: usize) -> Arc<Hub> {
     Hub::new(budget, Arc::default())
 }
 
-fn topics(names: &[&str]) -> Vec<Arc<str>> {
+pub(super) fn topics(names: &[&str]) -> Vec<Arc<str>> {
     names.iter().map(|name| Arc::from(*name)).collect()
 }
 
-fn publish(hub: &Hub, tick: u64, events: &[(&str, &str)]) {
+pub(super) fn publish(hub: &Hub, tick: u64, events: &[(&str, &str)]) {
     let events = events.iter().enumerate().map(|(i, (topic, text))| Outgoing {
         n: i as u32 + 1,
         topic,
@@ -28,7 +28,7 @@ fn publish(hub: &Hub, tick: u64, events: &[(&str, &str)]) {
 }
 
 /// What waits for a subscriber, without events that only send a position, which another test covers.
-fn take(subscriber: &Subscriber) -> Vec<String> {
+pub(super) fn take(subscriber: &Subscriber) -> Vec<String> {
     subscriber.take().into_iter().filter(|text| !text.contains("event: position\n")).collect()
 }
 
