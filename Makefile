@@ -7,8 +7,8 @@
 #   make run       starts the demo, Teamboard, on a throw-away cluster; ARGS=--alone leaves out the simulated teammate,
 #                  ARGS=--standby serves the streams from a hot standby
 #   make test      runs lint, unit tests, and the tests with real clusters, real proxies and real browsers
-#   make test-core     runs only the tests of the core promises, for a further version of Postgres; with QUICK=yes on a
-#                      quick build of the extension, which is for tests alone and stays installed
+#   make test-core     runs only the tests of the core promises, for a further version of Postgres. QUICK=yes builds the
+#                      extension faster, for tests only; that build stays installed
 #   make test-smoke    runs only a part of these, for a version between those that are tested fully
 #   make postgres-18   fetches that version of Postgres for tests, and prints the path of its pg_config; also postgres-16, postgres-17
 #   make test-frameworks   follows docs/rails.md, docs/django.md and docs/node.md; installs Rails and Django from Debian's packages
@@ -17,7 +17,7 @@
 #   make test-packages runs only the tests of the Debian packages, in a clean Debian and in containers; needs root or sudo, and downloads that Debian once
 #   make released  builds the last release from this repository's history, because tests upgrade from it
 #   make bench     measures Tidings and its alternatives, into docs/benchmarks.md; ARGS=--long, ARGS="idle fanout" for parts, ARGS=--small for a trial
-#   make bench-compare  shows what differs between two runs: A= and B= are summaries of benchmarks, or commits; without B= that of this tree
+#   make bench-compare  shows what differs between the figures of A= and B=, each a commit or a summary.json; without B=, this tree's
 #   make fuzz      feeds hostile bytes to every parser, guided by coverage; SECONDS_EACH=600 for longer, JOBS=2 for two targets at a time
 #   make chaos     causes faults, chosen by a seed, and checks that every client gets what was committed; ARGS="--seed N --minutes M --seeds K", ARGS="--soak 60" for an hour without faults
 #   make oracle    runs random tables, watches, transactions and clients, and compares what clients hold with the tables; ARGS="--seed N --seeds K"
@@ -45,9 +45,9 @@ MAJOR = $(shell $(PG_CONFIG) --version 2>/dev/null | sed -E 's/^PostgreSQL ([0-9
 EXT_TARGET = target/$(if $(QUICK),quick,pg$(MAJOR))
 export TIDINGS_LIBRARY = $(EXT_TARGET)/release/libtidings.so
 
-# QUICK=yes builds the extension for tests alone: it is optimized a little, and all versions of Postgres share one
-# directory, because nine tenths of what is built don't depend on the version. What does is called the same for all of
-# them, so it is always built again.
+# QUICK=yes builds the extension for tests only. It is optimized a little, and all versions of Postgres share one
+# directory, because nine tenths of the build don't depend on the version. The rest has the same name for all versions,
+# so it is always built again.
 QUICK :=
 LITTLE := CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_DEBUG=0
 FORGET_QUICK = rm -rf target/quick/release/.fingerprint/tidings-*
@@ -297,7 +297,7 @@ rivals: setup
 bench: install rivals
 	@cargo run --release --locked -p tidings-tests --bin tidings-bench -- $(ARGS)
 
-# Each of A and B is a file, or a commit whose summary is meant.
+# Each of A and B is a summary file, or a commit that has one.
 A ?= HEAD
 B ?= docs/benchmarks/summary.json
 

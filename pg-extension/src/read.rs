@@ -1,4 +1,4 @@
-//! The SQL functions that decode segments, read the clock, and show what the relay does.
+//! The SQL functions that read the log, decode segments, read the clock, and show what the relay does.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -126,7 +126,7 @@ fn segments(
     refuse_subscriber();
     let after = position_of(after);
     let rows = segments::read(after.tick, after.n, max_bytes.unsigned_abs() as usize, completed);
-    // After the reading, because events may be removed meanwhile.
+    // Checked after the log has been read, because events may be removed meanwhile.
     check_retained(&after);
     durability::secure_visible();
     TableIterator::new(rows.into_iter().map(|row| {
@@ -139,7 +139,7 @@ fn segments(
 fn check_retained(after: &Position) {
     let oldest = (floor() as u64).max(scan::oldest_position());
     if after.tick < oldest || (after.tick == oldest && after.n < END) {
-        // The SQL function has the error.
+        // The SQL function raises the error.
         let after = [(after.tick as i64).into(), i64::from(after.n).into()];
         Spi::run_with_args("SELECT tidings.check_retained($1, $2)", &after)
             .unwrap_or_else(|error| error!("check_retained: {error}"));

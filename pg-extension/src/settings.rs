@@ -15,8 +15,8 @@ static CAPTURE: GucSetting<bool> = GucSetting::<bool>::new(true);
 static MAX_PAYLOAD: GucSetting<i32> = GucSetting::<i32>::new(8 * 1024);
 /// In KiB. Up to 64 KiB of a tick, notifications save every proxy a query; above, the query is cheaper.
 static NOTIFY_INLINE_LIMIT: GucSetting<i32> = GucSetting::<i32>::new(64);
-/// In KiB. The relay rests for at most 10 ms between two ticks. Writers fill an eighth of a MiB in that time at 40,000
-/// transactions a second, which is more than most machines do.
+/// In KiB. The relay rests for at most 6 ms between two ticks. In that time, writers fill less than an eighth of a MiB
+/// at 40,000 transactions a second, which is more than most machines do.
 static RING_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1024);
 /// Off: it costs what the ring saves. The tests turn it on.
 static VERIFY_RING: GucSetting<bool> = GucSetting::<bool>::new(false);

@@ -204,7 +204,7 @@ AS $$
         SELECT s.*, max(s.stamp) OVER (PARTITION BY s.xid) AS last_stamp FROM tidings.segments_between(since, until) s
     )
     -- The order of a tick: transactions by their last stamp, the segments of each by their ordinal. The relay must use
-    -- the same order (relay/batch.rs).
+    -- the same order (pg-extension/src/log/order.rs).
     SELECT (sum(d.events) OVER before - d.events)::integer, d.events, d.xid, d.stamp, d.data
     FROM dated d
     WINDOW before AS (ORDER BY d.last_stamp, d.ordinal ROWS UNBOUNDED PRECEDING)
@@ -353,7 +353,7 @@ $$;
 COMMENT ON FUNCTION tidings.locate(text) IS
     'Where to continue from a position: the same position; the greatest known tick at or below it if changes that it saw were lost; NULL while a change that it saw is not in a tick on this server yet';
 
--- In Rust, because a proxy at a standby asks it at each tick: a function in SQL would be planned each time.
+-- In Rust, because a proxy at a standby calls it for each tick: in SQL, each call would plan its queries again.
 CREATE OR REPLACE FUNCTION tidings.segments(
     after text, max_bytes integer DEFAULT 1048576,
     OUT tick bigint, OUT previous bigint, OUT first integer, OUT last boolean, OUT data bytea

@@ -16,7 +16,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Makes new ones.
+    /// Makes a new certificate with its key.
     pub fn create() -> Self {
         let (certificate, key) = (fresh_path("certificate.pem"), fresh_path("key.pem"));
         let mut command = Command::new("openssl");
@@ -33,7 +33,7 @@ impl Identity {
         (self.certificate.to_str().expect("a path"), self.key.to_str().expect("a path"))
     }
 
-    /// Puts it in the place of another one.
+    /// Overwrites the files of another one.
     pub fn replace(&self, other: &Self) {
         fs::copy(&self.certificate, &other.certificate).expect("copy the certificate");
         fs::copy(&self.key, &other.key).expect("copy the key");

@@ -202,7 +202,8 @@ pub fn cpu_seconds(pid: u32) -> Option<f64> {
     Some((user + system) / 100.0)
 }
 
-/// The same of its main thread alone, in nanoseconds: for costs that are far below a tick.
+/// The CPU time of the main thread of process `pid` so far, in nanoseconds: for costs far below the 10 ms in which
+/// [`cpu_seconds`] counts.
 pub fn cpu_nanoseconds(pid: u32) -> Option<u64> {
     fs::read_to_string(format!("/proc/{pid}/schedstat")).ok()?.split(' ').next()?.parse().ok()
 }

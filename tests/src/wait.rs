@@ -30,8 +30,8 @@ pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
     eventually(what, || condition().then_some(()));
 }
 
-/// Sets the flag when it is dropped, also because the test fails: threads that the test waits for look at the flag to
-/// see when to stop.
+/// Sets the flag when it is dropped, also if the test fails. The threads that the test waits for stop when the flag is
+/// set.
 #[derive(Debug)]
 pub struct SetAtTheEnd<'a>(pub &'a AtomicBool);
 

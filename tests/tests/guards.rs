@@ -54,19 +54,19 @@ fn open(proxy: &Proxy, topics: &[&str], person: &str) -> Sse {
     stream
 }
 
-/// A change of a membership asks again about its board.
+/// From now on, a change of a membership makes proxies ask again about its board.
 fn guard_members(session: &mut Session) {
     session.run("SELECT tidings.guard('members', topic => 'boards_{board_id}')");
 }
 
-/// A stream of somebody of the team, who is let in by a token.
+/// Opens a stream of a member of the team, with that person's token.
 fn enter(proxy: &Proxy, team: &Team<'_>, topics: &[&str], person: i64) -> Sse {
     let mut stream = proxy.open(&Request::live(topics).by(&team.token(person)));
     stream.wait_id();
     stream
 }
 
-/// The arguments of a proxy that knows the team's tokens and is asked again only by events.
+/// The arguments of a proxy that accepts the team's tokens, and that checks open streams again only after events.
 fn by_token<'a>(team: &'a Team<'_>) -> [&'a str; 4] {
     ["--jwt-secret-file", team.secret.to_str().expect("a path of text"), RARELY[0], RARELY[1]]
 }

@@ -39,7 +39,7 @@ impl Writer {
         until("the session borrows", || self.insert() == BORROWING);
     }
 
-    /// Waits until all rows are in ticks: before that, nobody takes them away.
+    /// Waits until all rows are in ticks: before that, no retention removes them.
     fn wait_for_ticks(&mut self) {
         until("all rows are in ticks", || self.session.one::<bool>("SELECT waiting_since IS NULL FROM tidings.status"));
     }

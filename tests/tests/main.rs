@@ -104,7 +104,7 @@ fn boards() -> Database<'static> {
     db
 }
 
-/// The same of another cluster, which ends without dropping its databases.
+/// The same in another cluster, where the database is not dropped at the end.
 fn kept_boards(cluster: &Cluster) -> Database<'_> {
     let mut db = cluster.database();
     db.keep();

@@ -5,7 +5,7 @@ use tidings_tests::{Cluster, Session, until};
 
 use crate::create_boards;
 
-/// All that follows a tick.
+/// Everything after a tick, without `tidings.segments()`.
 const BY_QUERY: &str = "
     SELECT t.tick, t.previous, coalesce(s.first, 0),
            row_number() OVER (PARTITION BY t.tick ORDER BY s.first DESC) = 1,

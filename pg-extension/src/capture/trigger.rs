@@ -197,7 +197,7 @@ fn recheck_all(template: &str, rank: Rank) {
 }
 
 /// Bytes as text. In a UTF-8 database they are UTF-8 unless the output function of a type is broken. `from_utf8` checks
-/// them all at once; `from_utf8_lossy` alone would go byte by byte. Whether they are ASCII, as most are, is known sooner.
+/// them all at once; `from_utf8_lossy` alone would go byte by byte. Most texts are ASCII, which is checked even faster.
 fn text(bytes: &[u8]) -> Cow<'_, str> {
     if bytes.is_ascii() {
         // SAFETY: ASCII is UTF-8.

@@ -111,7 +111,7 @@ pub fn complete(segment: &[u8]) -> Result<Cow<'_, [u8]>, String> {
     Ok(Cow::Owned(whole))
 }
 
-/// The same, appended to other bytes. If it fails, nothing is appended.
+/// Appends the whole of a segment to other bytes, as [`complete`] returns it. If it fails, nothing is appended.
 pub fn append_complete(out: &mut Vec<u8>, segment: &[u8]) -> Result<(), String> {
     let Some((lender, own)) = lender::split(segment).map_err(|error| error.to_string())? else {
         out.extend_from_slice(segment);

@@ -117,7 +117,7 @@ impl Ring {
                 place = 0;
             }
         };
-        // Loops instead of one chain of iterators, which would ask for each word where it comes from.
+        // Three loops, because one chain of iterators would check for each word which part it comes from.
         for word in head {
             put(*word);
         }

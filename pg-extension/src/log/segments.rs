@@ -21,8 +21,9 @@ pub struct Row {
     pub data: Option<Vec<u8>>,
 }
 
-/// Reads the log after the `n`-th event of a tick, until there are `max_bytes` of segments, or one. `complete` returns
-/// the whole of a segment as it is stored. Called inside a transaction, with an active snapshot.
+/// Reads the log after the `n`-th event of a tick, until there are `max_bytes` of segments, but at least one.
+/// `complete` gets a segment as it is stored, and returns the whole of it. Called inside a transaction, with an active
+/// snapshot.
 pub fn read(tick: u64, n: u32, max_bytes: usize, complete: impl Fn(&[u8]) -> Cow<'_, [u8]>) -> Vec<Row> {
     let (tables, log) = (open_ticks(), open_log());
     let mut reader = TickReader::new(&log);

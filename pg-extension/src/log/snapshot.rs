@@ -27,7 +27,7 @@ pub fn active() -> Snapshot {
 
 /// The id of the running transaction, which gets one if it has none. Called in a transaction that may write.
 pub fn own_xid() -> u64 {
-    // SAFETY: inside a transaction. The first function reads variables of this backend.
+    // SAFETY: inside a transaction that may write. The first function only reads variables of this backend.
     unsafe {
         match GetTopFullTransactionIdIfAny().value {
             0 => pg_sys::GetTopFullTransactionId().value,
@@ -139,7 +139,7 @@ pub fn is_of_recovery() -> bool {
 /// Runs `body` with an active snapshot that sees everything committed until now. Called inside a transaction.
 pub fn with_latest<R>(body: impl FnOnce() -> R) -> R {
     // SAFETY: inside a transaction. The snapshot is popped below or, after an error, at the end of the transaction.
-    // Nothing under the guard is left to Rust that an error would have to clean up.
+    // The closure under the guard drops nothing, so an error may jump out of it.
     unsafe {
         pg_guard_ffi_boundary(|| unguarded::PushActiveSnapshot(unguarded::GetLatestSnapshot()));
         let result = body();

@@ -25,11 +25,11 @@ pub struct Tick {
     pub number: u64,
     /// The number of the one before it.
     pub previous: u64,
-    /// What its readers have seen before it.
+    /// The tick has the segments that this snapshot does not see and `until` does.
     pub since: Snapshot,
-    /// What they have seen after it.
+    /// See `since`.
     pub until: Snapshot,
-    /// The partitions of the log that have its segments, and the mark.
+    /// A bit for each partition of the log that has segments of it, and the mark of a sealed epoch.
     pub used: i16,
 }
 
@@ -41,7 +41,7 @@ pub struct Ticks<'a> {
 
 /// A segment of the tick that is being read.
 pub struct TickSegment {
-    /// Its order.
+    /// What decides its place in the tick.
     pub head: Head,
     /// How many events it has.
     pub events: u32,
@@ -55,7 +55,7 @@ pub struct TickSegment {
 pub struct TickReader<'a> {
     partitions: [Option<Rows<'a>>; SLOTS],
     log: &'a Log,
-    /// Those of the tick that was read last, in order.
+    /// The segments of the tick that was read last, in order.
     pub segments: Vec<TickSegment>,
     data: StoredValues,
 }
@@ -197,9 +197,9 @@ impl StoredValues {
     /// Reads a value that was added.
     fn with<R>(&self, at: StoredAt, read: impl FnOnce(&[u8]) -> R) -> R {
         let stored = self.0[at.0..].as_ptr().cast_mut().cast::<pg_sys::varlena>();
-        // SAFETY: a complete copy of a `bytea`. If it refers to bytes elsewhere, these are there as long as the snapshot
-        // that saw the row is active and the table is locked, which is until after the page. What Postgres makes to
-        // decompress or fetch it is freed. Postgres does not write to the value itself.
+        // SAFETY: a complete copy of a `bytea`. If it refers to bytes elsewhere, these exist as long as the snapshot
+        // that saw the row is active and the table is locked, which is longer than a reader is used. What Postgres
+        // makes to decompress or fetch it is freed. Postgres does not write to the value itself.
         unsafe {
             let plain = pg_sys::pg_detoast_datum_packed(stored);
             let result = read(pgrx::varlena_to_byte_slice(plain));

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use nix::time::ClockId;
 
-/// The longest rest that the budget requires, unless writers are busy. What it has not repaid is a debt for the next
-/// ticks. With 500 transactions a second, commits that a slow flush has held up come all at once, and their ticks use up
-/// the budget; with rests of 10 ms, those after them were up to 10 ms late.
+/// The longest rest that the budget requires, unless writers are busy. A debt that it does not repay remains for the
+/// next ticks. After a slow flush, the commits that waited for it come all at once, and their ticks use up the budget:
+/// with rests of up to 10 ms, at 500 transactions a second, the events after them were up to 10 ms late.
 const MAX_REST: Duration = Duration::from_millis(3);
 
-/// A larger debt is forgotten.
+/// A larger debt is forgotten. This one takes three of the longest rests.
 const MAX_DEBT: Duration = Duration::from_millis(1);
 
 /// Unless writers are busy, the relay uses at most one part in this many of a core in the long run.
@@ -54,15 +54,15 @@ impl Pace {
         Self { left: nanos(MAX_BUDGET), filled: Instant::now(), used: processor_time(), estimated: 0 }
     }
 
-    /// Notes that a tick of this many segments has ended, which was begun at `start`. Returns how long to rest before
-    /// the next one.
+    /// Notes the end of a tick of this many segments that began at `start`. Returns how long to rest before the next
+    /// one.
     pub fn end(&mut self, segments: usize, start: Instant) -> Duration {
         let now = Instant::now();
         let earned = nanos(now - self.filled) / SHARE;
         self.filled = now;
         self.left = (self.left + earned).min(nanos(MAX_BUDGET));
-        // To read the processor time is a system call. It is not needed while enough is left even if the tick had a
-        // processor to itself all the time.
+        // Reading the processor time is a system call. It is left out while more than half of the budget remains even
+        // if the tick has used a processor all the time since it began.
         let most = nanos(now - start + WAKE);
         if segments < BUSY_TICK && self.left - most > nanos(MAX_BUDGET) / 2 {
             self.left -= most;
@@ -75,7 +75,7 @@ impl Pace {
         let estimated = std::mem::take(&mut self.estimated);
         self.left = (self.left + estimated - nanos(cost)).max(-nanos(MAX_DEBT));
         if segments >= BUSY_TICK {
-            // Only this tick counts, not the ones that were estimated.
+            // Only the cost of this tick counts, not that of the ticks before it, which were estimated.
             let cost = cost.saturating_sub(Duration::from_nanos(estimated.unsigned_abs()));
             return (cost * BUSY_SHARE).clamp(BUSY_REST[0], BUSY_REST[1]);
         }

@@ -45,8 +45,8 @@ pub fn wait(timeout: Duration) {
     let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
     // One millisecond more, so that work that is due at the end of `timeout` is due when this returns.
     let milliseconds = timeout.as_millis() as i64 + 1;
-    // SAFETY: the latch belongs to this process. Nothing under the guard is left to Rust that an error would have to
-    // clean up.
+    // SAFETY: the latch belongs to this process. The closure under the guard drops nothing, so an error may jump out of
+    // it.
     unsafe {
         pg_guard_ffi_boundary(|| {
             unguarded::WaitLatch(pg_sys::MyLatch, events as i32, milliseconds, pg_sys::PG_WAIT_EXTENSION);

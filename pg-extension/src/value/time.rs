@@ -13,7 +13,7 @@ use super::column_value::ColumnValue;
 /// The seconds from 1970-01-01 to 2000-01-01, the epoch of Postgres.
 const EPOCH: i64 = 10_957 * 86_400;
 
-/// The microseconds of a second.
+/// Microseconds in a second.
 const MICROS: i64 = 1_000_000;
 
 /// Packs a value of one of the types `date`, `time`, `timestamp` and `timestamptz`.
@@ -48,7 +48,7 @@ struct Period {
     zone: *mut pg_sys::pg_tz,
     /// In microseconds since 2000, like the values.
     from: i64,
-    /// The same.
+    /// The first microsecond after the period.
     until: i64,
     /// In seconds, positive to the east of Greenwich.
     offset: i32,

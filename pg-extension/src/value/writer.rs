@@ -292,7 +292,7 @@ impl Writer {
         if self.by_value { a.datum().value() == b.datum().value() } else { self.same_bytes(a, b) }
     }
 
-    /// The same for values that are passed as pointers.
+    /// Whether two values that are passed as pointers are equal byte for byte.
     #[inline(never)]
     fn same_bytes(&self, a: ColumnValue<'_>, b: ColumnValue<'_>) -> bool {
         // SAFETY: both are values of this column's type. A length of -1 means variable length; a positive one is the

@@ -31,7 +31,7 @@ const EARLY: u64 = 2;
 /// The space that is reserved for the header line of a part.
 const HEADER_ROOM: usize = 64;
 
-/// The most digits of a number.
+/// The most digits of a `u64`.
 const DIGITS: usize = 20;
 
 /// The most parts of one tick. A larger tick becomes a hint.
@@ -43,7 +43,7 @@ pub struct Announcement {
     tick: u64,
     previous: u64,
     bodies: Vec<String>,
-    /// Memory for the line before an event.
+    /// The buffer for the line before each event.
     head: String,
     count: u32,
     fits: bool,
@@ -117,9 +117,9 @@ impl Announcement {
     }
 }
 
-/// Adds a line of numbers. The relay adds two for each tick, so it is faster than the formatting of the standard library.
+/// Adds a line of numbers. The relay adds two for each tick, so this is faster than the standard library's formatting.
 fn push_numbers<const N: usize>(text: &mut String, numbers: [u64; N]) {
-    // From the end, so that the digits come in the order in which they are found.
+    // From the end, because division finds the last digit first.
     let mut space = [[0; DIGITS + 1]; N];
     let line = space.as_flattened_mut();
     let mut start = line.len();

@@ -25,7 +25,7 @@ pub struct Lender {
     pub xid: u64,
 }
 
-/// What a segment that borrows has before its entries.
+/// What a segment that borrows has before its entries: the version byte and its lender.
 #[derive(Debug)]
 pub struct Head {
     bytes: [u8; MAX_HEAD],
@@ -82,7 +82,7 @@ pub fn first_entry(segment: &[u8]) -> Result<&[u8], SegmentError> {
     entries.get(..OUTLINE_HEADER + length).ok_or(SegmentError::Short)
 }
 
-/// Appends a segment that borrows nothing, from the borrowed entry and a segment's own ones.
+/// Appends a segment that borrows nothing: it consists of the borrowed entry and the segment's own ones.
 pub fn complete(out: &mut Vec<u8>, borrowed: &[u8], own: &[u8]) {
     out.reserve(1 + borrowed.len() + own.len());
     out.push(VERSION);

@@ -45,7 +45,7 @@ pub fn lengthen(short: &str) -> Option<String> {
     (text.len() <= MAX_OUTLINE).then_some(text)
 }
 
-/// An outline as a reader uses it.
+/// An outline with its abbreviations expanded, as a reader uses it.
 #[derive(Clone, Debug)]
 pub struct Lengthened {
     /// Its text, with a NUL in the place of each value.
@@ -54,8 +54,8 @@ pub struct Lengthened {
     pub values: usize,
 }
 
-/// As [`lengthen`], but faster for the outline that this thread has lengthened last: in a tick of many transactions, it
-/// is mostly the same in each segment.
+/// Like [`lengthen`], but this thread's last result is kept: in a tick of many transactions, most segments have the
+/// same outline.
 pub fn lengthen_again(short: &str) -> Option<Lengthened> {
     thread_local!(static LAST: RefCell<Option<(Box<str>, Lengthened)>> = const { RefCell::new(None) });
     LAST.with_borrow_mut(|last| {

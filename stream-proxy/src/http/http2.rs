@@ -37,7 +37,7 @@ where
 {
     let service = service_fn(|request: Request<Incoming>| {
         let proxy = proxy.clone();
-        // In a box of its own, which is released with the answer: a stream's task would keep its 50 KB to the end.
+        // In a box, which is freed after the answer. Otherwise a stream's task would keep these 50 KB until it ends.
         Box::pin(async move {
             let (parts, _) = request.into_parts();
             Ok::<_, Infallible>(match respond(&proxy, &parts, caller.peer, caller.reserved).await {

@@ -45,7 +45,7 @@ impl Audience {
         self.shared > 0
     }
 
-    /// Whether any seat of the subscribers, at this or another topic, is one of which `is_one` says so.
+    /// Whether a subscriber has a seat, in this topic or another, for which `is_one` is true.
     pub fn have_any(&self, is_one: impl Fn(&str, usize) -> bool) -> bool {
         self.subscribers().any(|subscriber| subscriber.has_seat(&is_one))
     }

@@ -435,7 +435,7 @@ impl Subscriber {
         Ok(())
     }
 
-    /// Whether it has a seat of which `is_one` says so.
+    /// Whether it has a seat for which `is_one` is true.
     pub fn has_seat(&self, is_one: impl Fn(&str, usize) -> bool) -> bool {
         self.state.lock().seats.iter().any(|(topic, seat)| is_one(topic, *seat))
     }

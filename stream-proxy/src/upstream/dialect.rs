@@ -95,8 +95,8 @@ impl Dialect {
     ///
     /// The old SQL returns the events, one a row, and has no bound on what it reads. The last row has no topic. It says
     /// where to continue (NULL: after the last event), and whether there is more. How far the events were read is not
-    /// known exactly: at least up to the last tick that was there when the statement began. The statement must also be
-    /// right with the current SQL, whose positions have a count of events, because an update is noticed a little later.
+    /// known exactly: at least up to the last tick that was there when the statement began. An update is noticed only a
+    /// little later, so the statement must also be right with the current SQL, whose positions have a count of events.
     pub fn page(self) -> &'static str {
         match self {
             Self::Current => {

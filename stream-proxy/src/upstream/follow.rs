@@ -27,7 +27,7 @@ use crate::upstream::standing::Standing;
 /// standby is behind.
 const WAIT: &str = "1 second";
 
-/// While ticks keep coming, the proxy asks that after this time: not at each tick, which would arrive later.
+/// While ticks keep coming, the proxy asks only this often, because each question delays the next tick.
 const ASK_AFTER: Duration = Duration::from_secs(1);
 
 /// The pause before a read that the replay has cancelled is tried again.
@@ -82,7 +82,7 @@ impl StandbyLog {
         self.past_conflicts(|| replay(&self.client)).await
     }
 
-    /// Reads again what the replay has cancelled.
+    /// Repeats a read that the replay has cancelled.
     async fn past_conflicts<T, F>(&self, read: impl Fn() -> F) -> Result<T, DatabaseError>
     where
         F: Future<Output = Result<T, DatabaseError>>,
@@ -194,7 +194,7 @@ pub struct Follower {
     metrics: Arc<Metrics>,
     standing: Arc<Standing>,
     lag: Lag,
-    /// When the standby was last asked how far it is behind; `None` if it is to be asked now.
+    /// When the standby was last asked how far it is behind; `None` if it must be asked now.
     asked: Option<Instant>,
 }
 

@@ -14,7 +14,7 @@ use crate::upstream::dialect::{Dialect, Installed, VERSION};
 /// How many bytes of the log one read returns.
 pub const PAGE_BYTES: i32 = 1024 * 1024;
 
-/// Reads the next page of the log after a position, of about so many bytes.
+/// Reads the next page of the log: after a position, and about as many bytes as the second parameter says.
 pub const READ: &str = "SELECT tick, first, last, data FROM tidings.segments($1, $2)";
 
 /// The relay, its channel, and the end of the log.
@@ -28,7 +28,7 @@ pub struct Introduction {
     pub is_paused: bool,
     /// The last tick in the log.
     pub last: u64,
-    /// The last tick that the relay has cut: the same, or a later one that nobody can read yet.
+    /// The last tick that the relay has cut: the last one in the log, or a later one that nobody can read yet.
     pub newest: u64,
 }
 

@@ -50,8 +50,8 @@ const server = createServer(async (request, response) => {
   // The data is text already.
   const session = await createSession(request, response, { keepAlive: 20_000, serializer: (data) => data });
   if (board) {
-    // LISTEN is older than the query, so an event that the rows don't show yet comes during the query or later. One that
-    // they show already may come again; the page has to bear that.
+    // The connection listens already, so an event that the rows don't contain yet comes during the query or later. An
+    // event that they contain may come again, and the page has to cope with that.
     const events = [];
     waiting.set(topic, (waiting.get(topic) ?? new Set()).add(events));
     try {

@@ -13,7 +13,8 @@ use super::topics::Topics;
 #[derive(Debug, Default)]
 pub struct Deliveries {
     queue: VecDeque<Delivery>,
-    /// Whether events were sent at once since the last delivery but one was begun: small topics have events too.
+    /// Whether events of small topics were sent at once: between the starts of the last two deliveries, and since the
+    /// start of the last one.
     has_small: [bool; 2],
 }
 
@@ -40,10 +41,10 @@ impl Deliveries {
         self.queue.iter().map(|delivery| delivery.events.len()).sum()
     }
 
-    /// How many of `all` threads should work on the deliveries. Half of them, if there is only one and small topics
-    /// have events too: the same processors serve those, and often the database, whose work would wait behind that of a
-    /// large topic. Not always half, because writes cost less while all processors are busy: then a write need not wake
-    /// who reads on the same machine.
+    /// How many of `all` threads should work on the deliveries: half of them, if there is only one delivery and small
+    /// topics have events too, because the same processors serve those events, and often the database. Otherwise all of
+    /// them, because a write costs less while all processors are busy: it need not wake a reader on the same machine.
+    /// One, if only one group is left.
     pub fn threads(&self, topics: &Topics, all: usize) -> usize {
         let has_many =
             |first: &Delivery| topics.audience(&first.topic).is_some_and(|audience| audience.has_many(first.next));
@@ -57,7 +58,7 @@ impl Deliveries {
         }
     }
 
-    /// Whether the subscriber in a seat of a topic has not been queued all its events.
+    /// Whether the subscriber in this seat of a topic has yet to be queued events of that topic.
     fn is_behind(&self, topic: &str, seat: usize) -> bool {
         self.queue.iter().any(|delivery| *delivery.topic == *topic && delivery.next <= seat)
     }
@@ -68,8 +69,8 @@ impl Deliveries {
     }
 
     /// Queues an event to its topic's subscribers at once, or starts a delivery. A large topic always gets a delivery,
-    /// and none of its subscribers is served before small topics of the same tick are. A small topic waits only for
-    /// deliveries of its own, and for those of other topics that its subscribers have not been served yet.
+    /// and none of its subscribers is served before small topics of the same tick are. An event of a small topic waits
+    /// only for deliveries of the same topic, and for those of other topics that one of its subscribers still expects.
     pub fn send(&mut self, topics: &Topics, topic: Arc<str>, event: (u64, Frame), tally: &mut Tally) {
         let Some(audience) = topics.audience(&topic) else { return };
         let must_wait = || {

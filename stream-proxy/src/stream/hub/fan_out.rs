@@ -85,14 +85,14 @@ impl Hub {
 }
 
 impl Inner {
-    /// Whether a [`Hub::fan_out`] rests that should work: it now gets a permit.
+    /// Calls a [`Hub::fan_out`] that rests, if more of them should work. If it returns true, the caller adds a permit.
     pub(super) fn call(&mut self) -> bool {
         let is_called = self.resting > 0 && self.working() < self.wanted();
         self.resting -= usize::from(is_called);
         is_called
     }
 
-    /// Notes that a [`Hub::fan_out`] rests; false if it should go on.
+    /// Lets a [`Hub::fan_out`] rest, if more of them work than should; false if it should go on.
     pub(super) fn rest(&mut self) -> bool {
         let is_done = self.working() > self.wanted();
         self.resting += usize::from(is_done);

@@ -6,8 +6,8 @@
 //!
 //! A topic of thousands is served one group of subscribers at a time, with other work in between. Its event counts as
 //! published at once: a subscriber that joins meanwhile finds the event in history and is skipped. Events of other
-//! topics may overtake it, unless one of their subscribers also has the large topic and has not been served: then they
-//! wait.
+//! topics may overtake it, but not if one of their subscribers also has the large topic and has not been served yet:
+//! then they wait.
 //!
 //! A recheck is kept and queued like an event of its topic. A subscriber whose right was checked before the recheck
 //! meets it, however it gets there.

@@ -67,8 +67,8 @@ struct Arriving {
     next: (u32, u32),
     /// Where the hub is while the next part is awaited.
     place: Option<Place>,
-    /// The parts so far of a tick that a crash may lose. They are published together with the last part, because a crash
-    /// may also cut the announcement short: only of a whole tick can be told afterwards whether its events survived.
+    /// The parts so far of a tick that a crash may lose. They are published together with the last part, because a
+    /// crash may also cut the announcement short. Whether events survived can be found out only for a whole tick.
     held: Vec<String>,
 }
 
@@ -106,7 +106,7 @@ impl<L: Log> Chain<L> {
 
     /// How long to wait for a notification before asking whether one was missed.
     pub fn quiet(&self) -> Duration {
-        // A tick is announced before it is visible: this one may have been announced before the connection listened.
+        // A tick is announced before it is visible, so it may have been announced before this connection listened.
         let is_behind = self.hub.place().is_some_and(|place| place.tick < self.newest);
         match self.has_relay() {
             true if is_behind => SOON,
@@ -281,7 +281,7 @@ impl<L: Log> Chain<L> {
         }
     }
 
-    /// Whether this part continues exactly where the hub is, or where the parts end that are held back.
+    /// Whether this part continues exactly where the hub is, or after the parts that are held back.
     fn is_next(&self, part: &Part<'_>, place: Place) -> bool {
         self.expected(part, place)
             .is_some_and(|first| part.events.iter().zip(first..).all(|((n, _), expected)| *n == expected))
@@ -327,7 +327,7 @@ impl<L: Log> Chain<L> {
     }
 
     /// Publishes what the log has up to this tick, and what else is in the same pages. Later ticks are left to their
-    /// notifications: a reader for which the log always has something new would never return to them.
+    /// notifications: if the log always had something new, the proxy would never return to them.
     async fn read_until(&mut self, tick: u64) -> Result<(), DatabaseError> {
         loop {
             let before = self.place()?;

@@ -6,8 +6,8 @@
 //!
 //! `--long` takes more and longer rounds. `--small` takes a hundredth of the clients and few rounds, to try the
 //! program: its figures go to `target/bench`. Naming parts (`overhead`, `decoding`, `latency`, `bulk`, `rendering`,
-//! `access`, and those of `load`) runs only those. `--render` measures nothing, and writes the page from what is stored.
-//! `--compare A B` shows what differs between two summaries.
+//! `access`, and those of `load`) runs only those. `--render` measures nothing, and writes the page from the stored
+//! figures. `--compare A B` shows what differs between two summaries.
 
 mod access;
 mod bulk;

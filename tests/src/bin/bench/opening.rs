@@ -25,7 +25,7 @@ impl Figures<'_> {
         Some(if is_long { grouped(&text) } else { text })
     }
 
-    /// Of a ratio.
+    /// A ratio as a percentage.
     fn percent(&self, part: &str, figure: &str) -> Option<String> {
         Some(format!("{:.0} %", self.median(part, figure)? * 100.0))
     }

@@ -120,7 +120,7 @@ fn shown(figure: &Value) -> String {
     format!("{}{unit} ({} to {})", number("median"), number("lowest"), number("highest"))
 }
 
-/// A word if each figure is outside of the range of the other one's rounds.
+/// A word, if each median is outside of the range of the other figure's rounds.
 fn mark(a: &Value, b: &Value) -> &'static str {
     let number = |figure: &Value, name: &str| figure[name].as_f64().unwrap_or(f64::NAN);
     let outside = |figure: &Value, range: &Value| {
@@ -139,7 +139,7 @@ fn mark(a: &Value, b: &Value) -> &'static str {
     }
 }
 
-/// By the target, else by the unit.
+/// Decided by the target, or by the unit if there is none.
 fn more_is_better(figure: &Value) -> Option<bool> {
     let target = figure["target"].as_str().unwrap_or_default();
     match (target.chars().next(), text_of(&figure["unit"])) {

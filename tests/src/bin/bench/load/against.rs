@@ -117,7 +117,7 @@ pub fn fanout(database: &Database<'_>, scale: Scale, report: &mut Report) {
                 format!("Tidings ÷ Nchan, {BURST} events at once"),
                 ours[1] / nchan[1],
                 "",
-                // What it was before clients' queues were written by those who fill them.
+                // What it was when each client's own task wrote its queue.
                 Target::AtLeast(36.0),
             );
         },

@@ -69,7 +69,7 @@ pub fn storm(database: &Database<'_>, scale: Scale, report: &mut Report) {
         format!("{clients} clients resume, {MISSED} events each: all caught up"),
         start.elapsed().as_secs_f64(),
         "s",
-        // It was 0.6 s in 0.1.1, between 0.54 and 0.68.
+        // Rounds with 0.1.1 took 0.54 to 0.68 s.
         Target::AtMost(0.7),
     );
     assert_eq!(crowd.arrivals(), goal);

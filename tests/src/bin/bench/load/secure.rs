@@ -1,5 +1,5 @@
-//! What a client that gets only heartbeats takes of a server's memory if it comes by HTTP/2 and TLS: a connection and a
-//! stream for each. nginx with Nchan is the only other server here that does both itself.
+//! How much of a server's memory a client takes that gets only heartbeats, over HTTP/2 and TLS, with a connection of
+//! its own. nginx with Nchan is the only other server here that does both itself.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
