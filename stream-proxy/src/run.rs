@@ -1,5 +1,6 @@
 //! Puts the parts of the proxy together, runs them until a signal, and drains the streams.
 
+use std::fmt;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
@@ -133,7 +134,7 @@ pub async fn run(setup: Setup, shutdown: impl Future<Output = ()>) -> Result<(),
     let server = Arc::new(Server { proxy: proxy.clone(), tls, crowd });
     let Proxy { cli, access, hub, metrics, wheel, .. } = &*proxy;
 
-    let upstream = tokio::spawn(upstream.run());
+    let mut upstream = tokio::spawn(upstream.run());
     let mut fan_out = JoinSet::new();
     for _ in 0..Handle::current().metrics().num_workers() {
         let hub = hub.clone();
@@ -152,6 +153,8 @@ pub async fn run(setup: Setup, shutdown: impl Future<Output = ()>) -> Result<(),
             never = server.serve(&listener) => match never {},
             () = &mut looking_after => {}
             too_powerful = logins.examine() => return Err(too_powerful),
+            ended = &mut upstream => give_up("follows the database", &ended),
+            Some(ended) = fan_out.join_next() => give_up("serves the subscribers", &ended),
             () = shutdown => {}
         }
         proxy.draining.send_replace(true);
@@ -169,6 +172,12 @@ pub async fn run(setup: Setup, shutdown: impl Future<Output = ()>) -> Result<(),
     upstream.abort();
     drop(fan_out);
     Ok(())
+}
+
+/// Ends the proxy, because a task ended that never does, unless it has a fault. Whoever supervises the proxy starts
+/// another one; without the task, streams would stay open and get nothing.
+fn give_up(what: &str, ended: &impl fmt::Debug) -> ! {
+    panic!("the task that {what} has ended: {ended:?}")
 }
 
 /// How access is decided.

@@ -45,9 +45,9 @@ impl Audience {
         self.shared > 0
     }
 
-    /// Whether a subscriber has a seat, in this topic or another, for which `is_one` is true.
-    pub fn have_any(&self, is_one: impl Fn(&str, usize) -> bool) -> bool {
-        self.subscribers().any(|subscriber| subscriber.has_seat(&is_one))
+    /// Whether a subscriber has a seat, in this topic or another, for which `matches` is true.
+    pub fn any_has_seat(&self, matches: impl Fn(&str, usize) -> bool) -> bool {
+        self.subscribers().any(|subscriber| subscriber.has_seat(&matches))
     }
 
     /// Adds a subscriber, for events after number `since`; `shared` if it has other topics too. Returns its seat.

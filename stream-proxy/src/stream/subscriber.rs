@@ -435,9 +435,9 @@ impl Subscriber {
         Ok(())
     }
 
-    /// Whether it has a seat for which `is_one` is true.
-    pub fn has_seat(&self, is_one: impl Fn(&str, usize) -> bool) -> bool {
-        self.state.lock().seats.iter().any(|(topic, seat)| is_one(topic, *seat))
+    /// Whether it has a seat for which `matches` is true.
+    pub fn has_seat(&self, matches: impl Fn(&str, usize) -> bool) -> bool {
+        self.state.lock().seats.iter().any(|(topic, seat)| matches(topic, *seat))
     }
 
     /// Ends the stream if it has not ended, and returns its seats.

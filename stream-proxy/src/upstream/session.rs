@@ -225,6 +225,10 @@ impl Session<'_> {
         let mut handled = 0;
         let mut update_check = Instant::now() + UPDATE_CHECK;
         loop {
+            while self.chain.take_channel_changed() {
+                // The log has everything that was sent on the new channel before this session listened there.
+                self.chain.catch_up().await?;
+            }
             let is_turn = handled >= BETWEEN_TURNS || notifications.is_empty();
             handled = handled.saturating_add(1);
             tokio::select! {
@@ -266,10 +270,6 @@ impl Session<'_> {
                 had_relay = self.chain.has_relay();
                 tracing::info!(relay = had_relay, "the database's relay started or stopped");
                 self.upstream.connected(had_relay);
-            }
-            if self.chain.take_channel_changed() {
-                // The log has everything that was sent on the new channel before this session listened there.
-                self.chain.catch_up().await?;
             }
         }
     }

@@ -9,6 +9,10 @@ use crate::stream::tally::Tally;
 
 use super::topics::Topics;
 
+/// While there are more deliveries than this, an event of subscribers with several topics waits for all of them: to find
+/// out whether it has to would take longer.
+const MAX_COMPARED: usize = 16;
+
 /// The deliveries under way, in order.
 #[derive(Debug, Default)]
 pub struct Deliveries {
@@ -76,7 +80,9 @@ impl Deliveries {
         let must_wait = || {
             let is_behind = |topic: &str, seat| self.is_behind(topic, seat);
             self.queue.iter().any(|other| other.topic == topic)
-                || (!self.is_empty() && audience.is_shared() && audience.have_any(is_behind))
+                || (!self.is_empty()
+                    && audience.is_shared()
+                    && (self.queue.len() > MAX_COMPARED || audience.any_has_seat(is_behind)))
         };
         let event = [event];
         let next = if audience.len() > GROUP || must_wait() { Some(0) } else { audience.send(&event, 0, tally) };

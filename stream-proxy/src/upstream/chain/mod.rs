@@ -3,6 +3,8 @@
 //!
 //! Not here: the connection and plain channels (`session`).
 
+mod arriving;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +15,7 @@ use crate::metrics::Metrics;
 use crate::stream::frame::{Frame, Reset};
 use crate::stream::hub::{Hub, Outgoing};
 use crate::stream::place::Place;
+use crate::upstream::chain::arriving::Arriving;
 use crate::upstream::database::DatabaseError;
 use crate::upstream::log::{Log, LogRow};
 
@@ -57,19 +60,6 @@ pub struct Chain<L> {
     /// The newest tick that is known to exist.
     newest: u64,
     arriving: Arriving,
-}
-
-/// The tick that is arriving in parts.
-#[derive(Debug, Default)]
-struct Arriving {
-    tick: u64,
-    /// The number of the next part, and of its first event.
-    next: (u32, u32),
-    /// Where the hub is while the next part is awaited.
-    place: Option<Place>,
-    /// The parts so far of a tick that a crash may lose. They are published together with the last part, because a
-    /// crash may also cut the announcement short. Whether events survived can be found out only for a whole tick.
-    held: Vec<String>,
 }
 
 impl<L: Log> Chain<L> {
@@ -253,7 +243,7 @@ impl<L: Log> Chain<L> {
         let place = self.place()?;
         match Part::parse(payload) {
             Ok(part) if Place::after_tick(part.tick) <= place => self.metrics.old.add(1),
-            Ok(part) if self.is_next(&part, place) => {
+            Ok(part) if self.arriving.is_next(&part, place) => {
                 self.metrics.notifications.add(1);
                 self.publish_part(&part, payload).await;
             }
@@ -271,44 +261,22 @@ impl<L: Log> Chain<L> {
         Ok(true)
     }
 
-    /// The number that the first event of this part must have, if the part continues exactly where the hub is.
-    fn expected(&self, part: &Part<'_>, place: Place) -> Option<u32> {
-        let Arriving { tick, next, place: awaited, .. } = &self.arriving;
-        match part.part {
-            0 => None,
-            1 => (Place::after_tick(part.previous) == place).then_some(1),
-            number => ((*tick, next.0, *awaited) == (part.tick, number, Some(place))).then_some(next.1),
-        }
-    }
-
-    /// Whether this part continues exactly where the hub is, or after the parts that are held back.
-    fn is_next(&self, part: &Part<'_>, place: Place) -> bool {
-        self.expected(part, place)
-            .is_some_and(|first| part.events.iter().zip(first..).all(|((n, _), expected)| *n == expected))
-    }
-
     /// Publishes the next part of a tick with the parts that were held back, or holds it back.
     async fn publish_part(&mut self, part: &Part<'_>, payload: &str) {
-        if part.part == 1 {
-            self.arriving.held.clear();
-        }
-        let is_last = part.part == part.parts;
-        let count = part.events.last().map_or(0, |(n, _)| *n);
-        (self.arriving.tick, self.arriving.next) = (part.tick, (part.part + 1, count + 1));
-        if part.is_durable || is_last {
-            self.hub.wait_for_room().await;
-            let held = std::mem::take(&mut self.arriving.held);
+        if let Some(held) = self.arriving.take(part, payload) {
             let held: Vec<Part<'_>> = held.iter().filter_map(|payload| Part::parse(payload).ok()).collect();
-            let events = held.iter().chain([part]).flat_map(|part| &part.events);
-            self.hub.publish(part.tick, events.map(|(n, event)| outgoing(part.tick, *n, event)).collect());
-        } else {
-            self.arriving.held.push(payload.to_owned());
+            // One by one, so that each is written before the next one needs room in the subscribers' queues.
+            for part in held.iter().chain([part]) {
+                self.hub.wait_for_room().await;
+                let events = part.events.iter().map(|(n, event)| outgoing(part.tick, *n, event));
+                self.hub.publish(part.tick, events.collect());
+            }
         }
-        self.arriving.place = self.hub.place();
-        match (is_last, part.is_durable) {
-            (true, true) => self.hub.complete(part.tick),
-            (true, false) => self.hub.complete_early(part.tick, count),
-            (false, _) => {}
+        self.arriving.wait_at(self.hub.place());
+        match part.events.last() {
+            _ if part.part < part.parts => {}
+            Some((count, _)) if !part.is_durable => self.hub.complete_early(part.tick, *count),
+            _ => self.hub.complete(part.tick),
         }
     }
 
