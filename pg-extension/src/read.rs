@@ -105,7 +105,7 @@ fn read_page(
     preload::require();
     let after = position_of(after);
     let topics: HashSet<String> = topics.into_iter().flatten().collect();
-    let limits = pages::Limits { bytes: max_bytes.unsigned_abs() as usize, cost: max_cost.into() };
+    let limits = pages::Limits { bytes: usize::try_from(max_bytes).unwrap_or(0), cost: max_cost.into() };
     let page = pages::read(after, limits, |segment| Some(completed(segment)).filter(|whole| has_any(whole, &topics)));
     let seen = page.seen.map(|seen| seen.to_string());
     TableIterator::once((page.segments, seen, page.reached.to_string(), page.more))
@@ -125,7 +125,7 @@ fn segments(
     preload::require();
     refuse_subscriber();
     let after = position_of(after);
-    let rows = segments::read(after.tick, after.n, max_bytes.unsigned_abs() as usize, completed);
+    let rows = segments::read(after.tick, after.n, usize::try_from(max_bytes).unwrap_or(0), completed);
     // Checked after the log has been read, because events may be removed meanwhile.
     check_retained(&after);
     durability::secure_visible();

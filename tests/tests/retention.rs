@@ -36,7 +36,7 @@ fn read(session: &mut Session, position: &str) -> Result<usize, String> {
 }
 
 /// Sets the retention time of a running cluster.
-fn retain(session: &mut Session, time: &str) {
+pub fn retain(session: &mut Session, time: &str) {
     session.run(&format!("ALTER SYSTEM SET tidings.retention = '{time}'"));
     session.run("SELECT pg_reload_conf()");
     until("the setting is in force", || {

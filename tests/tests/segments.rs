@@ -4,6 +4,7 @@ use tidings_tests::process::{Signal, send};
 use tidings_tests::{Cluster, Session, until};
 
 use crate::create_boards;
+use crate::retention::retain;
 
 /// Everything after a tick, without `tidings.segments()`.
 const BY_QUERY: &str = "
@@ -47,6 +48,22 @@ fn the_segments_after_any_place_are_those_of_the_ticks_in_order() {
     create_boards(&db);
     let mut session = db.session();
     let mut id = 0;
+    // Two partitions of the log and of its ticks.
+    let partitions =
+        "SELECT count(DISTINCT l.tableoid) > 1 AND (SELECT count(DISTINCT t.tableoid) > 1 FROM tidings.tick t)
+                      FROM tidings.log l";
+    until("the log has rotated", || {
+        retain(&mut session, "2s");
+        until("the log has rotated", || {
+            id += 1;
+            session.run(&format!("INSERT INTO board_items VALUES ({id}, 5, 'x')"));
+            session.one::<bool>(partitions)
+        });
+        retain(&mut session, "1h");
+        session.one(partitions)
+    });
+    let mut long = db.session();
+    long.run("BEGIN; INSERT INTO board_items VALUES (-1, 5, 'long')");
     // One that borrows is completed.
     until("a segment borrows its outline", || {
         id += 1;
@@ -62,6 +79,10 @@ fn the_segments_after_any_place_are_those_of_the_ticks_in_order() {
            FROM generate_series(1, 3000) n)) FROM generate_series(1, 12) i",
     );
     send(relay, Signal::SIGCONT);
+    until("it is in ticks", || session.one("SELECT waiting_since IS NULL FROM tidings.status"));
+    // Ticks have passed since it has written.
+    long.run("COMMIT");
+    session.publish("boards_5", "\"the end\"");
     until("it is in ticks", || session.one("SELECT waiting_since IS NULL FROM tidings.status"));
     let start: String = session.one("SELECT tidings.locate('earliest')");
     let all = session.all(BY_QUERY, &[&start.parse::<i64>().expect("a tick")]);

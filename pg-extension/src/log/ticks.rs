@@ -72,8 +72,9 @@ struct StoredAt(usize);
 impl<'a> Ticks<'a> {
     /// The ticks from this number on.
     pub fn new(tables: &'a TickTables, from: u64) -> Self {
+        let from = i64::try_from(from).unwrap_or(i64::MAX);
         let partitions = tables.iter().flatten().map(|table| {
-            let mut rows = Rows::at_least(table, tick::NUMBER, from as i64);
+            let mut rows = Rows::at_least(table, tick::NUMBER, from);
             let next = Tick::of(rows.next());
             (rows, next)
         });

@@ -13,11 +13,15 @@ use nix::time::ClockId;
 /// with rests of up to 10 ms, at 500 transactions a second, the events after them were up to 10 ms late.
 const MAX_REST: Duration = Duration::from_millis(3);
 
-/// A larger debt is forgotten. This one takes three of the longest rests.
+/// The longest rest after a tick that itself cost so much that it takes longer to repay.
+const MAX_REST_OF_LARGE: Duration = Duration::from_millis(10);
+
+/// A larger debt is forgotten. This one takes three of the usual rests.
 const MAX_DEBT: Duration = Duration::from_millis(1);
 
-/// Unless writers are busy, the relay uses at most one part in this many of a core in the long run.
-const SHARE: i64 = 9;
+/// Unless writers are busy, the relay uses at most one part in this many of a core in the long run, as long as a tick
+/// costs no more than a millisecond.
+const SHARE: u32 = 9;
 
 /// While writers are busy, the relay rests this many times as long as the processor time of a tick, so that ticks
 /// become larger under load.
@@ -33,6 +37,9 @@ const MAX_BUDGET: Duration = Duration::from_millis(2);
 /// A tick with this many segments shows that writers are busy (over 800 transactions a second).
 pub const BUSY_TICK: usize = 8;
 
+/// The processor time is read at least this often, so that what the relay uses while nothing happens is no debt.
+const READ_EVERY: Duration = Duration::from_secs(1);
+
 /// An estimate of the processor time that it takes to wake the relay for a tick, on the high side.
 const WAKE: Duration = Duration::from_micros(30);
 
@@ -44,6 +51,8 @@ pub struct Pace {
     filled: Instant,
     /// The processor time of this process when it was last read.
     used: Duration,
+    /// When that was.
+    read: Instant,
     /// What was taken from the budget since then, by estimates, in nanoseconds.
     estimated: i64,
 }
@@ -51,20 +60,22 @@ pub struct Pace {
 impl Pace {
     /// Starts with a full budget.
     pub fn new() -> Self {
-        Self { left: nanos(MAX_BUDGET), filled: Instant::now(), used: processor_time(), estimated: 0 }
+        let now = Instant::now();
+        Self { left: nanos(MAX_BUDGET), filled: now, used: processor_time(), read: now, estimated: 0 }
     }
 
     /// Notes the end of a tick of this many segments that began at `start`. Returns how long to rest before the next
     /// one.
     pub fn end(&mut self, segments: usize, start: Instant) -> Duration {
         let now = Instant::now();
-        let earned = nanos(now - self.filled) / SHARE;
+        let earned = nanos((now - self.filled) / SHARE);
         self.filled = now;
         self.left = (self.left + earned).min(nanos(MAX_BUDGET));
         // Reading the processor time is a system call. It is left out while more than half of the budget remains even
         // if the tick has used a processor all the time since it began.
         let most = nanos(now - start + WAKE);
-        if segments < BUSY_TICK && self.left - most > nanos(MAX_BUDGET) / 2 {
+        let is_known = now - self.read < READ_EVERY;
+        if is_known && segments < BUSY_TICK && self.left - most > nanos(MAX_BUDGET) / 2 {
             self.left -= most;
             self.estimated += most;
             return Duration::ZERO;
@@ -72,14 +83,16 @@ impl Pace {
         // What the process has used between the ticks, mainly to be woken, is a part of their cost.
         let used = processor_time();
         let cost = used.saturating_sub(std::mem::replace(&mut self.used, used));
+        self.read = now;
         let estimated = std::mem::take(&mut self.estimated);
         self.left = (self.left + estimated - nanos(cost)).max(-nanos(MAX_DEBT));
+        // The cost of this tick alone, not that of the ticks before it, which were estimated.
+        let cost = cost.saturating_sub(Duration::from_nanos(estimated.unsigned_abs()));
         if segments >= BUSY_TICK {
-            // Only the cost of this tick counts, not that of the ticks before it, which were estimated.
-            let cost = cost.saturating_sub(Duration::from_nanos(estimated.unsigned_abs()));
             return (cost * BUSY_SHARE).clamp(BUSY_REST[0], BUSY_REST[1]);
         }
-        Duration::from_nanos(u64::try_from(-self.left * SHARE).unwrap_or(0)).min(MAX_REST)
+        let debt = Duration::from_nanos(u64::try_from(-self.left).unwrap_or(0));
+        (debt * SHARE).min((cost * SHARE).clamp(MAX_REST, MAX_REST_OF_LARGE))
     }
 }
 

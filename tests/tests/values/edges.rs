@@ -12,14 +12,14 @@ fn compare(session: &mut Session, log: &mut Log, of: &str, values: &str) {
     session.run("DROP TABLE IF EXISTS edges");
     session.run(&format!("CREATE TABLE edges (n bigserial, v {of}, many {of}[])"));
     session.run("SELECT tidings.watch('edges', topic => 'edges')");
-    told_as_it_is(
+    sent_as_it_is(
         session,
         log,
         &format!("INSERT INTO edges (v, many) SELECT v, ARRAY[v, NULL, v] FROM ({values}) q (v)"),
     );
 }
 
-fn told_as_it_is(session: &mut Session, log: &mut Log, insert: &str) {
+fn sent_as_it_is(session: &mut Session, log: &mut Log, insert: &str) {
     let rows = session.all(&format!("{insert} RETURNING to_jsonb(edges)::text"), &[]);
     let expected: Vec<Option<String>> = rows.iter().map(|row| row.get(0)).collect();
     let sent = members(session, &log.news(), "record");
@@ -103,7 +103,7 @@ fn documents_are_sent_with_everything_nested_in_them() {
     compare(&mut session, &mut log, "jsonb", long);
     session.run("DROP TABLE edges; CREATE TABLE edges (v jsonb)");
     session.run("ALTER TABLE edges ALTER v SET STORAGE EXTERNAL; SELECT tidings.watch('edges', topic => 'edges')");
-    told_as_it_is(&mut session, &mut log, &format!("INSERT INTO edges {long}"));
+    sent_as_it_is(&mut session, &mut log, &format!("INSERT INTO edges {long}"));
 }
 
 #[test]
@@ -184,17 +184,17 @@ fn arrays_are_sent_whatever_their_bounds_and_elements() {
         )
         .expect("a string grows");
     }
-    told_as_it_is(&mut session, &mut log, &insert);
+    sent_as_it_is(&mut session, &mut log, &insert);
     let several = "INSERT INTO edges (words, ints, amounts) VALUES ('{}', '{}', '{}'), ('{{a,b},{c,NULL}}', '{{1},{2}}', '{{{1}}}'), ('{NULL}', '{NULL}', '{NULL}')";
-    told_as_it_is(&mut session, &mut log, several);
+    sent_as_it_is(&mut session, &mut log, several);
     // As they come from tables, with short headers, and long enough to be compressed.
     let many = "INSERT INTO edges (v, words, ints, amounts, docs) SELECT repeat('-', i),
         (SELECT array_agg(CASE WHEN j % 9 > 0 THEN repeat(j::text, j % 4) END) FROM generate_series(1, i) j),
         (SELECT array_agg(j * j) FROM generate_series(1, i) j), (SELECT array_agg(j / 3.0) FROM generate_series(1, i) j),
         (SELECT array_agg(jsonb_build_object('j', j)) FROM generate_series(1, i) j)
         FROM unnest(ARRAY[1, 2, 3, 7, 8, 9, 16, 17, 40, 400]) i";
-    told_as_it_is(&mut session, &mut log, many);
-    told_as_it_is(&mut session, &mut log, "INSERT INTO edges SELECT * FROM edges");
+    sent_as_it_is(&mut session, &mut log, many);
+    sent_as_it_is(&mut session, &mut log, "INSERT INTO edges SELECT * FROM edges");
 }
 
 #[test]
@@ -252,7 +252,7 @@ fn instants_are_sent_in_every_zone_at_before_and_after_each_change() {
         ));
         for order in ["at", "at DESC", "hashtext(at::text)"] {
             let insert = format!("INSERT INTO edges SELECT at FROM instants ORDER BY {order}");
-            told_as_it_is(&mut session, &mut log, &insert);
+            sent_as_it_is(&mut session, &mut log, &insert);
         }
     }
 }
