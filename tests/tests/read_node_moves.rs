@@ -1,13 +1,17 @@
 //! Clients that move between proxies of the primary and of its standbys at any event, while writers write and the
 //! standbys are treated badly: each gets every committed change once and in order.
 
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::SeqCst;
+
 use tidings_tests::clock::Clock;
 use tidings_tests::cluster::Site;
 use tidings_tests::follower::Habits;
 use tidings_tests::ledger::{self, Ledger};
 use tidings_tests::sse::Request;
-use tidings_tests::{Cluster, Database, Follower, Proxy, until};
+use tidings_tests::{Cluster, Database, Follower, Proxy, SetAtTheEnd, until};
 
+use crate::access::ask;
 use crate::read_node::{pause_replay, proxy_at, url_of};
 use crate::seed;
 
@@ -94,11 +98,22 @@ fn the_replay_that_cancels_readers_and_truncates_what_they_read_loses_nothing() 
     let before: i64 = session.one(files);
     // As autovacuum does now and then: its replay cancels every query with an older snapshot. A reader that is
     // cancelled all the time can't read, so the writers, whose events it must read, set the pace.
-    until("a partition is truncated, and the replay has cancelled a reader", || {
-        session.run("UPDATE churn SET n = n + 1");
-        session.run("VACUUM churn");
-        writers.wait_for(60);
-        session.one::<i64>(files) != before && has_cancelled()
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _over = SetAtTheEnd(&is_over);
+        // Most reads are too short to be cancelled. This one has the whole log to read, again and again.
+        scope.spawn(|| {
+            while !is_over.load(SeqCst) {
+                let all = format!("/events?topic={}&since=earliest", ledger::TOPICS[0]);
+                ask(&proxies[0], &all, &[("Accept", "application/json")]);
+            }
+        });
+        until("a partition is truncated, and the replay has cancelled a reader", || {
+            session.run("UPDATE churn SET n = n + 1");
+            session.run("VACUUM churn");
+            writers.wait_for(60);
+            session.one::<i64>(files) != before && has_cancelled()
+        });
     });
     writers.finish();
     ledger.close();
