@@ -137,12 +137,14 @@ fn node(figures: &Figures<'_>) -> Option<String> {
 
 fn fan_out(figures: &Figures<'_>) -> Option<String> {
     let number = |who: &str| figures.number("fanout", &format!("1 topic × 10000 clients, 10 events/s, p50: {who}"));
+    // A rival that does not deliver everything in time is left out.
+    let pushpin = number("Pushpin").map(|time| format!(", from Pushpin within {time} ms")).unwrap_or_default();
     Some(format!(
         "**Fan-out**: one event reaches 10,000 clients within {} ms (median), from Nchan (nginx) within {} ms, from \
-         Pushpin within {} ms; with {} times as many deliveries for each CPU second as Nchan.",
+         Node within {} ms{pushpin}; with {} times as many deliveries for each CPU second as Nchan.",
         number("Tidings")?,
         number("Nchan")?,
-        number("Pushpin")?,
+        number("Node, better-sse")?,
         figures.number("fanout", "Tidings ÷ Nchan, 10 events/s")?
     ))
 }
