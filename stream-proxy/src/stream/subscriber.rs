@@ -12,6 +12,7 @@ use crate::stream::frame::Frame;
 use crate::stream::hold::{Guardian, Hold};
 use crate::stream::socket::Socket;
 
+mod room;
 pub mod writing;
 
 /// Why a stream ends.
@@ -476,28 +477,6 @@ impl Subscriber {
             return Pulse::Stalled;
         }
         Pulse::Alive
-    }
-
-    /// How many bytes a replay should have waiting at most, so that live events still have room.
-    pub fn comfortable(&self) -> usize {
-        self.limit / 4
-    }
-
-    /// Waits until no more than [`Self::comfortable`] bytes are waiting; false if the stream has ended. Only one task
-    /// may wait at a time.
-    pub async fn room(&self) -> bool {
-        poll_fn(|cx| {
-            let mut state = self.state.lock();
-            if state.end.is_some() {
-                return Poll::Ready(false);
-            }
-            if state.bytes <= self.comfortable() {
-                return Poll::Ready(true);
-            }
-            state.rare.get_or_insert_default().feeder = Some(cx.waker().clone());
-            Poll::Pending
-        })
-        .await
     }
 }
 

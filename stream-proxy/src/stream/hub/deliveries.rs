@@ -9,8 +9,8 @@ use crate::stream::tally::Tally;
 
 use super::topics::Topics;
 
-/// While there are more deliveries than this, an event of subscribers with several topics waits for all of them: to find
-/// out whether it has to would take longer.
+/// While there are more deliveries than this, an event of subscribers with several topics waits for all of them: to
+/// find out whether it has to would take longer.
 const MAX_COMPARED: usize = 16;
 
 /// The deliveries under way, in order.

@@ -14,8 +14,9 @@ pub struct Arriving {
     event: u32,
     /// Where the hub is while the next part is awaited.
     place: Option<Place>,
-    /// The parts so far of a tick that a crash may lose. They are published together with the last part, because a crash
-    /// may also cut the announcement short: only of a whole tick can be told afterwards whether its events survived.
+    /// The parts so far of a tick that a crash may lose. They are published together with the last part, because a
+    /// crash may also cut the announcement short: only of a whole tick can be told afterwards whether its events
+    /// survived.
     held: Vec<String>,
 }
 
