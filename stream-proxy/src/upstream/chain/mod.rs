@@ -59,6 +59,8 @@ pub struct Chain<L> {
     asked: Instant,
     /// The newest tick that is known to exist.
     newest: u64,
+    /// How many bytes were published from the log since subscribers were last given time to take them.
+    unpaced: usize,
     arriving: Arriving,
 }
 
@@ -75,6 +77,7 @@ impl<L: Log> Chain<L> {
             relay: None,
             asked: Instant::now(),
             newest: 0,
+            unpaced: 0,
             arriving: Arriving::default(),
         }
     }
@@ -346,11 +349,15 @@ impl<L: Log> Chain<L> {
     /// Publishes a batch of a tick, and gives subscribers that keep up the time to take it: a large tick is read faster
     /// than any client takes it, and a full queue ends a stream.
     async fn publish_batch(&mut self, batch: &mut Batch<'_>) {
-        let Batch { tick, events, .. } = std::mem::take(batch);
+        let Batch { tick, events, bytes } = std::mem::take(batch);
+        self.unpaced += bytes;
         self.hub.publish(tick, events);
         if let Some((waiting, fullest)) = self.hub.wait_until_delivered().await
             && waiting > fullest.comfortable()
+            && self.unpaced >= self.batch_bytes
         {
+            // Many small ticks must not wait for a slow reader one by one.
+            self.unpaced = 0;
             let _ = timeout(PACE, fullest.room()).await;
         }
     }

@@ -453,3 +453,18 @@ async fn a_tick_in_several_rows_is_published_in_batches_and_in_order() {
     assert_eq!(scene.received(), ["1 position", "2-1 changed", "2-2 changed", "2-3 changed", "2-4 changed"]);
     assert_eq!(scene.metrics.ticks.get(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_reader_does_not_delay_each_of_many_small_ticks() {
+    let mut scene = Scene::new().await;
+    let large = scene.announce(2, 1, &[&"x".repeat(5000)]);
+    scene.notify(&large).await;
+    let slow = Subscriber::new(30_000);
+    scene.chain.hub.join(&slow, &["a".into()], |_| Frame::raw("x".repeat(10_000)));
+    (3..=52).for_each(|tick| scene.write(tick, &["y"]));
+    let start = Instant::now();
+    scene.chain.catch_up().await.unwrap();
+    assert_eq!(scene.chain.place().unwrap(), Place::after_tick(52));
+    assert!(slow.ended().is_none());
+    assert!(start.elapsed() <= PACE * 10, "50 ticks took {:?}", start.elapsed());
+}
