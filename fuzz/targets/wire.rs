@@ -12,7 +12,7 @@ fuzz_target!(|data: &[u8]| {
     let Some((choice, data)) = data.split_first() else { return };
     if choice % 4 == 0 {
         if let Ok(Some((lender, own))) = lender::split(data) {
-            assert!(own.len() < data.len() && lender.head().len() <= data.len());
+            assert!(own.len() < data.len() && lender.prefix().len() <= data.len());
         }
         assert!(lender::first_entry(data).map_or(0, <[u8]>::len) <= data.len());
         for event in segment::events(data).map_while(Result::ok) {

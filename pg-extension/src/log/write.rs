@@ -61,7 +61,7 @@ pub fn write_segment(segment: NewSegment<'_>) {
     let lender = lender.filter(|_| db.is_some_and(|db| db.can_borrow.load(SeqCst)));
     let lent = outline.map_or(0, |outline| outline.length);
     let data = match lender {
-        Some(lender) => bytea(segment.entries, lent, &lender.head()),
+        Some(lender) => bytea(segment.entries, lent, &lender.prefix()),
         None => bytea(segment.entries, 0, &[segment::VERSION]),
     };
     // SAFETY: inside a transaction that may write. The values have the types of the table's columns, in their order

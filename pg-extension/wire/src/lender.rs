@@ -14,7 +14,7 @@ use crate::segment::{self, OUTLINE_HEADER, SegmentError, VERSION};
 pub const BORROWING: u8 = 4;
 
 /// The most bytes before the entries of a segment that borrows one.
-const MAX_HEAD: usize = 2 + u64::BITS.div_ceil(7) as usize;
+const MAX_PREFIX: usize = 2 + u64::BITS.div_ceil(7) as usize;
 
 /// The segment that lends its first entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,12 +27,12 @@ pub struct Lender {
 
 /// What a segment that borrows has before its entries: the version byte and its lender.
 #[derive(Debug)]
-pub struct Head {
-    bytes: [u8; MAX_HEAD],
+pub struct Prefix {
+    bytes: [u8; MAX_PREFIX],
     length: usize,
 }
 
-impl Deref for Head {
+impl Deref for Prefix {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -42,8 +42,8 @@ impl Deref for Head {
 
 impl Lender {
     /// What a segment that borrows from this one has before its entries, with the version byte.
-    pub fn head(self) -> Head {
-        let mut bytes = [0; MAX_HEAD];
+    pub fn prefix(self) -> Prefix {
+        let mut bytes = [0; MAX_PREFIX];
         let (mut length, mut rest) = (2, self.xid);
         bytes[..length].copy_from_slice(&[BORROWING, self.slot]);
         while rest >= 0x80 {
@@ -52,7 +52,7 @@ impl Lender {
             rest >>= 7;
         }
         bytes[length] = rest as u8;
-        Head { bytes, length: length + 1 }
+        Prefix { bytes, length: length + 1 }
     }
 }
 
@@ -111,7 +111,7 @@ mod tests {
     fn what_was_borrowed_is_put_back() {
         let ((lender, length), (whole, _)) = (filled("a"), filled("b"));
         let of = Lender { slot: 3, xid: 1 << 33 };
-        let stored = [&of.head(), &whole[1 + length..]].concat();
+        let stored = [&of.prefix(), &whole[1 + length..]].concat();
         assert_eq!(stored.len(), whole.len() - 1 - length + 2 + 5);
         let Ok(Some((found, own))) = split(&stored) else { panic!("it borrows") };
         assert_eq!(found, of);
@@ -137,9 +137,9 @@ mod tests {
         #[test]
         fn any_transaction_can_lend(slot: u8, xid: u64) {
             let lender = Lender { slot, xid };
-            let head = lender.head();
-            prop_assert!(head.len() <= MAX_HEAD);
-            prop_assert_eq!(split(&head), Ok(Some((lender, &[][..]))));
+            let prefix = lender.prefix();
+            prop_assert!(prefix.len() <= MAX_PREFIX);
+            prop_assert_eq!(split(&prefix), Ok(Some((lender, &[][..]))));
         }
 
         #[test]

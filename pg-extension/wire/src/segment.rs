@@ -227,7 +227,7 @@ enum Entry<'a> {
 #[derive(Clone, Debug)]
 struct DeclaredOutline<'a> {
     event: &'a str,
-    text: Lengthened,
+    outline: Lengthened,
     /// The values of the previous event that filled it.
     previous: Row,
 }
@@ -304,17 +304,19 @@ impl<'a> Events<'a> {
     fn outline(&mut self, number: usize) -> Result<(), SegmentError> {
         let ([event], length) = (self.array()?, self.array()?);
         let (event, short) = (self.text(event.into())?, self.text(u16::from_le_bytes(length).into())?);
-        let text = lengthen_again(short).filter(|_| number < OUTLINES).ok_or(SegmentError::Outline)?;
+        let outline = lengthen_again(short).filter(|_| number < OUTLINES).ok_or(SegmentError::Outline)?;
         self.outlines.resize(self.outlines.len().max(number + 1), None);
-        self.outlines[number] = Some(DeclaredOutline { event, text, previous: Row::default() });
+        self.outlines[number] = Some(DeclaredOutline { event, outline, previous: Row::default() });
         Ok(())
     }
 
     fn filled(&mut self, number: usize, wanted: impl Fn(&str) -> bool) -> Result<Entry<'a>, SegmentError> {
         let [topic] = self.array()?;
         let topic = self.text(topic.into())?;
-        let outline = self.outlines.get_mut(number).and_then(Option::as_mut).ok_or(SegmentError::Outline)?;
-        self.spare.read_after(&outline.previous, outline.text.values, &mut self.rest).ok_or(SegmentError::Value)?;
+        let declared = self.outlines.get_mut(number).and_then(Option::as_mut).ok_or(SegmentError::Outline)?;
+        self.spare
+            .read_after(&declared.previous, declared.outline.values, &mut self.rest)
+            .ok_or(SegmentError::Value)?;
         let most = TOO_MUCH_GROWTH * (self.length - self.rest.len());
         // A row that equals the previous one takes one byte for each value in the segment, but must be copied.
         self.unpacked += self.spare.size();
@@ -323,16 +325,16 @@ impl<'a> Events<'a> {
         }
         let entry = if wanted(topic) {
             let limit = Limit::new(most.saturating_sub(self.rendered));
-            let payload = fill(&outline.text.text, &self.spare, limit).map_err(|_| SegmentError::Value)?;
+            let payload = fill(&declared.outline.text, &self.spare, limit).map_err(|_| SegmentError::Value)?;
             self.rendered += payload.len();
-            Entry::Event(Event { topic, event: outline.event, payload: Cow::Owned(payload) })
+            Entry::Event(Event { topic, event: declared.event, payload: Cow::Owned(payload) })
         } else {
             Entry::Unwanted
         };
         if self.spare.size() > MAX_PREVIOUS {
-            outline.previous.clear();
+            declared.previous.clear();
         } else {
-            std::mem::swap(&mut outline.previous, &mut self.spare);
+            std::mem::swap(&mut declared.previous, &mut self.spare);
         }
         Ok(entry)
     }

@@ -91,7 +91,10 @@ fn measure(args: &[String]) {
     let known = all_parts();
     let unknown = parts.iter().find(|part| !known.contains(part));
     if let Some(unknown) = unknown.or(options.iter().find(|option| !["--long", "--small"].contains(option))) {
-        eprintln!("unknown: {unknown}; there are {}, and the options --long, --small and --render", known.join(", "));
+        eprintln!(
+            "unknown: {unknown}; there are {}, and the options --long, --small, --render and --compare",
+            known.join(", ")
+        );
         std::process::exit(2);
     }
     let wanted = |part: &&str| parts.is_empty() || parts.contains(part);
