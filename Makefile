@@ -324,6 +324,9 @@ lint: setup
 	@printf '==> lint\n'
 	cargo fmt --all --check
 	cargo clippy --quiet --locked --workspace --all-targets --no-default-features --features "tidings/pg$(MAJOR)" -- -D warnings
+	# The crate with the fuzz targets is a workspace of its own.
+	cargo fmt --manifest-path fuzz/Cargo.toml --check
+	cargo clippy --quiet --locked --manifest-path fuzz/Cargo.toml --target-dir target -- -D warnings
 	.ci/licences
 	.ci/imports pg-extension/src pg-extension/wire/src stream-proxy/src tests/model/src
 	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --locked --workspace --no-deps --document-private-items \

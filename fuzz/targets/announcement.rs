@@ -5,7 +5,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use tidings_wire::batch::MAX_PART;
-use tidings_wire::position::Seen;
+use tidings_wire::position::{END, MAX_COUNT, Seen};
 use tidings_wire::topic::check_name;
 use tidings_wire::{Announcement, Event, Part, Position, Snapshot, outline};
 
@@ -60,7 +60,8 @@ fn announce(data: &[u8], is_early: bool) {
 /// A position of many running transactions is read as it was written.
 fn position(data: &[u8]) {
     let mut numbers = data.chunks_exact(4).map(|bytes| u64::from(u32::from_le_bytes(bytes.try_into().expect("four"))));
-    let (Some(tick), Some(n), Some(stamp), Some(xmin)) = (numbers.next(), numbers.next(), numbers.next(), numbers.next())
+    let (Some(tick), Some(n), Some(stamp), Some(xmin)) =
+        (numbers.next(), numbers.next(), numbers.next(), numbers.next())
     else {
         return;
     };
@@ -73,11 +74,16 @@ fn position(data: &[u8]) {
         })
         .collect();
     let snapshot = Snapshot { xmin, xmax: next + 1, running };
-    let position = Position { tick, n: n as u32, seen: Some(Box::new(Seen { stamp, snapshot: snapshot.clone() })) };
+    // No tick has so many events that a number of one could be taken for a count.
+    let n = n as u32;
+    let n = if END - n <= MAX_COUNT { END } else { n };
+    let count = (stamp % 2 == 1).then_some((stamp as u32 / 2).clamp(1, MAX_COUNT));
+    let seen = Seen { stamp, snapshot: snapshot.clone(), count };
+    let position = Position { tick, n, seen: Some(Box::new(seen)) };
     let text = position.to_string();
     match text.parse::<Position>() {
         Ok(read) => assert_eq!(read, position),
         // Too long, or the first transaction of an epoch.
-        Err(_) => assert!(text.len() > 30_000 || snapshot.xmax % (1 << 32) == 0),
+        Err(_) => assert!(text.len() > 30_000 || snapshot.xmax.is_multiple_of(1 << 32)),
     }
 }

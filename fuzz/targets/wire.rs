@@ -3,9 +3,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use tidings_wire::limit::WIDEST;
 use tidings_wire::outline::MAX_OUTLINE;
 use tidings_wire::segment::MAX_PREVIOUS;
-use tidings_wire::limit::WIDEST;
 use tidings_wire::{Part, Position, Template, Topic, lender, segment};
 
 fuzz_target!(|data: &[u8]| {
