@@ -226,6 +226,7 @@ export function live(url, options = {}) {
   }
 
   function start() {
+    term -= 0.5; // what its leader has passed on since was missed, so only all rows will do
     if (locks) (channel = new BroadcastChannel(name)).onmessage = hear;
     clock = setInterval(look, CLOCK);
     become("connecting");

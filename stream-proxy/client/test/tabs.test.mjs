@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { channels, newLocks, pass, pieces, setLocks, sleep } from "./page.mjs";
 import { aWhile, row, until } from "./server.mjs";
-import { A, B, C, is, open, openWith, server, shows } from "./setup.mjs";
+import { A, B, C, is, newList, open, openWith, server, shows } from "./setup.mjs";
 
 test("all tabs show what one stream brings", async () => {
   setLocks(newLocks());
@@ -107,6 +107,22 @@ test("a leader that waits for a while is asked now and then whether it is there,
   assert.equal(steals, 0);
   assert.ok(questions >= 1 && questions <= 4, `${questions} questions`);
   first.close();
+});
+
+test("a tab that was away, while another kept the stream, shows what it missed", async () => {
+  setLocks(newLocks());
+  const [, stream] = await openWith([A]);
+  const second = newList();
+  const leave = second.subscribe(() => {});
+  await shows(second, [A]);
+  leave();
+  stream.event("changed", row("INSERT", B), "11-1");
+  await aWhile();
+  second.subscribe(() => {});
+  await shows(second, [A, B]);
+  stream.event("changed", row("INSERT", C), "12-1");
+  await shows(second, [A, B, C]);
+  await server.assertQuiet();
 });
 
 test("the state is the same in all of them", async () => {
