@@ -35,8 +35,8 @@ export interface Options<Row> {
   token?: string | (() => string | null | undefined | Promise<string | null | undefined>);
   /** As in `fetch`; `"include"` sends cookies to another origin. */
   credentials?: RequestCredentials;
-  /** The result of `tidings.state(topics)`: the rows to start with. Needs `since`. */
-  initial?: { event: string; payload: string }[];
+  /** The result of `tidings.state(topics)`: the rows to start with, null if there are none. Needs `since`. */
+  initial?: { event: string; payload: string }[] | null;
   /** The position that belongs to `initial`. */
   since?: string;
   /** Whether all tabs use one stream, by default true. Tabs with different texts here don't share. */

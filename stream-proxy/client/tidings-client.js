@@ -227,7 +227,9 @@ export function live(url, options = {}) {
 
   function start() {
     term -= 0.5; // what its leader has passed on since was missed, so only all rows will do
-    if (locks) (channel = new BroadcastChannel(name)).onmessage = hear;
+    try {
+      if (locks) (channel = new BroadcastChannel(name)).onmessage = hear;
+    } catch {} // not allowed here
     clock = setInterval(look, CLOCK);
     become("connecting");
     compete(false);
@@ -262,7 +264,7 @@ export function live(url, options = {}) {
     stop();
   }
 
-  for (const { event, payload } of initial) take({ event, data: payload });
+  for (const { event, payload } of initial ?? []) take({ event, data: payload });
   return {
     get rows() { return getSnapshot(); },
     get state() { return state; },

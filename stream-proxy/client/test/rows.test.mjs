@@ -105,6 +105,14 @@ test("a reducer of the page's own takes payloads of its own", async () => {
   await shows(list, ["b"]);
 });
 
+test("a backend that found no row gives null for them", async () => {
+  const list = open({ initial: null, since: "10" });
+  const stream = await server.request();
+  assert.equal(stream.query.get("last_event_id"), "10");
+  stream.event("changed", row("INSERT", A), "11-1");
+  await shows(list, [A]);
+});
+
 test("rows that the backend rendered are there at once, and the stream goes on behind them", async () => {
   const initial = [A, B].map((record) => ({ topic: "t", event: "changed", payload: JSON.stringify(row("SNAPSHOT", record)) }));
   const list = open({ initial, since: "10:20:30:40:" });

@@ -168,6 +168,24 @@ test("where a browser has no locks, or this page may not use them, each tab has 
   }
 });
 
+test("where a page may have no channel, each tab has its own stream", async () => {
+  setLocks(newLocks());
+  const { BroadcastChannel } = globalThis;
+  // Firefox, where cookies are blocked.
+  globalThis.BroadcastChannel = class {
+    constructor() {
+      throw new DOMException("The operation is insecure.", "SecurityError");
+    }
+  };
+  try {
+    const pair = [open(), open()];
+    for (const _ of pair) (await server.request()).snapshot([A], "10");
+    for (const list of pair) await shows(list, [A]);
+  } finally {
+    globalThis.BroadcastChannel = BroadcastChannel;
+  }
+});
+
 test("rows that can't be copied to other tabs do their own tab no harm", async () => {
   setLocks(newLocks());
   const { error } = console;
