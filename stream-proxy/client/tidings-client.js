@@ -141,6 +141,7 @@ export function live(url, options = {}) {
 
   async function lead(signal) {
     [leading, term, failures] = [true, Math.max(term + 1, Date.now()), 0];
+    heard(Infinity); // a token may take its time
     pass([], true);
     while (!signal.aborted) {
       let pause = 0;

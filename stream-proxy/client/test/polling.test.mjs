@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { pass, pauses, sleep } from "./page.mjs";
+import { newLocks, pass, pauses, setLocks, sleep } from "./page.mjs";
 import { row, until } from "./server.mjs";
 import { A, B, C, is, open, openWith, server, shows } from "./setup.mjs";
 
@@ -70,6 +70,20 @@ test("a stream that passes at first and is held back then is given up too", asyn
   assert.deepEqual([poll.polls, poll.query.get("last_event_id")], [true, "10"]);
   poll.json({ position: "12", events: [{ id: "11-1", event: "changed", data: JSON.stringify(row("INSERT", B)), topic: "t" }] });
   await shows(list, [A, B]);
+});
+
+test("a token that takes its time before the first request is no silence of the server", async () => {
+  for (const locks of [null, newLocks()]) {
+    setLocks(locks);
+    const given = [];
+    const list = open({ token: () => new Promise((resolve) => given.push(resolve)) });
+    await until("a token is asked for", () => given.length > 0);
+    pass(10_000);
+    given[0]("token");
+    assert.equal((await server.request()).polls, false);
+    assert.equal(given.length, 1);
+    list.close();
+  }
 });
 
 test("a pause before a request, or for a token, is no silence of the server", async () => {
