@@ -145,15 +145,16 @@ export function live(url, options = {}) {
     pass([], true);
     while (!signal.aborted) {
       let pause = 0;
-      trip = new AbortController();
+      const own = (trip = new AbortController());
       failures += 1;
       try {
-        pause = await attempt(trip.signal);
+        pause = await attempt(own.signal);
       } catch (problem) {
-        if (trip.signal.aborted) become("connecting");
-        else pause = judge(problem);
+        if (!own.signal.aborted) pause = judge(problem);
+        // Otherwise the list was left and is in use again, and `trip` belongs to the next leader.
+        else if (!leading || race.signal === signal) become("connecting");
       }
-      trip.abort();
+      own.abort();
       if (signal.aborted) return tell();
       heard(Infinity);
       pass([]);

@@ -199,6 +199,21 @@ test("it has a stream while somebody listens, and goes on when somebody listens 
   await server.assertQuiet();
 });
 
+test("a list that is left and used again at once is never offline, and asks once", async () => {
+  const list = newList();
+  const leave = list.subscribe(() => {});
+  (await server.request()).snapshot([A], "10");
+  await is(list, "live");
+  const states = [];
+  leave();
+  list.subscribe(() => states.push(list.state));
+  const next = (await server.request()).event("position", {}, "10");
+  await is(list, "live");
+  assert.deepEqual(states, ["connecting", "live"]);
+  await server.assertQuiet();
+  assert.ok(!next.isClosed);
+});
+
 test("a closed list asks for nothing any more", async () => {
   const [list, stream] = await openWith([A]);
   let told = 0;
