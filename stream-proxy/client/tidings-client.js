@@ -178,13 +178,15 @@ export function live(url, options = {}) {
 
   // Tabs: a lock elects a leader, in a higher term than the last.
   const locks = share && globalThis.BroadcastChannel && globalThis.navigator?.locks;
-  const name = ["tidings 1", endpoint, share, JSON.stringify(key), key, options.reduce].join("\n");
+  const name = ["tidings 1", endpoint, share, JSON.stringify(key), key, options.reduce, parse].join("\n");
   let [leading, term, asked, channel, race, clock] = [false, 0, false];
 
   function pass(events, isAll) {
     events.forEach(take);
     const all = isAll && { rows, next, id };
-    attend(() => channel?.postMessage({ term, events, all, state, silence }));
+    // A copy of an error has no status.
+    const problem = error && { message: error.message, status: error.status };
+    attend(() => channel?.postMessage({ term, events, all, state, silence, problem }));
     tell();
   }
 
@@ -200,6 +202,7 @@ export function live(url, options = {}) {
     }
     message.events.forEach(take);
     become(message.state);
+    error = message.problem && Object.assign(new Error(), message.problem);
     tell();
   }
 

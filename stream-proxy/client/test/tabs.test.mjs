@@ -134,6 +134,7 @@ test("the state is the same in all of them", async () => {
   await is(second, "connecting");
   (await server.request()).refuse(503);
   await is(second, "offline");
+  assert.equal(second.error.status, 503);
   (await server.request()).event("position", {}, "10");
   await is(second, "live");
 });
@@ -150,7 +151,7 @@ test("each tab finds out for itself that it is refused", async () => {
 
 test("lists that are not the same do not share", async () => {
   setLocks(newLocks());
-  for (const options of [{}, { topics: ["u"] }, { key: "x" }, { share: "Ada" }, { share: "Ben" }, { reduce() {} }, { share: false }]) {
+  for (const options of [{}, { topics: ["u"] }, { key: "x" }, { share: "Ada" }, { share: "Ben" }, { reduce() {} }, { parse: (text) => JSON.parse(text) }, { share: false }]) {
     open(options);
     await server.request();
   }
