@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
-import { assertExact, scenarios, sees, snapshotsOf, stack, texts } from "./scenario.mjs";
+import { assertExact, scenario, scenarios, sees, snapshotsOf, stack, texts } from "./scenario.mjs";
 import { Cable, createBoard, ENGINES, eventually, freePort, Service, setting, sql } from "./stack.mjs";
 
 scenarios("a closed tab is gone from the proxy and from the list of open topics", async (browser) => {
@@ -47,6 +47,42 @@ scenarios("a laptop that slept catches up without a reload and without doubles",
   assert.equal(await ada.evaluate(() => window.mark), "the same page");
   assert.equal(await snapshotsOf(ada), 1);
   await assertExact(ada);
+});
+
+scenarios("a note that is made and deleted without a connection is never created", async (browser) => {
+  const board = createBoard("Second thoughts", ["Ada"]);
+  const ada = await stack.open("Ada", board, { browser });
+  await ada.setOffline(true);
+  await stack.cable.cut();
+  await sees(ada, ".state", "Offline");
+  // The second note shows that the requests that waited have been sent: those of the first would come before it.
+  for (const text of ["Never", "Kept"]) {
+    await ada.keyboard.press("n");
+    await ada.keyboard.type(text);
+    await ada.keyboard.press("Enter");
+    await sees(ada, ".note", text);
+  }
+  await ada.evaluate(() => [...document.querySelectorAll(".note")].find((element) => element.textContent.includes("Never")).focus());
+  await ada.keyboard.press("Delete");
+  assert.deepEqual(await texts(ada), ["Kept"]);
+
+  await stack.cable.join();
+  await ada.setOffline(false);
+  const streamed = () => ada.evaluate(() => window.delivered.map((event) => event.data).join());
+  await eventually("the other one has arrived", async () => (await streamed()).includes("Kept"));
+  assert.ok(!(await streamed()).includes("Never"));
+  assert.equal(sql(`SELECT body FROM board_items WHERE board_id = ${board}`), "Kept");
+  assert.deepEqual(await texts(ada), ["Kept"]);
+});
+
+scenario("a deletion that the backend could not take is sent again", async () => {
+  const board = createBoard("Busy", ["Ada"], ["Gone"]);
+  const ada = await stack.open("Ada", board);
+  await ada.route("**/api/notes/*", (route) => route.fulfill({ status: 503, json: { error: "Busy" } }), { times: 1 });
+  await ada.evaluate(() => document.querySelector(".note").focus());
+  await ada.keyboard.press("Delete");
+  await eventually("it is gone", () => sql(`SELECT count(*) FROM board_items WHERE board_id = ${board}`) === "0");
+  assert.deepEqual(await texts(ada), []);
 });
 
 scenarios("a lid that is closed for a while, on a connection that nobody ended", async (browser) => {

@@ -109,6 +109,16 @@ scenario("the list of all boards is live too", async () => {
   await card.waitFor({ state: "detached" });
 });
 
+scenario("with more boards than one stream can follow, the newest are shown", async () => {
+  sql("INSERT INTO boards (title, owner_id) SELECT 'Many ' || n, 1 FROM generate_series(1, 61) AS n ORDER BY n");
+  try {
+    const ada = await stack.person("Ada");
+    await ada.getByText("Many 61", { exact: true }).waitFor();
+  } finally {
+    sql("DELETE FROM boards WHERE title LIKE 'Many %'");
+  }
+});
+
 scenario("a board that its owner deletes is gone for everybody", async () => {
   const board = createBoard("Ephemeral", ["Ada", "Ben"], ["Dust"]);
   const ben = await stack.open("Ben", board);

@@ -5,7 +5,7 @@ import { el, icon, toast } from "./dom.js";
 import { face } from "./people.js";
 import { live } from "./tidings-client.js";
 
-/** Streams have a limit of topics; boards beyond it stand still here. */
+/** Streams have a limit of topics; the oldest boards beyond it are not shown here. */
 const LIVE_BOARDS = 60;
 
 /** How much smaller a picture is than its board. */
@@ -64,7 +64,7 @@ export function homeView({ me, people, events, navigate, go, signOut }) {
 
   function follow(memberships) {
     if (mine.state !== "live") return;
-    const ids = memberships.map((row) => row.board_id).sort((a, b) => a - b).slice(0, LIVE_BOARDS);
+    const ids = memberships.map((row) => row.board_id).sort((a, b) => a - b).slice(-LIVE_BOARDS);
     const wanted = ids.map((id) => `boards_${id}`);
     if (String(wanted) === String(topics)) return;
     topics = wanted;

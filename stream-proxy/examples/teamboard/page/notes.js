@@ -71,7 +71,7 @@ export class Notes {
     const was = view(entry);
     this.#drop(id, null);
     const send = () => api("DELETE", `notes/${id}`).catch((error) => {
-      if (error.status === 0) setTimeout(send, RETRY);
+      if (error.status === 0 || error.status === 503) setTimeout(send, RETRY);
       else if (error.status !== 404) this.#failed(error);
     });
     // A note that is being created can be deleted only afterwards.
@@ -105,7 +105,9 @@ export class Notes {
 
   // One request for each note at a time. Changes made meanwhile go into the next request.
   async #send(entry) {
-    if (entry.busy || !entry.queued || this.#closed) return;
+    // A note that was deleted while there was no connection must not be created after all.
+    const isGone = this.#notes.get(entry.id) !== entry;
+    if (entry.busy || !entry.queued || isGone || this.#closed) return;
     entry.busy = true;
     entry.flying = entry.queued;
     entry.queued = null;
