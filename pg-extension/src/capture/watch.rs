@@ -113,8 +113,17 @@ pub fn forget_altered() {
 
 /// Compiles the watches of the tables that a statement has altered, and raises an error if a watch no longer works: it
 /// is better that the ALTER fails than every later write.
+///
+/// A statement that failed after it had altered a column leaves its table in the list. If that happened in a savepoint,
+/// ROLLBACK TO comes here next, while the subtransaction is aborted. A lock that is taken then outlives its resource
+/// owner, and the commit of the transaction brings the server down. There is nothing to check: the change is undone.
 pub fn check_altered() {
-    for relation in ALTERED.take() {
+    let altered = ALTERED.take();
+    // SAFETY: reads a variable of this backend.
+    if altered.is_empty() || !unsafe { pg_sys::IsTransactionState() } {
+        return;
+    }
+    for relation in altered {
         // SAFETY: inside a transaction, between two statements. It makes the effects of the statement visible.
         unsafe { pg_sys::CommandCounterIncrement() };
         check(relation, is_watch, |_| Ok(()));
