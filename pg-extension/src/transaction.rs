@@ -32,8 +32,9 @@ impl AfterCommit {
 
 thread_local! {
     static AFTER_COMMIT: Cell<AfterCommit> = const { Cell::new(AfterCommit::NOTHING) };
-    /// A database whose relay is kept out until this transaction ends.
-    static PAUSED: Cell<Option<&'static Database>> = const { Cell::new(None) };
+    /// The databases whose relays are kept out until this transaction ends. ALTER DATABASE … RENAME may run in a
+    /// transaction block, so there can be several.
+    static PAUSED: Cell<Vec<&'static Database>> = const { Cell::new(Vec::new()) };
 }
 
 /// Registers the callbacks. Called from `_PG_init`, inherited by every backend.
@@ -63,7 +64,9 @@ pub fn installed_after_commit() {
 
 /// Ends the pause of a database's relay when this transaction ends, whether it commits or not.
 pub fn end_pause_at_end(db: &'static Database) {
-    PAUSED.set(Some(db));
+    let mut paused = PAUSED.take();
+    paused.push(db);
+    PAUSED.set(paused);
 }
 
 #[pg_guard]
@@ -102,9 +105,7 @@ fn forget() {
     watch::forget_altered();
     warnings::reset();
     AFTER_COMMIT.set(AfterCommit::NOTHING);
-    if let Some(db) = PAUSED.take() {
-        db.end_pause();
-    }
+    PAUSED.take().into_iter().for_each(Database::end_pause);
 }
 
 /// Wakes the relay and the launcher after a commit. An error here would bring the whole server down, so this uses only

@@ -69,6 +69,24 @@ fn all_connections_of_a_proxy_with_rules_leave_and_a_copy_of_the_database_interr
 }
 
 #[test]
+fn databases_that_are_renamed_in_one_transaction_all_get_their_relays_back() {
+    let databases = [boards(), boards()];
+    for db in &databases {
+        db.wait_relay();
+    }
+    let rename = |from: &str, to: &str| {
+        let statement = |db: &Database<'_>| format!("ALTER DATABASE {0}{from} RENAME TO {0}{to};", db.name());
+        databases.iter().map(statement).collect::<String>()
+    };
+    // Statements that are sent together are one transaction.
+    let mut admin = shared().session("postgres", "postgres");
+    admin.run(&format!("{}{}", rename("", "_old"), rename("_old", "")));
+    for db in &databases {
+        db.wait_relay();
+    }
+}
+
+#[test]
 fn a_role_that_may_not_drop_the_database_does_not_disturb_its_proxies() {
     let db = boards();
     let stranger = db.role("stranger");
