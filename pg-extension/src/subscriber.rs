@@ -35,7 +35,11 @@ impl Drop for Confined {
 #[pg_extern]
 pub fn refuse_subscriber() {
     preload::require();
-    if LEVELS.get() > 0 {
+    // A parallel worker does not know what its leader runs. Who asks this is not parallel safe, so only code that is
+    // marked falsely as that asks it in a worker.
+    // SAFETY: reads a variable of this process.
+    let is_worker = unsafe { pg_sys::ParallelWorkerNumber } >= 0;
+    if LEVELS.get() > 0 || is_worker {
         errors::raise(
             PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
             "code that runs as a subscriber may not read events, nor act for other subscribers",

@@ -3,7 +3,7 @@
 //! and writes nothing.
 
 use postgres::error::SqlState;
-use tidings_tests::shared;
+use tidings_tests::{shared, until};
 
 use crate::access::Team;
 use crate::managers::manager;
@@ -79,6 +79,67 @@ fn code_of_a_manager_reads_no_events_and_acts_for_nobody_with_the_rights_of_the_
         team.db
             .session()
             .run(&format!("CREATE SCHEMA mine AUTHORIZATION {manager}; GRANT USAGE ON SCHEMA mine TO PUBLIC"));
+    }
+}
+
+#[test]
+fn code_of_a_manager_learns_no_more_in_a_parallel_worker() {
+    let db = shared().database();
+    let (manager, own) = (manager(&db), db.proxy_role());
+    let channel: String = db.session().one("SELECT tidings.channel()");
+    // Only workers ask for the name.
+    db.session_as(&manager).run(
+        "CREATE TABLE mine.many (id int) WITH (parallel_workers = 2); INSERT INTO mine.many SELECT generate_series(1, 1000);
+         GRANT SELECT ON mine.many TO PUBLIC;
+         CREATE FUNCTION mine.leak(int, leader int) RETURNS text LANGUAGE plpgsql PARALLEL SAFE AS
+             'BEGIN RETURN CASE WHEN pg_backend_pid() = leader THEN ''leader'' ELSE tidings.channel() END; END';
+         CREATE FUNCTION mine.spy() RETURNS SETOF text LANGUAGE plpgsql
+             SET parallel_setup_cost = 0 SET parallel_tuple_cost = 0 SET min_parallel_table_scan_size = 0
+             SET max_parallel_workers_per_gather = 2 SET parallel_leader_participation = off
+         AS $$ DECLARE me int := pg_backend_pid(); BEGIN
+             RETURN QUERY SELECT max(mine.leak(id, me)) FROM mine.many;
+         END $$;
+         SELECT tidings.snapshot('mine', 'SELECT * FROM mine.spy() AS text')",
+    );
+    let mut reader = db.session_as(&own);
+    until("a worker has been refused", || match read_as(&mut reader, None, &["mine"]) {
+        Err(error) => {
+            assert_eq!(error.code(), Some(&SqlState::INSUFFICIENT_PRIVILEGE), "{error}");
+            true
+        }
+        Ok(rows) => {
+            assert!(!rows.concat().contains(&channel), "{rows:?}");
+            false
+        }
+    });
+}
+
+#[test]
+fn code_of_a_manager_cannot_put_its_own_rows_into_the_other_cursors_of_a_reading() {
+    let db = shared().database();
+    let manager = manager(&db);
+    let mut session = db.session_as(&manager);
+    session.run(
+        "CREATE FUNCTION mine.swap(columns text) RETURNS text LANGUAGE plpgsql AS $$
+         DECLARE each text; cursor refcursor;
+         BEGIN
+             FOR each IN SELECT name FROM pg_cursors UNION SELECT format('<unnamed portal %s>', n) FROM generate_series(1, 200) n LOOP
+                 BEGIN
+                     cursor := each; CLOSE cursor; OPEN cursor FOR EXECUTE 'SELECT ' || columns;
+                 EXCEPTION WHEN OTHERS THEN NULL;  -- It does not exist, or is running.
+                 END;
+             END LOOP;
+             RETURN 'swapped';
+         END $$;
+         SELECT tidings.snapshot('two', 'SELECT ''two'' AS text')",
+    );
+    // A number where a text is expected, more columns than are expected, and rows that fit.
+    let many = (1..=1600).map(|n| n.to_string()).collect::<Vec<_>>().join(", ");
+    for columns in ["4096::bigint", &many, "'forged'"] {
+        session.run(&format!("SELECT tidings.snapshot('one', $$ SELECT mine.swap($_${columns}$_$) AS text $$)"));
+        let rows = session.all("SELECT payload FROM tidings.state('{one,two}')", &[]);
+        let payloads: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+        assert_eq!(payloads, ["{\"text\":\"swapped\"}", "{\"text\":\"two\"}"], "{}", &columns[..8]);
     }
 }
 

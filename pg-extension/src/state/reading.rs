@@ -14,7 +14,7 @@ use crate::errors;
 use crate::foreign::infallible::heap_deform_tuple;
 use crate::settings;
 use crate::state::source::{Found, Shape, Source};
-use crate::subscriber::{Confined, become_subscriber, current_user, set_locally};
+use crate::subscriber::{Confined, become_subscriber, c_string, current_user, set_locally};
 
 /// Who reads.
 pub struct Subscriber {
@@ -40,7 +40,10 @@ pub struct Reading {
 struct Open {
     source: Source,
     shape: Shape,
+    /// The cursor's name, which code of users can't guess.
     cursor: CString,
+    /// The types of its columns.
+    types: Vec<pg_sys::Oid>,
 }
 
 /// Rows of one source, rendered.
@@ -144,12 +147,13 @@ impl Reading {
 impl Open {
     fn new(mut source: Source) -> Self {
         let Source { sql, types, values, shape, .. } = &mut source;
+        let cursor = fresh_name();
         // SAFETY: there are as many types as values, and the values live until the cursor has copied them. A cursor
         // refuses anything but a single query. It sees what the running statement sees.
-        let (cursor, of_query) = unsafe {
+        let (types, of_query) = unsafe {
             pg_sys::SPI_connect();
             let portal = pg_sys::SPI_cursor_open_with_args(
-                std::ptr::null(),
+                cursor.as_ptr(),
                 sql.as_ptr(),
                 types.len() as i32,
                 types.as_mut_ptr(),
@@ -158,16 +162,34 @@ impl Open {
                 true,
                 0,
             );
-            let cursor = CStr::from_ptr((*portal).name).to_owned();
+            // `pg_cursors` does not show it.
+            (*portal).visible = false;
             let descriptor = pgrx::PgTupleDesc::from_pg_unchecked((*portal).tupDesc);
             let of_query = shape.is_none().then(|| Shape::of_query(&descriptor));
+            let types = types_of(&descriptor);
             drop(descriptor);
             pg_sys::SPI_finish();
-            (cursor, of_query)
+            (types, of_query)
         };
         values.clear();
         let shape = shape.take().or(of_query).expect("one of the two is there");
-        Self { source, shape, cursor }
+        Self { source, shape, cursor, types }
+    }
+
+    /// The cursor. It is looked up again whenever code of users may have run, because that can close any cursor, and
+    /// open another one of the same name, with other columns.
+    fn portal(&self) -> pg_sys::Portal {
+        // SAFETY: inside a transaction; an open cursor has a descriptor, or null.
+        unsafe {
+            let portal = pg_sys::SPI_cursor_find(self.cursor.as_ptr());
+            if portal.is_null() || (*portal).tupDesc.is_null() {
+                ended();
+            }
+            if types_of(&pgrx::PgTupleDesc::from_pg_unchecked((*portal).tupDesc)) != self.types {
+                ended();
+            }
+            portal
+        }
     }
 
     /// Fetches rows until they have `most` bytes. Returns how many bytes they have, and whether they were the last.
@@ -176,10 +198,6 @@ impl Open {
         // row lies in a context that is emptied after the row, and is deleted with SPI's context.
         unsafe {
             pg_sys::SPI_connect();
-            let portal = pg_sys::SPI_cursor_find(self.cursor.as_ptr());
-            if portal.is_null() {
-                ended();
-            }
             let context = pg_sys::AllocSetContextCreateInternal(
                 pg_sys::CurrentMemoryContext,
                 c"tidings row".as_ptr(),
@@ -189,7 +207,7 @@ impl Open {
             );
             let (mut taken, mut count) = (0, 1);
             let is_at_end = loop {
-                pg_sys::SPI_cursor_fetch(portal, true, count as std::ffi::c_long);
+                pg_sys::SPI_cursor_fetch(self.portal(), true, count as std::ffi::c_long);
                 let (table, rows) = (pg_sys::SPI_tuptable, pg_sys::SPI_processed as usize);
                 let before = pg_sys::MemoryContextSwitchTo(context);
                 let mut size = 0;
@@ -201,7 +219,7 @@ impl Open {
                 pg_sys::SPI_freetuptable(table);
                 taken += size;
                 if rows < count {
-                    pg_sys::SPI_cursor_close(portal);
+                    pg_sys::SPI_cursor_close(self.portal());
                     break true;
                 }
                 if taken >= most {
@@ -261,6 +279,21 @@ impl Open {
         payloads.push(payload);
         size
     }
+}
+
+/// A name for a cursor.
+fn fresh_name() -> CString {
+    let mut bytes = [0; 16];
+    // SAFETY: fills an array of this length.
+    if !unsafe { pg_sys::pg_strong_random(bytes.as_mut_ptr().cast(), bytes.len()) } {
+        error!("could not generate random numbers");
+    }
+    c_string(&format!("tidings {:032x}", u128::from_ne_bytes(bytes)))
+}
+
+/// The types of a row's columns.
+fn types_of(descriptor: &pgrx::PgTupleDesc<'_>) -> Vec<pg_sys::Oid> {
+    (0..descriptor.len()).map(|i| descriptor.get(i).map_or(pg_sys::InvalidOid, |column| column.atttypid)).collect()
 }
 
 /// The reading's transaction, or one of its cursors, is gone.
