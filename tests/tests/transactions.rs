@@ -231,9 +231,8 @@ fn the_rollback_of_a_failed_alter_table_locks_nothing() {
         // It fails when it reads the rows, after it has altered the column in the catalog.
         session.refused(alter);
         session.run("ROLLBACK TO s");
-        let locks: i64 = session.one(
-            "SELECT count(*) FROM pg_locks WHERE pid = pg_backend_pid() AND relation = 't'::regclass",
-        );
+        let locks: i64 =
+            session.one("SELECT count(*) FROM pg_locks WHERE pid = pg_backend_pid() AND relation = 't'::regclass");
         // Without the check in `check_altered`, this ends in a PANIC: 'lock reference ... is not owned by resource
         // owner', and then 'cannot abort transaction ..., it was already committed'.
         session.run("COMMIT");
