@@ -143,6 +143,41 @@ fn code_of_a_manager_cannot_put_its_own_rows_into_the_other_cursors_of_a_reading
     }
 }
 
+#[test]
+fn code_of_a_manager_that_learns_a_cursors_name_while_it_is_opened_cannot_replace_it() {
+    let db = shared().database();
+    let manager = manager(&db);
+    let mut session = db.session_as(&manager);
+    // Postgres calls a stable function to find out which partitions to read, while it opens the cursor, which is in
+    // pg_cursors then. The function keeps the name in that of a cursor of its own.
+    session.run(
+        "CREATE TABLE mine.parts (text text) PARTITION BY LIST (text);
+         CREATE TABLE mine.part_1 PARTITION OF mine.parts FOR VALUES IN ('one');
+         CREATE TABLE mine.part_2 PARTITION OF mine.parts FOR VALUES IN ('two');
+         INSERT INTO mine.parts VALUES ('one'), ('two');
+         CREATE FUNCTION mine.learn() RETURNS text LANGUAGE plpgsql STABLE AS $$
+         DECLARE each text; cursor refcursor;
+         BEGIN
+             FOR each IN SELECT name FROM pg_cursors WHERE name LIKE 'tidings %' LOOP
+                 cursor := 'learned ' || each; OPEN cursor FOR SELECT 1;
+             END LOOP;
+             RETURN 'two';
+         END $$;
+         CREATE FUNCTION mine.swap() RETURNS text LANGUAGE plpgsql AS $$
+         DECLARE each text; cursor refcursor;
+         BEGIN
+             FOR each IN SELECT substr(name, 9) FROM pg_cursors WHERE name LIKE 'learned %' LOOP
+                 cursor := each; CLOSE cursor; OPEN cursor FOR SELECT 'forged';
+             END LOOP;
+             RETURN 'swapped';
+         END $$;
+         SELECT tidings.snapshot('one', 'SELECT mine.swap() AS text');
+         SELECT tidings.snapshot('two', 'SELECT text FROM mine.parts WHERE text = mine.learn()')",
+    );
+    let error = session.refused("SELECT payload FROM tidings.state('{one,two}')");
+    assert_eq!(error.code(), &SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE, "{error}");
+}
+
 /// A value of each type that a function of the proxy takes.
 fn argument(type_name: &str, claims: &str) -> String {
     match type_name {

@@ -162,7 +162,7 @@ impl Open {
                 true,
                 0,
             );
-            // `pg_cursors` does not show it.
+            // From now on, `pg_cursors` does not show it.
             (*portal).visible = false;
             let descriptor = pgrx::PgTupleDesc::from_pg_unchecked((*portal).tupDesc);
             let of_query = shape.is_none().then(|| Shape::of_query(&descriptor));
@@ -177,12 +177,13 @@ impl Open {
     }
 
     /// The cursor. It is looked up again whenever code of users may have run, because that can close any cursor, and
-    /// open another one of the same name, with other columns.
+    /// open another one of the same name, with other columns. Such a cursor is visible, unlike ours. The name alone is
+    /// not enough: a function that Postgres calls while it opens the cursor can read it in `pg_cursors`.
     fn portal(&self) -> pg_sys::Portal {
         // SAFETY: inside a transaction; an open cursor has a descriptor, or null.
         unsafe {
             let portal = pg_sys::SPI_cursor_find(self.cursor.as_ptr());
-            if portal.is_null() || (*portal).tupDesc.is_null() {
+            if portal.is_null() || (*portal).visible || (*portal).tupDesc.is_null() {
                 ended();
             }
             if types_of(&pgrx::PgTupleDesc::from_pg_unchecked((*portal).tupDesc)) != self.types {
