@@ -66,7 +66,7 @@ struct Cursor {
     from_log: bool,
     /// The page after this one, if it has been read.
     ahead: Option<Ahead>,
-    /// Since when the server has been known not to have reached the position.
+    /// Since when the server, or the hub of a standby, has been known not to have reached the position.
     early: Option<Instant>,
 }
 
@@ -163,10 +163,10 @@ impl<L: ClientLog> Replay<L> {
                 Joined::Ahead => ahead = true,
             }
         }
-        if ahead && let Some(patience) = self.log.reads.standby_patience() {
-            if !self.log.wait_for_replay(cursor, ticks, patience).await? {
-                self.subscriber.close(End::Finished);
-            }
+        // Usually a standby replays the position soon, and then the hub has it. If not, the log is asked, because the
+        // standby may have the position, and only the hub be late.
+        if ahead && self.log.may_come_soon(cursor) {
+            next(ticks).await;
             return Ok(false);
         }
         if !cursor.located {
@@ -248,9 +248,16 @@ impl<L: ClientLog> TopicLog<L> {
                 let reached = timeout(PATIENCE, ticks.wait_for(|tick| tick.is_some_and(|tick| tick >= last))).await;
                 cursor.located = reached.is_ok();
                 cursor.after = Some(position);
+                cursor.early = None;
             }
         }
         Ok(true)
+    }
+
+    /// Whether a standby may still replay, within its time, what the hub does not have yet.
+    fn may_come_soon(&self, cursor: &mut Cursor) -> bool {
+        let mut waited = || cursor.early.get_or_insert_with(Instant::now).elapsed();
+        self.reads.standby_patience().is_some_and(|patience| waited() < patience)
     }
 
     /// Waits for the next tick, because a standby has not replayed what the client has from another server. After

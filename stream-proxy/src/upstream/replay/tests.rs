@@ -19,12 +19,18 @@ struct FakeLog {
     asked: Mutex<Vec<String>>,
     /// A tick that the hub publishes while the last page is being read.
     published_meanwhile: Mutex<Option<(Arc<Hub>, u64)>>,
+    /// The patience of a standby.
+    patience: Option<Duration>,
 }
 
 impl ClientLog for FakeLog {
     async fn locate(&self, after: &str) -> Result<(Option<Position>, u64), DatabaseError> {
         self.asked.lock().push(format!("locate {after}"));
         self.located.lock().pop_front().expect("an answer to locate")
+    }
+
+    fn standby_patience(&self) -> Option<Duration> {
+        self.patience
     }
 
     async fn page(&self, after: &Position, topics: &[Arc<str>], _: i32) -> Result<Page, DatabaseError> {
@@ -199,6 +205,37 @@ async fn a_position_that_no_server_reaches_ends_the_stream() {
     replay.run(Some(after_tick(99))).await;
     assert_eq!(subscriber.ended(), Some(End::Finished));
     assert!(start.elapsed() >= TOO_EARLY);
+}
+
+/// A log at a standby with this patience, which gives the same answer whenever it is asked for a position.
+fn standby_log(patience: Duration, located: impl FnMut() -> Located) -> FakeLog {
+    let located = Mutex::new(std::iter::repeat_with(located).take(100).collect());
+    FakeLog { located, patience: Some(patience), ..FakeLog::default() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_position_that_a_standby_has_is_not_lost_however_late_the_hub_is() {
+    let patience = Duration::from_secs(30);
+    let answers: [fn() -> Located; 2] = [|| Ok((Some(after_tick(12)), 12)), || Err(DatabaseError::Closed)];
+    for answer in answers {
+        let (replay, hub, subscriber, metrics) = replay(standby_log(patience, answer));
+        let run = tokio::spawn(replay.run(Some(after_tick(12))));
+        // The hub's connection is broken meanwhile, or it still publishes a large tick.
+        sleep(patience + patience / 2).await;
+        publish(&hub, 12);
+        run.await.unwrap();
+        assert_eq!((received(&subscriber), metrics.resets_lost.get()), (vec!["12 position".to_owned()], 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_position_that_a_standby_does_not_get_in_time_is_lost() {
+    let patience = Duration::from_secs(30);
+    let (replay, _hub, subscriber, _) = replay(standby_log(patience, || Ok((None, 10))));
+    let start = Instant::now();
+    replay.run(Some(after_tick(12))).await;
+    assert_eq!(received(&subscriber), ["10 reset"]);
+    assert!(start.elapsed() >= patience);
 }
 
 #[tokio::test(start_paused = true)]
