@@ -67,8 +67,9 @@ impl Registry {
     /// Reports what changed; if nothing did, only when a renewal is due. True if the lease is renewed.
     pub async fn report(&mut self, due: bool) -> Result<bool, DatabaseError> {
         if !self.reads.takes_reports() {
-            // After a promotion everything is reported.
+            // After a promotion everything is reported. Until then the hub must not gather what has changed.
             self.new = true;
+            drop(self.hub.subscriber_counts(false));
             return Ok(false);
         }
         let topics = self.hub.subscriber_counts(self.new);
@@ -87,4 +88,28 @@ impl Registry {
 
 fn name(address: &str) -> String {
     format!("{address}/{:08x}", fastrand::u32(..))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stream::frame::Frame;
+    use crate::stream::subscriber::Subscriber;
+    use crate::upstream::database::Database;
+    use crate::upstream::standing::Standing;
+
+    #[tokio::test]
+    async fn at_a_standby_changes_that_nobody_is_told_do_not_gather() {
+        let metrics = Arc::new(Metrics::default());
+        let (hub, standing) = (Hub::new(1000, metrics.clone()), Arc::new(Standing::new(Duration::ZERO)));
+        standing.is_standby_now(false);
+        let database = Database::parse("postgres://proxy@127.0.0.1/app", None).expect("a URL");
+        let reads = Arc::new(Reads::new(database, None, standing, 1, metrics.clone()));
+        let mut registry = Registry::new(hub.clone(), reads, metrics, "here");
+        let subscriber = Subscriber::new(1000);
+        hub.join(&subscriber, &["a".into()], |_| Frame::greeting());
+        hub.leave(&subscriber);
+        assert!(!registry.report(true).await.expect("no question to the database"));
+        assert_eq!(hub.subscriber_counts(false), []);
+    }
 }
