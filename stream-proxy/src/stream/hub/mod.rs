@@ -187,6 +187,7 @@ impl Hub {
         inner.place = Some(Place::after_tick(tick));
         inner.heard.note(tick, events);
         inner.topics.note_tick(tick);
+        inner.topics.evict(self.budget);
         if !inner.deliveries.note_end_of(tick) {
             self.metrics.fanned_out(tick);
         }

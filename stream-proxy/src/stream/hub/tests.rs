@@ -1,6 +1,6 @@
 //! What the hub promises.
 
-use super::topics::{EVENT_OVERHEAD, TOPIC_OVERHEAD};
+use super::topics::{EVENT_OVERHEAD, FEW_TICKS, TOPIC_OVERHEAD};
 use super::*;
 use crate::stream::due::GROUP;
 use crate::stream::subscriber::writing::tests::{Uncounted, Wakes, connect, read, wait};
@@ -72,6 +72,19 @@ fn a_subscriber_that_resumes_gets_the_current_position() {
     let there = Subscriber::new(1000);
     assert_eq!(hub.resume(&there, &topics(&["a"]), Place::after_tick(2)), Joined::Live);
     assert_eq!(places(&there), [Frame::position(Position::after_tick(2))], "it shows that nothing was missed");
+}
+
+#[test]
+fn ticks_that_leave_nothing_in_history_take_bounded_memory() {
+    let hub = hub(10_000);
+    hub.restart(1);
+    let last = FEW_TICKS as u64 + 10;
+    for tick in 2..=last {
+        hub.publish(tick, vec![Outgoing { n: 1, topic: "a", frame: Frame::recheck(tick, false) }]);
+        hub.complete(tick);
+    }
+    let resume = |tick| hub.resume(&Subscriber::new(1000), &topics(&["b"]), Place::after_tick(tick));
+    assert_eq!([1, 10, 11, last].map(resume), [Joined::TooOld, Joined::TooOld, Joined::Live, Joined::Live]);
 }
 
 #[test]

@@ -22,6 +22,10 @@ pub const EVENT_OVERHEAD: usize = 200;
 /// more than half empty, and the allocator's overhead for the name.
 pub const TOPIC_OVERHEAD: usize = 200;
 
+/// So many ticks are remembered in any case: half a megabyte. A tick may leave nothing in history, because a recheck
+/// takes the place of an older one.
+pub const FEW_TICKS: usize = 64 * 1024;
+
 /// The topics that have subscribers or history.
 #[derive(Debug, Default)]
 pub struct Topics {
@@ -32,8 +36,8 @@ pub struct Topics {
     bytes: usize,
     /// All events after this place are in history.
     floor: Option<Place>,
-    /// The ticks from the floor on, in rising order. Nearly all of them have events, so there are about as many as
-    /// events in history.
+    /// The ticks from the floor on, in rising order: no more than events of the least size fit into history, or
+    /// [`FEW_TICKS`].
     ticks: VecDeque<u64>,
     /// Places of ticks whose events up to there are in history as events of ticks that were lost. There is one for each
     /// crash that lost a tick.
@@ -298,8 +302,13 @@ impl Topics {
         key
     }
 
-    /// Drops the oldest events until history fits.
+    /// Drops the oldest events until history fits, and the oldest ticks if there are too many without events.
     pub fn evict(&mut self, budget: usize) {
+        while self.ticks.len() > FEW_TICKS.max(budget / EVENT_OVERHEAD)
+            && let Some(tick) = self.ticks.pop_front()
+        {
+            self.floor = self.floor.max(Some(Place::after_tick(tick)));
+        }
         while self.bytes > budget
             && let Some(topic) = self.order.pop_front()
         {
