@@ -295,6 +295,23 @@ fn those_who_wait_for_the_same_share_one_reading() {
 }
 
 #[test]
+fn nothing_is_read_for_who_has_left() {
+    let db = tidings_tests::shared().database();
+    many_and_few(&db);
+    db.session().run("SELECT tidings.snapshot('sleeps_{n}', 'SELECT pg_sleep(1000) WHERE {n} IS NOT NULL')");
+    let proxy = db.proxy(&["--max-snapshots", "1", "--snapshot-timeout", "1h", "--heartbeat", "1h"]);
+    let reads = proxy.open(&rows_of(&["sleeps_1"]));
+    until("the only place is taken", || proxy.metric("tidings_snapshots") == 1.0);
+    let waits = proxy.open(&rows_of(&["sleeps_2"]));
+    until("it waits", || proxy.metric("tidings_snapshots_waiting") == 1.0);
+    // The statement of the one is cancelled, and that of the other never begins.
+    drop((reads, waits));
+    let mut sse = proxy.open(&rows_of(&["few"]));
+    forgets(&mut sse);
+    assert_eq!(snapshot(&mut sse).0.len(), 3);
+}
+
+#[test]
 fn who_is_slower_than_the_others_of_a_reading_begins_anew_alone() {
     let db = tidings_tests::shared().database();
     many_and_few(&db);

@@ -27,4 +27,17 @@ impl Subscriber {
         })
         .await
     }
+
+    /// Waits until the stream has ended. For the task that otherwise waits for [`Self::room`].
+    pub async fn over(&self) {
+        poll_fn(|cx| {
+            let mut state = self.state.lock();
+            if state.end.is_some() {
+                return Poll::Ready(());
+            }
+            state.rare.get_or_insert_default().feeder = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await
+    }
 }

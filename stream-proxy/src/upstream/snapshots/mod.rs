@@ -118,8 +118,8 @@ impl Arrival {
     pub async fn run_once(self) {
         let mut member = self.snapshots.join(&self, false);
         let mut is_first = true;
-        while self.subscriber.room().await {
-            match member.next().await {
+        while let Some(taken) = self.take(&mut member).await {
+            match taken {
                 Taken::Frame(frame) => self.feed(frame, &mut is_first),
                 Taken::End(Outcome::Complete(_)) => _ = self.subscriber.close(End::Finished),
                 Taken::End(_) => _ = self.subscriber.close(End::Gone),
@@ -134,10 +134,7 @@ impl Arrival {
             let mut member = self.snapshots.join(self, alone);
             let mut is_first = true;
             let outcome = loop {
-                if !self.subscriber.room().await {
-                    return None;
-                }
-                match member.next().await {
+                match self.take(&mut member).await? {
                     Taken::Frame(frame) => self.feed(frame, &mut is_first),
                     Taken::End(outcome) => break outcome,
                 }
@@ -161,6 +158,19 @@ impl Arrival {
 }
 
 impl Arrival {
+    /// What a reading has next, as soon as the client has room; `None` if the stream has ended. So nothing is read for a
+    /// client that left while it waited.
+    async fn take(&self, member: &mut Member) -> Option<Taken> {
+        if !self.subscriber.room().await {
+            return None;
+        }
+        tokio::select! {
+            biased;
+            taken = member.next() => Some(taken),
+            () = self.subscriber.over() => None,
+        }
+    }
+
     /// Queues a frame of a reading. By the first one, the hub must know every recheck that comes before the rows. If
     /// there was one since the right was checked, the rows wait until it has been checked again.
     fn feed(&self, frame: Frame, is_first: &mut bool) {
@@ -297,7 +307,17 @@ impl Snapshots {
                 return Err(if known.is_ok() { Outcome::Away } else { self.too_slow(wish) });
             }
         }
-        match timeout_at(deadline, self.pass_on(&mut reading, wish.form, shared)).await {
+        let passed = tokio::select! {
+            // First, because it may be complete.
+            biased;
+            passed = timeout_at(deadline, self.pass_on(&mut reading, wish.form, shared)) => passed,
+            () = shared.deserted() => {
+                reading.cancel().await;
+                // Nobody is left to hear it.
+                return Err(Outcome::Away);
+            }
+        };
+        match passed {
             Ok(Ok(())) => {
                 let position = reading.position.clone();
                 reading.close().await;

@@ -175,6 +175,19 @@ impl Shared {
         }
     }
 
+    /// Waits until no stream is left. For the task of the reading, like [`Self::room_for_one`].
+    pub async fn deserted(&self) {
+        poll_fn(|cx| {
+            let mut state = self.0.lock();
+            if state.served == 0 {
+                return Poll::Ready(());
+            }
+            state.reader = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await
+    }
+
     fn poll_room(&self, cx: &Context<'_>) -> Poll<bool> {
         let mut state = self.0.lock();
         if state.served == 0 {
