@@ -194,7 +194,8 @@ fn access(cli: &Cli, judge: Judge, database: &Database, gate: Option<&Database>,
             Access::ByToken(Arc::new(ByToken::new(keys, anonymous, rules(), cli.retry, metrics.clone())))
         }
         Judge::Application(url, fetcher) => {
-            let timing = Timing { reauthorize: cli.reauthorize, grace: cli.auth_grace, retry: cli.retry };
+            let Cli { reauthorize, auth_grace: grace, auth_timeout: answer, retry, .. } = *cli;
+            let timing = Timing { reauthorize, grace, answer, retry };
             let application = Application::new(url, *fetcher, timing, anonymous, rules(), metrics.clone());
             Access::Application(Arc::new(application))
         }

@@ -252,6 +252,25 @@ fn streams_outlive_an_application_that_is_down_until_the_grace_is_over() {
 }
 
 #[test]
+fn no_stream_outlives_the_grace_because_its_question_waits_for_a_turn() {
+    let (db, application) = (boards(), teamboard());
+    application.answer(|_| Reply::status(204));
+    // Eight questions are asked at a time, and none of them is answered.
+    let times = ["--reauthorize", "500ms", "--auth-timeout", "1s", "--auth-grace", "1s"];
+    let proxy = proxy(&db, &application, &times);
+    let _streams: Vec<Sse> = (0..80).map(|n| open(&proxy, "boards_5", &format!("session={n}"))).collect();
+    proxy.wait_clients(80);
+    application.answer(|_| Reply::Silence);
+    application.cut();
+    let before = application.count();
+    until("all of them have ended", || proxy.metric("tidings_clients") == 0.0);
+    assert_eq!(proxy.metrics()["tidings_auth_ended_total{cause=\"unanswered\"}"], 80.0);
+    // If each question waited for its turn, each stream would have been asked about before its end.
+    let asked = application.count() - before;
+    assert!(asked < 80, "{asked}");
+}
+
+#[test]
 fn claims_in_the_answer_are_judged_by_the_rules() {
     let team = Team::new();
     let application = teamboard();

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
 use url::Url;
 
 use crate::access::application::answer::{Answer, Yes};
@@ -232,7 +232,8 @@ impl Application {
 
     async fn review(&self, stream: &OpenStream<Visit>) {
         let visit = &stream.right;
-        let yes = match self.verdict(stream, &visit.question, &self.reviews).await {
+        let asking = timeout_at(visit.ask(self.timing), self.verdict(stream, &visit.question, &self.reviews));
+        let yes = match asking.await.unwrap_or(Err(Unanswered::Late)) {
             Ok(Ok(yes)) => yes,
             Ok(Err(revoked)) => return self.revoke(stream, &revoked),
             Err(error) => return self.not_answered(stream, &error),

@@ -21,6 +21,8 @@ pub struct Timing {
     pub reauthorize: Duration,
     /// How long an open stream stays although the application gives no answer.
     pub grace: Duration,
+    /// How long the application has for an answer.
+    pub answer: Duration,
     /// How long a client waits before it reconnects, on average.
     pub retry: Duration,
 }
@@ -85,6 +87,14 @@ impl Visit {
         *self.times.lock() = Times { due: Instant::now() + next(expires_in, reauthorize), unanswered: None };
     }
 
+    /// Begins a question, and the grace if it has not begun. Returns until when to wait for the answer: a question may
+    /// otherwise wait for its turn for longer than the grace.
+    pub fn ask(&self, timing: Timing) -> Instant {
+        let now = Instant::now();
+        let since = *self.times.lock().unanswered.get_or_insert(now);
+        (since + timing.grace).max(now + timing.answer)
+    }
+
     /// Notes that there was no answer. True if that has been so for longer than the grace.
     pub fn postpone(&self, timing: Timing) -> bool {
         let now = Instant::now();
@@ -108,8 +118,12 @@ mod tests {
     use super::*;
     use hyper::Uri;
 
-    const TIMING: Timing =
-        Timing { reauthorize: Duration::from_secs(60), grace: Duration::from_secs(25), retry: Duration::from_secs(2) };
+    const TIMING: Timing = Timing {
+        reauthorize: Duration::from_secs(60),
+        grace: Duration::from_secs(25),
+        answer: Duration::from_secs(5),
+        retry: Duration::from_secs(2),
+    };
 
     fn visit(expires_in: Option<Duration>) -> Visit {
         let question = Question { target: Uri::from_static("http://app"), headers: Arc::default(), since: 0 };
@@ -126,6 +140,22 @@ mod tests {
         let short = visit(Some(Duration::from_secs(5)));
         assert!(!short.is_due(after(4)) && short.is_due(after(5)));
         assert!(visit(Some(Duration::from_secs(500))).is_due(after(60)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_question_waits_until_the_grace_is_over_but_has_its_own_time() {
+        let visit = visit(None);
+        let (start, after) = (Instant::now(), |seconds| Instant::now() + Duration::from_secs(seconds));
+        assert_eq!(visit.ask(TIMING), after(25));
+        tokio::time::advance(Duration::from_secs(15)).await;
+        assert_eq!(visit.ask(TIMING), start + TIMING.grace, "the grace goes on");
+        tokio::time::advance(Duration::from_secs(8)).await;
+        assert_eq!(visit.ask(TIMING), after(5));
+        assert!(!visit.postpone(TIMING));
+        tokio::time::advance(Duration::from_secs(5)).await;
+        assert!(visit.postpone(TIMING), "it counts from the first question");
+        visit.confirm(None, TIMING.reauthorize);
+        assert_eq!(visit.ask(Timing { grace: Duration::ZERO, ..TIMING }), after(5));
     }
 
     #[tokio::test(start_paused = true)]
