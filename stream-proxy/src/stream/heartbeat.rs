@@ -181,7 +181,7 @@ mod tests {
         let mut seen = Vec::new();
         // The first check comes before the end of the interval, so that no check happens at the moment when a slot is
         // visited.
-        for time in [19_900, 20_000, 20_000].map(Duration::from_millis) {
+        for time in [19_980, 20_000, 20_000].map(Duration::from_millis) {
             assert!(tokio::time::timeout(time, &mut run).await.is_err());
             seen.push((live.take().concat(), replaying.take().concat()));
         }
