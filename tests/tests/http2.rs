@@ -248,6 +248,25 @@ fn a_connection_without_a_stream_is_closed_and_one_with_a_stream_is_not() {
 }
 
 #[test]
+fn a_client_that_takes_no_answer_does_not_keep_its_connection() {
+    let db = boards();
+    let proxy = db.proxy(&["--header-timeout", "200ms"]);
+    // Its streams have no room for a body.
+    let client = Client::with_window(&proxy, 0);
+    let uri = format!("http://{}/nothing", client.authority);
+    let request = http::Request::get(uri).body(()).expect("a request");
+    let requests = client.requests.clone();
+    let answer = client.runtime.block_on(async {
+        let mut requests = requests.ready().await.expect("room for a stream");
+        let (response, _) = requests.send_request(request, true).expect("ask");
+        response.await.expect("an answer")
+    });
+    assert_eq!(answer.status(), 404);
+    until("it is closed", || client.connection.is_finished());
+    drop(answer);
+}
+
+#[test]
 fn connections_without_a_stream_count_for_their_address() {
     let db = boards();
     let proxy = db.proxy(&["--max-clients-per-address", "2", "--header-timeout", "1h"]);

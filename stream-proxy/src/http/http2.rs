@@ -2,9 +2,9 @@
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, OnceLock};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -13,9 +13,10 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Sleep, timeout};
 
 use crate::http::body::Body;
 use crate::http::caller::{BoxError, Caller, MAX_HEADERS};
@@ -41,10 +42,14 @@ where
         Box::pin(async move {
             let (parts, _) = request.into_parts();
             Ok::<_, Infallible>(match respond(&proxy, &parts, caller.peer, caller.reserved).await {
-                Outcome::Response(response) => response,
+                Outcome::Response(response) => {
+                    let served = Served::Whole(Mutex::new(Box::pin(caller.patience(&response))));
+                    let _ = CURRENT.try_with(|current| current.set(served));
+                    response
+                }
                 Outcome::Stream(headers, subscription) => {
                     // This always runs in a task that `Streams` started.
-                    let _ = CURRENT.try_with(|current| current.set(subscription.subscriber()));
+                    let _ = CURRENT.try_with(|current| current.set(Served::Stream(subscription.subscriber())));
                     let mut response = Response::new(Body::stream(subscription));
                     *response.headers_mut() = headers;
                     response
@@ -94,15 +99,34 @@ async fn idle(streams: &mut watch::Receiver<usize>, patience: Duration) {
     }
 }
 
-/// The subscriber of the stream that a task serves over HTTP/2, once there is one.
-type Current = Arc<OnceLock<Arc<Subscriber>>>;
+/// What a task serves over HTTP/2, once it is known.
+type Current = Arc<OnceLock<Served>>;
+
+/// What ends a task although hyper waits for its client.
+#[derive(Debug)]
+enum Served {
+    /// The end of the stream.
+    Stream(Arc<Subscriber>),
+    /// The end of the time for a whole response.
+    Whole(Mutex<Pin<Box<Sleep>>>),
+}
+
+impl Served {
+    fn poll_blocked(&self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Self::Stream(subscriber) => subscriber.poll_blocked(cx, 0),
+            Self::Whole(patience) => patience.lock().as_mut().poll(cx),
+        }
+    }
+}
 
 tokio::task_local! {
     static CURRENT: Current;
 }
 
 /// Runs each stream of an HTTP/2 connection as a task. hyper may wait forever for a client to read more. So the task
-/// also checks whether its stream has been ended; then it stops, which resets the stream and releases what it holds.
+/// also checks whether its stream has been ended, or its client has had enough time for a whole response; then it stops,
+/// which resets the stream and releases what it holds.
 #[derive(Clone, Debug)]
 struct Streams(watch::Sender<usize>);
 
@@ -125,7 +149,7 @@ impl<F: Future + Send + 'static> Executor<F> for Streams {
             let mut stream = pin!(CURRENT.scope(current.clone(), stream));
             poll_fn(|cx| match stream.as_mut().poll(cx) {
                 Poll::Ready(_) => Poll::Ready(()),
-                Poll::Pending => current.get().map_or(Poll::Pending, |subscriber| subscriber.poll_blocked(cx, 0)),
+                Poll::Pending => current.get().map_or(Poll::Pending, |served| served.poll_blocked(cx)),
             })
             .await;
         });

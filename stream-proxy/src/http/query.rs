@@ -46,7 +46,7 @@ pub fn parse(
         match &*name {
             "topic" => {
                 let text = decode(value)?;
-                add(&Topic::new(&text).map_err(|error| bad(format!("bad topic {text:?}: {error}")))?)?;
+                add(&Topic::new(&text).map_err(|error| bad(format!("bad topic {}: {error}", quoted(&text))))?)?;
                 continue;
             }
             "since" => since = start(&name, &decode(value)?)?,
@@ -57,7 +57,7 @@ pub fn parse(
             },
             // `credentials` reads the token.
             "token" => {}
-            _ => return Err(bad(format!("unknown parameter {name:?}"))),
+            _ => return Err(bad(format!("unknown parameter {}", quoted(&name)))),
         }
         once.take(&name)?;
     }
@@ -101,6 +101,13 @@ fn start(name: &str, text: &str) -> Result<StartAt, Problem> {
     }
 }
 
+/// The beginning of a text of the client's, for an error: escaped, the whole could be several times as long.
+fn quoted(text: &str) -> String {
+    const MOST: usize = 64;
+    let start: String = text.chars().take(MOST).collect();
+    if start.len() < text.len() { format!("{start:?}…") } else { format!("{start:?}") }
+}
+
 fn bad(detail: String) -> Problem {
     Problem::BadRequest(detail)
 }
@@ -128,7 +135,7 @@ pub fn only_token(query: &str) -> Result<(), Problem> {
     let mut once = Once::default();
     pairs(query).try_for_each(|(name, _)| match decode(name)? {
         name if name == "token" => once.take(&name),
-        name => Err(bad(format!("unknown parameter {name:?}"))),
+        name => Err(bad(format!("unknown parameter {}", quoted(&name)))),
     })
 }
 
@@ -269,6 +276,15 @@ mod tests {
         ] {
             assert!(!accepts(bad), "{bad}");
         }
+    }
+
+    #[test]
+    fn an_error_quotes_only_the_beginning_of_a_text() {
+        for query in [format!("{}=1", "\\".repeat(60_000)), format!("topic={}", "%7F".repeat(20_000))] {
+            assert!(parse(&query, None).unwrap_err().to_string().len() < 600);
+            assert!(only_token(&query).unwrap_err().to_string().len() < 600);
+        }
+        assert_eq!(parse("x=1", None).unwrap_err().to_string(), "unknown parameter \"x\"");
     }
 
     #[test]
