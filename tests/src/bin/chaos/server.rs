@@ -255,6 +255,14 @@ impl Server {
         // The far standby follows the promoted one until the new standby is there.
         let next = self.new_standby(port);
         if let (Some(far), Some(next)) = (&self.far, &next) {
+            // The new one has no WAL from before its base backup, so the far one must have received that first.
+            let written: String =
+                self.primary().session("postgres", SUPERUSER).one("SELECT pg_current_wal_lsn()::text");
+            let received = "greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())";
+            let mut session = far.session("postgres", SUPERUSER);
+            until("the far standby follows the new primary", || {
+                session.one(&format!("SELECT {received} >= '{written}'"))
+            });
             far.follow(next);
         }
         *self.standby() = next;
