@@ -301,7 +301,10 @@ impl Snapshots {
         };
         if self.is_guarded {
             // The hub must know first which rechecks come before the rows.
-            let known = timeout_at(deadline, log.until_known(reading.position.clone())).await;
+            let known = tokio::select! {
+                known = timeout_at(deadline, log.until_known(reading.position.clone())) => known,
+                () = shared.deserted() => Ok(false),
+            };
             if known != Ok(true) {
                 reading.close().await;
                 return Err(if known.is_ok() { Outcome::Away } else { self.too_slow(wish) });

@@ -58,7 +58,7 @@ struct State {
     /// How many of the seats are served.
     served: usize,
     end: Option<Outcome>,
-    /// The reader, when it waits for room.
+    /// The reader, when it waits for room or for the last stream to leave.
     reader: Option<Waker>,
 }
 
