@@ -300,8 +300,9 @@ fn nothing_is_read_for_who_has_left() {
     many_and_few(&db);
     db.session().run("SELECT tidings.snapshot('sleeps_{n}', 'SELECT pg_sleep(1000) WHERE {n} IS NOT NULL')");
     let proxy = db.proxy(&["--max-snapshots", "1", "--snapshot-timeout", "1h", "--heartbeat", "1h"]);
-    let reads = proxy.open(&rows_of(&["sleeps_1"]));
-    until("the only place is taken", || proxy.metric("tidings_snapshots") == 1.0);
+    let mut reads = proxy.open(&rows_of(&["sleeps_1"]));
+    // From then on it waits for the first rows.
+    forgets(&mut reads);
     let waits = proxy.open(&rows_of(&["sleeps_2"]));
     until("it waits", || proxy.metric("tidings_snapshots_waiting") == 1.0);
     // The statement of the one is cancelled, and that of the other never begins.
