@@ -209,6 +209,35 @@ fn a_slow_page_of_the_log_does_not_delay_short_queries() {
 }
 
 #[test]
+fn a_position_that_takes_long_to_locate_does_not_delay_short_queries() {
+    let db = boards();
+    let proxy = db.proxy(&["--history-bytes", "0"]);
+    let (mut session, mut running, mut lock) = (db.session(), db.session(), db.session());
+    // It has seen the later of two transactions, but not the earlier one, and neither is in a tick yet.
+    send(db.wait_relay(), Signal::SIGSTOP);
+    running.run("BEGIN; INSERT INTO board_items VALUES (1, 5, 'running')");
+    session.run("INSERT INTO board_items VALUES (2, 5, 'seen')");
+    let position: String = session.one("SELECT tidings.position()");
+    assert!(position.contains(':'), "{position}");
+    running.run("COMMIT");
+    send(db.wait_relay(), Signal::SIGCONT);
+    until("both are in ticks", || session.one::<i64>("SELECT count(*) FROM tidings.events") == 2);
+    lock.run("BEGIN; LOCK TABLE tidings.log");
+    let mut slow = proxy.open(&Request::since(&["boards_5"], &position));
+    let waiting = "SELECT coalesce(max(pid || ' ' || query_start), '') FROM pg_stat_activity
+        WHERE datname = current_database() AND query LIKE 'SELECT tidings.locate(%' AND wait_event_type = 'Lock'";
+    let one =
+        eventually("it is being located", || Some(session.one::<String>(waiting)).filter(|query| !query.is_empty()));
+    let _other = proxy.live(&["another"]);
+    until("the topics have been reported", || {
+        session.one("SELECT EXISTS (SELECT FROM tidings.open_topics WHERE topic = 'another')")
+    });
+    assert_eq!(session.one::<String>(waiting), one, "the same query still waits");
+    lock.run("ROLLBACK");
+    assert_eq!(titles(&[slow.frame()]), ["running"]);
+}
+
+#[test]
 fn a_client_that_reads_the_log_slowly_delays_nobody() {
     const ROWS: i64 = 20_000;
     let db = boards();

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tidings_wire::{Event, PagePart, Position, Seen, SegmentError, page, segment};
 use tokio::sync::{Mutex, Semaphore};
 use tokio::time::Instant;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 
@@ -182,12 +183,15 @@ pub trait ClientLog {
     ) -> impl Future<Output = Result<Page, DatabaseError>> + Send;
 }
 
-/// Reads for clients. Pages of the log use one connection and short queries another, so a slow page does not delay a
-/// short query.
+/// Reads for clients. Short queries have a connection of their own, so neither a slow page of the log nor a position
+/// that takes long to locate delays them.
 #[derive(Debug)]
 pub struct Reads {
     short: Link,
     pages: Link,
+    /// For positions with a snapshot. To locate one takes as long as the log is that it claims to have seen, and a
+    /// client may have invented it.
+    snapshots: Link,
     /// For reports, if they go to another server.
     reports: Option<Link>,
     standing: Arc<Standing>,
@@ -273,8 +277,8 @@ impl Reads {
         metrics: Arc<Metrics>,
     ) -> Self {
         let link = |database: Database| Link::new(database, metrics.clone());
-        let (short, pages, reports) = (link(database.clone()), link(database), reports.map(link));
-        Self { short, pages, reports, standing, permits: Semaphore::new(parallel) }
+        let (short, pages, snapshots) = (link(database.clone()), link(database.clone()), link(database));
+        Self { short, pages, snapshots, reports: reports.map(link), standing, permits: Semaphore::new(parallel) }
     }
 
     /// The SQL of the extension.
@@ -314,11 +318,19 @@ impl Reads {
 
 impl ClientLog for Reads {
     async fn locate(&self, after: &str) -> Result<(Option<Position>, u64), DatabaseError> {
-        let rows = self.short.query("SELECT tidings.locate($1::pg_catalog.text)", &[(&after, Type::TEXT)]).await?;
+        let has_snapshot = after.contains(':');
+        let link = if has_snapshot { &self.snapshots } else { &self.short };
+        let located = link.query("SELECT tidings.locate($1::pg_catalog.text)", &[(&after, Type::TEXT)]).await;
+        let rows = located.map_err(|error| match error.code() {
+            // What took too long once takes too long again.
+            Some(&SqlState::QUERY_CANCELED) if has_snapshot => DatabaseError::Expired,
+            _ => error,
+        })?;
         let row = rows.first().ok_or(DatabaseError::Contract("no row from locate"))?;
         let located = row.try_get::<_, Option<&str>>(0)?.map(parse_position).transpose()?;
         // A separate query: in one statement, the position's snapshot would be older than the ticks that `locate` saw.
-        let rows = self.short.query("SELECT tidings.position()", &[]).await?;
+        // Over the same connection, because another may lead to another server.
+        let rows = link.query("SELECT tidings.position()", &[]).await?;
         let row = rows.first().ok_or(DatabaseError::Contract("no row from position"))?;
         Ok((located, parse_position(row.try_get(0)?)?.tick))
     }
