@@ -62,7 +62,10 @@ scenarios("a note that is made and deleted without a connection is never created
     await ada.keyboard.press("Enter");
     await sees(ada, ".note", text);
   }
-  await ada.evaluate(() => [...document.querySelectorAll(".note")].find((element) => element.textContent.includes("Never")).focus());
+  await ada.evaluate(() => {
+    const notes = [...document.querySelectorAll(".note")];
+    notes.find((element) => element.textContent.includes("Never")).focus();
+  });
   await ada.keyboard.press("Delete");
   assert.deepEqual(await texts(ada), ["Kept"]);
 

@@ -89,7 +89,8 @@ fn code_of_a_manager_learns_no_more_in_a_parallel_worker() {
     let channel: String = db.session().one("SELECT tidings.channel()");
     // Only workers ask for the name.
     db.session_as(&manager).run(
-        "CREATE TABLE mine.many (id int) WITH (parallel_workers = 2); INSERT INTO mine.many SELECT generate_series(1, 1000);
+        "CREATE TABLE mine.many (id int) WITH (parallel_workers = 2);
+         INSERT INTO mine.many SELECT generate_series(1, 1000);
          GRANT SELECT ON mine.many TO PUBLIC;
          CREATE FUNCTION mine.leak(int, leader int) RETURNS text LANGUAGE plpgsql PARALLEL SAFE AS
              'BEGIN RETURN CASE WHEN pg_backend_pid() = leader THEN ''leader'' ELSE tidings.channel() END; END';
@@ -123,7 +124,8 @@ fn code_of_a_manager_cannot_put_its_own_rows_into_the_other_cursors_of_a_reading
         "CREATE FUNCTION mine.swap(columns text) RETURNS text LANGUAGE plpgsql AS $$
          DECLARE each text; cursor refcursor;
          BEGIN
-             FOR each IN SELECT name FROM pg_cursors UNION SELECT format('<unnamed portal %s>', n) FROM generate_series(1, 200) n LOOP
+             FOR each IN SELECT name FROM pg_cursors
+                 UNION SELECT format('<unnamed portal %s>', n) FROM generate_series(1, 200) n LOOP
                  BEGIN
                      cursor := each; CLOSE cursor; OPEN cursor FOR EXECUTE 'SELECT ' || columns;
                  EXCEPTION WHEN OTHERS THEN NULL;  -- It does not exist, or is running.

@@ -125,8 +125,8 @@ tokio::task_local! {
 }
 
 /// Runs each stream of an HTTP/2 connection as a task. hyper may wait forever for a client to read more. So the task
-/// also checks whether its stream has been ended, or its client has had enough time for a whole response; then it stops,
-/// which resets the stream and releases what it holds.
+/// also checks whether its stream has been ended, or its client has had enough time for a whole response. Then it
+/// stops, which resets the stream and releases what it holds.
 #[derive(Clone, Debug)]
 struct Streams(watch::Sender<usize>);
 

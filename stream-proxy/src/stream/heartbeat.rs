@@ -191,26 +191,27 @@ mod tests {
         assert_eq!(metrics.evicted_stalled.get(), 0);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn few_streams_get_their_heartbeats_at_the_same_time() {
+    /// Streams that read nothing, after a wheel has turned for this time.
+    async fn turned(count: usize, interval: Duration, time: Duration) -> Vec<Arc<Subscriber>> {
         let (wheel, metrics) = (Wheel::new(None), Arc::new(Metrics::default()));
         let hub = Hub::new(1000, metrics.clone());
-        let streams: Vec<_> = (0..10_000).map(|_| Subscriber::new(1000)).collect();
+        let streams: Vec<_> = (0..count).map(|_| Subscriber::new(1000)).collect();
         streams.iter().for_each(|stream| wheel.add(stream.clone()));
-        let run = wheel.run(&hub, &metrics, Duration::from_secs(15), || Duration::ZERO);
-        let _ = tokio::time::timeout(Duration::from_millis(20), run).await;
+        let run = wheel.run(&hub, &metrics, interval, || Duration::ZERO);
+        let _ = tokio::time::timeout(time, run).await;
+        streams
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn few_streams_get_their_heartbeats_at_the_same_time() {
+        let streams = turned(10_000, Duration::from_secs(15), Duration::from_millis(20)).await;
         let beats = streams.iter().filter(|stream| !stream.take().is_empty()).count();
         assert!((1..100).contains(&beats), "{beats}");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_short_interval_is_kept() {
-        let (wheel, metrics) = (Wheel::new(None), Arc::new(Metrics::default()));
-        let hub = Hub::new(1000, metrics.clone());
-        let streams: Vec<_> = (0..1000).map(|_| Subscriber::new(1000)).collect();
-        streams.iter().for_each(|stream| wheel.add(stream.clone()));
-        let run = wheel.run(&hub, &metrics, Duration::from_millis(50), || Duration::ZERO);
-        let _ = tokio::time::timeout(Duration::from_millis(75), run).await;
+        let streams = turned(1000, Duration::from_millis(50), Duration::from_millis(75)).await;
         // All were visited once, and half of them a second time, when they had not read their first heartbeat.
         let (stalled, others): (Vec<_>, Vec<_>) = streams.iter().partition(|stream| stream.ended().is_some());
         assert!((400..600).contains(&stalled.len()), "{}", stalled.len());

@@ -158,8 +158,8 @@ impl Arrival {
 }
 
 impl Arrival {
-    /// What a reading has next, as soon as the client has room; `None` if the stream has ended. So nothing is read for a
-    /// client that left while it waited.
+    /// What a reading has next, as soon as the client has room; `None` if the stream has ended. So nothing is read for
+    /// a client that left while it waited.
     async fn take(&self, member: &mut Member) -> Option<Taken> {
         if !self.subscriber.room().await {
             return None;
