@@ -175,7 +175,7 @@ impl Clients {
 fn all_habits(plan: &Plan, doors: &Doors) -> Vec<Habits> {
     let direct = &doors.direct;
     let mut random = plan.random(999);
-    let everything: Vec<usize> = (0..plan.world.topics).collect();
+    let everything: Vec<usize> = plan.world.topics.clone().collect();
     let balanced: Vec<SocketAddr> = [doors.balanced].iter().chain(direct).copied().collect();
     let quiet = |name: &str, addresses: &[SocketAddr], topics: &[usize]| Habits {
         name: name.to_owned(),

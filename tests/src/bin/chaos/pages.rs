@@ -51,7 +51,8 @@ impl Pages {
         let end = Arc::new(AtomicU64::new(u64::MAX));
         let threads = (0..PAGES).map(|number| {
             let (mut random, end) = (plan.random(2000 + number as u64), end.clone());
-            let (lane, addresses) = (number % plan.world.topics, addresses.to_vec());
+            let topics = &plan.world.topics;
+            let (lane, addresses) = (topics.start + number % topics.len(), addresses.to_vec());
             std::thread::spawn(move || {
                 let mut page = Page { lane, ..Page::default() };
                 page.live(&addresses, &mut random, &end).map(|()| page)

@@ -5,6 +5,7 @@
 //! machine.
 
 use std::fmt;
+use std::ops::Range;
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -26,8 +27,8 @@ pub struct World {
     pub proxies: usize,
     /// The writers.
     pub writers: usize,
-    /// The topics.
-    pub topics: usize,
+    /// The numbers of the topics.
+    pub topics: Range<usize>,
     /// `tidings.retention` in seconds, if it is shorter than the run.
     pub retention: Option<u64>,
     /// `--history-bytes`.
@@ -192,7 +193,7 @@ impl Plan {
         let world = World {
             proxies: 2,
             writers: 6,
-            topics: 4,
+            topics: 0..4,
             retention: Some((time.as_secs() / 12).max(30)),
             history: "4MiB",
             queue: "1MiB",
@@ -207,6 +208,13 @@ impl Plan {
             clock: false,
         };
         Self { seed, time, is_soak: true, world, lanes: Default::default() }
+    }
+
+    /// A part of a long run, with topics of its own.
+    pub fn round(&self, number: usize) -> Self {
+        let count = self.world.topics.len();
+        let topics = number * count..(number + 1) * count;
+        Self { seed: self.seed + number as u64, world: World { topics, ..self.world.clone() }, ..self.clone() }
     }
 
     /// A number that depends on the seed and on `who` draws it.
@@ -230,7 +238,7 @@ impl World {
         Self {
             proxies: random.usize(2..=3),
             writers: random.usize(4..=8),
-            topics: random.usize(3..=6),
+            topics: 0..random.usize(3..=6),
             retention: short.then_some(45),
             history: if random.bool() { "64MiB" } else { "256KiB" },
             queue: if random.bool() { "1MiB" } else { "128KiB" },

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -73,14 +74,14 @@ pub struct Observer {
 }
 
 impl Observer {
-    /// Starts to read, from the beginning.
-    pub fn start(server: &Arc<Server>, gate: &Arc<Gate>, topics: usize) -> Self {
+    /// Starts to read the events of these topics, from the beginning.
+    pub fn start(server: &Arc<Server>, gate: &Arc<Gate>, topics: Range<usize>) -> Self {
         let closed = Arc::new(AtomicBool::new(false));
         let worst = Arc::<AtomicU64>::default();
         let mut reader = Reader {
             server: server.clone(),
             gate: gate.clone(),
-            topics: (0..topics).map(topic).collect(),
+            topics: topics.map(topic).collect(),
             log: Log::default(),
             era: 0,
             after: "earliest".to_owned(),

@@ -36,6 +36,9 @@ const LAG: Duration = Duration::from_secs(5);
 /// promises three times `wal_writer_delay`.
 const UNFLUSHED: Duration = Duration::from_millis(600);
 
+/// How long a round of a soak lasts.
+const ROUND: Duration = Duration::from_secs(180);
+
 /// How many faults are listed for each client.
 const LISTED: usize = 5;
 
@@ -82,9 +85,22 @@ pub fn run(
 ) -> Vec<String> {
     let parts = Parts::start(plan, ports, sabotage);
     let sizes = Sizes::take(&parts.server, &parts.proxies);
-    let crowd = Crowd::start(plan, &parts);
+    let judged = if plan.is_soak { soak(plan, &parts, report) } else { strike(plan, &parts, filter, report) };
+    parts.keep_logs(report);
+    match judged {
+        Ok(mut faults) => {
+            drop(parts.balancer);
+            faults.extend(sizes.compare(&parts.server, &parts.proxies, plan.world.history, report));
+            faults
+        }
+        Err(faults) => faults,
+    }
+}
+
+/// A run with faults. An error ends it before its records can be judged.
+fn strike(plan: &Plan, parts: &Parts, filter: Option<&Filter>, report: &Report) -> Result<Vec<String>, Vec<String>> {
+    let crowd = Crowd::start(plan, parts);
     crowd.writers.wait_for(50);
-    let soak = plan.is_soak.then(|| Soak::start(&parts.server, &parts.proxies, plan.time));
     let stage = Stage {
         server: &parts.server,
         proxies: &parts.proxies,
@@ -105,29 +121,38 @@ pub fn run(
     let mut faults = strike_all(&stage, plan);
     report.say("all is healed");
     if faults.is_empty() {
-        faults.extend(settle(&parts));
+        faults.extend(settle(parts));
     }
     if faults.is_empty() {
         faults.extend(missing(&parts.server, &stage.acknowledged.lock().unwrap_or_else(PoisonError::into_inner)));
-        faults.extend(soak.into_iter().flat_map(|soak| soak.finish(report)));
     }
     let windows = stage.windows;
-    match crowd.finish(plan, &parts, faults, report) {
-        Ok(records) => {
-            let mut faults = judge(plan, &parts, records, report);
-            if !plan.is_soak {
-                report_windows(&windows, report);
-            }
-            parts.keep_logs(report);
-            drop(parts.balancer);
-            faults.extend(sizes.compare(&parts.server, &parts.proxies, plan.world.history, report));
-            faults
-        }
-        Err(faults) => {
-            parts.keep_logs(report);
-            faults
+    let records = crowd.finish(plan, parts, faults, report)?;
+    let faults = judge(plan, parts, records, report);
+    report_windows(&windows, report);
+    Ok(faults)
+}
+
+/// A long run without faults, in rounds: at the end of each, everything is compared, and the next one has tables, topics
+/// and clients of its own. So the records and the tables have the same size after a minute and after an hour, and only
+/// what is watched for growth goes on.
+fn soak(plan: &Plan, parts: &Parts, report: &Report) -> Result<Vec<String>, Vec<String>> {
+    let soak = Soak::start(&parts.server, &parts.proxies, plan.time);
+    let end = Instant::now() + plan.time;
+    let mut faults = Vec::new();
+    for plan in (0..).map(|number| plan.round(number)) {
+        writers::prepare(&parts.server, &plan.world.topics);
+        let crowd = Crowd::start(&plan, parts);
+        std::thread::sleep(ROUND.min(end.saturating_duration_since(Instant::now())));
+        faults = crowd
+            .finish(&plan, parts, Vec::new(), report)
+            .map_or_else(|faults| faults, |records| judge(&plan, parts, records, report));
+        if !faults.is_empty() || Instant::now() >= end {
+            break;
         }
     }
+    let grown = soak.finish(report);
+    if faults.is_empty() { Ok(grown) } else { Err([faults, grown].concat()) }
 }
 
 /// A proxy, also if a lane that held it has failed.
@@ -139,7 +164,7 @@ impl Parts {
     fn start(plan: &Plan, ports: Ports, sabotage: Option<Sabotage>) -> Self {
         let world = &plan.world;
         let server = Arc::new(Server::start(world, plan.time.as_secs_f64() / 60.0, ports));
-        writers::prepare(&server, world.topics);
+        writers::prepare(&server, &world.topics);
         sabotage.iter().for_each(|sabotage| sabotage.commit(&server));
         let club = world.has_members.then(|| Club::found(&server));
         let [a, b, far] = ports;
@@ -194,7 +219,7 @@ impl Crowd {
         let (everyone, club) = doors.direct.split_at(*open);
         let doors = Doors { direct: everyone.to_vec(), ..doors.clone() };
         Self {
-            observer: Observer::start(server, gate, plan.world.topics),
+            observer: Observer::start(server, gate, plan.world.topics.clone()),
             clients: Clients::start(server, plan, &doors),
             pages: Pages::start(server, plan, everyone),
             members: (!club.is_empty()).then(|| Members::start(server, plan, gate, club)),
@@ -234,7 +259,7 @@ impl Crowd {
             }
         }
         self.clients.close();
-        let end = writers::close(server, plan.world.topics);
+        let end = writers::close(server, plan.world.topics.clone());
         self.clients.end_at(end);
         self.pages.end_at(end);
         let lives = self.clients.finish();
@@ -342,9 +367,6 @@ fn strike_all(stage: &Stage<'_>, plan: &Plan) -> Vec<String> {
                 })
             })
             .collect();
-        if plan.is_soak {
-            std::thread::sleep(plan.time);
-        }
         lanes.into_iter().filter_map(|lane| lane.join().expect("a lane").err()).collect()
     })
 }

@@ -8,7 +8,7 @@
 //! how it is to be finished, so after a crash, or on another primary, the database alone shows what is left to do.
 
 use std::collections::HashMap;
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -74,12 +74,14 @@ pub fn topic(lane: usize) -> String {
     format!("lane_{lane}")
 }
 
-/// Creates the tables and watches them.
-pub fn prepare(server: &Server, topics: usize) {
+/// Creates the tables, in place of those that there are, and watches them.
+pub fn prepare(server: &Server, topics: &Range<usize>) {
+    let (first, count) = (topics.start, topics.len());
     server.database(|database| {
         database.session().run(&format!(
-            "CREATE TABLE item (id int PRIMARY KEY, lane int NOT NULL, version bigint NOT NULL, write text) WITH (fillfactor = 50);
-             INSERT INTO item SELECT i, i % {topics}, 0 FROM generate_series(1, {ITEMS}) i;
+            "DROP TABLE IF EXISTS item, note, truth;
+             CREATE TABLE item (id int PRIMARY KEY, lane int NOT NULL, version bigint NOT NULL, write text) WITH (fillfactor = 50);
+             INSERT INTO item SELECT i, {first} + i % {count}, 0 FROM generate_series(1, {ITEMS}) i;
              CREATE TABLE note (lane int NOT NULL, write text NOT NULL, filler text);
              CREATE TABLE truth (write text PRIMARY KEY, item int, version bigint);
              SELECT tidings.watch('item', topic => 'lane_{{lane}}');
@@ -89,9 +91,9 @@ pub fn prepare(server: &Server, topics: usize) {
 }
 
 /// Publishes the last event of each topic, all in one transaction; returns its tick.
-pub fn close(server: &Server, topics: usize) -> u64 {
+pub fn close(server: &Server, topics: Range<usize>) -> u64 {
     let publish = |lane| format!("SELECT tidings.publish('{}', '{{\"write\": \"{END}\"}}')", topic(lane));
-    let all: Vec<String> = (0..topics).map(publish).collect();
+    let all: Vec<String> = topics.map(publish).collect();
     server.database(|database| {
         let mut session = database.session();
         let before: String = session.one("SELECT tidings.position()");
@@ -197,7 +199,7 @@ impl Writers {
                 server: server.clone(),
                 random: plan.random(number as u64),
                 name: format!("w{number}"),
-                topics: plan.world.topics,
+                topics: plan.world.topics.clone(),
                 prepares: plan.world.prepares,
                 gate: gate.clone(),
                 durable: plan.world.synchronous_commit || plan.world.standby.is_some(),
@@ -235,7 +237,7 @@ struct Writer {
     server: Arc<Server>,
     random: Rng,
     name: String,
-    topics: usize,
+    topics: Range<usize>,
     prepares: bool,
     durable: bool,
     gate: Arc<Gate>,
@@ -378,7 +380,7 @@ impl Writer {
 
     fn write(&mut self, client: &mut Client, work: &mut Work) -> Result<(), postgres::Error> {
         let prefix = format!("{}.", self.transaction());
-        let lane = self.random.usize(..self.topics);
+        let lane = self.random.usize(self.topics.clone());
         // A prepared transaction must not lock the contended rows, because all other writers would wait for its end.
         let (rows, size) = match self.random.u16(..if work.prepares { 550 } else { 1000 }) {
             // Too much for one segment, for one notification, for a notification at all.
