@@ -122,14 +122,18 @@ fn latency(figures: &Figures<'_>) -> Option<String> {
 fn node(figures: &Figures<'_>) -> Option<String> {
     let number =
         |clients: &str, who: &str| figures.number("clients", &format!("write → {clients}, 50 events/s, p50: {who}"));
-    let [ours, node, rails] = ["Tidings", "Node, better-sse", "Rails, as in the article"];
+    let [ours, storing, node, rails] =
+        ["Tidings", "Node, better-sse, events stored", "Node, better-sse", "Rails, as in the article"];
     Some(format!(
         "**Against servers that people write themselves**: {} ms from the write to one client (median), with Node \
-         {} ms, with Rails {} ms; to a hundred clients {} ms, with Node {} ms, with Rails {} ms.",
+         {} ms ({} ms if it does not store the events), with Rails {} ms; to a hundred clients {} ms, with Node {} ms \
+         ({} ms), with Rails {} ms.",
         number("1 client", ours)?,
+        number("1 client", storing)?,
         number("1 client", node)?,
         number("1 client", rails)?,
         number("100 clients", ours)?,
+        number("100 clients", storing)?,
         number("100 clients", node)?,
         number("100 clients", rails)?
     ))

@@ -16,7 +16,7 @@ const BURST: usize = 100;
 /// From the write to one client, to a hundred, and to one among thousands that are idle.
 pub fn clients(database: &Database<'_>, scale: Scale, report: &mut Report) {
     let idle = scale.of(10_000);
-    let rivals = [Rival::Tidings, Rival::Node, Rival::Rails];
+    let rivals = [Rival::Tidings, Rival::Node, Rival::NodeStoring, Rival::Rails];
     Turns::new(&rivals, database, idle + 100, &[]).run(
         scale,
         report,
@@ -40,9 +40,14 @@ pub fn clients(database: &Database<'_>, scale: Scale, report: &mut Report) {
             medians
         },
         |given, report| {
-            let (Some(node), Some(ours)) = (of(given, Rival::Node), of(given, Rival::Tidings)) else { return };
-            report.add("write → 1 client, p50: Tidings ÷ Node", ours[0] / node[0], "", Target::AtMost(1.0));
-            report.add("write → 100 clients, p50: Tidings ÷ Node", ours[1] / node[1], "", Target::AtMost(0.6));
+            let Some(ours) = of(given, Rival::Tidings) else { return };
+            for (rival, name) in [(Rival::Node, "Node"), (Rival::NodeStoring, "Node, events stored")] {
+                let Some(node) = of(given, rival) else { continue };
+                for (n, clients, most) in [(0, "1 client", 1.0), (1, "100 clients", 0.6)] {
+                    let label = format!("write → {clients}, p50: Tidings ÷ {name}");
+                    report.add(label, ours[n] / node[n], "", Target::AtMost(most));
+                }
+            }
         },
     );
 }

@@ -18,11 +18,13 @@ pub struct Node<'a> {
     process: Process,
     address: SocketAddr,
     database: &'a Database<'a>,
+    stores: bool,
 }
 
 impl<'a> Node<'a> {
-    /// Starts it, if its packages are installed.
-    pub fn start(database: &'a Database<'a>) -> Result<Self, String> {
+    /// Starts it, if its packages are installed. With `stores`, its writer also stores each event in a table, in the
+    /// same transaction. Postgres does not flush a transaction that only notifies.
+    pub fn start(database: &'a Database<'a>, stores: bool) -> Result<Self, String> {
         if !Path::new(DIR).join("node_modules/better-sse").exists() {
             return Err("its packages are not installed (npm ci)".to_owned());
         }
@@ -35,7 +37,7 @@ impl<'a> Node<'a> {
         let process = Process::spawn(&mut command, Signal::SIGKILL).map_err(|error| format!("node: {error}"))?;
         // It accepts clients as soon as it listens to the database.
         eventually("node listens", || TcpStream::connect(address).ok());
-        Ok(Self { process, address, database })
+        Ok(Self { process, address, database, stores })
     }
 }
 
@@ -67,9 +69,18 @@ impl Server for Node<'_> {
         let mut session = self.database.session();
         // All events of one call are in one transaction. Postgres sends equal notifications of a transaction only once,
         // so each has a number.
-        let sql = "SELECT pg_notify('events', json_build_object('topic', topic, 'data', $2::text, 'n', n)::text)
-                     FROM unnest($1::text[]) WITH ORDINALITY AS topics (topic, n)";
-        let statement = session.client().prepare(sql).expect("prepare");
+        let notify = "SELECT pg_notify('events', json_build_object('topic', topic, 'data', $2::text, 'n', n)::text)
+                        FROM unnest($1::text[]) WITH ORDINALITY AS topics (topic, n)";
+        let store = "WITH stored AS
+            (INSERT INTO events_of_node (topic, data) SELECT topic, $2::text FROM unnest($1::text[]) topic)";
+        if self.stores {
+            session.run(
+                "CREATE TABLE IF NOT EXISTS
+                     events_of_node (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, topic text, data text)",
+            );
+        }
+        let sql = if self.stores { format!("{store} {notify}") } else { notify.to_owned() };
+        let statement = session.client().prepare(&sql).expect("prepare");
         Box::new(move |topics, text| _ = session.client().execute(&statement, &[&topics, &text]).expect("publish"))
     }
 }

@@ -19,8 +19,10 @@ pub enum Rival {
     Tidings,
     /// nginx with Nchan.
     Nchan,
-    /// Node with `pg` and `better-sse`.
+    /// Node with `pg` and `better-sse`. Its writer only notifies.
     Node,
+    /// The same, but its writer also stores the event, as ours does.
+    NodeStoring,
     /// Pushpin.
     Pushpin,
     /// The article's design.
@@ -34,6 +36,7 @@ impl Rival {
             Self::Tidings => "Tidings",
             Self::Nchan => "Nchan",
             Self::Node => "Node, better-sse",
+            Self::NodeStoring => "Node, better-sse, events stored",
             Self::Pushpin => "Pushpin",
             Self::Rails => "Rails, as in the article",
         }
@@ -49,7 +52,8 @@ impl Rival {
         Ok(match self {
             Self::Tidings => Box::new(Tidings::start(database, args)),
             Self::Nchan => Box::new(Nchan::start(clients)?),
-            Self::Node => Box::new(Node::start(database)?),
+            Self::Node => Box::new(Node::start(database, false)?),
+            Self::NodeStoring => Box::new(Node::start(database, true)?),
             Self::Pushpin => Box::new(Pushpin::start(clients)?),
             Self::Rails => Box::new(Rails::start(database)?),
         })

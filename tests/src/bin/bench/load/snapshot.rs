@@ -72,7 +72,7 @@ pub fn measure(database: &Database<'_>, scale: Scale, report: &mut Report) {
 
 /// One page at a time, by each way.
 fn pages(database: &Database<'_>, proxy: &Proxy, scale: Scale, report: &mut Report) {
-    let node = Node::start(database).map_err(|why| report.leave_out(Way::Node.name(), &why)).ok();
+    let node = Node::start(database, false).map_err(|why| report.leave_out(Way::Node.name(), &why)).ok();
     if let Some(version) = node.as_ref().and_then(Server::version) {
         report.version(&version);
     }
