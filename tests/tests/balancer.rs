@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 
+use tidings_tests::application::{Application, Reply};
 use tidings_tests::balancer::{Balancer, nobody};
 use tidings_tests::follower::Habits;
 use tidings_tests::ledger::{self, Ledger, TOPICS};
@@ -81,6 +82,25 @@ fn events_come_through_unbuffered() {
             session.run(&format!("INSERT INTO board_items VALUES ({}, 5, '{name} {n}')", i * 100 + n));
             assert_eq!(titles(&[sse.frame()]), [format!("{name} {n}")]);
         }
+    }
+}
+
+#[test]
+fn a_client_can_not_make_up_its_host_and_protocol() {
+    let db = boards();
+    let application = Application::start(|_| Reply::status(204));
+    let proxies = two_proxies(&db, &["--auth-url", &application.url("/may")]);
+    let made_up =
+        [("X-Forwarded-For", "203.0.113.9"), ("X-Forwarded-Host", "other.example"), ("X-Forwarded-Proto", "https")];
+    for (n, (name, start)) in BALANCERS.into_iter().enumerate() {
+        let balancer = start([proxies[0].address(), proxies[1].address()], nobody());
+        let answer = http::open(balancer.address(), "/events?topic=boards_5", &made_up).expect(name);
+        assert_eq!(answer.head.status, 200, "{name}");
+        let asked = &application.asked()[n];
+        let header = |word| asked.header(&format!("x-forwarded-{word}")).replace(' ', "");
+        assert_eq!((header("host").split(':').next(), header("proto").as_str()), (Some("127.0.0.1"), "http"), "{name}");
+        // The last ones are true: the address of the client, and that of the load balancer.
+        assert_eq!(header("for"), "203.0.113.9,127.0.0.1,127.0.0.1", "{name}");
     }
 }
 

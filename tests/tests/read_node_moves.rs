@@ -13,7 +13,7 @@ use tidings_tests::{Cluster, Database, Follower, Proxy, SetAtTheEnd, until};
 
 use crate::access::ask;
 use crate::read_node::{pause_replay, proxy_at, url_of};
-use crate::seed;
+use crate::{create_boards, seed, titles};
 
 /// How far the standbys' clocks differ from the primary's, in seconds: ahead, and behind.
 const OFFSETS: [i32; 2] = [1800, -1800];
@@ -72,6 +72,32 @@ fn a_client_moves_between_the_primary_and_two_standbys_and_gets_each_change_once
     }
     let resets: f64 = proxies.iter().map(|proxy| proxy.metric("tidings_resets_total")).sum();
     assert_eq!(resets, 0.0);
+}
+
+#[test]
+fn a_standby_that_stays_behind_for_too_long_resets_the_clients_that_have_seen_more() {
+    let primary = Cluster::start(&[]);
+    let db = primary.database();
+    create_boards(&db);
+    let (near, far) = (primary.standby(), primary.standby());
+    let hosts = format!("127.0.0.1:{},127.0.0.1:{}", near.port(), far.port());
+    let url = format!("postgres://{}@{hosts}/{}", db.proxy_role(), db.name());
+    [&near, &far].map(|standby| db.wait_standby(standby));
+    let proxy = Proxy::start(&url, &["--max-lag", "1s"]);
+    let mut sse = proxy.live(&["boards_5"]);
+    let mut there = far.session(db.name(), "postgres");
+    pause_replay(&mut there);
+    let mut session = db.session();
+    session.run("INSERT INTO board_items VALUES (1, 5, 'only at the first')");
+    assert_eq!(titles(&[sse.frame()]), ["only at the first"]);
+    near.kill();
+    let reset = sse.frame();
+    assert_eq!((reset.event.as_str(), reset.data.as_str()), ("reset", r#"{"reason":"lost"}"#));
+    // What it lacked comes again once it is replayed, and the client goes on from its reset.
+    there.run("SELECT pg_wal_replay_resume()");
+    session.run("INSERT INTO board_items VALUES (2, 5, 'later')");
+    assert_eq!(titles(&[sse.frame(), sse.frame()]), ["only at the first", "later"]);
+    assert_eq!(proxy.metric("tidings_resets_total{reason=\"lost\"}"), 1.0);
 }
 
 #[test]

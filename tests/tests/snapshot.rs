@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
-use tidings_tests::process::memory;
+use tidings_tests::process::{Signal, memory, send};
 use tidings_tests::sse::Request;
 use tidings_tests::{Database, Frame, Item, Proxy, Sse, until};
 
@@ -310,6 +310,29 @@ fn nothing_is_read_for_who_has_left() {
     let mut sse = proxy.open(&rows_of(&["few"]));
     forgets(&mut sse);
     assert_eq!(snapshot(&mut sse).0.len(), 3);
+}
+
+#[test]
+fn a_reading_that_waits_for_ticks_ends_when_its_clients_have_left() {
+    let team = Team::new();
+    let db = &team.db;
+    let login = db.proxy_role();
+    let proxy = team.proxy(&["--anon-role", &team.guest, "--snapshot-timeout", "1h", "--heartbeat", "1h"]);
+    let mut session = db.session();
+    session.run(&format!("GRANT SELECT ON board_items TO {}", team.guest));
+    let backend = format!("SELECT pid FROM pg_stat_activity WHERE usename = '{login}' AND ");
+    let hears = session.one::<i32>(&format!("{backend} query LIKE 'LISTEN%'")).unsigned_abs();
+    send(hears, Signal::SIGSTOP);
+    // The rows include what the proxy does not hear of.
+    session.run("INSERT INTO board_items VALUES (1, 8, 'unheard')");
+    let mut sse = proxy.open(&rows_of(&["boards_8"]));
+    forgets(&mut sse);
+    until("it reads", || !session.all(&format!("{backend} xact_start IS NOT NULL"), &[]).is_empty());
+    session.run(&format!("ALTER ROLE {login} NOLOGIN"));
+    drop(sse);
+    until("its transaction is over", || session.all(&format!("{backend} xact_start IS NOT NULL"), &[]).is_empty());
+    assert_eq!(proxy.metric("tidings_upstream_reconnects_total"), 0.0, "it has heard nothing");
+    send(hears, Signal::SIGCONT);
 }
 
 #[test]
