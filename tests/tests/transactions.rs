@@ -1,8 +1,11 @@
 //! What is committed is sent; what is not committed is not.
 
-use tidings_tests::shared;
+use std::thread;
 
-use crate::{all_until_now, boards, titles};
+use tidings_tests::sse::Request;
+use tidings_tests::{Cluster, shared, until};
+
+use crate::{all_until_now, boards, create_boards, titles};
 
 #[test]
 fn a_rolled_back_transaction_sends_nothing() {
@@ -122,6 +125,43 @@ fn a_prepared_transaction_sends_only_when_it_is_committed() {
     assert_eq!(all_until_now(&db, "boards_5", &mut sse), []);
 }
 
+/// While it waits for a synchronous standby, it is in the list of running transactions twice.
+#[test]
+fn a_tick_that_is_made_while_a_transaction_is_being_prepared_is_a_tick_like_others() {
+    let cluster = Cluster::start(&[]);
+    let db = cluster.database();
+    create_boards(&db);
+    let proxy = db.proxy(&[]);
+    let mut sse = proxy.live(&["boards_5"]);
+    let (mut session, mut prepares) = (db.session(), db.session());
+    session.run("SET synchronous_commit = local");
+    prepares.run("CREATE TABLE unwatched (); BEGIN; INSERT INTO unwatched DEFAULT VALUES");
+    session.run("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
+    session.run("SELECT pg_reload_conf()");
+    until("the setting is there", || session.one::<String>("SHOW synchronous_standby_names") == "nobody");
+    let waits =
+        |pid: u32| format!("SELECT coalesce(wait_event, '') = 'SyncRep' FROM pg_stat_activity WHERE pid = {pid}");
+    let relay = db.wait_relay();
+    let (it_waits, relay_waits) = (waits(prepares.backend()), waits(relay));
+    let prepares = thread::spawn(move || prepares.run("PREPARE TRANSACTION 'slow'"));
+    until("it waits", || session.one(&it_waits));
+    session.run("INSERT INTO board_items VALUES (2, 5, 'beside it')");
+    until("the relay waits", || session.one(&relay_waits));
+    session.run("ALTER SYSTEM RESET synchronous_standby_names");
+    session.run("SELECT pg_reload_conf()");
+    prepares.join().expect("it is prepared");
+    let mut seen = vec![sse.frame()];
+    // The next relay begins with that tick.
+    session.run(&format!("SELECT pg_terminate_backend({relay})"));
+    session.run("INSERT INTO board_items VALUES (3, 5, 'after it')");
+    seen.push(sse.frame());
+    assert_eq!(titles(&seen), ["beside it", "after it"]);
+    let again = db.proxy(&[]).open(&Request::since(&["boards_5"], "earliest")).frame();
+    assert_eq!(again, seen[0]);
+    session.run("ROLLBACK PREPARED 'slow'");
+    assert_eq!(proxy.metric("tidings_upstream_reconnects_total"), 0.0);
+}
+
 #[test]
 fn a_failed_prepare_sends_nothing() {
     let db = boards();
@@ -156,7 +196,7 @@ fn a_procedure_sends_after_each_of_its_commits() {
            COMMIT;
          END $$",
     );
-    let work = std::thread::spawn(move || session.run("CALL work()"));
+    let work = thread::spawn(move || session.run("CALL work()"));
     assert_eq!(titles(&[sse.frame()]), ["first"], "while the procedure is still at work");
     gate.run("SELECT pg_advisory_unlock(1)");
     work.join().expect("the procedure");

@@ -36,10 +36,12 @@ impl FromStr for Snapshot {
         let mut fields = text.split(':');
         let mut next = || fields.next().ok_or(SnapshotError);
         let (xmin, xmax, running) = (number(next()?)?, number(next()?)?, next()?);
-        let running = match running {
+        let mut running = match running {
             "" => Vec::new(),
             list => list.split(',').map(number).collect::<Result<Vec<_>, _>>()?,
         };
+        // Postgres accepts these, too.
+        running.dedup();
         let snapshot = Self { xmin, xmax, running };
         if fields.next().is_none() && snapshot.is_valid() { Ok(snapshot) } else { Err(SnapshotError) }
     }
@@ -79,6 +81,15 @@ pub(crate) fn number(text: &str) -> Result<u64, SnapshotError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_transaction_may_be_listed_twice() {
+        assert_eq!(
+            "10:14:11,11,13".parse::<Snapshot>().map(|snapshot| snapshot.to_string()),
+            Ok("10:14:11,13".to_owned())
+        );
+        assert_eq!("10:14:11,13,11".parse::<Snapshot>(), Err(SnapshotError));
+    }
 
     #[test]
     fn a_snapshot_covers_what_saw_no_more() {
