@@ -12,6 +12,9 @@ unsafe extern "C-unwind" {
     /// (utils/datum.h).
     pub fn datum_image_eq(a: pg_sys::Datum, b: pg_sys::Datum, by_value: bool, length: c_int) -> bool;
 
+    /// The same hash for datums of one type that are equal byte for byte (utils/datum.h).
+    pub fn datum_image_hash(value: pg_sys::Datum, by_value: bool, length: c_int) -> u32;
+
     /// Queues a notification for the end of the transaction (commands/async.h).
     pub fn Async_Notify(channel: *const c_char, payload: *const c_char);
 

@@ -8,13 +8,15 @@
 //! Functions and BEFORE triggers write while the outer command is changing its rows. Their changes have a higher
 //! number, but must come before the row for which they were called. So an outer command with such inner changes gets
 //! its rank only after it has changed its rows. If an inner command changed one of those rows, the outer command's rows
-//! up to that row come before the inner change.
+//! up to that row come before the inner change. And if an inner command made a row with the key that a row of the outer
+//! command had, that row was gone before: its change comes before the inner one, too.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use pgrx::pg_sys;
 
+use crate::capture::key::{Key, key};
 use crate::foreign::get_partition_ancestors;
 use crate::foreign::infallible::{
     GetCurrentCommandId, GetCurrentSubTransactionId, HeapTupleHeaderGetCmax, HeapTupleHeaderGetCmin, IsLogicalWorker,
@@ -36,6 +38,9 @@ const MAX_RANK: u64 = (1 << (63 - COUNT_BITS)) - 1;
 /// rows of the command come before the inner changes.
 const MAX_TOUCHED: usize = 10_000;
 
+/// The most keys of rows made by inner commands that are remembered for one command.
+const MAX_KEYS: usize = 10_000;
+
 /// A row version: the table's OID, the block, and the line in the block.
 type Version = (u32, u16, u16, u16);
 
@@ -49,6 +54,9 @@ struct Command {
     rank: Rank,
     /// The row versions made by this command that inner commands have changed.
     touched: Touched,
+    /// The keys of the rows that inner commands have made while this one was changing rows, with the rank of the first
+    /// event of each. `None` if this command frees no keys.
+    made: Option<BTreeMap<Key, Rank>>,
     /// The row version made by this command whose triggers are firing.
     row: Option<Version>,
 }
@@ -155,12 +163,16 @@ impl Rank {
     }
 }
 
-/// Whether any command is still running, apart from the one whose trigger is running.
+/// Whether an event that is captured later may come before one that was captured already: commands are still running,
+/// apart from the one whose trigger is running, or the rows of a command are not all in one place.
 pub fn is_nested(by_trigger: bool) -> bool {
     // Changes that logical replication applies are not commands of the executor.
     // SAFETY: the function reads a variable of this backend.
     let own = usize::from(by_trigger && !unsafe { IsLogicalWorker() });
-    COMMANDS.with_borrow(|commands| commands.iter().filter(|command| command.phase != Phase::Waiting).count() > own)
+    COMMANDS.with_borrow(|commands| {
+        commands.iter().filter(|command| command.phase != Phase::Waiting).count() > own
+            || commands.iter().any(Command::may_have_freed)
+    })
 }
 
 /// Forgets the commands of a subtransaction that was rolled back, and those of its children.
@@ -174,14 +186,19 @@ pub fn reset() {
 }
 
 impl Command {
+    /// Whether it is changing rows while the command with this number runs inside.
+    fn is_outside(&self, number: pg_sys::CommandId) -> bool {
+        self.phase == Phase::Running && self.number != number
+    }
+
     /// Whether no inner command has changed rows while it changed its own.
     fn is_plain(&self) -> bool {
         self.rank == Rank::of(self.number) && self.touched.by_rank.is_empty()
     }
 
     /// The rank of one of its rows. This is called for the rows in the order in which they were changed, once for each
-    /// watch.
-    fn rank_of(&mut self, new: Option<Version>) -> Rank {
+    /// watch. `freed` is the key that the row no longer has.
+    fn rank_of(&mut self, new: Option<Version>, freed: Option<Key>) -> Rank {
         if self.row != new {
             if let Some(version) = self.row
                 && let Some(by) = self.touched.by_version.remove(&version)
@@ -190,7 +207,21 @@ impl Command {
             }
             self.row = new;
         }
-        self.touched.by_rank.first().map_or(self.rank, |(rank, _)| rank.before())
+        let touched = self.touched.by_rank.first().map(|(rank, _)| rank);
+        let made = freed.and_then(|key| self.made.as_ref()?.get(&key));
+        touched.into_iter().chain(made).min().map_or(self.rank, |rank| rank.before())
+    }
+
+    /// Whether rows of this command may have had keys that inner commands have used again.
+    fn may_have_freed(&self) -> bool {
+        self.made.as_ref().is_some_and(|made| !made.is_empty())
+    }
+
+    /// Notes that an inner command made a row with this key.
+    fn add_made(&mut self, key: Key, by: Rank) {
+        if let Some(made) = self.made.as_mut().filter(|made| made.len() < MAX_KEYS) {
+            made.entry(key).or_insert(by);
+        }
     }
 
     /// Determines its rank, when all of its rows have been changed. If inner commands ran, its rows come after theirs
@@ -239,11 +270,26 @@ unsafe fn rank_inside(
                     own.settle();
                     own.phase = Phase::Firing;
                 }
-                // SAFETY: the tuple is that of the running trigger, so it is alive.
-                own.rank_of(new.map(|tuple| unsafe { version(tuple) }))
+                // SAFETY: the tuples and the relation are those of the running trigger, so they are alive and open.
+                unsafe {
+                    let freed = old.filter(|_| own.may_have_freed()).and_then(|old| key(relation, old));
+                    own.rank_of(new.map(|tuple| version(tuple)), freed)
+                }
             }
             None => Rank::of(number),
         };
+    if let Some(new) = new
+        && commands.iter().any(|command| command.is_outside(number) && command.made.is_some())
+    {
+        // SAFETY: the tuples and the relation are those of the running trigger.
+        let [made, had] = unsafe { [key(relation, new), old.and_then(|old| key(relation, old))] };
+        if let Some(made) = made.filter(|made| Some(*made) != had) {
+            commands
+                .iter_mut()
+                .filter(|command| command.is_outside(number))
+                .for_each(|outer| outer.add_made(made, rank));
+        }
+    }
     if let Some(old) = old
         && commands.iter().any(|command| command.phase == Phase::Running)
     {
@@ -311,12 +357,12 @@ unsafe fn version(tuple: pg_sys::HeapTuple) -> Version {
 }
 
 /// Notes that a command begins to change rows. Returns its index, for [`leave`].
-fn enter(number: pg_sys::CommandId, kind: Kind, phase: Phase) -> usize {
+fn enter(number: pg_sys::CommandId, kind: Kind, phase: Phase, frees_keys: bool) -> usize {
     // SAFETY: called inside a transaction; the function reads a variable of this backend.
     let subxid = unsafe { GetCurrentSubTransactionId() };
     COMMANDS.with_borrow_mut(|commands| {
-        let (rank, touched) = (Rank::of(number), Touched::default());
-        commands.push(Command { number, subxid, kind, phase, rank, touched, row: None });
+        let (rank, touched, made) = (Rank::of(number), Touched::default(), frees_keys.then(BTreeMap::new));
+        commands.push(Command { number, subxid, kind, phase, rank, touched, made, row: None });
         commands.len() - 1
     })
 }
@@ -336,7 +382,7 @@ pub unsafe fn enter_statement(node: *mut pg_sys::Node) -> Option<usize> {
         }
     };
     // SAFETY: inside a transaction; with `false` the function only reads a variable of this backend.
-    Some(enter(unsafe { GetCurrentCommandId(false) }, kind, Phase::Running))
+    Some(enter(unsafe { GetCurrentCommandId(false) }, kind, Phase::Running, false))
 }
 
 /// Notes that the command with this index has ended. Inner ones that an error left here are forgotten too.
@@ -344,9 +390,10 @@ pub fn leave(place: usize) {
     COMMANDS.with_borrow_mut(|commands| commands.truncate(place));
 }
 
-/// Notes that the executor begins to run a query that changes rows. Returns its index, for [`query_has_run`].
-pub fn enter_query(number: pg_sys::CommandId) -> usize {
-    enter(number, Kind::Query, Phase::Running)
+/// Notes that the executor begins to run a query that changes rows, and whether it may delete rows or change their keys.
+/// Returns its index, for [`query_has_run`].
+pub fn enter_query(number: pg_sys::CommandId, frees_keys: bool) -> usize {
+    enter(number, Kind::Query, Phase::Running, frees_keys)
 }
 
 /// Notes that the query with this index has changed its rows; its triggers will fire.
@@ -372,5 +419,5 @@ pub fn enter_triggers(number: pg_sys::CommandId) -> usize {
         command.phase = Phase::Firing;
         Some(last)
     });
-    waiting.unwrap_or_else(|| enter(number, Kind::Query, Phase::Firing))
+    waiting.unwrap_or_else(|| enter(number, Kind::Query, Phase::Firing, false))
 }

@@ -2,7 +2,7 @@
 //!
 //! A [`change`] comes in at the [`trigger`]. The compiled [`watch`] says what event it makes, if any; [`watches`]
 //! caches compiled watches. [`columns`] and [`payload`] pack the change's values. [`command`] finds its place in the
-//! order of the transaction, with the hooks of [`executor`]. [`encoder`] and [`runs`] encode the event, and [`buffer`]
+//! order of the transaction, with the hooks of [`executor`] and the [`mod@key`] of a row. [`encoder`] and [`runs`] encode the event, and [`buffer`]
 //! keeps the events until they become segments of the log.
 //!
 //! Not here: how one value is packed ([`crate::value`]), and how a segment becomes a row ([`mod@crate::log`]).
@@ -13,6 +13,7 @@ pub mod columns;
 pub mod command;
 pub mod encoder;
 pub mod executor;
+pub mod key;
 pub mod payload;
 pub mod runs;
 pub mod trigger;
