@@ -314,14 +314,15 @@ impl Snapshots {
             // First, because it may be complete.
             biased;
             passed = timeout_at(deadline, self.pass_on(&mut reading, wish.form, shared)) => passed,
-            () = shared.deserted() => {
-                reading.cancel().await;
-                // Nobody is left to hear it.
-                return Err(Outcome::Away);
-            }
+            () = shared.deserted() => Ok(Ok(false)),
         };
         match passed {
-            Ok(Ok(())) => {
+            Ok(Ok(false)) => {
+                reading.cancel().await;
+                // Nobody is left to hear it.
+                Err(Outcome::Away)
+            }
+            Ok(Ok(true)) => {
                 let position = reading.position.clone();
                 reading.close().await;
                 let ready = match wish.form {
@@ -343,7 +344,8 @@ impl Snapshots {
         }
     }
 
-    async fn pass_on(&self, reading: &mut Reading<'_>, form: Form, shared: &Shared) -> Result<(), DatabaseError> {
+    /// False if it ended because no stream is left.
+    async fn pass_on(&self, reading: &mut Reading<'_>, form: Form, shared: &Shared) -> Result<bool, DatabaseError> {
         shared.push(match form {
             Form::Events => Frame::forget(),
             Form::Json => Frame::text("{\"reset\":{\"reason\":\"snapshot\"},\"events\":["),
@@ -352,7 +354,7 @@ impl Snapshots {
         loop {
             let rows = reading.next().await?;
             if rows.is_empty() {
-                return Ok(());
+                return Ok(true);
             }
             let frame = match form {
                 Form::Events => Frame::rows(
@@ -363,8 +365,7 @@ impl Snapshots {
             self.metrics.snapshot_rows.add(rows.iter().map(|rows| rows.payloads.len() as u64).sum());
             self.metrics.snapshot_bytes.add(frame.len() as u64);
             if !shared.room_for_one().await {
-                // No client is left to serve.
-                return Ok(());
+                return Ok(false);
             }
             shared.push(frame);
         }
