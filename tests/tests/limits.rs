@@ -1,6 +1,6 @@
 //! Each limit takes effect where it should, is counted, and affects nobody else.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
 
@@ -70,25 +70,13 @@ fn a_client_that_takes_too_long_for_its_request_is_disconnected() {
         match socket.read_to_string(&mut answer) {
             Ok(_) => {}
             // What it had sent was not even read.
-            Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset),
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset),
         }
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 408"), "{answer}");
     }
     until("none of them is left", || proxy.metric("tidings_connections") <= 1.0);
     db.session().run("INSERT INTO board_items VALUES (1, 5, 'a')");
     assert_eq!(titles(&all_until_now(&db, "boards_5", &mut stays)), ["a"]);
-}
-
-#[test]
-fn a_client_that_takes_no_answer_does_not_keep_its_connection() {
-    let db = boards();
-    let proxy = db.proxy(&["--header-timeout", "300ms"]);
-    let mut socket = TcpStream::connect(proxy.address()).expect("connect");
-    socket.set_write_timeout(Some(DEADLINE)).expect("set a limit");
-    // Soon the answers fill all buffers between the two, and the proxy reads no more requests.
-    let requests = "GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1000);
-    let error = eventually("it can't ask any more", || socket.write_all(requests.as_bytes()).err());
-    assert!(matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe), "{error}");
 }
 
 #[test]

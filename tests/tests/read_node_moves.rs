@@ -82,7 +82,7 @@ fn a_standby_that_stays_behind_for_too_long_resets_the_clients_that_have_seen_mo
     let (near, far) = (primary.standby(), primary.standby());
     let hosts = format!("127.0.0.1:{},127.0.0.1:{}", near.port(), far.port());
     let url = format!("postgres://{}@{hosts}/{}", db.proxy_role(), db.name());
-    [&near, &far].map(|standby| db.wait_standby(standby));
+    [&near, &far].into_iter().for_each(|standby| db.wait_standby(standby));
     let proxy = Proxy::start(&url, &["--max-lag", "1s"]);
     let mut sse = proxy.live(&["boards_5"]);
     let mut there = far.session(db.name(), "postgres");

@@ -3,8 +3,7 @@
 
 use std::convert::Infallible;
 use std::fmt::Write;
-use std::future::{Future, pending, poll_fn};
-use std::pin::Pin;
+use std::future::{pending, poll_fn};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::SystemTime;
@@ -17,7 +16,7 @@ use hyper::{Request, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use tokio::io::AsyncWriteExt;
-use tokio::time::{Sleep, timeout};
+use tokio::time::timeout;
 
 use crate::http::caller::{BoxError, Caller, MAX_HEADERS};
 use crate::http::prefixed::Prefixed;
@@ -32,15 +31,12 @@ where
     IO: Connection + Send + 'static,
 {
     let taken: Mutex<Option<(Version, HeaderMap, Subscription)>> = Mutex::new(None);
-    let patience: Mutex<Option<Pin<Box<Sleep>>>> = Mutex::new(None);
     let service = service_fn(|request: Request<Incoming>| {
         Box::pin(async {
             let (parts, _) = request.into_parts();
             match respond(proxy, &parts, caller.peer, caller.reserved).await {
-                Outcome::Response(response) => {
-                    *patience.lock() = Some(Box::pin(caller.patience(&response)));
-                    Ok::<_, Infallible>(response)
-                }
+                // No response is larger than the kernel's buffer, so this never waits for the client.
+                Outcome::Response(response) => Ok::<_, Infallible>(response),
                 Outcome::Stream(headers, subscription) => {
                     *taken.lock() = Some((parts.version, headers, subscription));
                     pending().await
@@ -57,16 +53,10 @@ where
         .serve_connection(TokioIo::new(io), service);
     let stream = poll_fn(|cx| {
         let polled = connection.poll_without_shutdown(cx);
-        if let Some(stream) = taken.lock().take() {
-            return Poll::Ready(Ok(Some(stream)));
+        match taken.lock().take() {
+            Some(stream) => Poll::Ready(Ok(Some(stream))),
+            None => polled.map_ok(|()| None),
         }
-        if polled.is_pending()
-            && let Some(patience) = &mut *patience.lock()
-            && patience.as_mut().poll(cx).is_ready()
-        {
-            return Poll::Ready(Err(BoxError::from("the client does not take its response")));
-        }
-        polled.map_ok(|()| None).map_err(BoxError::from)
     })
     .await?;
     // Anything that the client sent after its request is ignored.
