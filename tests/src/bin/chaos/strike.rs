@@ -100,6 +100,7 @@ impl Stage<'_> {
                     _ => self.break_database(fault, hold),
                 }
                 self.server.recover();
+                let back = self.server.last_tick();
                 let crashed = match fault {
                     Fault::KillRelay
                     | Fault::KillListener
@@ -113,7 +114,9 @@ impl Stage<'_> {
                 };
                 self.writers.wait_for(PROGRESS);
                 if crashed {
-                    let ticks = tick..=self.server.last_tick();
+                    // What was taken back lies before the first tick that was made since.
+                    let since = || Some(self.server.last_tick()).filter(|last| *last > back);
+                    let ticks = tick..=eventually("a tick after the crash", since);
                     self.server.note_crash(Crash { fault, time: begin..=Instant::now(), ticks });
                 }
             }
