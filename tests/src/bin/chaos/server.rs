@@ -368,13 +368,17 @@ impl Disk {
         self.dir.join("ballast").display().to_string()
     }
 
+    /// Leaves little free. It tries again if something else took room meanwhile.
     fn fill(&self) {
-        let output = Command::new("df").args(["--output=avail", "-B1"]).arg(&self.dir).output().expect("run df");
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let free: u64 = text.split_whitespace().last().and_then(|n| n.parse().ok()).expect("the free space");
-        if free > LEFT {
-            run("fallocate", &["-l", &(free - LEFT).to_string(), &self.ballast()]);
-        }
+        until("the disk is full", || {
+            self.free();
+            let output = Command::new("df").args(["--output=avail", "-B1"]).arg(&self.dir).output().expect("run df");
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            let free: u64 = text.split_whitespace().last().and_then(|n| n.parse().ok()).expect("the free space");
+            let size = free.saturating_sub(LEFT).max(1).to_string();
+            let status = Command::new("fallocate").args(["-l", &size, &self.ballast()]).status();
+            status.expect("run fallocate").success()
+        });
     }
 
     fn free(&self) {
