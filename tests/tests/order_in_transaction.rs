@@ -91,6 +91,9 @@ fn a_key_that_a_statement_has_freed_may_be_used_again_before_its_next_row() {
     session.run("UPDATE nest SET id = id + 100 WHERE id > 0");
     let expected = ["UPDATE 101 21", "INSERT 1 32", "UPDATE 102 31"];
     assert_eq!(sent(&log.news()), expected);
+    session.run("INSERT INTO nest VALUES (101, 0), (102, 0) ON CONFLICT (id) DO UPDATE SET id = nest.id + 100");
+    let expected = ["INSERT 100 22", "UPDATE 201 21", "INSERT 101 32", "UPDATE 202 31"];
+    assert_eq!(sent(&log.news()), expected);
 }
 
 #[test]

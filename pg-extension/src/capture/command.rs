@@ -55,8 +55,8 @@ struct Command {
     /// The row versions made by this command that inner commands have changed.
     touched: Touched,
     /// The keys of the rows that inner commands have made while this one was changing rows, with the rank of the first
-    /// event of each. `None` if this command frees no keys.
-    made: Option<BTreeMap<Key, Rank>>,
+    /// event of each.
+    made: BTreeMap<Key, Rank>,
     /// The row version made by this command whose triggers are firing.
     row: Option<Version>,
 }
@@ -186,11 +186,6 @@ pub fn reset() {
 }
 
 impl Command {
-    /// Whether it is changing rows while the command with this number runs inside.
-    fn is_outside(&self, number: pg_sys::CommandId) -> bool {
-        self.phase == Phase::Running && self.number != number
-    }
-
     /// Whether no inner command has changed rows while it changed its own.
     fn is_plain(&self) -> bool {
         self.rank == Rank::of(self.number) && self.touched.by_rank.is_empty()
@@ -208,20 +203,18 @@ impl Command {
             self.row = new;
         }
         let touched = self.touched.by_rank.first().map(|(rank, _)| rank);
-        let made = freed.and_then(|key| self.made.as_ref()?.get(&key));
+        let made = freed.and_then(|key| self.made.get(&key));
         touched.into_iter().chain(made).min().map_or(self.rank, |rank| rank.before())
     }
 
     /// Whether rows of this command may have had keys that inner commands have used again.
     fn may_have_freed(&self) -> bool {
-        self.made.as_ref().is_some_and(|made| !made.is_empty())
+        !self.made.is_empty()
     }
 
-    /// Notes that an inner command made a row with this key.
-    fn add_made(&mut self, key: Key, by: Rank) {
-        if let Some(made) = self.made.as_mut().filter(|made| made.len() < MAX_KEYS) {
-            made.entry(key).or_insert(by);
-        }
+    /// Whether it is changing rows while the command with this number runs inside, and another key can be remembered.
+    fn is_outside(&self, number: pg_sys::CommandId) -> bool {
+        self.phase == Phase::Running && self.number != number && self.made.len() < MAX_KEYS
     }
 
     /// Determines its rank, when all of its rows have been changed. If inner commands ran, its rows come after theirs
@@ -279,15 +272,14 @@ unsafe fn rank_inside(
             None => Rank::of(number),
         };
     if let Some(new) = new
-        && commands.iter().any(|command| command.is_outside(number) && command.made.is_some())
+        && commands.iter().any(|command| command.is_outside(number))
     {
         // SAFETY: the tuples and the relation are those of the running trigger.
         let [made, had] = unsafe { [key(relation, new), old.and_then(|old| key(relation, old))] };
         if let Some(made) = made.filter(|made| Some(*made) != had) {
-            commands
-                .iter_mut()
-                .filter(|command| command.is_outside(number))
-                .for_each(|outer| outer.add_made(made, rank));
+            for outer in commands.iter_mut().filter(|command| command.is_outside(number)) {
+                outer.made.entry(made).or_insert(rank);
+            }
         }
     }
     if let Some(old) = old
@@ -357,11 +349,11 @@ unsafe fn version(tuple: pg_sys::HeapTuple) -> Version {
 }
 
 /// Notes that a command begins to change rows. Returns its index, for [`leave`].
-fn enter(number: pg_sys::CommandId, kind: Kind, phase: Phase, frees_keys: bool) -> usize {
+fn enter(number: pg_sys::CommandId, kind: Kind, phase: Phase) -> usize {
     // SAFETY: called inside a transaction; the function reads a variable of this backend.
     let subxid = unsafe { GetCurrentSubTransactionId() };
     COMMANDS.with_borrow_mut(|commands| {
-        let (rank, touched, made) = (Rank::of(number), Touched::default(), frees_keys.then(BTreeMap::new));
+        let (rank, touched, made) = (Rank::of(number), Touched::default(), BTreeMap::new());
         commands.push(Command { number, subxid, kind, phase, rank, touched, made, row: None });
         commands.len() - 1
     })
@@ -382,7 +374,7 @@ pub unsafe fn enter_statement(node: *mut pg_sys::Node) -> Option<usize> {
         }
     };
     // SAFETY: inside a transaction; with `false` the function only reads a variable of this backend.
-    Some(enter(unsafe { GetCurrentCommandId(false) }, kind, Phase::Running, false))
+    Some(enter(unsafe { GetCurrentCommandId(false) }, kind, Phase::Running))
 }
 
 /// Notes that the command with this index has ended. Inner ones that an error left here are forgotten too.
@@ -390,10 +382,9 @@ pub fn leave(place: usize) {
     COMMANDS.with_borrow_mut(|commands| commands.truncate(place));
 }
 
-/// Notes that the executor begins to run a query that changes rows, and whether it may delete rows or change their keys.
-/// Returns its index, for [`query_has_run`].
-pub fn enter_query(number: pg_sys::CommandId, frees_keys: bool) -> usize {
-    enter(number, Kind::Query, Phase::Running, frees_keys)
+/// Notes that the executor begins to run a query that changes rows. Returns its index, for [`query_has_run`].
+pub fn enter_query(number: pg_sys::CommandId) -> usize {
+    enter(number, Kind::Query, Phase::Running)
 }
 
 /// Notes that the query with this index has changed its rows; its triggers will fire.
@@ -419,5 +410,5 @@ pub fn enter_triggers(number: pg_sys::CommandId) -> usize {
         command.phase = Phase::Firing;
         Some(last)
     });
-    waiting.unwrap_or_else(|| enter(number, Kind::Query, Phase::Firing, false))
+    waiting.unwrap_or_else(|| enter(number, Kind::Query, Phase::Firing))
 }

@@ -19,17 +19,15 @@ pub fn init() {
     }
 }
 
-/// The number of a query that changes rows, and whether it may delete rows or change their keys.
+/// The number of a query that changes rows.
 ///
 /// # Safety
 /// The query has been started.
-unsafe fn number_of(query: *mut pg_sys::QueryDesc) -> Option<(pg_sys::CommandId, bool)> {
+unsafe fn number_of(query: *mut pg_sys::QueryDesc) -> Option<pg_sys::CommandId> {
     // SAFETY: the query has been started, as the caller promises, so it has a plan and a state.
     unsafe {
-        let changes_more = (*(*query).plannedstmt).hasModifyingCTE;
-        let is_read = (*query).operation == pg_sys::CmdType::CMD_SELECT && !changes_more;
-        let frees_keys = (*query).operation != pg_sys::CmdType::CMD_INSERT || changes_more;
-        (!is_read).then(|| ((*(*query).estate).es_output_cid, frees_keys))
+        let is_read = (*query).operation == pg_sys::CmdType::CMD_SELECT && !(*(*query).plannedstmt).hasModifyingCTE;
+        (!is_read).then(|| (*(*query).estate).es_output_cid)
     }
 }
 
@@ -40,8 +38,8 @@ unsafe fn number_of(query: *mut pg_sys::QueryDesc) -> Option<(pg_sys::CommandId,
 /// The query has been started.
 unsafe fn run_as(query: *mut pg_sys::QueryDesc, run: impl FnOnce()) {
     // SAFETY: the query has been started, as the caller promises.
-    let Some((number, frees_keys)) = (unsafe { number_of(query) }) else { return run() };
-    let place = enter_query(number, frees_keys);
+    let Some(number) = (unsafe { number_of(query) }) else { return run() };
+    let place = enter_query(number);
     run();
     query_has_run(place);
 }
@@ -70,7 +68,7 @@ unsafe extern "C-unwind" fn finish(query: *mut pg_sys::QueryDesc) {
     unsafe {
         let next = PREVIOUS_FINISH.unwrap_or(standard_ExecutorFinish);
         let fires_later = (*(*query).estate).es_top_eflags & pg_sys::EXEC_FLAG_SKIP_TRIGGERS as i32 != 0;
-        let Some((number, _)) = number_of(query).filter(|_| !fires_later) else { return next(query) };
+        let Some(number) = number_of(query).filter(|_| !fires_later) else { return next(query) };
         let place = enter_triggers(number);
         next(query);
         leave(place);

@@ -2,8 +2,8 @@
 //!
 //! A [`change`] comes in at the [`trigger`]. The compiled [`watch`] says what event it makes, if any; [`watches`]
 //! caches compiled watches. [`columns`] and [`payload`] pack the change's values. [`command`] finds its place in the
-//! order of the transaction, with the hooks of [`executor`] and the [`mod@key`] of a row. [`encoder`] and [`runs`] encode the event, and [`buffer`]
-//! keeps the events until they become segments of the log.
+//! order of the transaction, with the hooks of [`executor`] and the [`mod@key`] of a row. [`encoder`] and [`runs`]
+//! encode the event, and [`buffer`] keeps the events until they become segments of the log.
 //!
 //! Not here: how one value is packed ([`crate::value`]), and how a segment becomes a row ([`mod@crate::log`]).
 

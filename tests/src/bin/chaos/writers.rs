@@ -80,7 +80,8 @@ pub fn prepare(server: &Server, topics: &Range<usize>) {
     server.database(|database| {
         database.session().run(&format!(
             "DROP TABLE IF EXISTS item, note, truth;
-             CREATE TABLE item (id int PRIMARY KEY, lane int NOT NULL, version bigint NOT NULL, write text) WITH (fillfactor = 50);
+             CREATE TABLE item (id int PRIMARY KEY, lane int NOT NULL, version bigint NOT NULL, write text)
+             WITH (fillfactor = 50);
              INSERT INTO item SELECT i, {first} + i % {count}, 0 FROM generate_series(1, {ITEMS}) i;
              CREATE TABLE note (lane int NOT NULL, write text NOT NULL, filler text);
              CREATE TABLE truth (write text PRIMARY KEY, item int, version bigint);
