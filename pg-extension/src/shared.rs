@@ -87,7 +87,7 @@ pub struct Database {
     pub commit_end: AtomicU64,
     /// The same for the last tick that was announced before it was flushed.
     pub tick_end: AtomicU64,
-    /// The relay's setting `synchronous_commit`.
+    /// What the relay's commits wait for: see [`crate::log::durability::effective_level`].
     pub level: AtomicU32,
     /// The extension's SQL can read segments that borrow their outline: see [`crate::log::lenders`].
     pub can_borrow: AtomicBool,

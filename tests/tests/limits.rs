@@ -209,7 +209,7 @@ fn a_slow_page_of_the_log_does_not_delay_short_queries() {
 }
 
 #[test]
-fn a_position_that_takes_long_to_locate_does_not_delay_short_queries() {
+fn a_position_that_waits_for_a_lock_delays_no_short_query_and_is_not_given_up() {
     let db = boards();
     let proxy = db.proxy(&["--history-bytes", "0"]);
     let (mut session, mut running, mut lock) = (db.session(), db.session(), db.session());
@@ -233,6 +233,14 @@ fn a_position_that_takes_long_to_locate_does_not_delay_short_queries() {
         session.one("SELECT EXISTS (SELECT FROM tidings.open_topics WHERE topic = 'another')")
     });
     assert_eq!(session.one::<String>(waiting), one, "the same query still waits");
+    // The query is cancelled in the end, and the proxy finds out that it is not the position that takes so long.
+    until("the log makes others wait, too", || {
+        session.one(
+            "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()
+                 AND query = 'SELECT tidings.position()' AND wait_event_type = 'Lock'
+                 AND clock_timestamp() > query_start + interval '2 s')",
+        )
+    });
     lock.run("ROLLBACK");
     assert_eq!(titles(&[slow.frame()]), ["running"]);
 }

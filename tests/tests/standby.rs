@@ -4,7 +4,7 @@ use tidings_tests::clock::Clock;
 use tidings_tests::cluster::Site;
 use tidings_tests::process::{Signal, send};
 use tidings_tests::sse::Request;
-use tidings_tests::{Cluster, Database, Session, until};
+use tidings_tests::{Cluster, Database, Session, eventually, until};
 
 use crate::read_node::proxy_at;
 use crate::{all_until_now, create_boards, skipped, titles};
@@ -141,7 +141,7 @@ fn what_a_standby_shows_before_its_primary_is_not_repeated() {
     let mut there = standby.session(db.name(), "postgres");
     let mut all = Vec::new();
     // Commits wait once all processes have read the setting.
-    let waiting = tidings_tests::eventually("a commit waits", || {
+    let waiting = eventually("a commit waits", || {
         let id = all.len() + 1;
         all.push(format!("shown there first, {id}"));
         let mut writer = db.session();
@@ -163,6 +163,36 @@ fn what_a_standby_shows_before_its_primary_is_not_repeated() {
     waiting.join().expect("the writer");
     let all: Vec<&str> = all.iter().map(String::as_str).collect();
     each_once(&seen, &titles(&all_until_now(&db, "boards_5", &mut sse)), &all);
+}
+
+#[test]
+fn a_reader_that_waits_for_a_standby_goes_on_when_there_is_none_to_wait_for() {
+    let cluster = Cluster::start(&[]);
+    let db = cluster.database();
+    create_boards(&db);
+    let mut session = db.session();
+    session.run("SET synchronous_commit = local");
+    session.run("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
+    session.run("SELECT pg_reload_conf()");
+    until("the setting is there", || session.one::<String>("SHOW synchronous_standby_names") == "nobody");
+    let mut id = 0;
+    let reader = eventually("a reader waits", || {
+        id += 1;
+        session.run(&format!("INSERT INTO board_items VALUES ({id}, 5, 'not replicated')"));
+        let mut reader = db.session();
+        // The wait ends with an error if nothing else ends it.
+        reader.run("SET statement_timeout = '30s'");
+        let pid: i32 = reader.one("SELECT pg_backend_pid()");
+        let reader = std::thread::spawn(move || reader.one::<Option<String>>("SELECT tidings.position()"));
+        let waits = format!(
+            "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = {pid} AND state = 'active' AND wait_event = 'Extension')"
+        );
+        until("it waits or is done", || reader.is_finished() || session.one(&waits));
+        (!reader.is_finished()).then_some(reader)
+    });
+    session.run("ALTER SYSTEM RESET synchronous_standby_names");
+    session.run("SELECT pg_reload_conf()");
+    assert!(reader.join().expect("the reader").is_some());
 }
 
 #[test]

@@ -27,6 +27,16 @@ pub fn level() -> u32 {
     unsafe { pg_sys::synchronous_commit }.unsigned_abs()
 }
 
+/// What commits of this process wait for: its setting `synchronous_commit`, or the disk alone if there is no standby to
+/// wait for.
+pub fn effective_level() -> u32 {
+    if has_synchronous_standbys() {
+        level()
+    } else {
+        level().min(pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_LOCAL_FLUSH)
+    }
+}
+
 /// Whether everything before a place is as safe as a commit with this setting of `synchronous_commit`.
 pub fn is_durable(end: u64, level: u32) -> bool {
     is_flushed(end) && is_replicated(end, level)
@@ -41,12 +51,17 @@ pub fn is_flushed(end: u64) -> bool {
 /// Whether a synchronous standby has everything before a place, if commits at this level wait for one.
 fn is_replicated(end: u64, level: u32) -> bool {
     let Some(kind) = KINDS.iter().position(|kind| *kind == level) else { return true };
-    // SAFETY: reads settings of this process, and a place in shared memory that only grows. Postgres writes it as a
-    // whole, so no half-written value is read.
+    // SAFETY: reads a place in shared memory that only grows. Postgres writes it as a whole, so no half-written value
+    // is read.
+    !has_synchronous_standbys() || end <= unsafe { (&raw const (*pg_sys::WalSndCtl).lsn[kind]).read_volatile() }
+}
+
+/// Whether commits wait for standbys, as far as this process knows: it reads the setting again between statements.
+fn has_synchronous_standbys() -> bool {
+    // SAFETY: reads settings of this process.
     unsafe {
         let names = pg_sys::SyncRepStandbyNames;
-        let has_standbys = pg_sys::max_wal_senders > 0 && !names.is_null() && *names != 0;
-        !has_standbys || end <= (&raw const (*pg_sys::WalSndCtl).lsn[kind]).read_volatile()
+        pg_sys::max_wal_senders > 0 && !names.is_null() && *names != 0
     }
 }
 
@@ -83,6 +98,8 @@ pub fn secure_visible() {
     }
     let end = db.commit_end.load(SeqCst).max(db.tick_end.load(SeqCst));
     flush(end);
+    // The relay's level also says when there is no standby to wait for any more. This process can't find that out
+    // while it waits.
     while !is_replicated(end, db.level.load(SeqCst)) {
         wait();
     }

@@ -7,6 +7,7 @@ use pgrx::bgworkers::BackgroundWorker;
 use pgrx::prelude::*;
 
 use crate::catalog;
+use crate::log::durability;
 use crate::relay::pace::Pace;
 use crate::relay::retention::Retention;
 use crate::relay::tick::Ticker;
@@ -59,6 +60,7 @@ fn run(db: &'static Database, extension: pg_sys::Oid, ticker: &mut Ticker) {
     loop {
         worker::reload_settings();
         worker_settings::keep_durable();
+        db.level.store(durability::effective_level(), SeqCst);
         ticker.unflushed.flush_if_due();
         if db.paused.load(SeqCst) {
             BackgroundWorker::transaction(channel::ask_to_leave);

@@ -241,7 +241,6 @@ impl Ticker {
     /// Runs `body` in a transaction, which does not wait for the disk if `body` announces a tick early.
     fn in_transaction<R>(&mut self, body: impl FnOnce(&mut Self) -> R) -> R {
         let level = durability::level();
-        self.db.level.store(level, SeqCst);
         let result = transaction(|| body(self));
         if std::mem::take(&mut self.is_early) {
             early::end_commit(level);

@@ -28,6 +28,9 @@ const RETRY_AFTER: Duration = Duration::from_millis(500);
 /// events ends here.
 const PAGE_COST: i32 = 8 * 1024 * 1024;
 
+/// How long the log takes at most to answer a short question, unless it waits for something.
+const PROMPT: Duration = Duration::from_secs(1);
+
 /// How many times a query is sent, if a standby's replay cancels it.
 const ATTEMPTS: usize = 3;
 
@@ -320,12 +323,16 @@ impl ClientLog for Reads {
     async fn locate(&self, after: &str) -> Result<(Option<Position>, u64), DatabaseError> {
         let has_snapshot = after.contains(':');
         let link = if has_snapshot { &self.snapshots } else { &self.short };
-        let located = link.query("SELECT tidings.locate($1::pg_catalog.text)", &[(&after, Type::TEXT)]).await;
-        let rows = located.map_err(|error| match error.code() {
-            // What took too long once takes too long again.
-            Some(&SqlState::QUERY_CANCELED) if has_snapshot => DatabaseError::Expired,
-            _ => error,
-        })?;
+        let rows = match link.query("SELECT tidings.locate($1::pg_catalog.text)", &[(&after, Type::TEXT)]).await {
+            Err(error) if has_snapshot && error.code() == Some(&SqlState::QUERY_CANCELED) => {
+                // What took too long once takes too long again, unless it had to wait for a lock or for a standby: then
+                // so does this.
+                let start = Instant::now();
+                link.query("SELECT tidings.position()", &[]).await?;
+                return Err(if start.elapsed() < PROMPT { DatabaseError::Expired } else { error });
+            }
+            located => located?,
+        };
         let row = rows.first().ok_or(DatabaseError::Contract("no row from locate"))?;
         let located = row.try_get::<_, Option<&str>>(0)?.map(parse_position).transpose()?;
         // A separate query: in one statement, the position's snapshot would be older than the ticks that `locate` saw.
