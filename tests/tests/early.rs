@@ -218,7 +218,9 @@ fn what_did_not_wait_for_the_synchronous_standby_is_not_shown_before_the_standby
     });
     assert_eq!(flushed_first(&mut session, "asynchronous"), 1);
     primary.kill();
+    let mut witness = standby.session("postgres", "postgres");
     send(receiver.unsigned_abs(), Signal::SIGKILL);
+    until("the standby restarts its sessions", || witness.client().batch_execute("SELECT").is_err());
     standby.wait_ready();
     let mut there = standby.session(db.name(), "postgres");
     there.run("SELECT pg_promote()");

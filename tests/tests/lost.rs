@@ -184,10 +184,13 @@ fn a_tick_that_is_not_in_the_log_counts_as_lost() {
     let db = boards();
     let proxy = db.proxy(&[]);
     let mut live = proxy.live(&["boards_5"]);
-    for id in 0..3 {
-        insert(&mut db.session(), id, "n");
-    }
-    let frames = live.take(3);
+    // Each in a tick of its own.
+    let frames: Vec<Frame> = (0..3)
+        .map(|id| {
+            insert(&mut db.session(), id, "n");
+            live.frame()
+        })
+        .collect();
     let (first, last) = (frames[0].place().0, frames[2].place().0);
     // Between two ticks; and ahead of them all, as after the restore of an older backup.
     for tick in [first + 1, last + 1_000_000_000_000] {
