@@ -272,7 +272,7 @@ clients: setup
 FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Ccodegen-units=1 $(addprefix -Cllvm-args=-sanitizer-coverage-,level=4 inline-8bit-counters pc-table)
 
 # An hour each: make fuzz SECONDS_EACH=3600. JOBS= runs several targets at the same time. At the end, one line a target:
-# executions, coverage, and what was found.
+# executions, coverage, how long it ran, how much of a processor it got, and what was found.
 FUZZ_TARGETS := request wire answers frame announcement
 
 fuzz: setup
@@ -280,7 +280,8 @@ fuzz: setup
 	RUSTFLAGS="$(FUZZ_FLAGS)" cargo build --release --locked --target "$$(rustc -vV | sed -n 's/^host: //p')"
 	mkdir -p $(FUZZ_TARGETS:%=corpus/%)
 	one() {
-	  target/*/release/"$$1" -max_total_time="$${SECONDS_EACH:-60}" -print_final_stats=1 -artifact_prefix="corpus/$$1-" "corpus/$$1" >"corpus/$$1.log" 2>&1 || echo "failed" >>"corpus/$$1.log"
+	  local TIMEFORMAT='processor seconds: %0U'
+	  { time target/*/release/"$$1" -max_total_time="$${SECONDS_EACH:-60}" -print_final_stats=1 -artifact_prefix="corpus/$$1-" "corpus/$$1"; } >"corpus/$$1.log" 2>&1 || echo "failed" >>"corpus/$$1.log"
 	}
 	export -f one
 	printf '==> hostile bytes for %s, %s seconds each\n' "$(FUZZ_TARGETS)" "$${SECONDS_EACH:-60}"
