@@ -21,6 +21,10 @@ const KINDS: [pg_sys::SyncCommitLevel::Type; 3] = [
     pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_REMOTE_APPLY,
 ];
 
+/// In place of what the relay's commits wait for: no relay has run since the server started. A relay always waits for
+/// the disk at least.
+const UNKNOWN: u32 = pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_OFF;
+
 /// This process's setting `synchronous_commit`.
 pub fn level() -> u32 {
     // SAFETY: reads a variable of this process.
@@ -100,7 +104,8 @@ pub fn secure_visible() {
     flush(end);
     // The relay's level also says when there is no standby to wait for any more. This process can't find that out
     // while it waits.
-    while !is_replicated(end, db.level.load(SeqCst)) {
+    let level = || Some(db.level.load(SeqCst)).filter(|level| *level != UNKNOWN).unwrap_or_else(effective_level);
+    while !is_replicated(end, level()) {
         wait();
     }
 }

@@ -31,6 +31,8 @@ pub extern "C-unwind" fn tidings_relay_main(database: pg_sys::Datum) {
     if !db.register_relay() {
         return;
     }
+    // Before the first ticks, which take long if there is a large backlog.
+    db.level.store(durability::effective_level(), SeqCst);
     // SAFETY: the function has the signature that Postgres expects. Its argument points into shared memory, which
     // outlives the process.
     unsafe { pg_sys::before_shmem_exit(Some(leave), pg_sys::Datum::from(std::ptr::from_ref(db) as usize)) };
