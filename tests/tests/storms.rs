@@ -221,9 +221,17 @@ fn a_rule_that_ignores_its_cancellation_is_terminated() {
 fn a_worker_that_cannot_connect_does_not_answer_for_one_that_can() {
     let team = Team::new();
     let gate = team.gate_role();
-    // One for requests and one for open streams, but no second one for requests.
-    team.db.session().run(&format!("ALTER ROLE {gate} CONNECTION LIMIT 2"));
     let proxy = team.proxy_with_gate(&["--reauthorize", "200ms"]);
+    // One for requests and one for open streams connect at the start. From then on there is no second one for requests.
+    // (A third connection, which looks at the role's rights, has come and gone, or comes later.)
+    let mut session = team.db.session();
+    until("both are connected", || {
+        session.one(&format!(
+            "SELECT count(*) = 2 AND bool_and(state = 'idle' AND query = 'SELECT pg_catalog.pg_backend_pid()')
+             FROM pg_stat_activity WHERE usename = '{gate}'"
+        ))
+    });
+    session.run(&format!("ALTER ROLE {gate} CONNECTION LIMIT 2"));
     let ada = team.token(1);
     std::thread::scope(|scope| {
         for n in 0..8 {

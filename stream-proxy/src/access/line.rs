@@ -42,6 +42,8 @@ pub struct Line {
     wakes: [Notify; 2],
     /// Workers of each pace that have a connection.
     connected: [AtomicUsize; 2],
+    /// Workers of each pace that are making one.
+    connecting: [AtomicUsize; 2],
     metrics: Arc<Metrics>,
 }
 
@@ -57,7 +59,8 @@ struct Queues {
 impl Line {
     /// An empty queue.
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { queues: Mutex::default(), wakes: Default::default(), connected: Default::default(), metrics }
+        let (connected, connecting) = Default::default();
+        Self { queues: Mutex::default(), wakes: Default::default(), connected, connecting, metrics }
     }
 
     /// Adds an asker at the end of its identity's turn, unless too many are waiting. Askers of the same question share
@@ -125,6 +128,17 @@ impl Line {
         Connected { line: self.clone(), pace }
     }
 
+    /// Notes that a worker is connecting, until the result is dropped.
+    pub fn connecting(self: &Arc<Self>, pace: Pace) -> Connecting {
+        self.connecting[pace as usize].fetch_add(1, Relaxed);
+        Connecting { line: self.clone(), pace }
+    }
+
+    /// Whether a worker is connecting.
+    pub fn is_connecting(&self, pace: Pace) -> bool {
+        self.connecting[pace as usize].load(Relaxed) > 0
+    }
+
     /// Whether a worker has a connection. If so, wakes one, because it may not have noticed yet that its connection
     /// broke.
     pub fn has_connection(&self, pace: Pace) -> bool {
@@ -148,6 +162,19 @@ pub struct Connected {
 impl Drop for Connected {
     fn drop(&mut self) {
         self.line.connected[self.pace as usize].fetch_sub(1, Relaxed);
+    }
+}
+
+/// A worker's attempt to connect, as the other workers see it.
+#[derive(Debug)]
+pub struct Connecting {
+    line: Arc<Line>,
+    pace: Pace,
+}
+
+impl Drop for Connecting {
+    fn drop(&mut self) {
+        self.line.connecting[self.pace as usize].fetch_sub(1, Relaxed);
     }
 }
 

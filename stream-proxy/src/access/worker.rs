@@ -65,6 +65,8 @@ pub struct Worker {
     most: usize,
     /// The backend that did not stop its statement and must be terminated, if any.
     stuck: Option<i32>,
+    /// Whether it could not connect the last time, and left the askers to another worker.
+    has_left: bool,
 }
 
 #[derive(Debug)]
@@ -91,7 +93,7 @@ impl Worker {
     /// A worker of a queue. `logins` are the proxy's roles other than the one that this database is asked with.
     pub fn new(line: Arc<Line>, pace: Pace, database: Database, logins: Arc<[String]>, metrics: Arc<Metrics>) -> Self {
         let most = if pace == Pace::Together { BATCH } else { 1 };
-        Self { line, pace, database, logins, metrics, sql: sql(), connection: None, most, stuck: None }
+        Self { line, pace, database, logins, metrics, sql: sql(), connection: None, most, stuck: None, has_left: false }
     }
 
     /// Works forever. An eager worker connects before there is anything to ask.
@@ -110,6 +112,7 @@ impl Worker {
                 self.cannot_ask(&error).await;
                 continue;
             }
+            self.has_left = false;
             let checks = self.line.take(self.pace, self.most);
             if !checks.is_empty() {
                 self.ask(checks).await;
@@ -117,9 +120,12 @@ impl Worker {
         }
     }
 
-    /// Without a connection: leaves the askers to a worker that has one, or else sends them the error.
+    /// Without a connection: leaves the askers to a worker that has one or is making one, or else sends them the error.
+    /// Workers that can't connect don't leave them to one another again and again.
     async fn cannot_ask(&mut self, error: &DatabaseError) {
-        if self.line.has_connection(self.pace) {
+        let has_left = self.has_left;
+        self.has_left = self.line.has_connection(self.pace) || !has_left && self.line.is_connecting(self.pace);
+        if self.has_left {
             return sleep(RETRY_AFTER).await;
         }
         let checks = self.line.take(self.pace, usize::MAX);
@@ -317,6 +323,7 @@ impl Worker {
             return Ok(());
         }
         self.connection = None;
+        let _connecting = self.line.connecting(self.pace);
         let (client, server) = self.database.connect_to_followed(self.metrics.clone()).await?;
         let (limit, dialect) = (self.limit(1), self.database.installed().dialect());
         let settings = format!(
@@ -367,5 +374,27 @@ fn has_broken(error: &DatabaseError) -> bool {
             .as_db_error()
             .is_none_or(|error| matches!(error.parsed_severity(), Some(Severity::Fatal | Severity::Panic))),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::access::check::{Asker, Question};
+    use tokio::sync::oneshot;
+
+    #[tokio::test(start_paused = true)]
+    async fn askers_are_left_once_to_a_worker_that_is_connecting() {
+        let line = Arc::new(Line::new(Arc::default()));
+        let database = Database::parse("postgres://gate@127.0.0.1/app", None).unwrap();
+        let mut worker = Worker::new(line.clone(), Pace::Together, database, [].into(), Arc::default());
+        let (reply, mut answer) = oneshot::channel();
+        let question = Question { claims: "{}".into(), topics: [Arc::from("boards_5")].into() };
+        line.join(question, "ada".into(), Asker { reply, permit: None, alone: Arc::default() }).unwrap();
+        let _connecting = line.connecting(Pace::Together);
+        worker.cannot_ask(&DatabaseError::Closed).await;
+        assert!(answer.try_recv().is_err(), "the other worker may get a connection");
+        worker.cannot_ask(&DatabaseError::Closed).await;
+        assert!(matches!(answer.try_recv(), Ok(Err(Unanswered::Database(_)))));
     }
 }
