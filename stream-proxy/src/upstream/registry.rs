@@ -1,6 +1,7 @@
 //! Reports to the database which topics have subscribers, for `tidings.open_topics`: at most once a second, only what
 //! changed, with a lease that expires if this proxy dies.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,13 +36,16 @@ pub struct Registry {
     name: String,
     /// Whether nothing has been reported under this name yet.
     new: bool,
+    /// What the hub has said and no finished report has told the database. When the proxy shuts down, it gives up a
+    /// report that is under way, and the last one has to repeat it.
+    untold: HashMap<Arc<str>, usize>,
 }
 
 impl Registry {
     /// A registry for a proxy that listens on `address`.
     pub fn new(hub: Arc<Hub>, reads: Arc<Reads>, metrics: Arc<Metrics>, address: &str) -> Self {
         let name = name(address);
-        Self { hub, reads, metrics, address: address.into(), name, new: true }
+        Self { hub, reads, metrics, address: address.into(), name, new: true, untold: HashMap::new() }
     }
 
     /// Reports forever.
@@ -58,6 +62,7 @@ impl Registry {
                     tracing::debug!(%error, "open topics not reported");
                     // It is unknown what the database has recorded for the old name; that ends with its lease.
                     (self.name, self.new) = (name(&self.address), true);
+                    self.untold.clear();
                     sleep(RENEWAL).await;
                 }
             }
@@ -69,10 +74,16 @@ impl Registry {
         if !self.reads.takes_reports() {
             // After a promotion everything is reported. Until then the hub must not gather what has changed.
             self.new = true;
+            self.untold.clear();
             drop(self.hub.subscriber_counts(false));
             return Ok(false);
         }
-        let topics = self.hub.subscriber_counts(self.new);
+        if self.new {
+            // What is told now are all topics that have subscribers.
+            self.untold.values_mut().for_each(|count| *count = 0);
+        }
+        self.untold.extend(self.hub.subscriber_counts(self.new));
+        let topics: Vec<_> = self.untold.iter().map(|(topic, count)| (topic.clone(), *count)).collect();
         if topics.is_empty() && !due {
             return Ok(false);
         }
@@ -82,6 +93,8 @@ impl Registry {
             self.reads.report(&self.name, batch, LEASE).await?;
         }
         self.new = false;
+        // A flood of topics leaves no memory allocated.
+        self.untold = HashMap::new();
         Ok(true)
     }
 }
