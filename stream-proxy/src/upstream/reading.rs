@@ -94,8 +94,9 @@ impl Readings {
 
     async fn connect(&self) -> Result<Client, DatabaseError> {
         let (client, _) = self.database.connect(self.metrics.clone()).await?;
-        let limit = self.limit.as_millis();
-        // A proxy that vanished must not hold vacuum back forever.
+        // A proxy that vanished must not hold vacuum back forever. The server's limits come after the proxy's own, so
+        // that their errors are not taken for those of a query, or of a broken connection.
+        let limit = (self.limit + GRACE).as_millis();
         let settings = format!("SET statement_timeout = {limit}; SET idle_in_transaction_session_timeout = {limit}");
         in_time(client.batch_execute(&settings)).await?;
         Ok(client)
