@@ -48,13 +48,23 @@ export async function eventually(what, condition) {
   }
 }
 
-/** A port that nobody listens on. */
+/** The ports that have been given. */
+const given = new Set();
+
+/** A port that nobody listens on, below the range that Linux uses for outgoing connections, so that none of those can take it. */
 export async function freePort() {
-  const server = net.createServer().listen(0, "127.0.0.1");
-  await new Promise((resolve) => server.once("listening", resolve));
-  const { port } = server.address();
-  await new Promise((resolve) => server.close(resolve));
-  return port;
+  for (;;) {
+    const port = 16_384 + Math.floor(Math.random() * 16_384);
+    const server = net.createServer();
+    const isFree = !given.has(port) && await new Promise((resolve) => {
+      server.once("error", () => resolve(false));
+      server.listen(port, "127.0.0.1", () => resolve(true));
+    });
+    if (!isFree) continue;
+    given.add(port);
+    await new Promise((resolve) => server.close(resolve));
+    return port;
+  }
 }
 
 const running = new Set();

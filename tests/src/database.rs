@@ -7,7 +7,7 @@ use postgres::types::FromSqlOwned;
 use postgres::{Client, Row};
 
 use crate::cluster::{Cluster, SUPERUSER, check_ring};
-use crate::process::Signal;
+use crate::process::{Signal, is_stopped, send};
 use crate::proxy::Proxy;
 use crate::wait::{eventually, until};
 
@@ -93,8 +93,16 @@ impl<'c> Database<'c> {
     /// Ends the relay by SIGKILL (Postgres then restarts all backends) and waits for its successor.
     pub fn kill_relay(&self) {
         let old = self.wait_relay();
-        crate::process::send(old, Signal::SIGKILL);
+        send(old, Signal::SIGKILL);
         until("a new relay runs", || self.relay().is_some_and(|pid| pid != old));
+    }
+
+    /// Stops the relay by SIGSTOP, and returns its process id: see [`Session::stop`].
+    #[track_caller]
+    pub fn stop_relay(&self) -> u32 {
+        let relay = self.wait_relay();
+        self.session().stop(relay);
+        relay
     }
 
     /// Restarts the server properly and waits until the relay runs.
@@ -109,9 +117,12 @@ impl<'c> Database<'c> {
         self.wait_relay();
     }
 
-    /// Waits until a standby has replayed everything that this database's server has written.
+    /// Waits until a standby has replayed everything that this database's server has done so far. A tick may be visible,
+    /// and clients may have its events, a moment before it is flushed and sent: this commit flushes it.
     pub fn wait_standby(&self, standby: &Cluster) {
-        let written: String = self.session().one("SELECT pg_current_wal_lsn()::text");
+        let mut here = self.session();
+        here.run("SET synchronous_commit = local; SELECT pg_logical_emit_message(true, 'tests', '')");
+        let written: String = here.one("SELECT pg_current_wal_lsn()::text");
         let mut session = standby.session(&self.name, SUPERUSER);
         until("the standby has caught up", || session.one(&format!("SELECT pg_last_wal_replay_lsn() >= '{written}'")));
     }
@@ -237,6 +248,28 @@ impl Session {
     #[track_caller]
     pub fn backend(&mut self) -> u32 {
         u32::try_from(self.one::<i32>("SELECT pg_backend_pid()")).expect("a process id")
+    }
+
+    /// Stops another process of the server by SIGSTOP, while it waits for something to do. Anywhere else it could have a
+    /// lock that each commit of the server needs, and would keep it.
+    #[track_caller]
+    pub fn stop(&mut self, pid: u32) {
+        let waits = format!(
+            "SELECT EXISTS (SELECT FROM pg_stat_activity
+                 WHERE pid = {pid} AND wait_event_type IN ('Activity', 'Client', 'Extension'))"
+        );
+        until("the process is stopped while it waits", || {
+            if !self.one::<bool>(&waits) {
+                return false;
+            }
+            send(pid, Signal::SIGSTOP);
+            until("it has stopped", || is_stopped(pid));
+            let is_waiting = self.one::<bool>(&waits);
+            if !is_waiting {
+                send(pid, Signal::SIGCONT);
+            }
+            is_waiting
+        });
     }
 }
 

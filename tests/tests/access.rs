@@ -314,7 +314,7 @@ fn a_stream_ends_when_its_token_expires() {
     let proxy = team.proxy(&[]);
     let mut lasting = open(&proxy, "boards_5", &team.token(1));
     // Within the ten seconds by which clocks may differ.
-    let mut stream = open(&proxy, "boards_5", &team.token_until(1, now() - 7.0));
+    let mut stream = open(&proxy, "boards_5", &team.token_until(1, now() - 4.0));
     team.db.session().run("INSERT INTO board_items VALUES (1, 5, 'before')");
     assert_eq!(titles(&stream.rest()), ["before"]);
     assert_eq!(titles(&all_until_now(&team.db, "boards_5", &mut lasting)), ["before"]);

@@ -28,7 +28,7 @@ struct Wait {
 }
 
 impl Wait {
-    /// Starts to wait for what comes after a position, and returns once the session sleeps.
+    /// Starts to wait for what comes after a position, and returns once the session sleeps, or its wait has ended.
     #[track_caller]
     fn start(standby: &Cluster, database: &str, after: &str, setup: &str) -> Self {
         let mut session = standby.session(database, "postgres");
@@ -40,7 +40,8 @@ impl Wait {
         let sleeps =
             format!("SELECT wait_event = 'Extension' FROM pg_stat_activity WHERE pid = {pid} AND state = 'active'");
         until("the session waits", || {
-            other.all(&sleeps, &[]).first().is_some_and(|row| row.get::<_, Option<bool>>(0) == Some(true))
+            thread.is_finished()
+                || other.all(&sleeps, &[]).first().is_some_and(|row| row.get::<_, Option<bool>>(0) == Some(true))
         });
         Self { pid, thread }
     }

@@ -67,8 +67,7 @@ fn a_backlog_is_sent_in_order_in_ticks_of_bounded_size() {
     let (mut old, mut prepared) = (db.session(), db.session());
     old.run("BEGIN; INSERT INTO board_items VALUES (1, 5, 'old')");
     prepared.run("BEGIN; INSERT INTO board_items VALUES (2, 5, 'prepared'); PREPARE TRANSACTION 'p'");
-    let relay = db.wait_relay();
-    send(relay, Signal::SIGSTOP);
+    let relay = db.stop_relay();
     write_backlog(&db, EACH / 2);
     let position: String = session.one("SELECT tidings.position()");
     write_backlog(&db, EACH / 2);
@@ -102,7 +101,7 @@ fn a_long_transaction_does_not_make_the_ticks_of_a_backlog_smaller() {
     let db = cluster.database();
     create_counter(&db);
     let (mut session, mut long) = (db.session(), db.session());
-    send(db.wait_relay(), Signal::SIGSTOP);
+    db.stop_relay();
     // Alone it would fill three ticks.
     long.run(
         "BEGIN; SELECT tidings.publish_text('bulk', (SELECT string_agg(md5((random() * i * n)::text), '')
@@ -125,8 +124,7 @@ fn a_page_of_a_backlog_reads_only_its_own_segments() {
     create_counter(&db);
     let mut session = db.session();
     let start: String = session.one("SELECT tidings.position()");
-    let relay = db.wait_relay();
-    send(relay, Signal::SIGSTOP);
+    let relay = db.stop_relay();
     write_backlog(&db, EACH);
     send(relay, Signal::SIGCONT);
     let all = i64::try_from(WRITERS * EACH).expect("a number");
@@ -178,7 +176,7 @@ fn a_segment_that_cannot_be_read_affects_only_its_own_events() {
         skipped("values out of line that are gone: there is no pg_surgery");
     }
     for (id, make_unreadable) in (1..).zip(ways) {
-        send(relay, Signal::SIGSTOP);
+        session.stop(relay);
         // Random, so that it can't be compressed into the row, and too large for the ring.
         session.run(&format!(
             "INSERT INTO board_items SELECT {id}, 5, string_agg(md5(random()::text), '') FROM generate_series(1, 300)"

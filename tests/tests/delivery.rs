@@ -3,7 +3,7 @@
 use tidings_tests::follower::Habits;
 use tidings_tests::ledger::{self, Ledger, TOPICS};
 use tidings_tests::sse::Request;
-use tidings_tests::{Follower, shared};
+use tidings_tests::{Follower, shared, until};
 
 #[test]
 fn sixteen_random_writers_reach_every_client_exactly() {
@@ -62,10 +62,10 @@ fn two_proxies_give_the_same_ids_and_the_same_order() {
     writers.wait_for(1500);
     writers.finish();
     ledger.close();
-    let moves = wanderer.connections();
+    // It may still be far behind the writers.
+    until("it has moved often", || wanderer.connections() > 20);
     let (one, two, wandered) = (one.finish(), two.finish(), wanderer.finish());
     ledger.check(&one);
     assert!(one == two, "the same ids and the same order");
     assert!(one == wandered, "also for a client who moves between them");
-    assert!(moves > 20, "it moved only {moves} times");
 }

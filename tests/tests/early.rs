@@ -28,7 +28,8 @@ pub fn flushed_first(session: &mut Session, reason: &str) -> i64 {
     session.one(&format!("SELECT (flushed_first ->> '{reason}')::bigint FROM tidings.status"))
 }
 
-/// Waits until ticks are announced before they are flushed, which the first ones of a relay are not.
+/// Waits until ticks are announced before they are flushed, which the first ones of a relay are not. Afterwards no event
+/// waits for its tick, which would count with those of the test.
 pub fn warm_up(db: &Database<'_>) {
     let mut session = db.session();
     let total =
@@ -38,6 +39,12 @@ pub fn warm_up(db: &Database<'_>) {
         session.publish("nobody", "1");
         session.one::<i64>(total) > before + 2
     });
+    wait_for_ticks(&mut session);
+}
+
+/// Waits until everything that is committed is in a tick, which is counted before it is visible.
+pub fn wait_for_ticks(session: &mut Session) {
+    until("everything is in a tick", || session.one("SELECT waiting_since IS NULL FROM tidings.status"));
 }
 
 /// Whether the log has the tick of an event.
@@ -49,7 +56,7 @@ pub fn has_tick(db: &Database<'_>, frame: &Frame) -> bool {
 pub fn stop_wal_writer(cluster: &Cluster) -> u32 {
     let mut session = cluster.session("postgres", "postgres");
     let pid: i32 = session.one("SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'");
-    send(pid.unsigned_abs(), Signal::SIGSTOP);
+    session.stop(pid.unsigned_abs());
     pid.unsigned_abs()
 }
 
@@ -264,7 +271,7 @@ fn warm_up_while_prepared(db: &Database<'_>) {
         session.publish("nobody", "1");
         flushed_first(&mut session, "prepared") > 0
     });
-    until("it has cut all", || session.one("SELECT waiting_since IS NULL FROM tidings.status"));
+    wait_for_ticks(&mut session);
 }
 
 #[test]
@@ -321,7 +328,7 @@ fn a_position_and_what_is_read_from_the_log_survive_a_crash() {
     let start: String = session.one("SELECT tidings.position()");
     session.run("SET synchronous_commit = off");
     // The relay flushes nothing meanwhile.
-    send(db.wait_relay(), Signal::SIGSTOP);
+    db.stop_relay();
     insert(&mut session, 1);
     let row = session.all("SELECT tidings.position(), (SELECT count(*) FROM board_items)", &[]).remove(0);
     let (position, seen): (String, i64) = (row.get(0), row.get(1));

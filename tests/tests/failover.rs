@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 
 use tidings_tests::follower::Habits;
-use tidings_tests::process::{Signal, send};
 use tidings_tests::sse::Request;
 use tidings_tests::{Cable, Cluster, Follower, Proxy, Session, until};
 use tidings_wire::Position;
@@ -52,7 +51,7 @@ fn a_position_of_a_lost_primary_hides_nothing_of_the_new_one() {
     db.wait_standby(&standby);
     cut_off(&standby);
     // So the standby has the position's tick, although what the snapshot saw is lost.
-    send(db.wait_relay(), Signal::SIGSTOP);
+    db.stop_relay();
     let mut here = db.session();
     for id in 2..30 {
         here.run(&format!("INSERT INTO items VALUES ({id}, 5, 'lost')"));
@@ -86,7 +85,7 @@ fn a_position_that_saw_what_a_failover_lost_gets_a_reset_and_others_do_not() {
     furnish(&db);
     let standby = primary.standby();
     let mut here = db.session();
-    send(db.wait_relay(), Signal::SIGSTOP);
+    db.stop_relay();
     // One whose number the standby knows, although it will never get the commit.
     let mut lost = db.session();
     lost.run("BEGIN; INSERT INTO items VALUES (3, 5, 'lost')");

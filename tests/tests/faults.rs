@@ -92,7 +92,7 @@ fn a_prepared_transaction_hides_no_event_that_is_written_before_the_relay_is_bac
     db.session().run("BEGIN; INSERT INTO board_items VALUES (1, 5, 'prepared'); PREPARE TRANSACTION 'p'");
     db.session().run("INSERT INTO board_items VALUES (2, 5, 'sent')");
     assert_eq!(titles(&[sse.frame()]), ["sent"]);
-    tidings_tests::process::send(db.wait_relay(), tidings_tests::process::Signal::SIGSTOP);
+    db.stop_relay();
     db.session().run("INSERT INTO board_items VALUES (3, 5, 'read by the page')");
     let position: String = db.session().one("SELECT tidings.position()");
     // Its locks survive the crash, so the next relay waits for it.
@@ -117,7 +117,7 @@ fn what_was_committed_right_before_a_crash_arrives_after_it() {
     let proxy = db.proxy(&[]);
     let mut sse = proxy.live(&["boards_5"]);
     // The relay is stopped and announces nothing: when the server dies, only the log has the event.
-    tidings_tests::process::send(db.wait_relay(), tidings_tests::process::Signal::SIGSTOP);
+    db.stop_relay();
     db.session().run("INSERT INTO board_items VALUES (1, 5, 'unannounced')");
     cluster.crash();
     assert_eq!(titles(&[sse.frame()]), ["unannounced"]);
@@ -129,7 +129,7 @@ fn what_a_page_read_right_before_a_crash_is_not_repeated() {
     let cluster = Cluster::start(&[]);
     let db = cluster.database();
     create_boards(&db);
-    tidings_tests::process::send(db.wait_relay(), tidings_tests::process::Signal::SIGSTOP);
+    db.stop_relay();
     let mut session = db.session();
     session.run("INSERT INTO board_items VALUES (1, 5, 'read')");
     let position: String = session.one("SELECT tidings.position()");
@@ -154,7 +154,7 @@ fn a_relay_that_ends_early_after_a_crash_hides_nothing() {
     session.run("BEGIN; LOCK TABLE tidings.tick IN SHARE MODE; PREPARE TRANSACTION 'lock'");
     // What the page has read is lost, and other transactions get the same ids.
     let wal_writer: i32 = session.one("SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'");
-    tidings_tests::process::send(wal_writer.unsigned_abs(), tidings_tests::process::Signal::SIGSTOP);
+    session.stop(wal_writer.unsigned_abs());
     session.run("SET synchronous_commit = off");
     for id in 0..40 {
         session.run(&format!("INSERT INTO board_items VALUES ({id}, 5, 'lost')"));

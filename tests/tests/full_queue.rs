@@ -3,7 +3,7 @@
 
 use tidings_tests::{Cluster, Database, Session, until};
 
-use crate::early::{HELD, flushed_first, has_tick, insert, stop_wal_writer, warm_up};
+use crate::early::{HELD, flushed_first, has_tick, insert, stop_wal_writer, wait_for_ticks, warm_up};
 use crate::{create_boards, kept_boards, titles};
 
 /// A session that listens and does not read, and so many notifications to it that the queue counts as full to this
@@ -36,6 +36,7 @@ fn while_the_notification_queue_is_crowded_ticks_are_flushed_first_and_read_from
         session.publish("nobody", "1");
         flushed_first(&mut session, "queue") > before
     });
+    wait_for_ticks(&mut session);
     stop_wal_writer(&cluster);
     let before: (i64, i64) = (flushed_first(&mut session, "queue"), session.one("SELECT hints FROM tidings.relay()"));
     insert(&mut session, 1);

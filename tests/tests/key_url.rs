@@ -17,9 +17,9 @@ fn keys(numbers: &[usize]) -> Value {
 }
 
 /// Starts a proxy that fetches the keys, without waiting for them.
-fn proxy(team: &Team<'_>, publisher: &Application) -> Proxy {
+fn proxy(team: &Team<'_>, publisher: &Application, args: &[&str]) -> Proxy {
     let url = publisher.url("/.well-known/jwks.json?client=tidings");
-    Proxy::start_verbose(&team.proxy_url(), &["--jwks-url", &url, "--auth-timeout", "300ms"])
+    Proxy::start_verbose(&team.proxy_url(), &[&["--jwks-url", &url], args].concat())
 }
 
 fn fetches(proxy: &Proxy, result: &str) -> f64 {
@@ -31,7 +31,8 @@ fn fetches(proxy: &Proxy, result: &str) -> f64 {
 fn a_key_that_is_not_known_is_looked_for_once_a_minute() {
     let team = Team::new();
     let publisher = Application::start(|_| Reply::json(&keys(&[0])));
-    let proxy = proxy(&team, &publisher);
+    // With the usual time for an answer: one that came too late would be asked for again.
+    let proxy = proxy(&team, &publisher, &[]);
     let (_, [rsa, ec, ..]) = key_set();
     let [rsa, ec] = [rsa, ec].map(|(kid, algorithm, key)| by_key(&team.claims(1), Some(kid), algorithm, &key));
     until("the keys are there", || status(&proxy, EVENTS, &rsa) == 200);
@@ -53,7 +54,7 @@ fn a_key_that_is_not_known_is_looked_for_once_a_minute() {
 fn until_there_are_keys_nobody_is_admitted_or_denied() {
     let team = Team::new();
     let publisher = Application::start(|_| Reply::Silence);
-    let proxy = proxy(&team, &publisher);
+    let proxy = proxy(&team, &publisher, &["--auth-timeout", "300ms"]);
     let (_, [(kid, algorithm, key), ..]) = key_set();
     let token = by_key(&team.claims(1), Some(kid), algorithm, &key);
     // Each of these is one attempt; the next comes a few seconds later.

@@ -197,7 +197,7 @@ fn a_slow_page_of_the_log_does_not_delay_short_queries() {
     let reader: i32 = session.one(
         "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'SELECT%tidings.page(%' AND pid <> pg_backend_pid()",
     );
-    send(reader.unsigned_abs(), Signal::SIGSTOP);
+    session.stop(reader.unsigned_abs());
     let mut slow = earliest();
     until("the page is being read", || proxy.metric("tidings_replays") == 1.0);
     let _other = proxy.live(&["another"]);
@@ -214,7 +214,7 @@ fn a_position_that_waits_for_a_lock_delays_no_short_query_and_is_not_given_up() 
     let proxy = db.proxy(&["--history-bytes", "0"]);
     let (mut session, mut running, mut lock) = (db.session(), db.session(), db.session());
     // It has seen the later of two transactions, but not the earlier one, and neither is in a tick yet.
-    send(db.wait_relay(), Signal::SIGSTOP);
+    db.stop_relay();
     running.run("BEGIN; INSERT INTO board_items VALUES (1, 5, 'running')");
     session.run("INSERT INTO board_items VALUES (2, 5, 'seen')");
     let position: String = session.one("SELECT tidings.position()");

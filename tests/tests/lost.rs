@@ -215,9 +215,8 @@ fn a_tick_that_is_not_in_the_log_counts_as_lost() {
 fn take_back(db: &Database<'_>, proxy: &Proxy, live: &mut tidings_tests::Sse, id: i32) -> Option<Frame> {
     warm_up(db);
     stop_wal_writer(db.cluster());
-    let relay = db.wait_relay();
     let mut session = db.session();
-    send(relay, Signal::SIGSTOP);
+    let relay = db.stop_relay();
     insert(&mut session, id, "seen");
     for _ in 0..30 {
         session.one::<i64>("SELECT tidings.stamp()");

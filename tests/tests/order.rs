@@ -67,8 +67,7 @@ fn a_transaction_comes_after_all_that_it_waited_for() {
     holder.run("INSERT INTO board_items VALUES (1, 5, 'new')");
     assert_eq!(titles(&[sse.frame()]), ["new"]);
     // The relay is stopped, so it finds both transactions in one tick; the one that waited has the lower id.
-    let relay = db.wait_relay();
-    send(relay, Signal::SIGSTOP);
+    let relay = db.stop_relay();
     waiter.run("BEGIN; SELECT pg_current_xact_id()");
     holder.run("BEGIN; UPDATE board_items SET title = 'holder' WHERE id = 1");
     let pid = waiter.backend();

@@ -109,8 +109,7 @@ fn every_index_of_the_log_gets_every_row() {
 fn a_log_that_is_rewritten_while_the_relay_waits_for_it_loses_nothing() {
     let (db, mut log) = with(ITEMS);
     let mut session = db.session();
-    let relay = db.wait_relay();
-    send(relay, Signal::SIGSTOP);
+    let relay = db.stop_relay();
     session.run("INSERT INTO items VALUES (1, 5)");
     let mut dba = db.session();
     dba.run("BEGIN; ALTER TABLE tidings.log ADD COLUMN at timestamptz DEFAULT clock_timestamp()");

@@ -1,6 +1,6 @@
 //! What the running transaction has captured, for tests that never commit.
 
-use tidings_tests::{Database, Session, shared};
+use tidings_tests::{Database, Session, shared, until};
 
 use crate::{all_until_now, boards};
 
@@ -37,6 +37,7 @@ fn a_transaction_sees_what_it_has_captured_and_nobody_else_does() {
     assert_eq!(pending(&mut other), []);
     session.run("COMMIT");
     assert_eq!(pending(&mut session), []);
+    until("it is in a tick", || session.one("SELECT waiting_since IS NULL FROM tidings.status"));
     assert_eq!(committed(&db), seen, "what is committed is what was pending");
 }
 

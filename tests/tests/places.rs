@@ -5,6 +5,7 @@ use tidings_tests::{Cable, Cluster, Database, Frame, Item, Proxy, Sse, until};
 
 use crate::boards;
 use crate::clients::{Client, npm};
+use crate::retention::retain;
 
 /// npm packages that open a stream, lose it, and reconnect, each in its own way.
 const PACKAGES: [&str; 4] = ["eventsource", "eventsource-2", "event-source-polyfill", "reconnecting-eventsource"];
@@ -69,6 +70,8 @@ fn the_position_of_a_client_of_a_quiet_topic_does_not_expire() {
         until("a heartbeat has moved the client", || {
             client.frame().id().parse::<tidings_wire::Position>().expect("one").tick >= now.tick
         });
+        // What the client misses must not expire before it tries again, which some do after seconds.
+        retain(&mut session, "1h");
         // The proxy's memory must not help.
         cable.cut();
         proxy.kill();

@@ -79,7 +79,7 @@ fn a_position_divides_a_tick_by_what_its_snapshot_saw() {
     let (mut long, mut short) = (db.session(), db.session());
     // A transaction that is running when the snapshot is taken, and one that is committed before but gets its tick
     // after.
-    send(db.wait_relay(), Signal::SIGSTOP);
+    db.stop_relay();
     long.run("BEGIN; INSERT INTO board_items VALUES (1, 5, 'running')");
     short.run("INSERT INTO board_items VALUES (2, 5, 'committed before')");
     let mut reader = db.session();
@@ -110,8 +110,7 @@ fn ids_after_a_snapshot_name_only_transactions_that_still_matter() {
     let db = cluster.database();
     create_boards(&db);
     let proxy = db.proxy(&[]);
-    let relay = db.wait_relay();
-    send(relay, Signal::SIGSTOP);
+    let relay = db.stop_relay();
     // Of the twelve transactions that are running at the time of the snapshot, one commits before its tick, one later,
     // and the others never write.
     let mut running: Vec<_> = (0..12).map(|_| db.session()).collect();

@@ -53,8 +53,8 @@ fn a_killed_client_is_pruned() {
 #[test]
 fn a_frozen_client_is_pruned_without_effect_on_the_others() {
     let db = boards();
-    // It is not noticed by its queue: nothing that is sent here fills it.
-    let proxy = db.proxy(&["--heartbeat", "100ms", "--client-queue-bytes", "1GiB"]);
+    // It is not noticed by its queue: nothing that is sent here fills it. The other one has time enough.
+    let proxy = db.proxy(&["--heartbeat", "500ms", "--client-queue-bytes", "1GiB"]);
     let mut stays = proxy.live(&["boards_5"]);
     let client = client_process(proxy.address());
     proxy.wait_clients(2);

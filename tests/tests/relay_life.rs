@@ -155,7 +155,8 @@ fn relays_start_by_themselves_with_the_server() {
     cluster.restart();
     one.wait_relay();
     two.wait_relay();
-    assert_eq!(relays(&without), 0);
+    // A worker may just be checking whether the database has the extension.
+    until("no relay stays", || relays(&without) == 0);
     let proxy = one.proxy(&[]);
     let mut sse = proxy.live(&["boards_5"]);
     one.session().run("INSERT INTO board_items VALUES (1, 5, 'after the restart')");
@@ -257,8 +258,7 @@ fn the_status_shows_a_segment_that_waits_for_its_tick() {
     early.run("BEGIN; INSERT INTO board_items VALUES (1, 5, 'early')");
     session.run("INSERT INTO board_items VALUES (2, 5, 'in the last tick')");
     until("it is in a tick", || session.one("SELECT count(*) = 1 FROM tidings.events"));
-    let relay = db.wait_relay();
-    send(relay, Signal::SIGSTOP);
+    let relay = db.stop_relay();
     early.run("COMMIT");
     let waits: bool = session.one("SELECT waiting_since IS NOT NULL FROM tidings.status");
     send(relay, Signal::SIGCONT);

@@ -79,6 +79,10 @@ fn events_expire_after_the_retention_time_and_never_before() {
 
 #[test]
 fn the_log_stays_bounded_under_load() {
+    // What each write adds.
+    const BYTES: usize = 100 * 50 * 32;
+    // One and a half times the retention time, and the time between two checks of the partitions.
+    const WINDOW: Duration = Duration::from_secs(5);
     let cluster = Cluster::start(SHORT);
     let db = cluster.database();
     events_table(&db);
@@ -86,19 +90,22 @@ fn the_log_stays_bounded_under_load() {
     // Random texts, because compressed ones would prove little.
     let write = "INSERT INTO items SELECT i, (SELECT string_agg(md5((random() * i * j)::text), '') FROM generate_series(1, 50) j) FROM generate_series(1, 100) i";
     let (mut written, mut most) = (0, 0);
-    let start = Instant::now();
+    // A machine with other work is not always equally fast: what counts is the most that was written within that time.
+    let (mut recent, mut busiest) = (VecDeque::new(), 0);
     let mut rotations = BTreeSet::new();
     until("the log has been used up three times", || {
         session.run(write);
-        written += 100 * 50 * 32;
+        written += BYTES;
+        recent.push_back(Instant::now());
+        while recent.front().is_some_and(|at| at.elapsed() > WINDOW) {
+            recent.pop_front();
+        }
+        busiest = busiest.max(recent.len() * BYTES);
         most = session.one::<i64>("SELECT log_bytes FROM tidings.status").max(most);
         rotations.insert(oldest(&mut session));
-        rotations.len() > 8
+        rotations.len() > 8 && (most as f64) < written as f64 / 2.0
     });
-    let rate = written as f64 / start.elapsed().as_secs_f64();
-    // One and a half times the retention time, and the time between two checks of the partitions.
-    assert!(most as f64 <= rate * (2.0 * 1.5 + 2.0) * 1.5, "{most} bytes at {rate:.0} bytes/s");
-    assert!((most as f64) < written as f64 / 2.0, "{most} of {written} bytes");
+    assert!(most as f64 <= busiest as f64 * 1.5, "{most} bytes, with {busiest} written within {WINDOW:?}");
 }
 
 #[test]
@@ -256,8 +263,11 @@ fn rotation_continues_across_restarts_that_are_more_frequent_than_the_retention_
     let mut restarts = 0;
     until("what is too old goes", || {
         let old = db.wait_relay();
-        session.run(&format!("INSERT INTO items VALUES (1); SELECT pg_terminate_backend({old})"));
+        session.run(&format!("SELECT pg_terminate_backend({old})"));
         eventually("a new relay runs", || db.relay().filter(|pid| *pid != old));
+        // It has looked at the partitions before it cuts a tick.
+        session.run("INSERT INTO items VALUES (1)");
+        until("it has cut a tick", || session.one("SELECT waiting_since IS NULL FROM tidings.status"));
         restarts += 1;
         oldest(&mut session) > first
     });

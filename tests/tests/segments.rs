@@ -71,8 +71,7 @@ fn the_segments_after_any_place_are_those_of_the_ticks_in_order() {
         session.one::<i32>("SELECT get_byte(data, 0) FROM tidings.log ORDER BY stamp DESC LIMIT 1") == 4
     });
     // A tick of many segments: some of one transaction, some that are stored out of line.
-    let relay = db.wait_relay();
-    send(relay, Signal::SIGSTOP);
+    let relay = db.stop_relay();
     (0..5).for_each(|n| session.publish("boards_5", &n.to_string()));
     session.run(
         "SELECT tidings.publish_text('bulk', (SELECT string_agg(md5((random() * i * n)::text), '')

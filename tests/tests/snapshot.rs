@@ -328,7 +328,7 @@ fn a_reading_that_waits_for_ticks_ends_when_its_clients_have_left() {
     // The connection that listens has also read the log once.
     let listens = format!("SELECT pid {of_proxy} AND query LIKE '%tidings.segments%'");
     let listens = session.one::<i32>(&listens).unsigned_abs();
-    send(listens, Signal::SIGSTOP);
+    session.stop(listens);
     // The rows include what the proxy does not hear of.
     session.run("INSERT INTO board_items VALUES (1, 8, 'unheard')");
     let sse = proxy.open(&rows_of(&["boards_8"]));

@@ -35,10 +35,6 @@ fn each_once(read: &[String], streamed: &[String], all: &[&str]) {
     assert_eq!(got, all, "{read:?} was read, {streamed:?} was streamed");
 }
 
-fn stop_relay(db: &Database<'_>) {
-    send(db.wait_relay(), Signal::SIGSTOP);
-}
-
 fn continue_relay(db: &Database<'_>) {
     send(db.relay().expect("a relay"), Signal::SIGCONT);
 }
@@ -56,7 +52,7 @@ fn read_beside_open_transactions(offset: i32) {
     let mut session = db.session();
     session.run("INSERT INTO board_items VALUES (1, 5, 'in a tick')");
     until("it is in a tick", || session.one::<i64>("SELECT count(*) FROM tidings.events") == 1);
-    stop_relay(&db);
+    db.stop_relay();
     let (mut open, mut nested, mut many, mut prepared) = (db.session(), db.session(), db.session(), db.session());
     open.run("BEGIN; INSERT INTO board_items VALUES (2, 5, 'open')");
     nested.run("BEGIN; SAVEPOINT a; INSERT INTO board_items VALUES (3, 5, 'in a savepoint')");

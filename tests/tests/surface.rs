@@ -212,7 +212,7 @@ fn it_is_not_ready_while_no_relay_runs() {
     let mut session = db.session();
     let launcher = session.one::<i32>("SELECT pid FROM pg_stat_activity WHERE backend_type = 'tidings launcher'");
     // A stopped launcher starts no relay.
-    process::send(launcher.unsigned_abs(), Signal::SIGSTOP);
+    session.stop(launcher.unsigned_abs());
     session.run("SELECT pg_terminate_backend(tidings.relay_pid())");
     let reason = eventually("the proxy notices", || {
         let (head, body) = ask(&proxy, "GET", "/readyz", &[]);

@@ -3,7 +3,7 @@
 use std::thread;
 
 use tidings_tests::sse::Request;
-use tidings_tests::{Cluster, shared, until};
+use tidings_tests::{Cluster, eventually, shared, until};
 
 use crate::{all_until_now, boards, create_boards, titles};
 
@@ -133,18 +133,29 @@ fn a_tick_that_is_made_while_a_transaction_is_being_prepared_is_a_tick_like_othe
     create_boards(&db);
     let proxy = db.proxy(&[]);
     let mut sse = proxy.live(&["boards_5"]);
-    let (mut session, mut prepares) = (db.session(), db.session());
-    session.run("SET synchronous_commit = local");
-    prepares.run("CREATE TABLE unwatched (); BEGIN; INSERT INTO unwatched DEFAULT VALUES");
+    let mut session = db.session();
+    session.run("SET synchronous_commit = local; CREATE TABLE unwatched ()");
     session.run("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
     session.run("SELECT pg_reload_conf()");
     until("the setting is there", || session.one::<String>("SHOW synchronous_standby_names") == "nobody");
     let waits =
         |pid: u32| format!("SELECT coalesce(wait_event, '') = 'SyncRep' FROM pg_stat_activity WHERE pid = {pid}");
     let relay = db.wait_relay();
-    let (it_waits, relay_waits) = (waits(prepares.backend()), waits(relay));
-    let prepares = thread::spawn(move || prepares.run("PREPARE TRANSACTION 'slow'"));
-    until("it waits", || session.one(&it_waits));
+    let relay_waits = waits(relay);
+    // Sessions wait once the checkpointer, too, has read the setting.
+    let prepares = eventually("a session that prepares a transaction waits", || {
+        let mut prepares = db.session();
+        prepares.run("BEGIN; INSERT INTO unwatched DEFAULT VALUES");
+        let it_waits = waits(prepares.backend());
+        let prepares = thread::spawn(move || prepares.run("PREPARE TRANSACTION 'slow'"));
+        until("it waits or is done", || prepares.is_finished() || session.one(&it_waits));
+        if prepares.is_finished() {
+            prepares.join().expect("it is prepared");
+            session.run("ROLLBACK PREPARED 'slow'");
+            return None;
+        }
+        Some(prepares)
+    });
     session.run("INSERT INTO board_items VALUES (2, 5, 'beside it')");
     until("the relay waits", || session.one(&relay_waits));
     session.run("ALTER SYSTEM RESET synchronous_standby_names");

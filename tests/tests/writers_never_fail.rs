@@ -165,6 +165,7 @@ fn a_statement_timeout_applies_to_the_log_as_to_any_write() {
     let error = session.refused("INSERT INTO items SELECT i, 5, repeat('x', 1000) FROM generate_series(1, 1000) i");
     assert_eq!(error.code().code(), "57014");
     holder.run("COMMIT");
+    session.run("RESET statement_timeout");
     session.run("INSERT INTO items VALUES (2, 5)");
     assert_eq!(log.only().json()["record"]["id"], 2);
     assert_eq!(session.one::<i64>("SELECT count(*) FROM items"), 1);
