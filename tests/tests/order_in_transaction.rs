@@ -89,11 +89,89 @@ fn a_key_that_a_statement_has_freed_may_be_used_again_before_its_next_row() {
     let expected = ["INSERT 0 11", "DELETE 1 10", "INSERT 1 21", "DELETE 2 20", "INSERT 2 31", "DELETE 3 30"];
     assert_eq!(sent(&log.news()), expected);
     session.run("UPDATE nest SET id = id + 100 WHERE id > 0");
-    let expected = ["UPDATE 101 21", "INSERT 1 32", "UPDATE 102 31"];
+    let expected = ["DELETE 1 21", "INSERT 1 32", "INSERT 101 21", "UPDATE 102 31"];
     assert_eq!(sent(&log.news()), expected);
     session.run("INSERT INTO nest VALUES (101, 0), (102, 0) ON CONFLICT (id) DO UPDATE SET id = nest.id + 100");
-    let expected = ["INSERT 100 22", "UPDATE 201 21", "INSERT 101 32", "UPDATE 202 31"];
+    let expected = ["INSERT 100 22", "DELETE 101 21", "INSERT 101 32", "INSERT 201 21", "UPDATE 202 31"];
     assert_eq!(sent(&log.news()), expected);
+}
+
+#[test]
+fn a_row_whose_old_key_is_used_again_gets_its_new_key_after_the_row_that_had_it() {
+    let (db, mut log) = nest(
+        "CREATE FUNCTION again() RETURNS trigger LANGUAGE plpgsql AS
+         $$ BEGIN IF OLD.id = 10 THEN INSERT INTO nest VALUES (1, 99); END IF; RETURN NEW; END $$;
+         CREATE TRIGGER again BEFORE UPDATE ON nest FOR EACH ROW EXECUTE FUNCTION again();
+         INSERT INTO nest VALUES (2, 20), (1, 10), (10, 100);",
+    );
+    log.skip_to_now();
+    db.session().run("UPDATE nest SET id = id + 1");
+    let expected = ["DELETE 1 10", "INSERT 1 99", "UPDATE 3 20", "INSERT 2 10", "UPDATE 11 100"];
+    assert_eq!(sent(&log.news()), expected);
+}
+
+#[test]
+fn a_key_that_was_used_again_in_a_savepoint_that_was_rolled_back_moves_no_row() {
+    let (db, mut log) = nest(
+        "CREATE FUNCTION in_vain() RETURNS trigger LANGUAGE plpgsql AS
+         $$ BEGIN
+              BEGIN
+                DELETE FROM nest WHERE id = 1;
+                INSERT INTO nest VALUES (1, 5);
+                RAISE division_by_zero;
+              EXCEPTION WHEN division_by_zero THEN NULL;
+              END;
+              DELETE FROM nest WHERE id = 2;
+              RETURN NEW;
+            END $$;
+         CREATE TRIGGER in_vain BEFORE UPDATE ON nest FOR EACH ROW EXECUTE FUNCTION in_vain();
+         INSERT INTO nest VALUES (1, 10), (2, 20);",
+    );
+    log.skip_to_now();
+    db.session().run("UPDATE nest SET id = 2 WHERE id = 1");
+    assert_eq!(sent(&log.news()), ["DELETE 1 10", "DELETE 2 20", "INSERT 2 10"]);
+}
+
+#[test]
+fn more_keys_than_are_remembered_are_used_again() {
+    // Each row's trigger uses the key of the row before; another table's rows have used up the memory.
+    let (db, mut log) = nest(
+        "CREATE TABLE audit (id int PRIMARY KEY, n int);
+         SELECT tidings.watch('audit', topic => 'audit');
+         CREATE FUNCTION again() RETURNS trigger LANGUAGE plpgsql AS
+         $$ BEGIN
+              INSERT INTO audit VALUES (OLD.id, 0);
+              INSERT INTO nest VALUES (OLD.id - 1, OLD.n + 1);
+              RETURN OLD;
+            END $$;
+         CREATE TRIGGER again BEFORE DELETE ON nest FOR EACH ROW EXECUTE FUNCTION again();
+         INSERT INTO nest SELECT i, i FROM generate_series(1, 7000) i;",
+    );
+    log.skip_to_now();
+    let mut session = db.session();
+    session.run("DELETE FROM nest");
+    let mut rows = BTreeMap::new();
+    for event in log.news().iter().filter(|event| event.topic == "nest") {
+        let json = event.json();
+        match event.kind().as_str() {
+            "INSERT" => rows.insert(json["record"]["id"].as_i64(), json["record"]["n"].as_i64()),
+            _ => rows.remove(&json["old_record"]["id"].as_i64()),
+        };
+    }
+    let table = session.all("SELECT id::bigint, n::bigint FROM nest", &[]);
+    assert_eq!(rows, table.into_iter().map(|row| (row.get(0), row.get(1))).collect());
+}
+
+#[test]
+fn what_a_trigger_before_truncate_changes_comes_before_it() {
+    let (db, mut log) = nest(
+        "SELECT tidings.watch('nest', topic => 'nest', operations => '{TRUNCATE}', name => 'all');
+         CREATE FUNCTION write() RETURNS trigger LANGUAGE plpgsql AS
+         $$ BEGIN INSERT INTO nest VALUES (5, 50); UPDATE nest SET id = 6 WHERE id = 5; RETURN NULL; END $$;
+         CREATE TRIGGER write BEFORE TRUNCATE ON nest FOR EACH STATEMENT EXECUTE FUNCTION write();",
+    );
+    db.session().run("TRUNCATE nest");
+    assert_eq!(sent(&log.news()), ["INSERT 5 50", "UPDATE 6 50", "TRUNCATE"]);
 }
 
 #[test]

@@ -9,7 +9,9 @@
 //! number, but must come before the row for which they were called. So an outer command with such inner changes gets
 //! its rank only after it has changed its rows. If an inner command changed one of those rows, the outer command's rows
 //! up to that row come before the inner change. And if an inner command made a row with the key that a row of the outer
-//! command had, that row was gone before: its change comes before the inner one, too.
+//! command had, that row was gone before. So its DELETE comes before the inner change. If it was an UPDATE of the key,
+//! it becomes a DELETE, which comes before, and an INSERT, which keeps its place: an earlier row of the outer command may
+//! have had the new key.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,8 +40,12 @@ const MAX_RANK: u64 = (1 << (63 - COUNT_BITS)) - 1;
 /// rows of the command come before the inner changes.
 const MAX_TOUCHED: usize = 10_000;
 
-/// The most keys of rows made by inner commands that are remembered for one command.
+/// The most keys of rows made by inner commands that are remembered one by one for one command. Of each table with
+/// further keys, only the first rank is remembered.
 const MAX_KEYS: usize = 10_000;
+
+/// In place of a key's hash: any further key of the table.
+const ANY_KEY: u64 = 0;
 
 /// A row version: the table's OID, the block, and the line in the block.
 type Version = (u32, u16, u16, u16);
@@ -54,8 +60,8 @@ struct Command {
     rank: Rank,
     /// The row versions made by this command that inner commands have changed.
     touched: Touched,
-    /// The keys of the rows that inner commands have made while this one was changing rows, with the rank of the first
-    /// event of each.
+    /// The keys of the rows that inner commands have made while this one was changing rows, each with the lowest rank of
+    /// an event that made it. Rows that a savepoint took back may be among them.
     made: BTreeMap<Key, Rank>,
     /// The row version made by this command whose triggers are firing.
     row: Option<Version>,
@@ -77,6 +83,14 @@ enum Phase {
     Waiting,
     /// Its triggers are firing.
     Firing,
+}
+
+/// The places of a row's change in the order: that of its old version, and that of its new one. They differ if an inner
+/// command made a row with the key that this row no longer has.
+#[derive(Clone, Copy)]
+pub struct Places {
+    pub old: Rank,
+    pub new: Rank,
 }
 
 /// Row versions, each with the rank of the event that changed it.
@@ -117,15 +131,29 @@ impl Rank {
         Self::of(unsafe { GetCurrentCommandId(false) })
     }
 
-    /// The rank of TRUNCATE, whose trigger is running.
-    pub fn of_truncate() -> Self {
+    /// The rank of TRUNCATE, whose trigger is running. A BEFORE trigger may have written before the table got its new
+    /// file, and its row in `pg_class` records when that was. A table that is new in this transaction keeps its file.
+    ///
+    /// # Safety
+    /// The relation is that of the running trigger.
+    pub unsafe fn of_truncate(relation: pg_sys::Relation) -> Self {
+        // SAFETY: the relation is open, as the caller promises. A row from the cache is a whole row of a heap table, and
+        // alive until it is released. It has a valid command if this transaction made it.
+        let filed = unsafe {
+            let row = pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::RELOID as i32, (*relation).rd_id.into());
+            let filed = (!row.is_null() && is_own(row)).then(|| HeapTupleHeaderGetCmin((*row).t_data));
+            if !row.is_null() {
+                pg_sys::ReleaseSysCache(row);
+            }
+            filed
+        };
         COMMANDS.with_borrow(|commands| {
             let truncate = commands.iter().rev().find(|command| command.kind == Kind::Truncate);
-            truncate.map_or_else(Self::now, |command| Self::of(command.number))
+            truncate.map_or_else(Self::now, |command| Self::of(command.number.max(filed.unwrap_or_default())))
         })
     }
 
-    /// The rank of the change of a row. `new` is the version that it made, `old` the one that it replaced or deleted.
+    /// The places of the change of a row. `new` is the version that it made, `old` the one that it replaced or deleted.
     ///
     /// # Safety
     /// The tuples are those of the running trigger, and the relation is the trigger's.
@@ -133,22 +161,24 @@ impl Rank {
         relation: pg_sys::Relation,
         new: Option<pg_sys::HeapTuple>,
         old: Option<pg_sys::HeapTuple>,
-    ) -> Self {
+    ) -> Places {
         // SAFETY: the tuples and the relation are valid, as the caller promises. Only in heap tables do tuples have the
         // command where it is read here.
         let number = unsafe {
             match (new, old) {
-                _ if (*(*relation).rd_rel).relam != pg_sys::HEAP_TABLE_AM_OID => return Self::now(),
+                _ if (*(*relation).rd_rel).relam != pg_sys::HEAP_TABLE_AM_OID => return Self::now().into(),
                 (Some(new), _) => HeapTupleHeaderGetCmin((*new).t_data),
                 (None, Some(old)) => HeapTupleHeaderGetCmax((*old).t_data),
-                (None, None) => return Self::now(),
+                (None, None) => return Self::now().into(),
             }
         };
         COMMANDS.with_borrow_mut(|commands| match commands.as_slice() {
-            [] => Self::of(number),
-            [only] if only.number == number && only.phase == Phase::Firing && only.is_plain() => Self::of(number),
+            [] => Self::of(number).into(),
+            [only] if only.number == number && only.phase == Phase::Firing && only.is_plain() => {
+                Self::of(number).into()
+            }
             // SAFETY: the tuples and the relation are those of the running trigger, as the caller promises.
-            _ => unsafe { rank_inside(commands, number, relation, new, old) },
+            _ => unsafe { places_inside(commands, number, relation, new, old) },
         })
     }
 
@@ -160,6 +190,12 @@ impl Rank {
     /// The number by which segments are sorted. `count` is the number of events captured before.
     pub fn ordinal(self, count: i64) -> i64 {
         ((self.0 as i64) << COUNT_BITS) | count.min((1 << COUNT_BITS) - 1)
+    }
+}
+
+impl From<Rank> for Places {
+    fn from(rank: Rank) -> Self {
+        Self { old: rank, new: rank }
     }
 }
 
@@ -191,9 +227,9 @@ impl Command {
         self.rank == Rank::of(self.number) && self.touched.by_rank.is_empty()
     }
 
-    /// The rank of one of its rows. This is called for the rows in the order in which they were changed, once for each
+    /// The places of one of its rows. This is called for the rows in the order in which they were changed, once for each
     /// watch. `freed` is the key that the row no longer has.
-    fn rank_of(&mut self, new: Option<Version>, freed: Option<Key>) -> Rank {
+    fn places_of(&mut self, new: Option<Version>, freed: Option<Key>) -> Places {
         if self.row != new {
             if let Some(version) = self.row
                 && let Some(by) = self.touched.by_version.remove(&version)
@@ -202,9 +238,18 @@ impl Command {
             }
             self.row = new;
         }
-        let touched = self.touched.by_rank.first().map(|(rank, _)| rank);
-        let made = freed.and_then(|key| self.made.get(&key));
-        touched.into_iter().chain(made).min().map_or(self.rank, |rank| rank.before())
+        let new = self.touched.by_rank.first().map_or(self.rank, |(rank, _)| rank.before());
+        let made =
+            freed.into_iter().flat_map(|key| [key, (key.0, ANY_KEY)]).filter_map(|key| self.made.get(&key)).min();
+        Places { old: made.map_or(new, |rank| rank.before().min(new)), new }
+    }
+
+    /// Notes that an inner command made a row with this key.
+    fn add_made(&mut self, key: Key, by: Rank) {
+        let is_known = self.made.len() < MAX_KEYS || self.made.contains_key(&key);
+        let rank = self.made.entry(if is_known { key } else { (key.0, ANY_KEY) }).or_insert(by);
+        // Events are not captured in the order of their ranks.
+        *rank = (*rank).min(by);
     }
 
     /// Whether rows of this command may have had keys that inner commands have used again.
@@ -212,9 +257,9 @@ impl Command {
         !self.made.is_empty()
     }
 
-    /// Whether it is changing rows while the command with this number runs inside, and another key can be remembered.
+    /// Whether it is changing rows, and may free keys, while the command with this number runs inside.
     fn is_outside(&self, number: pg_sys::CommandId) -> bool {
-        self.phase == Phase::Running && self.number != number && self.made.len() < MAX_KEYS
+        self.phase == Phase::Running && self.kind == Kind::Query && self.number != number
     }
 
     /// Determines its rank, when all of its rows have been changed. If inner commands ran, its rows come after theirs
@@ -234,9 +279,14 @@ impl Touched {
         if self.by_rank.len() == MAX_TOUCHED {
             *self = Self { is_full: true, ..Self::default() };
         }
-        if !self.is_full && !self.by_version.contains_key(&version) {
+        // A change before it was rolled back if the version is there already.
+        let before = self.by_version.get(&version).copied();
+        if !self.is_full && before.is_none_or(|before| by < before) {
             self.by_version.insert(version, by);
             self.by_rank.insert((by, version));
+            if let Some(before) = before {
+                self.by_rank.remove(&(before, version));
+            }
         }
     }
 }
@@ -245,14 +295,14 @@ impl Touched {
 ///
 /// # Safety
 /// The tuples are those of the running trigger, and the relation is the trigger's.
-unsafe fn rank_inside(
+unsafe fn places_inside(
     commands: &mut [Command],
     number: pg_sys::CommandId,
     relation: pg_sys::Relation,
     new: Option<pg_sys::HeapTuple>,
     old: Option<pg_sys::HeapTuple>,
-) -> Rank {
-    let rank =
+) -> Places {
+    let places =
         match commands.iter_mut().rev().find(|command| command.number == number && command.kind != Kind::Truncate) {
             Some(own) => {
                 if own.kind == Kind::Copy && own.phase == Phase::Running {
@@ -266,10 +316,11 @@ unsafe fn rank_inside(
                 // SAFETY: the tuples and the relation are those of the running trigger, so they are alive and open.
                 unsafe {
                     let freed = old.filter(|_| own.may_have_freed()).and_then(|old| key(relation, old));
-                    own.rank_of(new.map(|tuple| version(tuple)), freed)
+                    let freed = freed.filter(|freed| new.and_then(|new| key(relation, new)) != Some(*freed));
+                    own.places_of(new.map(|tuple| version(tuple)), freed)
                 }
             }
-            None => Rank::of(number),
+            None => Rank::of(number).into(),
         };
     if let Some(new) = new
         && commands.iter().any(|command| command.is_outside(number))
@@ -278,7 +329,7 @@ unsafe fn rank_inside(
         let [made, had] = unsafe { [key(relation, new), old.and_then(|old| key(relation, old))] };
         if let Some(made) = made.filter(|made| Some(*made) != had) {
             for outer in commands.iter_mut().filter(|command| command.is_outside(number)) {
-                outer.made.entry(made).or_insert(rank);
+                outer.add_made(made, places.new);
             }
         }
     }
@@ -292,10 +343,10 @@ unsafe fn rank_inside(
             command.phase == Phase::Running && Some(command.number) == made_by.filter(|by| *by != number)
         };
         if let Some(outer) = commands.iter_mut().find(is_outer) {
-            outer.touched.add(version, rank);
+            outer.touched.add(version, places.old);
         }
     }
-    rank
+    places
 }
 
 /// Whether a table has triggers that fire before COPY inserts rows, or a partitioned table that it belongs to has.

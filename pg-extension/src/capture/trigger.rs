@@ -10,7 +10,7 @@ use tidings_wire::topic::{TopicError, check_event, check_name};
 use tidings_wire::{Limit, Row};
 
 use crate::capture::change::{Change, Tuple};
-use crate::capture::command::Rank;
+use crate::capture::command::{Places, Rank};
 use crate::capture::encoder::Captured;
 use crate::capture::watch::{NoTopic, Watch};
 use crate::capture::{buffer, watches};
@@ -107,10 +107,10 @@ unsafe fn capture(data: &pg_sys::TriggerData) {
     };
     // SAFETY: the trigger is valid, as the caller promises.
     let is_deferrable = unsafe { (*data.tg_trigger).tgdeferrable };
-    let rank = |new, old| {
+    let places = |new, old| {
         // A deferred trigger fires at the commit: its changes are in order, but after all others.
         if is_deferrable {
-            return Rank::now();
+            return Places::from(Rank::now());
         }
         // SAFETY: these are the rows of the event, and the relation is the trigger's, as the caller promises.
         unsafe { Rank::of_row(data.tg_relation, new, old) }
@@ -118,24 +118,26 @@ unsafe fn capture(data: &pg_sys::TriggerData) {
     match data.tg_event & pg_sys::TRIGGER_EVENT_OPMASK {
         pg_sys::TRIGGER_EVENT_INSERT => {
             take_apart(new, data.tg_trigtuple);
-            emit(&watch, Change::Insert { new }, rank(Some(data.tg_trigtuple), None), packed);
+            emit(&watch, Change::Insert { new }, places(Some(data.tg_trigtuple), None).new, packed);
         }
         pg_sys::TRIGGER_EVENT_DELETE => {
             take_apart(old, data.tg_trigtuple);
-            emit(&watch, Change::Delete { old }, rank(None, Some(data.tg_trigtuple)), packed);
+            emit(&watch, Change::Delete { old }, places(None, Some(data.tg_trigtuple)).old, packed);
         }
         pg_sys::TRIGGER_EVENT_UPDATE => {
             take_apart(old, data.tg_trigtuple);
             take_apart(new, data.tg_newtuple);
-            let rank = rank(Some(data.tg_newtuple), Some(data.tg_trigtuple));
-            if changes_topic(&watch, old, new) {
-                emit(&watch, Change::Delete { old }, rank, packed);
-                emit(&watch, Change::Insert { new }, rank, packed);
-            } else if watch.columns.changed(old, new) {
-                emit(&watch, Change::Update { old, new }, rank, packed);
+            let places = places(Some(data.tg_newtuple), Some(data.tg_trigtuple));
+            let is_changed = watch.columns.changed(old, new);
+            if changes_topic(&watch, old, new) || is_changed && places.old != places.new {
+                emit(&watch, Change::Delete { old }, places.old, packed);
+                emit(&watch, Change::Insert { new }, places.new, packed);
+            } else if is_changed {
+                emit(&watch, Change::Update { old, new }, places.new, packed);
             }
         }
-        _ => emit(&watch, Change::Truncate, Rank::of_truncate(), packed),
+        // SAFETY: the relation is the trigger's, as the caller promises.
+        _ => emit(&watch, Change::Truncate, unsafe { Rank::of_truncate(data.tg_relation) }, packed),
     }
     packed.row.clear();
     packed.row.shrink_to(KEPT_VALUES);
