@@ -163,6 +163,26 @@ fn more_keys_than_are_remembered_are_used_again() {
 }
 
 #[test]
+fn more_rows_than_are_remembered_are_replaced_by_their_own_statement() {
+    const ROWS: i64 = 25_000;
+    let (db, mut log) = nest(
+        "CREATE FUNCTION replace() RETURNS trigger LANGUAGE plpgsql AS
+         $$ BEGIN DELETE FROM nest WHERE id = NEW.id; RETURN NEW; END $$;
+         CREATE TRIGGER replace BEFORE INSERT ON nest FOR EACH ROW EXECUTE FUNCTION replace();",
+    );
+    db.session().run(&format!("INSERT INTO nest SELECT i % 1000, i FROM generate_series(1, {ROWS}) i"));
+    let mut rows = BTreeMap::new();
+    for event in log.news() {
+        let json = event.json();
+        match event.kind().as_str() {
+            "INSERT" => rows.insert(json["record"]["id"].as_i64(), json["record"]["n"].as_i64()),
+            _ => rows.remove(&json["old_record"]["id"].as_i64()),
+        };
+    }
+    assert_eq!(rows, (ROWS - 999..=ROWS).map(|n| (Some(n % 1000), Some(n))).collect());
+}
+
+#[test]
 fn what_a_trigger_before_truncate_changes_comes_before_it() {
     let (db, mut log) = nest(
         "SELECT tidings.watch('nest', topic => 'nest', operations => '{TRUNCATE}', name => 'all');

@@ -36,8 +36,9 @@ const COUNT_BITS: u32 = 34;
 /// they were captured.
 const MAX_RANK: u64 = (1 << (63 - COUNT_BITS)) - 1;
 
-/// The most rows of one command for which changes by inner commands are remembered one by one. If there are more, all
-/// rows of the command come before the inner changes.
+/// The most rows of one command for which changes by inner commands are remembered one by one. If there are more, each
+/// row has its own place: its new version comes before the command that has changed it, and a key that it frees is gone
+/// before all inner changes.
 const MAX_TOUCHED: usize = 10_000;
 
 /// The most keys of rows made by inner commands that are remembered one by one for one command. Of each table with
@@ -98,8 +99,7 @@ pub struct Places {
 struct Touched {
     by_version: BTreeMap<Version, Rank>,
     by_rank: BTreeSet<(Rank, Version)>,
-    /// All rows of the command come before the inner changes: there were more than [`MAX_TOUCHED`], or the rows are not
-    /// needed.
+    /// There were more than [`MAX_TOUCHED`], so none is remembered.
     is_full: bool,
 }
 
@@ -224,12 +224,21 @@ pub fn reset() {
 impl Command {
     /// Whether no inner command has changed rows while it changed its own.
     fn is_plain(&self) -> bool {
-        self.rank == Rank::of(self.number) && self.touched.by_rank.is_empty()
+        self.rank == Rank::of(self.number) && self.touched.by_rank.is_empty() && !self.touched.is_full
     }
 
     /// The places of one of its rows. This is called for the rows in the order in which they were changed, once for each
-    /// watch. `freed` is the key that the row no longer has.
-    fn places_of(&mut self, new: Option<Version>, freed: Option<Key>) -> Places {
+    /// watch. `freed` is the key that the row no longer has, and `changed_by` the command that has changed `new` since.
+    fn places_of(
+        &mut self,
+        new: Option<Version>,
+        freed: Option<Key>,
+        changed_by: impl FnOnce() -> Option<pg_sys::CommandId>,
+    ) -> Places {
+        if self.touched.is_full {
+            let new = changed_by().map_or(self.rank, |by| Rank::of(by).before().min(self.rank));
+            return Places { old: freed.map_or(new, |_| Rank::of(self.number)), new };
+        }
         if self.row != new {
             if let Some(version) = self.row
                 && let Some(by) = self.touched.by_version.remove(&version)
@@ -254,7 +263,7 @@ impl Command {
 
     /// Whether rows of this command may have had keys that inner commands have used again.
     fn may_have_freed(&self) -> bool {
-        !self.made.is_empty()
+        !self.made.is_empty() || self.touched.is_full
     }
 
     /// Whether it is changing rows, and may free keys, while the command with this number runs inside.
@@ -266,9 +275,7 @@ impl Command {
     /// and before the next command, which one of its own triggers may run.
     fn settle(&mut self) {
         let next = Rank::next();
-        if self.touched.is_full {
-            self.touched = Touched::default();
-        } else if next > self.rank {
+        if next > self.rank {
             self.rank = next.before();
         }
     }
@@ -309,15 +316,18 @@ unsafe fn places_inside(
                     // There is no hook for the moment when the triggers of COPY begin to fire, so its first row marks
                     // it. A BEFORE trigger may have written.
                     // SAFETY: the relation is the trigger's, so it is open, and COPY holds the locks.
-                    own.touched.is_full |= !unsafe { has_triggers_before(relation) };
-                    own.settle();
+                    if unsafe { has_triggers_before(relation) } {
+                        own.settle();
+                    } else {
+                        own.touched = Touched::default();
+                    }
                     own.phase = Phase::Firing;
                 }
                 // SAFETY: the tuples and the relation are those of the running trigger, so they are alive and open.
                 unsafe {
                     let freed = old.filter(|_| own.may_have_freed()).and_then(|old| key(relation, old));
                     let freed = freed.filter(|freed| new.and_then(|new| key(relation, new)) != Some(*freed));
-                    own.places_of(new.map(|tuple| version(tuple)), freed)
+                    own.places_of(new.map(|tuple| version(tuple)), freed, || new.and_then(|new| changed_by(new)))
                 }
             }
             None => Rank::of(number).into(),
@@ -388,6 +398,28 @@ unsafe fn is_own(tuple: pg_sys::HeapTuple) -> bool {
         let header = (*tuple).t_data;
         let is_frozen = u32::from((*header).t_infomask) & pg_sys::HEAP_XMIN_FROZEN == pg_sys::HEAP_XMIN_FROZEN;
         !is_frozen && TransactionIdIsCurrentTransactionId((*header).t_choice.t_heap.t_xmin)
+    }
+}
+
+/// The command of the current transaction that has updated or deleted a row version.
+///
+/// # Safety
+/// The tuple is alive.
+unsafe fn changed_by(tuple: pg_sys::HeapTuple) -> Option<pg_sys::CommandId> {
+    // SAFETY: the tuple is alive, as the caller promises, and of a heap table, so it has the fields of the heap. If it
+    // has many lockers, the function looks up which of them has changed it.
+    unsafe {
+        let header = (*tuple).t_data;
+        let is = |flags| u32::from((*header).t_infomask) & flags != 0;
+        if is(pg_sys::HEAP_XMAX_INVALID | pg_sys::HEAP_XMAX_LOCK_ONLY) {
+            return None;
+        }
+        let by = if is(pg_sys::HEAP_XMAX_IS_MULTI) {
+            pg_sys::HeapTupleGetUpdateXid(header)
+        } else {
+            (*header).t_choice.t_heap.t_xmax
+        };
+        TransactionIdIsCurrentTransactionId(by).then(|| HeapTupleHeaderGetCmax(header))
     }
 }
 
