@@ -80,8 +80,6 @@ enum Kind {
 enum Phase {
     /// It is changing rows.
     Running,
-    /// It has changed its rows, and inner commands have changed rows meanwhile. Its triggers will fire.
-    Waiting,
     /// Its triggers are firing.
     Firing,
 }
@@ -103,9 +101,18 @@ struct Touched {
     is_full: bool,
 }
 
+/// Commands that have changed their rows, while inner commands have changed rows, too. Their triggers will fire: those of
+/// a command that a foreign key runs together with those of the outer command. There may be one for each of its rows.
+struct Waiting {
+    by_number: BTreeMap<pg_sys::CommandId, Command>,
+    /// How many of them may have freed keys.
+    freeing: usize,
+}
+
 thread_local! {
     /// The running commands, outer ones first. After an error, some stay here until their subtransaction ends.
     static COMMANDS: RefCell<Vec<Command>> = const { RefCell::new(Vec::new()) };
+    static WAITING: RefCell<Waiting> = const { RefCell::new(Waiting { by_number: BTreeMap::new(), freeing: 0 }) };
 }
 
 impl Rank {
@@ -205,20 +212,20 @@ pub fn is_nested(by_trigger: bool) -> bool {
     // Changes that logical replication applies are not commands of the executor.
     // SAFETY: the function reads a variable of this backend.
     let own = usize::from(by_trigger && !unsafe { IsLogicalWorker() });
-    COMMANDS.with_borrow(|commands| {
-        commands.iter().filter(|command| command.phase != Phase::Waiting).count() > own
-            || commands.iter().any(Command::may_have_freed)
-    })
+    COMMANDS.with_borrow(|commands| commands.len() > own || commands.iter().any(Command::may_have_freed))
+        || WAITING.with_borrow(|waiting| waiting.freeing > 0)
 }
 
 /// Forgets the commands of a subtransaction that was rolled back, and those of its children.
 pub fn abort_subtransaction(subxid: pg_sys::SubTransactionId) {
     COMMANDS.with_borrow_mut(|commands| commands.truncate(commands.partition_point(|command| command.subxid < subxid)));
+    WAITING.with_borrow_mut(|waiting| waiting.forget_last(|command| command.subxid >= subxid));
 }
 
 /// Forgets all commands, at the end of the transaction.
 pub fn reset() {
     COMMANDS.with_borrow_mut(Vec::clear);
+    WAITING.with_borrow_mut(|waiting| waiting.forget_last(|_| true));
 }
 
 impl Command {
@@ -281,6 +288,28 @@ impl Command {
     }
 }
 
+impl Waiting {
+    fn add(&mut self, command: Command) {
+        self.freeing += usize::from(command.may_have_freed());
+        self.by_number.insert(command.number, command);
+    }
+
+    fn take(&mut self, number: pg_sys::CommandId) -> Option<Command> {
+        let command = self.by_number.remove(&number)?;
+        self.freeing -= usize::from(command.may_have_freed());
+        Some(command)
+    }
+
+    /// Forgets the last ones, as long as they are of this kind.
+    fn forget_last(&mut self, is_over: impl Fn(&Command) -> bool) {
+        while let Some((&number, command)) = self.by_number.last_key_value()
+            && is_over(command)
+        {
+            self.take(number);
+        }
+    }
+}
+
 impl Touched {
     fn add(&mut self, version: Version, by: Rank) {
         if self.by_rank.len() == MAX_TOUCHED {
@@ -309,29 +338,14 @@ unsafe fn places_inside(
     new: Option<pg_sys::HeapTuple>,
     old: Option<pg_sys::HeapTuple>,
 ) -> Places {
-    let places =
-        match commands.iter_mut().rev().find(|command| command.number == number && command.kind != Kind::Truncate) {
-            Some(own) => {
-                if own.kind == Kind::Copy && own.phase == Phase::Running {
-                    // There is no hook for the moment when the triggers of COPY begin to fire, so its first row marks
-                    // it. A BEFORE trigger may have written.
-                    // SAFETY: the relation is the trigger's, so it is open, and COPY holds the locks.
-                    if unsafe { has_triggers_before(relation) } {
-                        own.settle();
-                    } else {
-                        own.touched = Touched::default();
-                    }
-                    own.phase = Phase::Firing;
-                }
-                // SAFETY: the tuples and the relation are those of the running trigger, so they are alive and open.
-                unsafe {
-                    let freed = old.filter(|_| own.may_have_freed()).and_then(|old| key(relation, old));
-                    let freed = freed.filter(|freed| new.and_then(|new| key(relation, new)) != Some(*freed));
-                    own.places_of(new.map(|tuple| version(tuple)), freed, || new.and_then(|new| changed_by(new)))
-                }
-            }
-            None => Rank::of(number).into(),
-        };
+    // SAFETY: the tuples and the relation are those of the running trigger, as the caller promises.
+    let places_of = |own: &mut Command| unsafe { places_in(own, relation, new, old) };
+    let own = commands.iter_mut().rev().find(|command| command.number == number && command.kind != Kind::Truncate);
+    let places = match own {
+        Some(own) => Some(places_of(own)),
+        None => WAITING.with_borrow_mut(|waiting| waiting.by_number.get_mut(&number).map(places_of)),
+    };
+    let places = places.unwrap_or_else(|| Rank::of(number).into());
     if let Some(new) = new
         && commands.iter().any(|command| command.is_outside(number))
     {
@@ -357,6 +371,35 @@ unsafe fn places_inside(
         }
     }
     places
+}
+
+/// The places of a row of this command.
+///
+/// # Safety
+/// The tuples are those of the running trigger, and the relation is the trigger's.
+unsafe fn places_in(
+    own: &mut Command,
+    relation: pg_sys::Relation,
+    new: Option<pg_sys::HeapTuple>,
+    old: Option<pg_sys::HeapTuple>,
+) -> Places {
+    if own.kind == Kind::Copy && own.phase == Phase::Running {
+        // There is no hook for the moment when the triggers of COPY begin to fire, so its first row marks it. A BEFORE
+        // trigger may have written.
+        // SAFETY: the relation is the trigger's, so it is open, and COPY holds the locks.
+        if unsafe { has_triggers_before(relation) } {
+            own.settle();
+        } else {
+            own.touched = Touched::default();
+        }
+        own.phase = Phase::Firing;
+    }
+    // SAFETY: the tuples and the relation are those of the running trigger, so they are alive and open.
+    unsafe {
+        let freed = old.filter(|_| own.may_have_freed()).and_then(|old| key(relation, old));
+        let freed = freed.filter(|freed| new.and_then(|new| key(relation, new)) != Some(*freed));
+        own.places_of(new.map(|tuple| version(tuple)), freed, || new.and_then(|new| changed_by(new)))
+    }
 }
 
 /// Whether a table has triggers that fire before COPY inserts rows, or a partitioned table that it belongs to has.
@@ -462,7 +505,12 @@ pub unsafe fn enter_statement(node: *mut pg_sys::Node) -> Option<usize> {
 
 /// Notes that the command with this index has ended. Inner ones that an error left here are forgotten too.
 pub fn leave(place: usize) {
-    COMMANDS.with_borrow_mut(|commands| commands.truncate(place));
+    COMMANDS.with_borrow_mut(|commands| {
+        if let Some(number) = commands.get(place).map(|command| command.number) {
+            WAITING.with_borrow_mut(|waiting| waiting.forget_last(|command| command.number >= number));
+        }
+        commands.truncate(place);
+    });
 }
 
 /// Notes that the executor begins to run a query that changes rows. Returns its index, for [`query_has_run`].
@@ -474,11 +522,10 @@ pub fn enter_query(number: pg_sys::CommandId) -> usize {
 pub fn query_has_run(place: usize) {
     COMMANDS.with_borrow_mut(|commands| {
         commands.truncate(place + 1);
-        if let Some(command) = commands.last_mut() {
+        if let Some(mut command) = commands.pop() {
             command.settle();
-            command.phase = Phase::Waiting;
-            if command.is_plain() {
-                commands.pop();
+            if !command.is_plain() {
+                WAITING.with_borrow_mut(|waiting| waiting.add(command));
             }
         }
     });
@@ -486,12 +533,12 @@ pub fn query_has_run(place: usize) {
 
 /// Notes that the triggers of a query begin to fire. Returns its index, for [`leave`].
 pub fn enter_triggers(number: pg_sys::CommandId) -> usize {
-    let waiting = COMMANDS.with_borrow_mut(|commands| {
-        let last = commands.len().checked_sub(1)?;
-        let command =
-            commands.last_mut().filter(|command| command.number == number && command.phase == Phase::Waiting)?;
-        command.phase = Phase::Firing;
-        Some(last)
-    });
-    waiting.unwrap_or_else(|| enter(number, Kind::Query, Phase::Firing))
+    let Some(mut command) = WAITING.with_borrow_mut(|waiting| waiting.take(number)) else {
+        return enter(number, Kind::Query, Phase::Firing);
+    };
+    command.phase = Phase::Firing;
+    COMMANDS.with_borrow_mut(|commands| {
+        commands.push(command);
+        commands.len() - 1
+    })
 }
