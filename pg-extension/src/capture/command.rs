@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use pgrx::pg_sys;
 
-use crate::capture::key::{Key, key};
+use crate::capture::key::{Key, Name, key};
 use crate::foreign::get_partition_ancestors;
 use crate::foreign::infallible::{
     GetCurrentCommandId, GetCurrentSubTransactionId, HeapTupleHeaderGetCmax, HeapTupleHeaderGetCmin, IsLogicalWorker,
@@ -45,9 +45,6 @@ const MAX_TOUCHED: usize = 10_000;
 /// further keys, only the first rank is remembered.
 const MAX_KEYS: usize = 10_000;
 
-/// In place of a key's hash: any further key of the table.
-const ANY_KEY: u64 = 0;
-
 /// A row version: the table's OID, the block, and the line in the block.
 type Version = (u32, u16, u16, u16);
 
@@ -63,7 +60,7 @@ struct Command {
     touched: Touched,
     /// The keys of the rows that inner commands have made while this one was changing rows, each with the lowest rank of
     /// an event that made it. Rows that a savepoint took back may be among them.
-    made: BTreeMap<Key, Rank>,
+    made: BTreeMap<Name, Rank>,
     /// The row version made by this command whose triggers are firing.
     row: Option<Version>,
 }
@@ -239,7 +236,7 @@ impl Command {
     fn places_of(
         &mut self,
         new: Option<Version>,
-        freed: Option<Key>,
+        freed: Option<Name>,
         changed_by: impl FnOnce() -> Option<pg_sys::CommandId>,
     ) -> Places {
         if self.touched.is_full {
@@ -255,15 +252,22 @@ impl Command {
             self.row = new;
         }
         let new = self.touched.by_rank.first().map_or(self.rank, |(rank, _)| rank.before());
-        let made =
-            freed.into_iter().flat_map(|key| [key, (key.0, ANY_KEY)]).filter_map(|key| self.made.get(&key)).min();
+        let made = freed.and_then(|key| self.made(key));
         Places { old: made.map_or(new, |rank| rank.before().min(new)), new }
     }
 
+    /// The lowest rank of an event by which an inner command may have made a row with this key.
+    fn made(&self, key: Name) -> Option<Rank> {
+        match key {
+            (_, Some(_)) => self.made.get(&key).into_iter().chain(self.made.get(&(key.0, None))).min().copied(),
+            (table, None) => self.made.range((table, None)..=(table, Some(u64::MAX))).map(|(_, rank)| *rank).min(),
+        }
+    }
+
     /// Notes that an inner command made a row with this key.
-    fn add_made(&mut self, key: Key, by: Rank) {
+    fn add_made(&mut self, key: Name, by: Rank) {
         let is_known = self.made.len() < MAX_KEYS || self.made.contains_key(&key);
-        let rank = self.made.entry(if is_known { key } else { (key.0, ANY_KEY) }).or_insert(by);
+        let rank = self.made.entry(if is_known { key } else { (key.0, None) }).or_insert(by);
         // Events are not captured in the order of their ranks.
         *rank = (*rank).min(by);
     }
@@ -350,10 +354,10 @@ unsafe fn places_inside(
         && commands.iter().any(|command| command.is_outside(number))
     {
         // SAFETY: the tuples and the relation are those of the running trigger.
-        let [made, had] = unsafe { [key(relation, new), old.and_then(|old| key(relation, old))] };
-        if let Some(made) = made.filter(|made| Some(*made) != had) {
+        let (made, had) = unsafe { (key(relation, new), old.map(|old| key(relation, old))) };
+        if Some(made) != had {
             for outer in commands.iter_mut().filter(|command| command.is_outside(number)) {
-                outer.add_made(made, places.new);
+                outer.add_made(made.name(), places.new);
             }
         }
     }
@@ -396,9 +400,9 @@ unsafe fn places_in(
     }
     // SAFETY: the tuples and the relation are those of the running trigger, so they are alive and open.
     unsafe {
-        let freed = old.filter(|_| own.may_have_freed()).and_then(|old| key(relation, old));
-        let freed = freed.filter(|freed| new.and_then(|new| key(relation, new)) != Some(*freed));
-        own.places_of(new.map(|tuple| version(tuple)), freed, || new.and_then(|new| changed_by(new)))
+        let freed = old.filter(|_| own.may_have_freed()).map(|old| key(relation, old));
+        let freed = freed.filter(|freed| new.map(|new| key(relation, new)) != Some(*freed));
+        own.places_of(new.map(|tuple| version(tuple)), freed.map(Key::name), || new.and_then(|new| changed_by(new)))
     }
 }
 
