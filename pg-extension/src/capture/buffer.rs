@@ -8,8 +8,8 @@ use std::cell::{Cell, RefCell};
 use pgrx::prelude::*;
 use tidings_wire::segment::{self, Event, Recheck};
 
-use crate::capture::command::Rank;
 use crate::capture::encoder::{Captured, Encoder, Run};
+use crate::capture::rank::Rank;
 use crate::capture::runs::{Joining, Runs};
 use crate::foreign::infallible::GetCurrentSubTransactionId;
 use crate::log::endings;

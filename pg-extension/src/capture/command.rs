@@ -19,22 +19,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use pgrx::pg_sys;
 
 use crate::capture::key::{Key, Name, key};
+use crate::capture::rank::{Places, Rank};
+use crate::capture::version::{Version, changed_by, is_own, version};
 use crate::foreign::get_partition_ancestors;
 use crate::foreign::infallible::{
     GetCurrentCommandId, GetCurrentSubTransactionId, HeapTupleHeaderGetCmax, HeapTupleHeaderGetCmin, IsLogicalWorker,
-    TransactionIdIsCurrentTransactionId,
 };
-
-/// An event's order in its transaction. Events of one rank are ordered as they were captured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Rank(u64);
-
-/// The bits of an ordinal that hold the number of earlier events: enough for 16 billion.
-const COUNT_BITS: u32 = 34;
-
-/// The highest rank that fits into the rest of an ordinal: enough for 268 million commands. Later events are ordered as
-/// they were captured.
-const MAX_RANK: u64 = (1 << (63 - COUNT_BITS)) - 1;
 
 /// The most rows of one command for which changes by inner commands are remembered one by one. If there are more, each
 /// row has its own place: its new version comes before the command that has changed it, and a key that it frees is gone
@@ -44,9 +34,6 @@ const MAX_TOUCHED: usize = 10_000;
 /// The most keys of rows made by inner commands that are remembered one by one for one command. Of each table with
 /// further keys, only the first rank is remembered.
 const MAX_KEYS: usize = 10_000;
-
-/// A row version: the table's OID, the block, and the line in the block.
-type Version = (u32, u16, u16, u16);
 
 /// A running command.
 struct Command {
@@ -81,14 +68,6 @@ enum Phase {
     Firing,
 }
 
-/// The places of a row's change in the order: that of its old version, and that of its new one. They differ if an inner
-/// command made a row with the key that this row no longer has.
-#[derive(Clone, Copy)]
-pub struct Places {
-    pub old: Rank,
-    pub new: Rank,
-}
-
 /// Row versions, each with the rank of the event that changed it.
 #[derive(Default)]
 struct Touched {
@@ -113,14 +92,6 @@ thread_local! {
 }
 
 impl Rank {
-    /// The lowest rank.
-    pub const FIRST: Self = Self(0);
-
-    fn of(command: pg_sys::CommandId) -> Self {
-        // There is one extra rank between those of any two commands.
-        Self((2 * u64::from(command)).min(MAX_RANK))
-    }
-
     /// The rank of a call of `publish`, or of a change that does not say which command made it.
     pub fn now() -> Self {
         let changes_rows = |command: &Command| command.phase == Phase::Running && command.kind != Kind::Truncate;
@@ -184,22 +155,6 @@ impl Rank {
             // SAFETY: the tuples and the relation are those of the running trigger, as the caller promises.
             _ => unsafe { places_inside(commands, number, relation, new, old) },
         })
-    }
-
-    /// The extra rank between the previous command and this one.
-    fn before(self) -> Self {
-        if self.0 == MAX_RANK { self } else { Self(self.0.saturating_sub(1)) }
-    }
-
-    /// The number by which segments are sorted. `count` is the number of events captured before.
-    pub fn ordinal(self, count: i64) -> i64 {
-        ((self.0 as i64) << COUNT_BITS) | count.min((1 << COUNT_BITS) - 1)
-    }
-}
-
-impl From<Rank> for Places {
-    fn from(rank: Rank) -> Self {
-        Self { old: rank, new: rank }
     }
 }
 
@@ -433,49 +388,6 @@ unsafe fn has_triggers_before(relation: pg_sys::Relation) -> bool {
             found
         })
     }
-}
-
-/// Whether the current transaction made a row version.
-///
-/// # Safety
-/// The tuple is alive.
-unsafe fn is_own(tuple: pg_sys::HeapTuple) -> bool {
-    // SAFETY: the tuple is alive, as the caller promises, and of a heap table, so it has the fields of the heap.
-    unsafe {
-        let header = (*tuple).t_data;
-        let is_frozen = u32::from((*header).t_infomask) & pg_sys::HEAP_XMIN_FROZEN == pg_sys::HEAP_XMIN_FROZEN;
-        !is_frozen && TransactionIdIsCurrentTransactionId((*header).t_choice.t_heap.t_xmin)
-    }
-}
-
-/// The command of the current transaction that has updated or deleted a row version.
-///
-/// # Safety
-/// The tuple is alive.
-unsafe fn changed_by(tuple: pg_sys::HeapTuple) -> Option<pg_sys::CommandId> {
-    // SAFETY: the tuple is alive, as the caller promises, and of a heap table, so it has the fields of the heap. If it
-    // has many lockers, the function looks up which of them has changed it.
-    unsafe {
-        let header = (*tuple).t_data;
-        let is = |flags| u32::from((*header).t_infomask) & flags != 0;
-        if is(pg_sys::HEAP_XMAX_INVALID | pg_sys::HEAP_XMAX_LOCK_ONLY) {
-            return None;
-        }
-        let by = if is(pg_sys::HEAP_XMAX_IS_MULTI) {
-            pg_sys::HeapTupleGetUpdateXid(header)
-        } else {
-            (*header).t_choice.t_heap.t_xmax
-        };
-        TransactionIdIsCurrentTransactionId(by).then(|| HeapTupleHeaderGetCmax(header))
-    }
-}
-
-/// # Safety
-/// The tuple is alive.
-unsafe fn version(tuple: pg_sys::HeapTuple) -> Version {
-    // SAFETY: the tuple is alive, as the caller promises.
-    let pg_sys::HeapTupleData { t_self, t_tableOid, .. } = unsafe { *tuple };
-    (t_tableOid.to_u32(), t_self.ip_blkid.bi_hi, t_self.ip_blkid.bi_lo, t_self.ip_posid)
 }
 
 /// Notes that a command begins to change rows. Returns its index, for [`leave`].

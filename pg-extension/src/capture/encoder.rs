@@ -6,8 +6,8 @@ use tidings_wire::Row;
 use tidings_wire::outline::MAX_OUTLINE;
 use tidings_wire::segment::{self, Event};
 
-use crate::capture::command::Rank;
 use crate::capture::payload::PayloadPlan;
+use crate::capture::rank::Rank;
 use crate::log::lenders::FirstOutline;
 
 /// Consecutive events of one subtransaction.

@@ -7,8 +7,9 @@
 use pgrx::pg_sys;
 use tidings_wire::segment;
 
-use crate::capture::command::{self, Rank};
+use crate::capture::command;
 use crate::capture::encoder::{Encoder, Run};
+use crate::capture::rank::Rank;
 
 /// Above this many bytes the current subtransaction's events are written early. Large enough for lz4 to find
 /// repetitions, small enough that a backend's memory stays flat while it updates millions of rows.

@@ -10,8 +10,8 @@ use tidings_wire::topic::{TopicError, check_event, check_name};
 use tidings_wire::{Limit, Row};
 
 use crate::capture::change::{Change, Tuple};
-use crate::capture::command::{Places, Rank};
 use crate::capture::encoder::Captured;
+use crate::capture::rank::{Places, Rank};
 use crate::capture::watch::{NoTopic, Watch};
 use crate::capture::{buffer, watches};
 use crate::errors::WatchError;
