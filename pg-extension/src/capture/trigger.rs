@@ -106,7 +106,7 @@ unsafe fn capture(data: &pg_sys::TriggerData) {
         unsafe { into.take_apart(row, data.tg_relation, watch.columns.count()) }
     };
     // SAFETY: the trigger is valid, as the caller promises.
-    let is_deferrable = unsafe { (*data.tg_trigger).tgdeferrable };
+    let pg_sys::Trigger { tgdeferrable: is_deferrable, tgtype, .. } = unsafe { *data.tg_trigger };
     let places = |new, old| {
         // A deferred trigger fires at the commit: its changes are in order, but after all others.
         if is_deferrable {
@@ -129,7 +129,8 @@ unsafe fn capture(data: &pg_sys::TriggerData) {
             take_apart(new, data.tg_newtuple);
             let places = places(Some(data.tg_newtuple), Some(data.tg_trigtuple));
             let is_changed = watch.columns.changed(old, new);
-            if changes_topic(&watch, old, new) || is_changed && places.old != places.new {
+            let is_divided = is_changed && places.old != places.new && has_inserts_and_deletes(tgtype);
+            if changes_topic(&watch, old, new) || is_divided {
                 emit(&watch, Change::Delete { old }, places.old, packed);
                 emit(&watch, Change::Insert { new }, places.new, packed);
             } else if is_changed {
@@ -142,6 +143,12 @@ unsafe fn capture(data: &pg_sys::TriggerData) {
     packed.row.clear();
     packed.row.shrink_to(KEPT_VALUES);
     SCRATCH.set(Some(scratch));
+}
+
+/// Whether a trigger fires for INSERT and DELETE. Who is told of UPDATE alone does not follow which rows there are.
+fn has_inserts_and_deletes(tgtype: i16) -> bool {
+    let both = pg_sys::TRIGGER_TYPE_INSERT | pg_sys::TRIGGER_TYPE_DELETE;
+    u32::from(tgtype.unsigned_abs()) & both == both
 }
 
 /// Whether an UPDATE moves the row to another topic. Different values may have the same text.
