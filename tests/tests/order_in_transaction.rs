@@ -155,14 +155,15 @@ fn a_key_of_any_kind_may_be_used_again() {
     for (columns, one_less) in [
         // The same number, written in another way.
         ("id numeric PRIMARY KEY, n int", "((OLD.id - 1) || '.0')::numeric"),
-        ("id text COLLATE \"und-x-icu\" PRIMARY KEY, n int", "(OLD.id::int - 1)::text"),
+        ("id text COLLATE other PRIMARY KEY, n int", "(OLD.id::int - 1)::text"),
         ("id int UNIQUE NOT NULL, n int", "OLD.id - 1"),
         ("id int UNIQUE, n int, other serial PRIMARY KEY", "OLD.id - 1"),
         ("id int PRIMARY KEY DEFERRABLE, n int", "OLD.id - 1"),
         ("id int, n int", "OLD.id - 1"),
     ] {
         let (db, mut log) = with(&format!(
-            "CREATE TABLE nest ({columns});
+            "CREATE COLLATION other FROM \"C\";
+             CREATE TABLE nest ({columns});
              SELECT tidings.watch('nest', topic => 'nest');
              CREATE FUNCTION again() RETURNS trigger LANGUAGE plpgsql AS
              $$ BEGIN INSERT INTO nest (id, n) VALUES ({one_less}, OLD.n + 10); RETURN OLD; END $$;
