@@ -32,6 +32,14 @@ unsafe extern "C-unwind" {
 
     /// The partitioned tables that a partition belongs to, the nearest one first (catalog/partition.h).
     pub fn get_partition_ancestors(relation: pg_sys::Oid) -> *mut pg_sys::List;
+
+    /// A table and all that inherit from it, or all partitions at any depth. The counts of parents are optional
+    /// (catalog/pg_inherits.h).
+    pub fn find_all_inheritors(
+        table: pg_sys::Oid,
+        mode: pg_sys::LOCKMODE,
+        parents: *mut *mut pg_sys::List,
+    ) -> *mut pg_sys::List;
 }
 
 unsafe extern "C" {

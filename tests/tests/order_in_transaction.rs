@@ -158,6 +158,7 @@ fn a_key_of_any_kind_may_be_used_again() {
         ("id text COLLATE other PRIMARY KEY, n int", "(OLD.id::int - 1)::text"),
         ("id int UNIQUE NOT NULL, n int", "OLD.id - 1"),
         ("id int UNIQUE, n int, other serial PRIMARY KEY", "OLD.id - 1"),
+        ("id int UNIQUE, n int, PRIMARY KEY (id, n)", "OLD.id - 1"),
         ("id int PRIMARY KEY DEFERRABLE, n int", "OLD.id - 1"),
         ("id int, n int", "OLD.id - 1"),
     ] {
@@ -228,6 +229,20 @@ fn what_a_trigger_before_truncate_changes_comes_before_it() {
 }
 
 #[test]
+fn what_a_trigger_before_truncate_changes_in_partitions_comes_before_it() {
+    let (db, mut log) = with(
+        "CREATE TABLE whole (id int PRIMARY KEY, n int) PARTITION BY RANGE (id);
+         CREATE TABLE part PARTITION OF whole FOR VALUES FROM (0) TO (100);
+         SELECT tidings.watch('whole', topic => 'whole', operations => '{INSERT,UPDATE,DELETE,TRUNCATE}');
+         CREATE FUNCTION write() RETURNS trigger LANGUAGE plpgsql AS
+         $$ BEGIN INSERT INTO whole VALUES (5, 50); UPDATE whole SET id = 6 WHERE id = 5; RETURN NULL; END $$;
+         CREATE TRIGGER write BEFORE TRUNCATE ON whole FOR EACH STATEMENT EXECUTE FUNCTION write();",
+    );
+    db.session().run("TRUNCATE whole");
+    assert_eq!(sent(&log.news()), ["INSERT 5 50", "UPDATE 6 50", "TRUNCATE"]);
+}
+
+#[test]
 fn what_a_before_trigger_changes_comes_before_the_row_it_was_fired_for() {
     let (db, mut log) = nest(
         "CREATE FUNCTION replace() RETURNS trigger LANGUAGE plpgsql AS
@@ -245,6 +260,25 @@ fn what_a_before_trigger_changes_comes_before_the_row_it_was_fired_for() {
     copy(&mut session, "1\t14\n2\t21\n2\t22\n");
     let expected = ["DELETE 1 13", "DELETE 2 20", "INSERT 1 14", "INSERT 2 21", "DELETE 2 21", "INSERT 2 22"];
     assert_eq!(sent(&log.news()), expected);
+}
+
+#[test]
+fn what_a_function_in_sql_changes_comes_before_the_row_for_which_it_is_called() {
+    let (db, mut log) = nest(
+        "CREATE FUNCTION gone(i int) RETURNS int LANGUAGE sql AS $$ DELETE FROM nest WHERE id = i RETURNING id $$;
+         INSERT INTO nest VALUES (1, 10);",
+    );
+    log.skip_to_now();
+    let mut session = db.session();
+    session.run("INSERT INTO nest SELECT gone(1), 11");
+    assert_eq!(sent(&log.news()), ["DELETE 1 10", "INSERT 1 11"]);
+    session.run(
+        "CREATE FUNCTION replace() RETURNS trigger LANGUAGE plpgsql AS
+         $$ BEGIN NEW.n := NEW.n + coalesce(gone(NEW.id), 0); RETURN NEW; END $$;
+         CREATE TRIGGER replace BEFORE INSERT ON nest FOR EACH ROW EXECUTE FUNCTION replace();
+         INSERT INTO nest VALUES (1, 20)",
+    );
+    assert_eq!(sent(&log.news()), ["DELETE 1 11", "INSERT 1 21"]);
 }
 
 #[test]

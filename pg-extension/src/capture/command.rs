@@ -13,18 +13,18 @@
 //! it becomes a DELETE, which comes before, and an INSERT, which keeps its place: an earlier row of the outer command may
 //! have had the new key.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 
 use pgrx::pg_sys;
 
 use crate::capture::key::{Key, Name, key};
 use crate::capture::rank::{Places, Rank};
-use crate::capture::version::{Version, changed_by, is_own, version};
-use crate::foreign::get_partition_ancestors;
+use crate::capture::version::{Version, changed_by, filed_by, is_own, version};
 use crate::foreign::infallible::{
     GetCurrentCommandId, GetCurrentSubTransactionId, HeapTupleHeaderGetCmax, HeapTupleHeaderGetCmin, IsLogicalWorker,
 };
+use crate::foreign::{find_all_inheritors, get_partition_ancestors};
 
 /// The most rows of one command for which changes by inner commands are remembered one by one. If there are more, each
 /// row has its own place: its new version comes before the command that has changed it, and a key that it frees is gone
@@ -88,6 +88,8 @@ struct Waiting {
 thread_local! {
     /// The running commands, outer ones first. After an error, some stay here until their subtransaction ends.
     static COMMANDS: RefCell<Vec<Command>> = const { RefCell::new(Vec::new()) };
+    /// The highest number of a query that has begun to change rows.
+    static LATEST: Cell<pg_sys::CommandId> = const { Cell::new(0) };
     static WAITING: RefCell<Waiting> = const { RefCell::new(Waiting { by_number: BTreeMap::new(), freeing: 0 }) };
 }
 
@@ -96,8 +98,17 @@ impl Rank {
     pub fn now() -> Self {
         let changes_rows = |command: &Command| command.phase == Phase::Running && command.kind != Kind::Truncate;
         // Like a change by an inner command, it comes before the rows of outer commands that are still changing rows.
-        let is_inside = COMMANDS.with_borrow(|commands| commands.iter().any(changes_rows));
-        if is_inside { Self::next().before() } else { Self::next() }
+        let outer = COMMANDS.with_borrow(|commands| {
+            commands.iter().rev().find(|command| changes_rows(command)).map(|command| command.number)
+        });
+        outer.map_or_else(Self::next, |number| Self::next_inside(number).before())
+    }
+
+    /// The rank of the next command inside of the command with this number. The counter may still have the number of
+    /// the last inner command: a function in SQL does not increment it after its last statement.
+    fn next_inside(outer: pg_sys::CommandId) -> Self {
+        let latest = LATEST.get();
+        if latest > outer { Self::next().max(Self::of(latest.saturating_add(1))) } else { Self::next() }
     }
 
     /// The rank of the next command.
@@ -106,26 +117,24 @@ impl Rank {
         Self::of(unsafe { GetCurrentCommandId(false) })
     }
 
-    /// The rank of TRUNCATE, whose trigger is running. A BEFORE trigger may have written before the table got its new
-    /// file, and its row in `pg_class` records when that was. A table that is new in this transaction keeps its file.
+    /// The rank of TRUNCATE, whose trigger is running. A BEFORE trigger may have written before the tables got their
+    /// new files. A table that is new in this transaction, or was truncated in it, keeps its file.
     ///
     /// # Safety
     /// The relation is that of the running trigger.
     pub unsafe fn of_truncate(relation: pg_sys::Relation) -> Self {
-        // SAFETY: the relation is open, as the caller promises. A row from the cache is a whole row of a heap table, and
-        // alive until it is released. It has a valid command if this transaction made it.
+        let truncate = COMMANDS.with_borrow(|commands| {
+            commands.iter().rev().find(|command| command.kind == Kind::Truncate).map(|command| command.number)
+        });
+        let Some(number) = truncate else { return Self::now() };
+        // SAFETY: the relation is open, as the caller promises. A partitioned table has no file, but its partitions
+        // have, and TRUNCATE has locked them. The list has `length` OIDs.
         let filed = unsafe {
-            let row = pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::RELOID as i32, (*relation).rd_id.into());
-            let filed = (!row.is_null() && is_own(row)).then(|| HeapTupleHeaderGetCmin((*row).t_data));
-            if !row.is_null() {
-                pg_sys::ReleaseSysCache(row);
-            }
-            filed
+            let tables = find_all_inheritors((*relation).rd_id, pg_sys::NoLock as i32, std::ptr::null_mut());
+            let count = tables.as_ref().map_or(0, |tables| tables.length as usize);
+            (0..count).filter_map(|i| filed_by((*(*tables).elements.add(i)).oid_value)).max()
         };
-        COMMANDS.with_borrow(|commands| {
-            let truncate = commands.iter().rev().find(|command| command.kind == Kind::Truncate);
-            truncate.map_or_else(Self::now, |command| Self::of(command.number.max(filed.unwrap_or_default())))
-        })
+        Self::of(number.max(filed.unwrap_or_default()))
     }
 
     /// The places of the change of a row. `new` is the version that it made, `old` the one that it replaced or deleted.
@@ -177,6 +186,7 @@ pub fn abort_subtransaction(subxid: pg_sys::SubTransactionId) {
 /// Forgets all commands, at the end of the transaction.
 pub fn reset() {
     COMMANDS.with_borrow_mut(Vec::clear);
+    LATEST.set(0);
     WAITING.with_borrow_mut(|waiting| waiting.forget_last(|_| true));
 }
 
@@ -240,7 +250,7 @@ impl Command {
     /// Determines its rank, when all of its rows have been changed. If inner commands ran, its rows come after theirs
     /// and before the next command, which one of its own triggers may run.
     fn settle(&mut self) {
-        let next = Rank::next();
+        let next = Rank::next_inside(self.number);
         if next > self.rank {
             self.rank = next.before();
         }
@@ -394,6 +404,9 @@ unsafe fn has_triggers_before(relation: pg_sys::Relation) -> bool {
 fn enter(number: pg_sys::CommandId, kind: Kind, phase: Phase) -> usize {
     // SAFETY: called inside a transaction; the function reads a variable of this backend.
     let subxid = unsafe { GetCurrentSubTransactionId() };
+    if kind == Kind::Query {
+        LATEST.set(LATEST.get().max(number));
+    }
     COMMANDS.with_borrow_mut(|commands| {
         let (rank, touched, made) = (Rank::of(number), Touched::default(), BTreeMap::new());
         commands.push(Command { number, subxid, kind, phase, rank, touched, made, row: None });

@@ -34,7 +34,8 @@ const EXACT_COLLATIONS: [pg_sys::Oid; 3] = [pg_sys::InvalidOid, pg_sys::DEFAULT_
 pub struct Key {
     table: pg_sys::Oid,
     hash: u64,
-    /// The primary key is the table's only key, and two rows have the same key only if the hash is the same.
+    /// The primary key has one column and is the table's only key, and two rows have the same key only if the hash is
+    /// the same.
     is_exact: bool,
 }
 
@@ -61,7 +62,9 @@ pub unsafe fn key(relation: pg_sys::Relation, row: pg_sys::HeapTuple) -> Key {
     unsafe {
         let columns = pg_sys::RelationGetIndexAttrBitmap(relation, INDEX_ATTR_BITMAP_KEY);
         let primary = pg_sys::RelationGetIndexAttrBitmap(relation, INDEX_ATTR_BITMAP_PRIMARY_KEY);
-        let mut is_exact = !columns.is_null() && pg_sys::bms_equal(columns, primary);
+        // If there are several columns, some of them may be another key.
+        let is_single = pg_sys::bms_membership(columns) == pg_sys::BMS_Membership::BMS_SINGLETON;
+        let mut is_exact = is_single && pg_sys::bms_equal(columns, primary);
         let descriptor = pgrx::PgTupleDesc::from_pg_unchecked((*relation).rd_att);
         values.take_apart(row, relation, descriptor.len());
         let mut member = -1;

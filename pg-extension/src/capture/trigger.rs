@@ -145,7 +145,8 @@ unsafe fn capture(data: &pg_sys::TriggerData) {
     SCRATCH.set(Some(scratch));
 }
 
-/// Whether a trigger fires for INSERT and DELETE. Who is told of UPDATE alone does not follow which rows there are.
+/// Whether a trigger fires for INSERT and DELETE. A watch of UPDATE alone does not say which rows exist, so its updates
+/// are not divided.
 fn has_inserts_and_deletes(tgtype: i16) -> bool {
     let both = pg_sys::TRIGGER_TYPE_INSERT | pg_sys::TRIGGER_TYPE_DELETE;
     u32::from(tgtype.unsigned_abs()) & both == both

@@ -2,7 +2,7 @@
 
 use pgrx::pg_sys;
 
-use crate::foreign::infallible::{HeapTupleHeaderGetCmax, TransactionIdIsCurrentTransactionId};
+use crate::foreign::infallible::{HeapTupleHeaderGetCmax, HeapTupleHeaderGetCmin, TransactionIdIsCurrentTransactionId};
 
 /// A row version: the table's OID, the block, and the line in the block.
 pub type Version = (u32, u16, u16, u16);
@@ -39,6 +39,22 @@ pub unsafe fn changed_by(tuple: pg_sys::HeapTuple) -> Option<pg_sys::CommandId> 
             (*header).t_choice.t_heap.t_xmax
         };
         TransactionIdIsCurrentTransactionId(by).then(|| HeapTupleHeaderGetCmax(header))
+    }
+}
+
+/// The command of the current transaction that has written a table's row in `pg_class` last, for example to give it a
+/// new file.
+pub fn filed_by(table: pg_sys::Oid) -> Option<pg_sys::CommandId> {
+    // SAFETY: called inside a transaction. A row from the cache is a whole row of a heap table, and alive until it is
+    // released. It has a valid command if this transaction made it.
+    unsafe {
+        let row = pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::RELOID as i32, table.into());
+        if row.is_null() {
+            return None;
+        }
+        let filed = is_own(row).then(|| HeapTupleHeaderGetCmin((*row).t_data));
+        pg_sys::ReleaseSysCache(row);
+        filed
     }
 }
 
