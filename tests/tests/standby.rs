@@ -7,7 +7,7 @@ use tidings_tests::sse::Request;
 use tidings_tests::{Cluster, Database, Session, eventually, until};
 
 use crate::read_node::proxy_at;
-use crate::{all_until_now, create_boards, skipped, titles};
+use crate::{all_until_now, create_boards, kept_boards, skipped, titles};
 
 /// The payload of the event that comes after all others.
 const MARK: &str = "the last of all";
@@ -164,8 +164,8 @@ fn what_a_standby_shows_before_its_primary_is_not_repeated() {
 #[test]
 fn a_reader_that_waits_for_a_standby_goes_on_when_there_is_none_to_wait_for() {
     let cluster = Cluster::start(&[]);
-    let db = cluster.database();
-    create_boards(&db);
+    // If the test fails, a DROP DATABASE would wait for the standby, too.
+    let db = kept_boards(&cluster);
     let mut session = db.session();
     session.run("SET synchronous_commit = local");
     session.run("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
@@ -189,6 +189,27 @@ fn a_reader_that_waits_for_a_standby_goes_on_when_there_is_none_to_wait_for() {
     session.run("ALTER SYSTEM RESET synchronous_standby_names");
     session.run("SELECT pg_reload_conf()");
     assert!(reader.join().expect("the reader").is_some());
+}
+
+#[test]
+fn readers_wait_for_a_standby_although_the_server_once_had_asynchronous_commits() {
+    let cluster = Cluster::start(&[("synchronous_commit", "off")]);
+    // If the test fails, a DROP DATABASE would wait for the standby, too.
+    let db = kept_boards(&cluster);
+    let mut session = db.session();
+    session.run("SET synchronous_commit = local");
+    session.run("ALTER SYSTEM SET synchronous_commit = on");
+    session.run("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
+    session.run("SELECT pg_reload_conf()");
+    session.run("SET statement_timeout = '1s'");
+    let mut id = 0;
+    until("a reader waits", || {
+        id += 1;
+        session.run(&format!("INSERT INTO board_items VALUES ({id}, 5, 'not replicated')"));
+        session.client().batch_execute("SELECT tidings.position()").is_err()
+    });
+    session.run("ALTER SYSTEM RESET synchronous_standby_names");
+    session.run("SELECT pg_reload_conf()");
 }
 
 #[test]

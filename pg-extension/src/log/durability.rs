@@ -21,9 +21,8 @@ const KINDS: [pg_sys::SyncCommitLevel::Type; 3] = [
     pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_REMOTE_APPLY,
 ];
 
-/// In place of what the relay's commits wait for: no relay has run since the server started. A relay always waits for
-/// the disk at least.
-const UNKNOWN: u32 = pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_OFF;
+/// The published level while no relay runs. A relay never publishes it, because it waits for the disk at least.
+pub const UNKNOWN: u32 = pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_OFF;
 
 /// This process's setting `synchronous_commit`.
 pub fn level() -> u32 {

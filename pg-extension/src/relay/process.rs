@@ -60,9 +60,10 @@ fn run(db: &'static Database, extension: pg_sys::Oid, ticker: &mut Ticker) {
     let mut pace = Pace::new();
     let mut housekeeping = Instant::now();
     loop {
-        worker::reload_settings();
-        worker_settings::keep_durable();
-        db.level.store(durability::effective_level(), SeqCst);
+        if worker::reload_settings() {
+            worker_settings::keep_durable();
+            db.level.store(durability::effective_level(), SeqCst);
+        }
         ticker.unflushed.flush_if_due();
         if db.paused.load(SeqCst) {
             BackgroundWorker::transaction(channel::ask_to_leave);
@@ -107,6 +108,8 @@ fn rest(time: Duration) {
 unsafe extern "C-unwind" fn leave(_code: i32, db: pg_sys::Datum) {
     // SAFETY: `tidings_relay_main` registered this function with a pointer to the database's entry in shared memory.
     let db = unsafe { &*db.cast_mut_ptr::<Database>() };
+    // Nobody reads the configuration for the readers until the next relay does.
+    db.level.store(durability::UNKNOWN, SeqCst);
     db.unregister_relay();
     shared::wake_launcher();
 }

@@ -28,15 +28,17 @@ pub fn attach_signal_handlers() {
     }
 }
 
-/// Reads the configuration again if a SIGHUP has arrived. Called outside of a transaction.
-pub fn reload_settings() {
+/// Reads the configuration again if a SIGHUP has arrived, and returns whether it has. Called outside of a transaction.
+pub fn reload_settings() -> bool {
     // SAFETY: the flag belongs to this process and is set by its signal handler, hence the volatile accesses. Postgres
     // wants the configuration to be read outside of a transaction.
     unsafe {
-        if (&raw const pg_sys::ConfigReloadPending).read_volatile() != 0 {
+        let is_pending = (&raw const pg_sys::ConfigReloadPending).read_volatile() != 0;
+        if is_pending {
             (&raw mut pg_sys::ConfigReloadPending).write_volatile(0);
             pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
         }
+        is_pending
     }
 }
 

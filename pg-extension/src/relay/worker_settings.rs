@@ -54,6 +54,8 @@ pub fn apply() {
 /// Makes commits wait for the disk at least, whatever the configuration says: clients must never see a change that a
 /// crash later undoes. Called again after each reading of the configuration.
 pub fn keep_durable() {
+    // What an earlier call has set would override the configuration that has been read since.
+    reset(c"synchronous_commit");
     if durability::level() == pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_OFF {
         set(c"synchronous_commit", c"local");
     }
@@ -77,13 +79,17 @@ pub fn become_bootstrap_superuser() {
 }
 
 fn set(name: &CStr, value: &CStr) {
-    // SAFETY: both are C strings and are copied.
+    change(name, value.as_ptr());
+}
+
+/// Gives a setting the value that the configuration has for it.
+fn reset(name: &CStr) {
+    change(name, std::ptr::null());
+}
+
+fn change(name: &CStr, value: *const std::ffi::c_char) {
+    // SAFETY: both are C strings and are copied; null stands for the configuration's value.
     unsafe {
-        pg_sys::SetConfigOption(
-            name.as_ptr(),
-            value.as_ptr(),
-            pg_sys::GucContext::PGC_SUSET,
-            pg_sys::GucSource::PGC_S_SESSION,
-        );
+        pg_sys::SetConfigOption(name.as_ptr(), value, pg_sys::GucContext::PGC_SUSET, pg_sys::GucSource::PGC_S_SESSION);
     }
 }
