@@ -246,6 +246,20 @@ fn a_position_that_waits_for_a_lock_delays_no_short_query_and_is_not_given_up() 
 }
 
 #[test]
+fn two_positions_that_take_too_long_are_both_given_up() {
+    let db = boards();
+    db.session().run(
+        "CREATE OR REPLACE FUNCTION tidings.locate(after text) RETURNS text LANGUAGE plpgsql AS
+         $$ BEGIN IF after LIKE '%:%' THEN PERFORM pg_sleep(3600); END IF; RETURN after; END $$",
+    );
+    let proxy = db.proxy(&[]);
+    let mut streams = ["1:1:3:3:", "2:2:3:3:"].map(|place| proxy.open(&Request::since(&["boards_5"], place)));
+    for stream in &mut streams {
+        assert_eq!(stream.frame().event, "reset");
+    }
+}
+
+#[test]
 fn a_client_that_reads_the_log_slowly_delays_nobody() {
     const ROWS: i64 = 20_000;
     let db = boards();

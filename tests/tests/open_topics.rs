@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tidings_tests::{Database, Sse, shared, until};
+use tidings_tests::{Cluster, Database, Sse, shared, until};
 
 /// Topics with their subscribers and proxies, as SQL sees them.
 fn open(db: &Database<'_>) -> BTreeMap<String, (i64, i64)> {
@@ -52,6 +52,17 @@ fn a_topic_is_open_from_the_first_subscriber_at_any_proxy_to_the_last() {
     wait_open(&db, &[("boards_5", (1, 1))]);
     drop(two);
     wait_open(&db, &[]);
+}
+
+#[test]
+fn topics_are_open_again_after_a_crash_of_the_server() {
+    let cluster = Cluster::start(&[]);
+    let db = cluster.database();
+    let proxy = db.proxy(&[]);
+    let _stream = proxy.live(&["boards_5"]);
+    wait_open(&db, &[("boards_5", (1, 1))]);
+    db.crash();
+    wait_open(&db, &[("boards_5", (1, 1))]);
 }
 
 #[test]

@@ -121,7 +121,8 @@ impl Worker {
     }
 
     /// Without a connection: leaves the askers to a worker that has one or is making one, or else sends them the error.
-    /// Workers that can't connect don't leave them to one another again and again.
+    /// It leaves them only once to a worker that is making one: otherwise workers that can't connect would leave them
+    /// to one another forever.
     async fn cannot_ask(&mut self, error: &DatabaseError) {
         let has_left = self.has_left;
         self.has_left = self.line.has_connection(self.pace) || !has_left && self.line.is_connecting(self.pace);

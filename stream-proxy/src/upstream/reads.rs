@@ -4,6 +4,7 @@
 use std::fmt::{self, Display};
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use tidings_wire::{Event, PagePart, Position, Seen, SegmentError, page, segment};
@@ -208,6 +209,8 @@ struct Link {
     database: Database,
     metrics: Arc<Metrics>,
     slot: Mutex<Slot>,
+    /// How many connections it has made.
+    made: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -218,7 +221,7 @@ struct Slot {
 
 impl Link {
     fn new(database: Database, metrics: Arc<Metrics>) -> Self {
-        Self { database, metrics, slot: Mutex::default() }
+        Self { database, metrics, slot: Mutex::default(), made: AtomicUsize::new(0) }
     }
 
     async fn client(&self) -> Result<Arc<Client>, DatabaseError> {
@@ -232,6 +235,7 @@ impl Link {
         match self.database.connect(self.metrics.clone()).await {
             Ok((client, _)) => {
                 let client = Arc::new(client);
+                self.made.fetch_add(1, Relaxed);
                 *slot = Slot { client: Some(client.clone()), failed: None };
                 Ok(client)
             }
@@ -315,7 +319,16 @@ impl Reads {
             $1::pg_catalog.text, $2::pg_catalog.text[], $3::pg_catalog.int4[], $4::pg_catalog.interval)";
         let parameters: [(&(dyn ToSql + Sync), Type); 4] =
             [(&name, Type::TEXT), (&names, Type::TEXT_ARRAY), (&counts, Type::INT4_ARRAY), (&lease, Type::TEXT)];
-        self.reports.as_ref().unwrap_or(&self.short).query(sql, &parameters).await.map(|_| ())
+        self.report_link().query(sql, &parameters).await.map(|_| ())
+    }
+
+    /// How many connections for reports were made so far.
+    pub fn report_connections(&self) -> usize {
+        self.report_link().made.load(Relaxed)
+    }
+
+    fn report_link(&self) -> &Link {
+        self.reports.as_ref().unwrap_or(&self.short)
     }
 }
 
@@ -326,9 +339,9 @@ impl ClientLog for Reads {
         let rows = match link.query("SELECT tidings.locate($1::pg_catalog.text)", &[(&after, Type::TEXT)]).await {
             Err(error) if has_snapshot && error.code() == Some(&SqlState::QUERY_CANCELED) => {
                 // What took too long once takes too long again, unless it had to wait for a lock or for a standby: then
-                // so does this.
+                // so does this. Over another connection, because here it would wait for other clients' positions.
                 let start = Instant::now();
-                link.query("SELECT tidings.position()", &[]).await?;
+                self.pages.query("SELECT tidings.position()", &[]).await?;
                 return Err(if start.elapsed() < PROMPT { DatabaseError::Expired } else { error });
             }
             located => located?,

@@ -34,18 +34,30 @@ pub struct Registry {
     address: String,
     /// The name of this proxy in the reports so far.
     name: String,
-    /// Whether nothing has been reported under this name yet.
-    new: bool,
-    /// What the hub has said and no finished report has told the database. When the proxy shuts down, it gives up a
-    /// report that is under way, and the last one has to repeat it.
-    untold: HashMap<Arc<str>, usize>,
+    /// Whether the next report has to contain all topics: nothing has been reported under this name, or the database
+    /// may have lost it.
+    all: bool,
+    /// How many connections for reports had been made at the end of the last report.
+    connections: usize,
+    /// The topics, with their numbers of subscribers, that no finished report has included. When the proxy shuts down, it
+    /// gives up a report that is under way, and the last one has to repeat it.
+    unreported: HashMap<Arc<str>, usize>,
 }
 
 impl Registry {
     /// A registry for a proxy that listens on `address`.
     pub fn new(hub: Arc<Hub>, reads: Arc<Reads>, metrics: Arc<Metrics>, address: &str) -> Self {
         let name = name(address);
-        Self { hub, reads, metrics, address: address.into(), name, new: true, untold: HashMap::new() }
+        Self {
+            hub,
+            reads,
+            metrics,
+            address: address.into(),
+            name,
+            all: true,
+            connections: 0,
+            unreported: HashMap::new(),
+        }
     }
 
     /// Reports forever.
@@ -60,9 +72,7 @@ impl Registry {
                 Err(error) => {
                     self.metrics.report_errors.add(1);
                     tracing::debug!(%error, "open topics not reported");
-                    // It is unknown what the database has recorded for the old name; that ends with its lease.
-                    (self.name, self.new) = (name(&self.address), true);
-                    self.untold.clear();
+                    self.start_again();
                     sleep(RENEWAL).await;
                 }
             }
@@ -73,17 +83,18 @@ impl Registry {
     pub async fn report(&mut self, due: bool) -> Result<bool, DatabaseError> {
         if !self.reads.takes_reports() {
             // After a promotion everything is reported. Until then the hub must not gather what has changed.
-            self.new = true;
-            self.untold.clear();
+            if !self.all {
+                self.start_again();
+            }
             drop(self.hub.subscriber_counts(false));
             return Ok(false);
         }
-        if self.new {
-            // What is told now are all topics that have subscribers.
-            self.untold.values_mut().for_each(|count| *count = 0);
+        // Only the changes tell which topics have no subscriber any more.
+        self.unreported.extend(self.hub.subscriber_counts(false));
+        if self.all {
+            self.unreported.extend(self.hub.subscriber_counts(true));
         }
-        self.untold.extend(self.hub.subscriber_counts(self.new));
-        let topics: Vec<_> = self.untold.iter().map(|(topic, count)| (topic.clone(), *count)).collect();
+        let topics: Vec<_> = self.unreported.iter().map(|(topic, count)| (topic.clone(), *count)).collect();
         if topics.is_empty() && !due {
             return Ok(false);
         }
@@ -92,10 +103,20 @@ impl Registry {
         for batch in batches {
             self.reads.report(&self.name, batch, LEASE).await?;
         }
-        self.new = false;
         // A flood of topics leaves no memory allocated.
-        self.untold = HashMap::new();
+        self.unreported = HashMap::new();
+        // Over a new connection the server may be one that has crashed, and crashes empty the table of open topics.
+        let connections = self.reads.report_connections();
+        self.all = connections != self.connections && !self.all;
+        self.connections = connections;
         Ok(true)
+    }
+
+    /// Makes the next report contain all topics, under a new name: it is unknown what the database has recorded for the
+    /// old one, and that ends with its lease.
+    fn start_again(&mut self) {
+        (self.name, self.all) = (name(&self.address), true);
+        self.unreported.clear();
     }
 }
 
