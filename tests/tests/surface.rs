@@ -129,13 +129,14 @@ fn the_metrics_add_up() {
     for sse in &mut streams[..2] {
         assert_eq!(all_until_now(&db, "boards_5", sse).len(), 10);
     }
-    // The mark of each check is an event for both clients. A client may have an event a moment before it is counted.
+    // The mark of each check is an event for both clients. The first one may share the tick of the rows. A client may have
+    // an event a moment before it is counted.
     let after = eventually("all is counted", || {
         let after = proxy.metrics();
         let rise = |name: &str| after[name] - before[name];
         let counted = rise("tidings_events_received_total") == 12.0 && rise("tidings_events_sent_total") == 24.0;
         let ticks = rise("tidings_ticks_total");
-        (counted && ticks >= 3.0 && rise("tidings_fanout_delay_seconds_count") == ticks).then_some(after)
+        (counted && ticks >= 2.0 && rise("tidings_fanout_delay_seconds_count") == ticks).then_some(after)
     });
     let rise = |name: &str| after[name] - before[name];
     assert!(rise("tidings_sent_bytes_total") > 22.0 * 100.0);
