@@ -87,8 +87,13 @@ packages() {
     as_root=(sudo)
   fi
   say "installing $${missing[*]} (Debian may create a cluster named main and start servers; nothing here uses them)"
-  "$${as_root[@]}" apt-get update -q
-  "$${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$${missing[@]}"
+  # Another apt may run, such as one that updates the machine, or a mirror may fail once.
+  local attempt apt=("$${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=300 -o Acquire::Retries=5)
+  for attempt in 1 2 3 4 5; do
+    if "$${apt[@]}" update && "$${apt[@]}" install -y --no-install-recommends "$${missing[@]}"; then return 0; fi
+    [ "$$attempt" = 5 ] || { say "trying again in 20 seconds"; sleep 20; }
+  done
+  return 1
 }
 endef
 
