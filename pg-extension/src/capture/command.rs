@@ -10,8 +10,8 @@
 //! its rank only after it has changed its rows. If an inner command changed one of those rows, the outer command's rows
 //! up to that row come before the inner change. And if an inner command made a row with the key that a row of the outer
 //! command had, that row was gone before. So its DELETE comes before the inner change. If it was an UPDATE of the key,
-//! it becomes a DELETE, which comes before, and an INSERT, which keeps its place: an earlier row of the outer command may
-//! have had the new key.
+//! it becomes a DELETE, which comes before, and an INSERT, which keeps its place: an earlier row of the outer command
+//! may have had the new key.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,7 +20,7 @@ use pgrx::pg_sys;
 
 use crate::capture::key::{Key, Name, key};
 use crate::capture::rank::{Places, Rank};
-use crate::capture::version::{Version, changed_by, filed_by, is_own, version};
+use crate::capture::version::{Version, changed_by, is_own, last_written, version};
 use crate::foreign::infallible::{
     GetCurrentCommandId, GetCurrentSubTransactionId, HeapTupleHeaderGetCmax, HeapTupleHeaderGetCmin, IsLogicalWorker,
 };
@@ -45,8 +45,8 @@ struct Command {
     rank: Rank,
     /// The row versions made by this command that inner commands have changed.
     touched: Touched,
-    /// The keys of the rows that inner commands have made while this one was changing rows, each with the lowest rank of
-    /// an event that made it. Rows that a savepoint took back may be among them.
+    /// The keys of the rows that inner commands have made while this one was changing rows, each with the lowest rank
+    /// of an event that made it. Rows that a savepoint took back may be among them.
     made: BTreeMap<Name, Rank>,
     /// The row version made by this command whose triggers are firing.
     row: Option<Version>,
@@ -77,8 +77,9 @@ struct Touched {
     is_full: bool,
 }
 
-/// Commands that have changed their rows, while inner commands have changed rows, too. Their triggers will fire: those of
-/// a command that a foreign key runs together with those of the outer command. There may be one for each of its rows.
+/// Commands that have changed their rows, while inner commands have changed rows, too. Their triggers will fire: those
+/// of a command that a foreign key runs together with those of the outer command. There may be one for each of its
+/// rows.
 struct Waiting {
     by_number: BTreeMap<pg_sys::CommandId, Command>,
     /// How many of them may have freed keys.
@@ -129,12 +130,12 @@ impl Rank {
         let Some(number) = truncate else { return Self::now() };
         // SAFETY: the relation is open, as the caller promises. A partitioned table has no file, but its partitions
         // have, and TRUNCATE has locked them. The list has `length` OIDs.
-        let filed = unsafe {
+        let written = unsafe {
             let tables = find_all_inheritors((*relation).rd_id, pg_sys::NoLock as i32, std::ptr::null_mut());
             let count = tables.as_ref().map_or(0, |tables| tables.length as usize);
-            (0..count).filter_map(|i| filed_by((*(*tables).elements.add(i)).oid_value)).max()
+            (0..count).filter_map(|i| last_written((*(*tables).elements.add(i)).oid_value)).max()
         };
-        Self::of(number.max(filed.unwrap_or_default()))
+        Self::of(number.max(written.unwrap_or_default()))
     }
 
     /// The places of the change of a row. `new` is the version that it made, `old` the one that it replaced or deleted.
@@ -196,8 +197,9 @@ impl Command {
         self.rank == Rank::of(self.number) && self.touched.by_rank.is_empty() && !self.touched.is_full
     }
 
-    /// The places of one of its rows. This is called for the rows in the order in which they were changed, once for each
-    /// watch. `freed` is the key that the row no longer has, and `changed_by` the command that has changed `new` since.
+    /// The places of one of its rows. This is called for the rows in the order in which they were changed, once for
+    /// each watch. `freed` is the key that the row no longer has, and `changed_by` the command that has changed `new`
+    /// since.
     fn places_of(
         &mut self,
         new: Option<Version>,

@@ -25,8 +25,8 @@ const EXACT: [pg_sys::Oid; 12] = [
     pg_sys::VARCHAROID,
 ];
 
-/// The collations in which different texts are never equal, as far as they are known without a look at the catalog: that
-/// of a type without any, the database's, and `C`.
+/// The collations in which different texts are never equal, as far as they are known without a look at the catalog:
+/// that of a type without any, the database's, and `C`.
 const EXACT_COLLATIONS: [pg_sys::Oid; 3] = [pg_sys::InvalidOid, pg_sys::DEFAULT_COLLATION_OID, pg_sys::C_COLLATION_OID];
 
 /// The values of a row in all columns of unique keys.

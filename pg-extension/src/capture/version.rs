@@ -44,7 +44,7 @@ pub unsafe fn changed_by(tuple: pg_sys::HeapTuple) -> Option<pg_sys::CommandId> 
 
 /// The command of the current transaction that has written a table's row in `pg_class` last, for example to give it a
 /// new file.
-pub fn filed_by(table: pg_sys::Oid) -> Option<pg_sys::CommandId> {
+pub fn last_written(table: pg_sys::Oid) -> Option<pg_sys::CommandId> {
     // SAFETY: called inside a transaction. A row from the cache is a whole row of a heap table, and alive until it is
     // released. It has a valid command if this transaction made it.
     unsafe {
@@ -52,9 +52,9 @@ pub fn filed_by(table: pg_sys::Oid) -> Option<pg_sys::CommandId> {
         if row.is_null() {
             return None;
         }
-        let filed = is_own(row).then(|| HeapTupleHeaderGetCmin((*row).t_data));
+        let written = is_own(row).then(|| HeapTupleHeaderGetCmin((*row).t_data));
         pg_sys::ReleaseSysCache(row);
-        filed
+        written
     }
 }
 

@@ -338,8 +338,10 @@ impl ClientLog for Reads {
         let link = if has_snapshot { &self.snapshots } else { &self.short };
         let rows = match link.query("SELECT tidings.locate($1::pg_catalog.text)", &[(&after, Type::TEXT)]).await {
             Err(error) if has_snapshot && error.code() == Some(&SqlState::QUERY_CANCELED) => {
-                // What took too long once takes too long again, unless it had to wait for a lock or for a standby: then
-                // so does this. Over another connection, because here it would wait for other clients' positions.
+                // A position that took too long takes too long again, unless it waited for a lock or a standby. Then
+                // this query waits, too. It uses another connection, because on this one it would queue behind other
+                // clients' positions. The time that it takes to connect does not count.
+                self.pages.client().await?;
                 let start = Instant::now();
                 self.pages.query("SELECT tidings.position()", &[]).await?;
                 return Err(if start.elapsed() < PROMPT { DatabaseError::Expired } else { error });

@@ -39,8 +39,8 @@ pub struct Registry {
     all: bool,
     /// How many connections for reports had been made at the end of the last report.
     connections: usize,
-    /// The topics, with their numbers of subscribers, that no finished report has included. When the proxy shuts down, it
-    /// gives up a report that is under way, and the last one has to repeat it.
+    /// The topics, with their numbers of subscribers, that no finished report has included. When the proxy shuts down,
+    /// it gives up a report that is under way, and the last one has to repeat it.
     unreported: HashMap<Arc<str>, usize>,
 }
 
@@ -83,17 +83,11 @@ impl Registry {
     pub async fn report(&mut self, due: bool) -> Result<bool, DatabaseError> {
         if !self.reads.takes_reports() {
             // After a promotion everything is reported. Until then the hub must not gather what has changed.
-            if !self.all {
-                self.start_again();
-            }
+            self.start_again();
             drop(self.hub.subscriber_counts(false));
             return Ok(false);
         }
-        // Only the changes tell which topics have no subscriber any more.
-        self.unreported.extend(self.hub.subscriber_counts(false));
-        if self.all {
-            self.unreported.extend(self.hub.subscriber_counts(true));
-        }
+        self.unreported.extend(self.hub.subscriber_counts(self.all));
         let topics: Vec<_> = self.unreported.iter().map(|(topic, count)| (topic.clone(), *count)).collect();
         if topics.is_empty() && !due {
             return Ok(false);
@@ -105,7 +99,7 @@ impl Registry {
         }
         // A flood of topics leaves no memory allocated.
         self.unreported = HashMap::new();
-        // Over a new connection the server may be one that has crashed, and crashes empty the table of open topics.
+        // A new connection may mean that the server has crashed, which empties the table of open topics.
         let connections = self.reads.report_connections();
         self.all = connections != self.connections && !self.all;
         self.connections = connections;

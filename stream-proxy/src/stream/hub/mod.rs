@@ -135,8 +135,9 @@ impl Hub {
         self.tick.subscribe()
     }
 
-    /// Publishes events of `tick`, in order. [`Self::fan_out`] queues those of large topics to their subscribers. Writes
-    /// to one group of subscribers; the tasks of the others are woken, so that the upstream does not wait for them.
+    /// Publishes events of `tick`, in order. [`Self::fan_out`] queues those of large topics to their subscribers.
+    /// Writes to one group of subscribers; the tasks of the others are woken, so that the upstream does not wait for
+    /// them.
     pub fn publish(&self, tick: u64, events: Vec<Outgoing<'_>>) {
         let mut tally = Tally::of_writer();
         let received = events.iter().filter(|event| event.frame.as_recheck().is_none()).count() as u64;
@@ -370,8 +371,8 @@ impl Hub {
         self.metrics.topics.set(inner.topics.len() as u64);
     }
 
-    /// The number of subscribers of each topic: of all topics that have any, or only of those whose number may have
-    /// changed since the last call.
+    /// The number of subscribers of each topic whose number may have changed since the last call, even if it has none
+    /// any more; with `all`, also of each other topic that has any.
     pub fn subscriber_counts(&self, all: bool) -> Vec<(Arc<str>, usize)> {
         self.inner.lock().topics.subscriber_counts(all)
     }

@@ -208,16 +208,18 @@ impl Topics {
         matching.filter_map(|(_, entry)| entry.audience.as_ref()).flat_map(|audience| audience.subscribers())
     }
 
-    /// The number of subscribers of each topic: of all topics that have any, or only of those whose number may have
-    /// changed since the last call.
+    /// The number of subscribers of each topic whose number may have changed since the last call, even if it has none
+    /// any more; with `all`, also of each other topic that has any.
     pub fn subscriber_counts(&mut self, all: bool) -> Vec<(Arc<str>, usize)> {
         let changed = std::mem::take(&mut self.changed);
-        if all {
-            let counts = self.entries.iter().map(|(topic, entry)| (topic.clone(), entry.subscribers()));
-            return counts.filter(|(_, subscribers)| *subscribers > 0).collect();
-        }
         let count = |topic: &str| self.audience(topic).map_or(0, Audience::len);
-        changed.into_iter().map(|topic| (topic.clone(), count(&topic))).collect()
+        let mut counts: Vec<_> = changed.iter().map(|topic| (topic.clone(), count(topic))).collect();
+        if all {
+            let others = self.entries.iter().filter(|(topic, _)| !changed.contains(*topic));
+            let others = others.map(|(topic, entry)| (topic.clone(), entry.subscribers()));
+            counts.extend(others.filter(|(_, subscribers)| *subscribers > 0));
+        }
+        counts
     }
 
     /// Up to `most` topics: those with the newest events, and as many that have subscribers. True if there are more.
