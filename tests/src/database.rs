@@ -1,6 +1,9 @@
 //! A database with the extension, and sessions with it.
 
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
 
 use postgres::error::SqlState;
 use postgres::types::FromSqlOwned;
@@ -117,8 +120,8 @@ impl<'c> Database<'c> {
         self.wait_relay();
     }
 
-    /// Waits until a standby has replayed everything that this database's server has done so far. A tick may be visible,
-    /// and clients may have its events, a moment before it is flushed and sent: this commit flushes it.
+    /// Waits until a standby has replayed everything that this database's server has done so far. A tick may be
+    /// visible, and clients may have its events, a moment before it is flushed and sent: this commit flushes it.
     pub fn wait_standby(&self, standby: &Cluster) {
         let mut here = self.session();
         here.run("SET synchronous_commit = local; SELECT pg_logical_emit_message(true, 'tests', '')");
@@ -250,8 +253,8 @@ impl Session {
         u32::try_from(self.one::<i32>("SELECT pg_backend_pid()")).expect("a process id")
     }
 
-    /// Stops another process of the server by SIGSTOP, while it waits for something to do. Anywhere else it could have a
-    /// lock that each commit of the server needs, and would keep it.
+    /// Stops another process of the server by SIGSTOP, while it waits for something to do. Anywhere else it could have
+    /// a lock that each commit of the server needs, and would keep it.
     #[track_caller]
     pub fn stop(&mut self, pid: u32) {
         let waits = format!(
@@ -264,7 +267,18 @@ impl Session {
             }
             send(pid, Signal::SIGSTOP);
             until("it has stopped", || is_stopped(pid));
+            // If it has a lock that this question needs, too, there is no answer before it continues.
+            let (answered, no_answer) = mpsc::channel::<()>();
+            let in_vain = thread::spawn(move || {
+                let is_silent = no_answer.recv_timeout(Duration::from_secs(5)) == Err(RecvTimeoutError::Timeout);
+                if is_silent {
+                    send(pid, Signal::SIGCONT);
+                }
+                is_silent
+            });
             let is_waiting = self.one::<bool>(&waits);
+            drop(answered);
+            let is_waiting = !in_vain.join().expect("the watch over the answer") && is_waiting;
             if !is_waiting {
                 send(pid, Signal::SIGCONT);
             }

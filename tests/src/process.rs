@@ -34,8 +34,15 @@ rm -rf "$1"
 pub fn workdir() -> &'static Path {
     static WORKDIR: OnceLock<(PathBuf, Child)> = OnceLock::new();
     let (dir, _) = WORKDIR.get_or_init(|| {
-        let dir = std::env::temp_dir().join(format!("tidings-{}", std::process::id()));
-        fs::create_dir_all(dir.join("pids")).expect("create the temporary folder");
+        // If a whole machine or container was stopped, its janitor was, too: a process with the same id may have left a
+        // folder, with ids of processes that are others by now.
+        let mut names = (0..).map(|n| std::env::temp_dir().join(format!("tidings-{}-{n}", std::process::id())));
+        let is_new = |dir: &PathBuf| match fs::create_dir(dir) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+            result => result.map(|()| true).expect("create the temporary folder"),
+        };
+        let dir = names.find(is_new).expect("a number that is free");
+        fs::create_dir(dir.join("pids")).expect("create the folder of process ids");
         // The server's account must be able to reach its folder in here.
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).expect("open the temporary folder");
         let janitor = Command::new("sh")

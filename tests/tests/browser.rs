@@ -10,7 +10,7 @@ use tidings_tests::process::{Process, Signal, fresh_path};
 use tidings_tests::{proxy, teamboard};
 
 /// How long all of them together may take, in case a browser hangs.
-const LIMIT: Duration = Duration::from_secs(900);
+const LIMIT: Duration = Duration::from_secs(1800);
 
 #[test]
 fn teamboard_in_a_browser() {

@@ -201,12 +201,13 @@ fn readers_wait_for_a_standby_although_the_server_once_had_asynchronous_commits(
     session.run("ALTER SYSTEM SET synchronous_commit = on");
     session.run("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
     session.run("SELECT pg_reload_conf()");
-    session.run("SET statement_timeout = '1s'");
+    let mut reader = db.session();
+    reader.run("SET statement_timeout = '1s'");
     let mut id = 0;
     until("a reader waits", || {
         id += 1;
         session.run(&format!("INSERT INTO board_items VALUES ({id}, 5, 'not replicated')"));
-        session.client().batch_execute("SELECT tidings.position()").is_err()
+        reader.client().batch_execute("SELECT tidings.position()").is_err()
     });
     session.run("ALTER SYSTEM RESET synchronous_standby_names");
     session.run("SELECT pg_reload_conf()");

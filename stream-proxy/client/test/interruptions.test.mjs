@@ -146,7 +146,7 @@ test("offline and online are noticed at once", async () => {
   happens("online");
   (await server.request()).event("position", {}, "10");
   await is(list, "live");
-  assert.ok(waiting.isClosed);
+  await until("the one that was waiting is left", () => waiting.isClosed);
 });
 
 test("a pause ends when the network is back", async () => {

@@ -29,9 +29,10 @@ impl Guide {
     pub fn new(name: &str, port: u16, database: &'static str, sign_in: &'static str) -> Self {
         let cluster = Cluster::start(&[]);
         let (application, proxy) = (free_port(), free_port());
+        // The page's own port first: the digits of another one may contain it.
         let text = page(name)
-            .replace("127.0.0.1:8080", &format!("127.0.0.1:{proxy}"))
             .replace(&port.to_string(), &application.to_string())
+            .replace("127.0.0.1:8080", &format!("127.0.0.1:{proxy}"))
             .replace("@localhost/", &format!("@127.0.0.1:{}/", cluster.port()));
         let mut guide = Self {
             terminal: Terminal::new(),
