@@ -149,7 +149,7 @@ impl<'c> Database<'c> {
 
 impl Drop for Database<'_> {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if thread::panicking() {
             eprintln!("--- the end of the server's log ---\n{}---", self.cluster.log_tail());
         }
         if self.kept {
