@@ -191,14 +191,8 @@ fn a_reader_that_waits_for_a_standby_goes_on_when_there_is_none_to_wait_for() {
     assert!(reader.join().expect("the reader").is_some());
 }
 
-#[test]
-fn readers_wait_for_a_standby_although_the_server_once_had_asynchronous_commits() {
-    let cluster = Cluster::start(&[("synchronous_commit", "off")]);
-    // If the test fails, a DROP DATABASE would wait for the standby, too.
-    let db = kept_boards(&cluster);
-    let mut session = db.session();
-    session.run("SET synchronous_commit = local");
-    session.run("ALTER SYSTEM SET synchronous_commit = on");
+/// Names a standby that does not exist, and waits until a reader waits for it. `session` itself does not.
+fn a_reader_waits_for_nobody(db: &Database<'_>, session: &mut Session) {
     session.run("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
     session.run("SELECT pg_reload_conf()");
     let mut reader = db.session();
@@ -211,6 +205,32 @@ fn readers_wait_for_a_standby_although_the_server_once_had_asynchronous_commits(
     });
     session.run("ALTER SYSTEM RESET synchronous_standby_names");
     session.run("SELECT pg_reload_conf()");
+}
+
+#[test]
+fn a_reader_waits_for_a_standby_that_was_named_while_no_relay_ran() {
+    let cluster = Cluster::start(&[]);
+    let db = kept_boards(&cluster);
+    let mut session = db.session();
+    session.run("SET synchronous_commit = local");
+    let launcher: i32 = session.one("SELECT pid FROM pg_stat_activity WHERE backend_type = 'tidings launcher'");
+    // A stopped launcher starts no relay.
+    session.stop(launcher.unsigned_abs());
+    session.run("SELECT pg_terminate_backend(tidings.relay_pid())");
+    until("no relay runs", || session.one("SELECT tidings.relay_pid() IS NULL"));
+    a_reader_waits_for_nobody(&db, &mut session);
+    send(launcher.unsigned_abs(), Signal::SIGCONT);
+}
+
+#[test]
+fn readers_wait_for_a_standby_although_the_server_once_had_asynchronous_commits() {
+    let cluster = Cluster::start(&[("synchronous_commit", "off")]);
+    // If the test fails, a DROP DATABASE would wait for the standby, too.
+    let db = kept_boards(&cluster);
+    let mut session = db.session();
+    session.run("SET synchronous_commit = local");
+    session.run("ALTER SYSTEM SET synchronous_commit = on");
+    a_reader_waits_for_nobody(&db, &mut session);
 }
 
 #[test]
