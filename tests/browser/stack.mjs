@@ -51,7 +51,7 @@ export async function eventually(what, condition) {
 /** The ports that have been given. */
 const given = new Set();
 
-/** A port that nobody listens on, below the range that Linux uses for outgoing connections, so that none of those can take it. */
+/** A port that nobody listens on, below those that Linux uses for outgoing connections: none of these can take it. */
 export async function freePort() {
   for (;;) {
     const port = 16_384 + Math.floor(Math.random() * 16_384);

@@ -28,8 +28,8 @@ pub fn flushed_first(session: &mut Session, reason: &str) -> i64 {
     session.one(&format!("SELECT (flushed_first ->> '{reason}')::bigint FROM tidings.status"))
 }
 
-/// Waits until ticks are announced before they are flushed, which the first ones of a relay are not. Afterwards no event
-/// waits for its tick, which would count with those of the test.
+/// Waits until ticks are announced before they are flushed, which the first ones of a relay are not. Afterwards no
+/// event waits for its tick, which would count with those of the test.
 pub fn warm_up(db: &Database<'_>) {
     let mut session = db.session();
     let total =

@@ -16,8 +16,8 @@ use tidings_tests::{Cluster, Database, Proxy, SetAtTheEnd, until};
 /// Transactions of each writer.
 const TRANSACTIONS: usize = 250;
 
-/// Lets writers and clients work while `fault` strikes, and checks what the clients received. A reset is an error unless
-/// it `may_reset`.
+/// Lets writers and clients work while `fault` strikes, and checks what the clients received. A reset is an error
+/// unless it `may_reset`.
 fn survive(may_reset: bool, fault: impl Fn(&Membership, &Database<'_>, &mut [Proxy; 2], usize) + Sync) {
     let cluster = Cluster::start(&[]);
     let db = cluster.database();

@@ -509,7 +509,8 @@ fn anything(session: &mut Session, random: &mut fastrand::Rng) {
             2 => "UPDATE nodes SET n = n + 1",
             // Where the later ones are updated first, each takes the key of another one.
             3 => {
-                "WITH a AS (SELECT any_id() AS id) UPDATE nodes SET id = nodes.id + 1 FROM a WHERE nodes.id BETWEEN a.id AND a.id + 2"
+                "WITH a AS (SELECT any_id() AS id)
+                 UPDATE nodes SET id = nodes.id + 1 FROM a WHERE nodes.id BETWEEN a.id AND a.id + 2"
             }
             _ => "SELECT change()",
         };

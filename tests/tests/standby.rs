@@ -181,7 +181,8 @@ fn a_reader_that_waits_for_a_standby_goes_on_when_there_is_none_to_wait_for() {
         let pid: i32 = reader.one("SELECT pg_backend_pid()");
         let reader = std::thread::spawn(move || reader.one::<Option<String>>("SELECT tidings.position()"));
         let waits = format!(
-            "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = {pid} AND state = 'active' AND wait_event = 'Extension')"
+            "SELECT EXISTS (SELECT FROM pg_stat_activity
+                 WHERE pid = {pid} AND state = 'active' AND wait_event = 'Extension')"
         );
         until("it waits or is done", || reader.is_finished() || session.one(&waits));
         (!reader.is_finished()).then_some(reader)

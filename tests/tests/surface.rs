@@ -129,8 +129,8 @@ fn the_metrics_add_up() {
     for sse in &mut streams[..2] {
         assert_eq!(all_until_now(&db, "boards_5", sse).len(), 10);
     }
-    // The mark of each check is an event for both clients. The first one may share the tick of the rows. A client may have
-    // an event a moment before it is counted.
+    // The mark of each check is an event for both clients. The first one may share the tick of the rows. A client may
+    // have an event a moment before it is counted.
     let after = eventually("all is counted", || {
         let after = proxy.metrics();
         let rise = |name: &str| after[name] - before[name];

@@ -129,7 +129,7 @@ impl Rank {
         });
         let Some(number) = truncate else { return Self::now() };
         // SAFETY: the relation is open, as the caller promises. A partitioned table has no file, but its partitions
-        // have, and TRUNCATE has locked them. The list has `length` OIDs.
+        // have. Only their rows in the catalog are read, which takes no lock. The list has `length` OIDs.
         let written = unsafe {
             let tables = find_all_inheritors((*relation).rd_id, pg_sys::NoLock as i32, std::ptr::null_mut());
             let count = tables.as_ref().map_or(0, |tables| tables.length as usize);

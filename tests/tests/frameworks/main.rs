@@ -146,8 +146,8 @@ fn the_page_shows_items_and_continues_from_there(guide: &Guide, tables: &Tables)
 /// Removes a member many times, while others write, and looks at all streams.
 fn members_are_cut_off_where_they_are_removed(guide: &Guide, tables: &Tables) {
     const ROUNDS: usize = 8;
-    // Only the guard makes it ask again. On a busy machine an answer may take long, and Ada's stream is not read during a
-    // round.
+    // Only the guard makes it ask again. On a busy machine an answer may take long, and Ada's stream is not read during
+    // a round.
     let patience = ["--auth-timeout", "60s", "--client-queue-bytes", "1GiB", "--heartbeat", "1h"];
     let proxy = guide.another_proxy(&[&["--reauthorize", "1h"], &patience[..]].concat());
     let (ada, ben) = (guide.sign_in("Ada"), guide.sign_in("Ben"));

@@ -134,8 +134,8 @@ fn strike(plan: &Plan, parts: &Parts, filter: Option<&Filter>, report: &Report) 
 }
 
 /// A long run without faults, in rounds: at the end of each, everything is compared, and the next one has tables,
-/// topics and clients of its own. So the records and the tables have the same size after a minute and after an hour, and only
-/// what is watched for growth goes on.
+/// topics and clients of its own. So the records and the tables have the same size after a minute and after an hour,
+/// and only what is watched for growth goes on.
 fn soak(plan: &Plan, parts: &Parts, report: &Report) -> Result<Vec<String>, Vec<String>> {
     let soak = Soak::start(&parts.server, &parts.proxies, plan.time);
     let end = Instant::now() + plan.time;
